@@ -1,0 +1,33 @@
+"""The exceptions of hfprune. Each message says what was wrong, what was expected and what to do."""
+
+
+class HfpruneError(Exception):
+    """Base of every exception that hfprune raises on purpose."""
+
+
+class UnsupportedArchitectureError(HfpruneError, ValueError):
+    """The model's type has no entry in the architecture table, or its class is not one of transformers'."""
+
+
+class StructureError(HfpruneError, ValueError):
+    """A model does not look as its architecture entry says; the message lists every problem found."""
+
+
+class CalibrationError(HfpruneError, ValueError):
+    """The calibration data cannot be used: too few samples, no labels, no tokens."""
+
+
+class NonFiniteScoreError(HfpruneError, ArithmeticError):
+    """A score is NaN or infinite. Nothing was planned or changed."""
+
+
+class BudgetError(HfpruneError, ValueError):
+    """No allocation meets the budget under the constraints that were asked for."""
+
+
+class PlanMismatchError(HfpruneError, ValueError):
+    """A plan was made for another model, or for another state of this one."""
+
+
+class CheckpointError(HfpruneError, OSError):
+    """A checkpoint folder is incomplete, damaged or contradicts itself."""

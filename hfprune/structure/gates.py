@@ -1,0 +1,138 @@
+"""Gates: a multiplier on every unit, at the input of its consumer. 1 keeps a unit, 0 removes it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hfprune.structure.blocks import Block
+
+Batch = dict[str, Any]
+
+
+@contextmanager
+def gated(model: PreTrainedModel, blocks: Sequence[Block], gates: Mapping[str, Tensor]) -> Iterator[None]:
+    """Run the model with gates, inside the `with`.
+
+    Args:
+        model: The model; nothing of it changes but the hooks, which go when the `with` ends.
+        blocks: Its blocks.
+        gates: For some or all blocks, by name: `(units,)` multipliers.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: A gate has another shape than `(units,)`, or names no block.
+    """
+    by_name = {block.name: block for block in blocks}
+    for name, gate in gates.items():
+        if name not in by_name:
+            raise ValueError(f"no block is named {name!r}. Blocks: {', '.join(by_name)}.")
+        if gate.shape != (by_name[name].units,):
+            raise ValueError(f"the gate of {name!r} is {tuple(gate.shape)}, expected ({by_name[name].units},).")
+
+    def multiplier(gate: Tensor, width: int) -> Callable[[Tensor], Tensor]:
+        return lambda x: x * gate.to(x).repeat_interleave(width)
+
+    with _input_hooks(model, {by_name[n]: multiplier(g, by_name[n].width) for n, g in gates.items()}):
+        yield
+
+
+def gate_gradients(
+    model: PreTrainedModel, blocks: Sequence[Block], batch: Batch, loss: Callable[[PreTrainedModel, Batch], Tensor]
+) -> dict[str, Tensor]:
+    """The derivative of every sample's loss by every unit's gate, exact, from one forward and one backward pass.
+
+    γ[n, u] = ∂loss_n/∂m_u = Σ_t Σ_{c∈C_u} x[n,t,c] · g[n,t,c] with all gates at 1 (ALGORITHMS §1). Call it inside
+    `frozen(model)`: weights then get no gradient and the pass costs about two forward passes.
+
+    Args:
+        model: The model, frozen.
+        blocks: Blocks whose gates are wanted.
+        batch: Arguments of the model: tensors with N samples.
+        loss: Gives the *sum* over the batch of the samples' losses; samples must not mix in it.
+
+    Returns:
+        By block name: `(N, units)` float32, on the model's device.
+    """
+    samples = count_samples(batch)
+    device = model.device
+    gates = {block: torch.ones(samples, block.units, device=device, requires_grad=True) for block in blocks}
+
+    def probe(gate: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda x: _Gate.apply(x, gate)  # type: ignore[no-any-return]
+
+    with torch.enable_grad(), _input_hooks(model, {block: probe(gate) for block, gate in gates.items()}):
+        total = loss(model, batch)
+        found = torch.autograd.grad(total, list(gates.values()), allow_unused=True)
+    return {
+        block.name: torch.zeros_like(gates[block]) if gradient is None else gradient
+        for block, gradient in zip(gates, found, strict=True)
+    }
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no weight gradients, inside the `with`; exactly as before afterwards, also after an error."""
+    modes = [(module, module.training) for module in model.modules()]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        model.eval()
+        for parameter in trainable:
+            parameter.requires_grad_(requires_grad=False)
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(requires_grad=True)
+        for module, mode in modes:
+            module.training = mode
+
+
+def count_samples(batch: Batch) -> int:
+    """How many samples a batch holds: the leading size of its first tensor, with choices counted apart.
+
+    >>> count_samples({"input_ids": torch.zeros(4, 7)}), count_samples({"input_ids": torch.zeros(4, 2, 7)})
+    (4, 8)
+    """
+    ids = batch.get("input_ids")
+    if isinstance(ids, Tensor):
+        return ids.shape[:-1].numel()
+    return next(value.shape[0] for value in batch.values() if isinstance(value, Tensor))
+
+
+@contextmanager
+def _input_hooks(model: PreTrainedModel, changes: Mapping[Block, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Pass the input of each block's consumer through a function."""
+
+    def hook(change: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+        return lambda _, args: (change(args[0]), *args[1:])
+
+    with ExitStack() as stack:
+        for block, change in changes.items():
+            consumer = model.base_model.get_submodule(block.consumer)
+            stack.callback(consumer.register_forward_pre_hook(hook(change)).remove)
+        yield
+
+
+class _Gate(torch.autograd.Function):
+    """The identity, whose gradient by the gate is accumulated in float32 whatever the dtype of the model."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.gate_shape = gate.shape
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor]:
+        (x,) = ctx.saved_tensors
+        (gradient,) = grad_outputs
+        samples, units = ctx.gate_shape
+        # Some models flatten samples and tokens before the consumer, so go by the number of samples.
+        product = (x.reshape(samples, -1, x.shape[-1]).float() * gradient.reshape(samples, -1, x.shape[-1])).sum(1)
+        by_unit = product.reshape(samples, units, -1).sum(-1)
+        return (gradient if ctx.needs_input_grad[0] else None), by_unit

@@ -1,0 +1,198 @@
+"""Load a structurally pruned transformer whose layers have different widths.
+
+This file knows no architecture: config.json carries a table of shapes, and the modules named there are resized before
+the weights are loaded, strictly. It needs torch and transformers only, and the same file is part of every published
+checkpoint that needs it, so `from_pretrained(..., trust_remote_code=True)` works without hfprune.
+
+`PrunedBertConfig`, `PrunedBertForSequenceClassification` and so on are made on demand from the classes of transformers.
+"""
+
+import inspect
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import cached_file
+
+FORMAT_VERSION = 1
+#: Files that travel with the weights: name -> (attribute of the model, how to read it, how to write it).
+ATTACHMENTS: dict[str, tuple[str, Callable[[str], Any], Callable[[Any], str]]] = {
+    "pruning_plan.json": ("pruning_plan", json.loads, lambda value: json.dumps(value, indent=1) + "\n"),
+    "pruning_record.json": ("pruning_record", json.loads, lambda value: json.dumps(value, indent=1) + "\n"),
+}
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+class PrunedConfig:
+    """Mixin of a stock config: the same fields, and `pruning_config`, the table of shapes."""
+
+    pruning_config: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)  # type: ignore[misc]
+        _register_auto_classes(type(self))  # type: ignore[arg-type]
+
+
+class PrunedModel:
+    """Mixin of a stock model: resized as `config.pruning_config` says, before any weight is loaded."""
+
+    pruning_plan: Any = None
+    pruning_record: Any = None
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        base = self.base_model  # type: ignore[attr-defined]
+        if base is self or not isinstance(base, PrunedModel):  # else it has resized itself
+            resize(self, config)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load weights, plan and record; refuse what would leave weights at random values."""
+        if kwargs.get("ignore_mismatched_sizes"):
+            raise ValueError(
+                "ignore_mismatched_sizes=True would put random weights where shapes differ. A pruned checkpoint "
+                "records its shapes and loads without it; leave it out."
+            )
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        for name, (attribute, read, _) in ATTACHMENTS.items():
+            path = cached_file(pretrained_model_name_or_path, name, _raise_exceptions_for_missing_entries=False, **hub)
+            if path is not None:
+                setattr(model, attribute, read(Path(path).read_text(encoding="utf-8")))
+        return loaded
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Save like transformers does, with plan, record and this file beside the weights."""
+        self._auto_class = None  # our own copy below; transformers would name one Auto class only
+        self.config.auto_map = auto_map(base_class(type(self.config)))  # type: ignore[attr-defined]
+        if kwargs.get("is_main_process", True):
+            write_attachments(self, Path(save_directory))
+            shutil.copyfile(__file__, Path(save_directory) / "modeling_pruned.py")
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+
+
+def write_attachments(model: Any, folder: Path) -> None:
+    """Write the plan and the record of a model, where it has them, into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (attribute, _, write) in ATTACHMENTS.items():
+        value = getattr(model, attribute, None)
+        if value is not None:
+            (folder / name).write_text(write(value), encoding="utf-8")
+
+
+def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
+    """Give the modules of a stock skeleton the recorded shapes and sizes. Works on the meta device.
+
+    Args:
+        model: A model with the shapes of the dense one.
+        config: Its config; `pruning_config` holds `shapes`, `attributes` and `inputs`, by path from the base model.
+
+    Raises:
+        ValueError: There is no table, or it has a newer format than this file understands.
+    """
+    table = getattr(config, "pruning_config", None)
+    if not isinstance(table, dict):
+        raise ValueError(f"{type(config).__name__} has no pruning_config: it does not describe a pruned model.")
+    if table.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"pruning_config has format_version {table.get('format_version')!r}, this code understands "
+            f"{FORMAT_VERSION}. Upgrade hfprune, or load with the code in the checkpoint (trust_remote_code=True)."
+        )
+    base = model.base_model
+    for path, shape in table["shapes"].items():
+        _resize(base.get_submodule(path), shape["in_features"], shape["out_features"], model._init_weights)
+    for path, value in table["attributes"].items():
+        owner, _, attribute = path.rpartition(".")
+        setattr(base.get_submodule(owner), attribute, value)
+    for path, arguments in table.get("inputs", {}).items():
+        module = base.get_submodule(path)
+        module.register_forward_pre_hook(_selector(module, arguments), with_kwargs=True)
+
+
+def _resize(module: nn.Module, in_features: int, out_features: int, initialize: Callable[[nn.Module], None]) -> None:
+    if isinstance(module, Conv1D):
+        shape, module.nx, module.nf = (in_features, out_features), in_features, out_features
+    elif isinstance(module, nn.Linear):
+        shape, module.in_features, module.out_features = (out_features, in_features), in_features, out_features
+    else:
+        raise TypeError(f"cannot resize a {type(module).__name__}, only Linear and Conv1D")
+    if tuple(module.weight.shape) == shape:
+        return
+    module.weight = nn.Parameter(module.weight.new_empty(shape))
+    if module.bias is not None:
+        module.bias = nn.Parameter(module.bias.new_empty(out_features))
+    initialize(module)
+
+
+def _selector(module: nn.Module, arguments: dict[str, dict[str, Any]]) -> Callable[..., Any]:
+    """A pre-hook that keeps, of arguments with one slice a head, the slices of the heads that are left."""
+    signature = inspect.signature(module.forward)
+
+    def select(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        bound = signature.bind(*args, **kwargs)
+        for name, rule in arguments.items():
+            value = bound.arguments.get(name)
+            if value is not None:
+                index = torch.tensor(rule["index"], device=value.device)
+                bound.arguments[name] = value.index_select(rule["dim"], index)
+        return bound.args, bound.kwargs
+
+    return select
+
+
+def base_class(cls: type) -> type:
+    """The stock class under a pruned one; a stock class itself."""
+    return next(c for c in cls.__mro__ if not issubclass(c, (PrunedConfig, PrunedModel)))
+
+
+def auto_classes(config_class: type[PretrainedConfig]) -> dict[str, type[PreTrainedModel]]:
+    """The stock model class behind each Auto class that knows a stock config: `{"AutoModel": BertModel, ...}`."""
+    found = {}
+    for name, auto in vars(modeling_auto).items():
+        mapping = getattr(auto, "_model_mapping", None)
+        if name.startswith("AutoModel") and mapping is not None and config_class in mapping:
+            classes = mapping[config_class]
+            found[name] = classes[0] if isinstance(classes, (list, tuple)) else classes
+    return found
+
+
+@cache
+def _register_auto_classes(config_class: type[PretrainedConfig]) -> None:
+    """Let the Auto classes know the pruned classes: late, when the first such config is built, as it imports models."""
+    for auto, stock in auto_classes(base_class(config_class)).items():
+        pruned = getattr(sys.modules[__name__], f"Pruned{stock.__name__}")
+        getattr(transformers, auto).register(config_class, pruned, exist_ok=True)
+
+
+def auto_map(config_class: type[PretrainedConfig]) -> dict[str, str]:
+    """What config.json's `auto_map` must say for this file to load every head of the model type."""
+    names = {name: cls.__name__ for name, cls in auto_classes(config_class).items()}
+    names["AutoConfig"] = config_class.__name__
+    return {auto: f"modeling_pruned.Pruned{name}" for auto, name in sorted(names.items())}
+
+
+def __getattr__(name: str) -> type:
+    """Make `Pruned<Base>` from the class `<Base>` of transformers, once."""
+    base = getattr(transformers, name.removeprefix("Pruned"), None) if name.startswith("Pruned") else None
+    if not isinstance(base, type) or not issubclass(base, (PretrainedConfig, PreTrainedModel)):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    namespace: dict[str, Any] = {"__module__": __name__, "__qualname__": name}
+    if issubclass(base, PretrainedConfig):
+        mixin: type = PrunedConfig
+        namespace["model_type"] = f"pruned_{base.model_type}"
+    else:
+        mixin = PrunedModel
+        namespace["config_class"] = getattr(sys.modules[__name__], f"Pruned{base.config_class.__name__}")
+    made: type = globals().setdefault(name, type(name, (mixin, base), namespace))
+    return made

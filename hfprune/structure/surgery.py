@@ -1,0 +1,145 @@
+"""Surgery: the one step that changes shapes. It keeps rows of producers and columns of consumers, as a new model."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hfprune.errors import UnsupportedArchitectureError
+from hfprune.structure import modeling_pruned
+from hfprune.structure.blocks import Block, base_model_prefix, features_of, find_blocks, stock_config
+
+
+def keep_units(model: PreTrainedModel, kept: Mapping[str, Sequence[int]]) -> PreTrainedModel:
+    """A smaller model that holds copies of the kept slices of the weights.
+
+    It is built exactly as loading will build it (an empty skeleton of the recorded shapes, then strict loading), so what
+    works here also reloads. Where the stock config can say the new shapes the result is of the stock class, otherwise
+    of `Pruned<Base>`.
+
+    Args:
+        model: The model; it stays as it is.
+        kept: By block name, the increasing indices of the units that stay. Blocks not named stay whole.
+
+    Returns:
+        The new model, in the same dtype, device, training mode and `requires_grad` state.
+
+    Raises:
+        UnsupportedArchitectureError: The model's class is not one of transformers', so it could not be loaded again.
+    """
+    blocks = find_blocks(model)
+    indices = {block.name: torch.as_tensor(list(kept.get(block.name, range(block.units)))) for block in blocks}
+    state = _sliced_state(model, blocks, indices)
+    small = _skeleton(model, blocks, indices, state)
+    small.load_state_dict(state, strict=True, assign=True)
+    small.tie_weights()
+    _copy_buffers(model, small)
+    trainable = dict(model.named_parameters())
+    for name, parameter in small.named_parameters():
+        parameter.requires_grad_(trainable[name].requires_grad)
+    for name, module in small.named_modules():
+        module.training = model.get_submodule(name).training
+    if getattr(model, "generation_config", None) is not None:
+        small.generation_config = copy.deepcopy(model.generation_config)
+    return small
+
+
+def _sliced_state(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    prefix = base_model_prefix(model)
+    sliced: dict[str, Tensor] = {}
+    for block in blocks:
+        units = indices[block.name]
+        for path, rows in zip(block.producers, block.producer_rows, strict=True):
+            part = block.units * rows
+            index = torch.cat([_expand(units, rows) + part * i for i in range(block.fused)])
+            transposed = isinstance(model.base_model.get_submodule(path), Conv1D)
+            sliced[f"{prefix}{path}.weight"] = _select(state[f"{prefix}{path}.weight"], 1 if transposed else 0, index)
+            if f"{prefix}{path}.bias" in state:
+                sliced[f"{prefix}{path}.bias"] = _select(state[f"{prefix}{path}.bias"], 0, index)
+        transposed = isinstance(model.base_model.get_submodule(block.consumer), Conv1D)
+        name = f"{prefix}{block.consumer}.weight"
+        sliced[name] = _select(state[name], 0 if transposed else 1, _expand(units, block.width))
+    return {name: sliced[name] if name in sliced else tensor.clone() for name, tensor in state.items()}
+
+
+def _select(tensor: Tensor, dimension: int, index: Tensor) -> Tensor:
+    return tensor.index_select(dimension, index.to(tensor.device))
+
+
+def _expand(units: Tensor, width: int) -> Tensor:
+    """Indices of features from indices of units: `(k,)` -> `(k * width,)`."""
+    return (units[:, None] * width + torch.arange(width)).flatten()
+
+
+def _skeleton(
+    model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> PreTrainedModel:
+    """An empty model of the sliced shapes: stock where the stock config can say them, else of the pruned class."""
+    stock_class = modeling_pruned.base_class(type(model))
+    config = stock_config(model.config, blocks, [len(indices[block.name]) for block in blocks])
+    if config is not None:
+        small = _empty(stock_class, config, model)
+        shapes = {name: tensor.shape for name, tensor in small.state_dict().items()}
+        if all(shapes.get(name) == tensor.shape for name, tensor in state.items()):
+            return small
+    name = f"Pruned{stock_class.__name__}"
+    try:
+        pruned_class = getattr(modeling_pruned, name)
+    except AttributeError:
+        raise UnsupportedArchitectureError(
+            f"{stock_class.__module__}.{stock_class.__name__} is not a class of transformers, so a pruned checkpoint of "
+            "it could not be loaded again. Prune the transformers model that it is made of."
+        ) from None
+    fields = copy.deepcopy(model.config.to_dict())
+    fields.update(model_type=pruned_class.config_class.model_type, pruning_config=_table(model, blocks, indices))
+    fields.pop("auto_map", None)
+    return _empty(pruned_class, pruned_class.config_class.from_dict(fields), model)
+
+
+def _empty(cls: type[PreTrainedModel], config: PretrainedConfig, model: PreTrainedModel) -> PreTrainedModel:
+    config._attn_implementation = model.config._attn_implementation
+    config.dtype = model.dtype
+    config._name_or_path = model.config._name_or_path
+    with torch.device("meta"):
+        return cls(config)
+
+
+def _table(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The shape table of DESIGN, "How a pruned checkpoint loads", by path from the base model."""
+    shapes: dict[str, dict[str, int]] = {}
+    attributes: dict[str, int] = {}
+    inputs: dict[str, dict[str, Any]] = {}
+    earlier = (getattr(model.config, "pruning_config", None) or {}).get("inputs", {})
+    for block in blocks:
+        kept = indices[block.name].tolist()
+        for path, rows in zip(block.producers, block.producer_rows, strict=True):
+            in_features, _ = features_of(model.base_model.get_submodule(path))
+            shapes[path] = {"in_features": in_features, "out_features": block.fused * rows * len(kept)}
+        _, out_features = features_of(model.base_model.get_submodule(block.consumer))
+        shapes[block.consumer] = {"in_features": block.width * len(kept), "out_features": out_features}
+        for path, attribute, amount in block.sizes:
+            attributes[f"{path}.{attribute}"] = amount * len(kept)
+        for path, argument, dimension in block.head_inputs:
+            dense = earlier.get(path, {}).get(argument, {}).get("index", range(block.units * block.heads))
+            index = [dense[i] for i in _expand(indices[block.name], block.heads).tolist()]
+            inputs.setdefault(path, {})[argument] = {"dim": dimension, "index": index}
+    return {
+        "format_version": modeling_pruned.FORMAT_VERSION,
+        "shapes": shapes,
+        "attributes": attributes,
+        "inputs": inputs,
+    }
+
+
+def _copy_buffers(model: PreTrainedModel, small: PreTrainedModel) -> None:
+    """Buffers that state dicts leave out (rotary frequencies, position ids) come from the model itself."""
+    originals = dict(model.named_buffers())
+    for name, buffer in list(small.named_buffers()):
+        if buffer.is_meta:
+            owner, _, attribute = name.rpartition(".")
+            small.get_submodule(owner)._buffers[attribute] = originals[name].detach().clone()
