@@ -1,0 +1,74 @@
+"""Structured pruning for Hugging Face transformers.
+
+A dense `PreTrainedModel` is viewed as **blocks**, two a layer (attention, feed-forward), each with its **units**
+(heads, or groups of heads that share a key/value head; neurons). A **scorer** runs seeded calibration batches through
+the model with a gate on every unit and returns **scores**, one float32 vector a block. The **allocator** turns scores,
+unit costs and a budget into a **plan**: which units stay in each block. A plan holds no tensor and is JSON. **Surgery**
+is the only step that changes shapes: it keeps the plan's rows of every producer and the plan's columns of every
+consumer. **Recovery** trains with `Trainer`, optionally against the dense teacher. **Publishing** writes weights, a
+config that loads through the Auto classes, the plan, a **record** of what happened, and a model card drawn from it.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from hfprune import errors
+from hfprune.planning.plan import PruningPlan
+from hfprune.publishing.record import PruningRecord
+from hfprune.structure import modeling_pruned
+from hfprune.structure.architectures import known_architectures
+
+if TYPE_CHECKING:
+    from hfprune.config import PruningConfig
+    from hfprune.pipeline import apply_plan, plan, prune
+    from hfprune.publishing.checkpoint import load, save
+    from hfprune.recovery.arguments import RecoveryArguments
+    from hfprune.recovery.trainer import RecoveryTrainer
+    from hfprune.scoring.scorers import score
+
+__version__ = "0.1.0"
+__all__ = [
+    "PruningConfig",
+    "PruningPlan",
+    "PruningRecord",
+    "RecoveryArguments",
+    "RecoveryTrainer",
+    "apply_plan",
+    "errors",
+    "load",
+    "plan",
+    "prune",
+    "save",
+    "score",
+]
+
+# So that pruned checkpoints load with AutoModelForX.from_pretrained, and carry plan and record as objects.
+for _model_type in known_architectures():
+    modeling_pruned.register_config(_model_type)
+modeling_pruned.ATTACHMENTS["pruning_plan.json"] = ("pruning_plan", PruningPlan.from_json, PruningPlan.to_json)
+modeling_pruned.ATTACHMENTS["pruning_record.json"] = ("pruning_record", PruningRecord.from_json, PruningRecord.to_json)
+
+# Trainer and datasets take seconds to import, so what needs them is imported when first used.
+_WHERE = {
+    "PruningConfig": "hfprune.config",
+    "RecoveryArguments": "hfprune.recovery.arguments",
+    "RecoveryTrainer": "hfprune.recovery.trainer",
+    "apply_plan": "hfprune.pipeline",
+    "load": "hfprune.publishing.checkpoint",
+    "plan": "hfprune.pipeline",
+    "prune": "hfprune.pipeline",
+    "save": "hfprune.publishing.checkpoint",
+    "score": "hfprune.scoring.scorers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'hfprune' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

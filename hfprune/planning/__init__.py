@@ -1,0 +1,16 @@
+"""Which units stay: costs, allocators, plans and schedules. Reads scores and costs, never a model."""
+
+from hfprune.planning.allocation import allocate, known_allocators, register_allocator
+from hfprune.planning.plan import BlockPlan, Budget, PruningPlan
+from hfprune.planning.schedule import SCHEDULES, sparsities
+
+__all__ = [
+    "SCHEDULES",
+    "BlockPlan",
+    "Budget",
+    "PruningPlan",
+    "allocate",
+    "known_allocators",
+    "register_allocator",
+    "sparsities",
+]

@@ -1,0 +1,19 @@
+"""What a model is made of: blocks and units, gates on them, and surgery that removes them."""
+
+from hfprune.structure.architectures import Architecture, BlockSpec, known_architectures, register_architecture
+from hfprune.structure.blocks import Block, find_blocks
+from hfprune.structure.gates import frozen, gate_gradients, gated
+from hfprune.structure.surgery import keep_units
+
+__all__ = [
+    "Architecture",
+    "Block",
+    "BlockSpec",
+    "known_architectures",
+    "find_blocks",
+    "frozen",
+    "gate_gradients",
+    "gated",
+    "keep_units",
+    "register_architecture",
+]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hfprune.errors import UnsupportedArchitectureError
+from hfprune.structure.modeling_pruned import register_config
 
 Kind = Literal["attention", "ffn"]
 #: What a size counts: query heads, key/value groups (the units), consumer input features, or one head's width.
@@ -179,7 +180,7 @@ _TABLE: dict[str, Architecture] = {
 }
 
 
-def architectures() -> Mapping[str, Architecture]:
+def known_architectures() -> Mapping[str, Architecture]:
     """The entries known now, by model type."""
     return dict(_TABLE)
 
@@ -193,9 +194,11 @@ def register_architecture(model_type: str, architecture: Architecture) -> None:
 
     Raises:
         ValueError: The model type is known already; an entry is never replaced silently.
+        KeyError: transformers does not know the model type; `AutoConfig.register` it first.
     """
     if model_type in _TABLE:
         raise ValueError(f"model_type {model_type!r} has an architecture entry already; pick another model type.")
+    register_config(model_type)
     _TABLE[model_type] = architecture
 
 

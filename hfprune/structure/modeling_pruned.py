@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
@@ -65,11 +65,7 @@ class PrunedModel:
             )
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
-        for name, (attribute, read, _) in ATTACHMENTS.items():
-            path = cached_file(pretrained_model_name_or_path, name, _raise_exceptions_for_missing_entries=False, **hub)
-            if path is not None:
-                setattr(model, attribute, read(Path(path).read_text(encoding="utf-8")))
+        read_attachments(model, pretrained_model_name_or_path, **kwargs)
         return loaded
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
@@ -80,6 +76,21 @@ class PrunedModel:
             write_attachments(self, Path(save_directory))
             shutil.copyfile(__file__, Path(save_directory) / "modeling_pruned.py")
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+
+
+def read_attachments(model: Any, name_or_path: Any, **kwargs: Any) -> None:
+    """Set the plan and the record of a model, where the folder or repository it came from has them.
+
+    Args:
+        model: The model.
+        name_or_path: A folder, or a repository on the Hub.
+        **kwargs: As for `from_pretrained`; only those that choose the repository's state are used.
+    """
+    hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
+    for name, (attribute, read, _) in ATTACHMENTS.items():
+        path = cached_file(name_or_path, name, _raise_exceptions_for_missing_entries=False, **hub)
+        if path is not None:
+            setattr(model, attribute, read(Path(path).read_text(encoding="utf-8")))
 
 
 def write_attachments(model: Any, folder: Path) -> None:
@@ -163,8 +174,17 @@ def auto_classes(config_class: type[PretrainedConfig]) -> dict[str, type[PreTrai
         mapping = getattr(auto, "_model_mapping", None)
         if name.startswith("AutoModel") and mapping is not None and config_class in mapping:
             classes = mapping[config_class]
-            found[name] = classes[0] if isinstance(classes, (list, tuple)) else classes
+            model_class = classes[0] if isinstance(classes, (list, tuple)) else classes
+            if model_class.config_class is config_class:  # a few mappings borrow another type's config
+                found[name] = model_class
     return found
+
+
+def register_config(model_type: str) -> None:
+    """Let `AutoConfig` know `pruned_<model_type>`; the model classes follow when the first such config is built."""
+    stock = CONFIG_MAPPING[model_type]
+    config_class = getattr(sys.modules[__name__], f"Pruned{stock.__name__}")
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
 
 
 @cache

@@ -1,0 +1,67 @@
+"""PruningConfig: every choice of a pruning run, checked when it is made."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningConfig:
+    """How to prune.
+
+    Attributes:
+        sparsity: The fraction of the dense model's prunable cost to remove, in [0, 1): 0.5 halves it.
+        budget: What is counted: `macs` (multiply-adds a sequence) or `params`.
+        sequence_length: Tokens in a sequence, for `macs`.
+        scorer: Which units matter: `kl_fisher` (no labels needed), `fisher`, `taylor`, `sensitivity`, `random`, or one
+            that you registered.
+        allocation: Where to remove: `global`, `uniform`, `random`, or one that you registered.
+        schedule: `one_shot`, `linear` or `cubic`.
+        rounds: Rounds of score, plan and surgery, for schedules other than `one_shot`.
+        calibration_samples: Samples that a scoring pass sees.
+        calibration_batch_size: Samples in a batch.
+        min_units: The fewest heads, key/value groups or neurons that a block keeps.
+        round_to: Neurons are kept in multiples of this; 16 or 32 suits most kernels.
+        exclude: Shell-style patterns of names of blocks to leave whole, such as `*.0.attention`.
+        portable: Only widths that the stock config can say, so that the result needs nothing of hfprune to load.
+        seed: Of everything that is drawn.
+    """
+
+    sparsity: float = field(default=0.5, metadata={"help": "Fraction of the prunable cost to remove, in [0, 1)."})
+    budget: str = field(default="macs", metadata={"help": "What sparsity counts: macs or params."})
+    sequence_length: int = field(default=128, metadata={"help": "Tokens in a sequence, for a budget of macs."})
+    scorer: str = field(default="kl_fisher", metadata={"help": "Which units matter; kl_fisher needs no labels."})
+    allocation: str = field(default="global", metadata={"help": "Where to remove: global, uniform or random."})
+    schedule: str = field(default="one_shot", metadata={"help": "one_shot, linear or cubic."})
+    rounds: int = field(default=1, metadata={"help": "Rounds of score, plan and surgery (not for one_shot)."})
+    calibration_samples: int = field(default=512, metadata={"help": "Samples that a scoring pass sees."})
+    calibration_batch_size: int = field(default=32, metadata={"help": "Samples in a calibration batch."})
+    min_units: int = field(default=1, metadata={"help": "The fewest heads or neurons that a block keeps."})
+    round_to: int = field(default=1, metadata={"help": "Keep neurons in multiples of this."})
+    exclude: list[str] = field(default_factory=list, metadata={"help": "Patterns of block names to leave whole."})
+    portable: bool = field(default=False, metadata={"help": "Only widths that the stock config can say."})
+    seed: int = field(default=0, metadata={"help": "Seed of everything that pruning draws."})
+
+    def __post_init__(self) -> None:
+        if isinstance(self.exclude, str):
+            raise ValueError(f"exclude must be a list of patterns, got the string {self.exclude!r}: write [{self.exclude!r}].")
+        if not 0 <= self.sparsity < 1:
+            hint = f" It is a fraction: write {self.sparsity / 100:g} for {self.sparsity:g} %."
+            raise ValueError(f"sparsity must be in [0, 1), got {self.sparsity:g}.{hint if self.sparsity > 1 else ''}")
+        if self.budget not in ("macs", "params"):
+            raise ValueError(f"budget must be 'macs' or 'params', got {self.budget!r}.")
+        for name in ("sequence_length", "rounds", "calibration_samples", "calibration_batch_size", "min_units"):
+            _at_least_one(name, getattr(self, name))
+        _at_least_one("round_to", self.round_to)
+        if self.rounds > 1 and self.schedule == "one_shot":
+            raise ValueError(
+                f"rounds={self.rounds} needs a schedule that spreads them: schedule='linear' or 'cubic', not 'one_shot'."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for JSON."""
+        return asdict(self)
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}.")

@@ -1,0 +1,179 @@
+"""Parameters, MACs, bytes and latency of a whole model: the one definition of each."""
+
+import copy
+import statistics
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from hfprune.structure.blocks import find_blocks
+from hfprune.structure.gates import frozen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Time of one forward pass, and how it was measured.
+
+    Attributes:
+        median_ms: Median over the runs.
+        low_ms: 10th percentile.
+        high_ms: 90th percentile.
+        runs: How many runs were timed, after warm-up.
+        batch_size: Sequences in a batch.
+        sequence_length: Tokens in a sequence.
+        device: Such as `cpu`.
+        dtype: Such as `float32`.
+        threads: Threads that PyTorch used.
+    """
+
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    runs: int
+    batch_size: int
+    sequence_length: int
+    device: str
+    dtype: str
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """What a model is and costs.
+
+    Attributes:
+        params: All parameters, tied ones once.
+        prunable_params: Parameters of all units: what a budget of `params` counts.
+        macs: Multiply-adds of one forward pass over one sequence, everything included.
+        prunable_macs: Multiply-adds of all units for one sequence: what a budget of `macs` counts.
+        sequence_length: Tokens in that sequence.
+        weight_bytes: Bytes of all parameters and buffers in the present dtype.
+    """
+
+    params: int
+    prunable_params: int
+    macs: int
+    prunable_macs: int
+    sequence_length: int
+    weight_bytes: int
+
+
+def measure_size(model: PreTrainedModel, *, sequence_length: int) -> Size:
+    """Count parameters, multiply-adds and bytes.
+
+    Args:
+        model: The model, dense or pruned.
+        sequence_length: Tokens in a sequence, for the multiply-adds.
+
+    Returns:
+        The counts.
+    """
+    blocks = find_blocks(model)
+    parameters = list(model.parameters())
+    return Size(
+        params=sum(p.numel() for p in parameters),
+        prunable_params=sum(block.units * block.unit_params for block in blocks),
+        macs=count_macs(model, sequence_length=sequence_length),
+        prunable_macs=sum(block.units * block.unit_macs(sequence_length) for block in blocks),
+        sequence_length=sequence_length,
+        weight_bytes=sum(t.numel() * t.element_size() for t in [*parameters, *model.buffers()]),
+    )
+
+
+def count_macs(model: PreTrainedModel, *, sequence_length: int) -> int:
+    """Multiply-adds of one forward pass over one sequence: half of what PyTorch's FlopCounterMode counts.
+
+    Counted on a copy without storage (meta device), so nothing is computed. Attention counts all pairs of tokens,
+    causal or not, as ALGORITHMS §4 does.
+    """
+    config = copy.deepcopy(model.config)
+    config._attn_implementation = "eager"
+    with torch.device("meta"):
+        shadow = type(model)(config).eval()
+        ids = torch.zeros(1, sequence_length, dtype=torch.long)
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), counter:
+            shadow(input_ids=ids)
+    return counter.get_total_flops() // 2
+
+
+def checkpoint_bytes(folder: str | Path) -> int:
+    """Bytes on disk of the weight files (safetensors) in a checkpoint folder."""
+    return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+
+
+def measure_latency(
+    model: PreTrainedModel, *, batch_size: int = 32, sequence_length: int = 128, runs: int = 20, warmup: int = 3
+) -> Latency:
+    """Time forward passes without padding, on the model's device and dtype. The model is left as it was.
+
+    Args:
+        model: The model.
+        batch_size: Sequences in a batch.
+        sequence_length: Tokens in a sequence.
+        runs: How many passes are timed.
+        warmup: How many passes come before, untimed.
+
+    Returns:
+        Median and spread.
+
+    Raises:
+        ValueError: The model cannot take so long a sequence, or `runs` is not positive.
+    """
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and sequence_length > longest:
+        raise ValueError(f"sequence_length={sequence_length} is more than the model's {longest} positions.")
+    if runs < 1:
+        raise ValueError(f"runs must be at least 1, got {runs}.")
+    return measure_latencies([model], batch_size=batch_size, sequence_length=sequence_length, runs=runs, warmup=warmup)[
+        0
+    ]
+
+
+def measure_latencies(
+    models: list[PreTrainedModel], *, batch_size: int, sequence_length: int, runs: int = 20, warmup: int = 3
+) -> list[Latency]:
+    """Time several models in turn, run by run, so that whatever else the machine does meets them alike."""
+    times: list[list[float]] = [[] for _ in models]
+    with ExitStack() as stack, torch.inference_mode():
+        for model in models:
+            stack.enter_context(frozen(model))
+        for run in range(-warmup, runs):
+            for model, measured in zip(models, times, strict=True):
+                ids = torch.full((batch_size, sequence_length), 5, device=model.device)
+                elapsed = _time_once(model, ids)
+                if run >= 0:
+                    measured.append(elapsed * 1000)
+    return [
+        Latency(
+            median_ms=statistics.median(measured),
+            low_ms=sorted(measured)[len(measured) // 10],
+            high_ms=sorted(measured)[-1 - len(measured) // 10],
+            runs=runs,
+            batch_size=batch_size,
+            sequence_length=sequence_length,
+            device=str(model.device),
+            dtype=str(model.dtype).removeprefix("torch."),
+            threads=torch.get_num_threads(),
+        )
+        for model, measured in zip(models, times, strict=True)
+    ]
+
+
+def _time_once(model: PreTrainedModel, ids: torch.Tensor) -> float:
+    mask = torch.ones_like(ids)
+    _synchronize(ids.device)
+    start = time.perf_counter()
+    model(input_ids=ids, attention_mask=mask)
+    _synchronize(ids.device)
+    return time.perf_counter() - start
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,130 @@
+"""Metrics that work offline: `evaluate.Metric` modules that combine with the Hub's through `evaluate.combine`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+from scipy import stats
+from sklearn import metrics as sk
+
+_LABELS = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
+_NUMBERS = {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
+
+
+class _Metric(evaluate.Metric):
+    """What the metrics here share: a description and the type of their columns."""
+
+    title: str
+    columns: dict[str, datasets.Value]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"keep_in_memory": True, **kwargs})
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self.title,
+            citation="",
+            inputs_description="predictions and references: lists of the same length",
+            features=datasets.Features(self.columns),
+        )
+
+
+class Accuracy(_Metric):
+    """The fraction of predictions that equal their reference."""
+
+    title, columns = "accuracy", _LABELS
+
+    def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
+        return {"accuracy": float(sk.accuracy_score(references, predictions))}
+
+
+class F1(_Metric):
+    """The harmonic mean of precision and recall: of class 1 if there are two classes, else the mean over classes."""
+
+    title, columns = "f1", _LABELS
+
+    def _compute(
+        self, predictions: Sequence[int], references: Sequence[int], average: str | None = None
+    ) -> dict[str, float]:
+        binary = set(np.unique([*references, *predictions]).tolist()) <= {0, 1}
+        chosen = average or ("binary" if binary else "macro")
+        return {"f1": float(sk.f1_score(references, predictions, average=chosen, zero_division=0))}
+
+
+class MatthewsCorrelation(_Metric):
+    """Matthews' correlation coefficient, in [-1, 1]; 0 for a constant prediction."""
+
+    title, columns = "matthews_correlation", _LABELS
+
+    def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
+        return {"matthews_correlation": float(sk.matthews_corrcoef(references, predictions))}
+
+
+class Pearson(_Metric):
+    """Pearson's correlation coefficient of numbers, in [-1, 1]; 0 where one side is constant."""
+
+    title, columns = "pearson", _NUMBERS
+
+    def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
+        return {"pearson": _correlation(stats.pearsonr, predictions, references)}
+
+
+class Spearman(_Metric):
+    """Spearman's rank correlation of numbers, in [-1, 1]; 0 where one side is constant."""
+
+    title, columns = "spearman", _NUMBERS
+
+    def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
+        return {"spearman": _correlation(stats.spearmanr, predictions, references)}
+
+
+def _correlation(function: Callable[..., Any], a: Sequence[float], b: Sequence[float]) -> float:
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 0.0
+    return float(function(a, b).statistic)
+
+
+METRICS: dict[str, type[_Metric]] = {
+    "accuracy": Accuracy,
+    "f1": F1,
+    "matthews_correlation": MatthewsCorrelation,
+    "pearson": Pearson,
+    "spearman": Spearman,
+}
+
+
+def load_metric(name: str) -> evaluate.EvaluationModule:
+    """One of the metrics here by name, or else the Hub's of that name.
+
+    Args:
+        name: Such as `accuracy`.
+
+    Returns:
+        A metric with `compute` and `add_batch`.
+    """
+    return METRICS[name]() if name in METRICS else evaluate.load(name)
+
+
+def compute_metrics_for(names: Sequence[str], *, regression: bool = False) -> Callable[[Any], dict[str, float]]:
+    """A `compute_metrics` function for `Trainer`.
+
+    Args:
+        names: Metrics, by name.
+        regression: Whether the model predicts one number instead of a class.
+
+    Returns:
+        A function from `EvalPrediction` to a mapping from metric to value.
+    """
+    loaded = {name: load_metric(name) for name in names}
+
+    def compute(prediction: Any) -> dict[str, float]:
+        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+        guesses = np.squeeze(logits, -1) if regression else np.argmax(logits, axis=-1)
+        results: dict[str, float] = {}
+        for metric in loaded.values():
+            results.update(metric.compute(predictions=guesses, references=prediction.label_ids))
+        return results
+
+    return compute

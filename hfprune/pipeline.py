@@ -1,0 +1,200 @@
+"""The whole job: rounds of score, plan and surgery; and its steps."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from hfprune.config import PruningConfig
+from hfprune.errors import BudgetError
+from hfprune.measure import measure_size
+from hfprune.planning import PruningPlan, allocate, sparsities
+from hfprune.planning.costs import unit_cost
+from hfprune.planning.plan import check_match
+from hfprune.publishing.record import PruningRecord, public_name
+from hfprune.scoring import CalibrationData, Collator, Scores, calibration_batches, score
+from hfprune.structure.architectures import base_model_type
+from hfprune.structure.blocks import find_blocks
+from hfprune.structure.modeling_pruned import PrunedModel, base_class
+from hfprune.structure.surgery import keep_units
+
+logger = logging.getLogger(__name__)
+
+
+def prune(
+    model: PreTrainedModel,
+    data: CalibrationData,
+    config: PruningConfig | None = None,
+    *,
+    collator: Collator | None = None,
+) -> PreTrainedModel:
+    """Make a smaller model: score the units, plan what stays, cut, and again for every round of the schedule.
+
+    It is literally these steps (and a test shows that they give the same plan and the same weights):
+
+        batches = calibration_batches(data, model, samples=config.calibration_samples, ...)
+        small = model
+        for sparsity in sparsities(config.schedule, start=sparsity_of(model), target=config.sparsity, ...):
+            scores = score(small, batches, scorer=config.scorer, seed=config.seed, teacher=model)
+            small = apply_plan(small, plan(small, scores, config, sparsity=sparsity))
+
+    Args:
+        model: The dense model, or one that was pruned before. It stays as it is: it is the teacher for recovery.
+        data: A tokenized `datasets.Dataset`, a DataLoader, or a list of batches (dicts of tensors).
+        config: What to do; `PruningConfig()` removes half of the prunable MACs.
+        collator: Makes a batch of rows of a Dataset; `DataCollatorWithPadding(tokenizer)` pads.
+
+    Returns:
+        A new model, of the stock class where the stock config can say its widths and of `Pruned<Base>` otherwise, with
+        `.pruning_plan` (in dense numbering) and `.pruning_record`.
+
+    Raises:
+        BudgetError: The sparsity cannot be reached under the constraints, or the model has it already.
+        CalibrationError: The data cannot be used.
+        UnsupportedArchitectureError: The model type is not in the table.
+        StructureError: The model does not look as the table says.
+        NonFiniteScoreError: A score is NaN or infinite.
+    """
+    config = config or PruningConfig()
+    start = sparsity_of(model, config)
+    if config.sparsity <= start and config.sparsity > 0:
+        raise BudgetError(
+            f"the model has {start:.1%} of its dense {config.budget} removed already, and sparsity={config.sparsity:g} "
+            "asks for no more than that. Sparsity always counts from the dense model: ask for a higher one."
+        )
+    batches = calibration_batches(
+        data,
+        model,
+        samples=config.calibration_samples,
+        batch_size=config.calibration_batch_size,
+        seed=config.seed,
+        collator=collator,
+    )
+    small, rounds = model, []
+    for sparsity in sparsities(config.schedule, start=start, target=config.sparsity, rounds=config.rounds):
+        began = time.perf_counter()
+        scores = score(small, batches, scorer=config.scorer, seed=config.seed, teacher=model)
+        scored = time.perf_counter()
+        small = apply_plan(small, plan(small, scores, config, sparsity=sparsity))
+        rounds.append(
+            {
+                "sparsity": sparsity,
+                "samples": scores.samples,
+                "plan_digest": small.pruning_plan.digest,
+                "scoring_seconds": round(scored - began, 3),
+                "surgery_seconds": round(time.perf_counter() - scored, 3),
+            }
+        )
+        logger.info("removed %.1f %% of prunable %s", 100 * sparsity_of(small, config), config.budget)
+    small.pruning_record = _record(model, small, config, rounds)
+    return small
+
+
+def plan(
+    model: PreTrainedModel, scores: Scores, config: PruningConfig | None = None, *, sparsity: float | None = None
+) -> PruningPlan:
+    """Choose the units that stay, by the config's budget, allocation and constraints.
+
+    Args:
+        model: The model that was scored.
+        scores: Its scores.
+        config: The choices.
+        sparsity: Overrides `config.sparsity`. It counts from the dense model, also if this one is pruned.
+
+    Returns:
+        A plan in the numbering of `model`.
+
+    Raises:
+        BudgetError: The sparsity cannot be reached under the constraints.
+        ValueError: An unknown allocation, a pattern that matches nothing, or scores of another model.
+    """
+    config = config or PruningConfig()
+    sparsity = config.sparsity if sparsity is None else sparsity
+    blocks = find_blocks(model)
+    dense = _dense_cost(model, config)
+    return allocate(
+        blocks,
+        scores,
+        limit=int((1 - sparsity) * dense + 1e-6),
+        budget="params" if config.budget == "params" else "macs",
+        sequence_length=config.sequence_length,
+        model_type=base_model_type(model.config.model_type),
+        allocation=config.allocation,
+        min_units=config.min_units,
+        round_to=config.round_to,
+        exclude=config.exclude,
+        stock_widths=config.portable,
+        seed=config.seed,
+    )
+
+
+def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
+    """Cut the model to what the plan keeps.
+
+    Args:
+        model: The model that the plan was made for; it stays as it is.
+        plan: Which units stay, in this model's numbering.
+
+    Returns:
+        The smaller model with `.pruning_plan`: the plan, composed with the model's own one into dense numbering.
+
+    Raises:
+        PlanMismatchError: The plan was made for another model, or another state of this one.
+    """
+    check_match(plan, {block.name: block.units for block in find_blocks(model)})
+    small = keep_units(model, plan.kept)
+    before: PruningPlan | None = getattr(model, "pruning_plan", None)
+    small.pruning_plan = plan if before is None else before.then(plan)
+    return small
+
+
+def sparsity_of(model: PreTrainedModel, config: PruningConfig) -> float:
+    """The fraction of the dense model's prunable cost that is gone from this one, in the config's budget."""
+    return 1 - _own_cost(model, config) / _dense_cost(model, config)
+
+
+def _own_cost(model: PreTrainedModel, config: PruningConfig) -> int:
+    budget, length = config.budget, config.sequence_length
+    return sum(
+        block.units * unit_cost(block, "params" if budget == "params" else "macs", length)
+        for block in find_blocks(model)
+    )
+
+
+def _dense_cost(model: PreTrainedModel, config: PruningConfig) -> int:
+    """Prunable cost of the dense model: units of the attached plan, at this model's cost of a unit."""
+    attached: PruningPlan | None = getattr(model, "pruning_plan", None)
+    if attached is None:
+        return _own_cost(model, config)
+    budget, length = config.budget, config.sequence_length
+    return sum(
+        attached.blocks[block.name].units * unit_cost(block, "params" if budget == "params" else "macs", length)
+        for block in find_blocks(model)
+    )
+
+
+def _record(
+    model: PreTrainedModel, small: PreTrainedModel, config: PruningConfig, rounds: Sequence[dict[str, Any]]
+) -> PruningRecord:
+    if config.portable and isinstance(small, PrunedModel):
+        raise BudgetError(
+            "portable=True was asked for, but the stock config cannot say the widths of this model, as it was pruned "
+            "unevenly before. Prune the dense model, or drop portable=True."
+        )
+    earlier: PruningRecord | None = getattr(model, "pruning_record", None)
+    history = [] if earlier is None else [*earlier.earlier, {**asdict(earlier), "earlier": []}]
+    return PruningRecord(
+        base_model=earlier.base_model if earlier else public_name(model.config._name_or_path or ""),
+        model_class=base_class(type(model)).__name__,
+        config=config.to_dict(),
+        rounds=list(rounds),
+        plan_digest=small.pruning_plan.digest,
+        sizes={
+            "dense": earlier.sizes["dense"] if earlier else asdict(measure_size(model, sequence_length=config.sequence_length)),
+            "pruned": asdict(measure_size(small, sequence_length=config.sequence_length)),
+        },
+        earlier=history,
+    )

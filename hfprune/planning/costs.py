@@ -1,0 +1,80 @@
+"""What units cost, and the groups of units that a plan keeps or removes together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from hfprune.planning.plan import Budget
+from hfprune.structure.blocks import Block
+
+
+def unit_cost(block: Block, budget: Budget, sequence_length: int) -> int:
+    """Cost of one unit: parameters, or multiply-adds for a sequence of `sequence_length` tokens."""
+    return block.unit_params if budget == "params" else block.unit_macs(sequence_length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One block as an allocator sees it: its units in order of score, in steps that are kept or removed together.
+
+    Attributes:
+        block: The block.
+        order: Unit indices from the most to the least worth keeping; ties by lower index.
+        unit_cost: Cost of one unit.
+        levels: Every number of units that may stay, increasing; the last is all of them. One entry: it is fixed.
+        values: `(units,)` float64 scores in that order.
+    """
+
+    block: Block
+    order: tuple[int, ...]
+    unit_cost: int
+    levels: tuple[int, ...]
+    values: Tensor
+
+    def keep(self, count: int) -> tuple[int, ...]:
+        """The best `count` units, in increasing order."""
+        return tuple(sorted(self.order[:count]))
+
+    def steps(self) -> list[tuple[int, float]]:
+        """`(cost, score)` of going up each level, from the lowest."""
+        totals = self.values.cumsum(0)
+        return [
+            ((high - low) * self.unit_cost, float(totals[high - 1] - totals[low - 1]))
+            for low, high in zip(self.levels, self.levels[1:], strict=False)
+        ]
+
+
+def candidate(
+    block: Block, scores: Tensor, *, unit_cost: int, min_units: int, round_to: int, fixed: bool
+) -> Candidate:
+    """Order the units of a block and list how many may stay.
+
+    Args:
+        block: The block.
+        scores: `(units,)`, higher is more worth keeping.
+        unit_cost: Cost of one unit.
+        min_units: The fewest units that may stay.
+        round_to: Neurons are kept in multiples of this; heads are not rounded.
+        fixed: Whether the block keeps all its units.
+
+    Returns:
+        The block as allocators see it.
+    """
+    values, order = torch.sort(scores.double(), descending=True, stable=True)
+    if fixed:
+        levels: Sequence[int] = (block.units,)
+    else:
+        step = round_to if block.kind == "ffn" else 1
+        lowest = -(-min(min_units, block.units) // step) * step
+        levels = (*range(lowest, block.units, step), block.units)
+    return Candidate(
+        block=block, order=tuple(order.tolist()), unit_cost=unit_cost, levels=tuple(levels), values=values
+    )
+
+
+def is_excluded(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a block name matches one of the shell-style patterns, such as `encoder.layer.0.*` or `*.attention`."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,0 +1,214 @@
+"""A pruning plan: which units stay in each block. It holds no tensor and is JSON."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hfprune.errors import PlanMismatchError
+from hfprune.structure.blocks import Block
+
+Budget = Literal["params", "macs"]
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockPlan:
+    """What stays of one block.
+
+    Attributes:
+        kind: `attention` or `ffn`.
+        units: How many units the block had.
+        kept: Indices of those that stay, increasing.
+        unit_params: Parameters of one unit.
+        unit_macs: Multiply-adds of one unit for one sequence of the plan's `sequence_length`.
+    """
+
+    kind: str
+    units: int
+    kept: tuple[int, ...]
+    unit_params: int
+    unit_macs: int
+
+    def unit_cost(self, budget: Budget) -> int:
+        """The cost of one unit: parameters, or multiply-adds a sequence."""
+        return self.unit_params if budget == "params" else self.unit_macs
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningPlan:
+    """Which units stay, block by block, in the numbering of the model that the plan is for.
+
+    A plan attached to a pruned model, or published, is in dense numbering: that of the model before any pruning.
+
+    Attributes:
+        model_type: The dense model's type.
+        sequence_length: Tokens in a sequence, for the multiply-adds.
+        blocks: By block name, in layer order.
+    """
+
+    model_type: str
+    sequence_length: int
+    blocks: Mapping[str, BlockPlan]
+
+    def __post_init__(self) -> None:
+        for name, block in self.blocks.items():
+            kept = block.kept
+            if any(b <= a for a, b in zip(kept, kept[1:], strict=False)) or (
+                kept and not (kept[0] >= 0 and kept[-1] < block.units)
+            ):
+                raise ValueError(
+                    f"the plan of block {name!r} must keep increasing indices from 0 to {block.units - 1}, got "
+                    f"{list(kept[:8])}{' ...' if len(kept) > 8 else ''}."
+                )
+
+    @classmethod
+    def keep(
+        cls, blocks: Sequence[Block], kept: Mapping[str, Sequence[int]], *, model_type: str, sequence_length: int
+    ) -> "PruningPlan":
+        """The plan that keeps these units; blocks that `kept` does not name stay whole."""
+        return cls(
+            model_type=model_type,
+            sequence_length=sequence_length,
+            blocks={
+                block.name: BlockPlan(
+                    kind=block.kind,
+                    units=block.units,
+                    kept=tuple(kept.get(block.name, range(block.units))),
+                    unit_params=block.unit_params,
+                    unit_macs=block.unit_macs(sequence_length),
+                )
+                for block in blocks
+            },
+        )
+
+    @property
+    def kept(self) -> dict[str, tuple[int, ...]]:
+        """The kept indices, by block name."""
+        return {name: block.kept for name, block in self.blocks.items()}
+
+    @property
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """`(kept, before)` units, by block name."""
+        return {name: (len(block.kept), block.units) for name, block in self.blocks.items()}
+
+    def cost(self, budget: Budget) -> tuple[int, int]:
+        """`(kept, before)` cost of all prunable units: parameters, or multiply-adds a sequence."""
+        blocks = self.blocks.values()
+        kept = sum(len(block.kept) * block.unit_cost(budget) for block in blocks)
+        return kept, sum(block.units * block.unit_cost(budget) for block in blocks)
+
+    def sparsity(self, budget: Budget = "macs") -> float:
+        """The fraction of the prunable cost that is removed, in [0, 1)."""
+        kept, before = self.cost(budget)
+        return 1 - kept / before
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what stays: equal for equal plans, whoever made them."""
+        essence = {name: [block.units, list(block.kept)] for name, block in sorted(self.blocks.items())}
+        return hashlib.sha256(json.dumps(essence, separators=(",", ":")).encode()).hexdigest()
+
+    def then(self, second: "PruningPlan") -> "PruningPlan":
+        """The one plan that does what this plan and then `second`, in the smaller model's numbering, do.
+
+        Args:
+            second: A plan for the model that this plan leaves.
+
+        Returns:
+            A plan in this plan's numbering.
+
+        Raises:
+            PlanMismatchError: `second` is not for what this plan leaves.
+        """
+        check_match(second, {name: len(block.kept) for name, block in self.blocks.items()})
+        blocks = {
+            name: BlockPlan(**{**vars(block), "kept": tuple(block.kept[i] for i in second.blocks[name].kept)})
+            for name, block in self.blocks.items()
+        }
+        return PruningPlan(model_type=self.model_type, sequence_length=self.sequence_length, blocks=blocks)
+
+    def to_json(self) -> str:
+        """The plan as JSON, one line a block, so that two plans can be compared with `diff`."""
+        lines = [f"  {json.dumps(name)}: {json.dumps(vars(block))}" for name, block in self.blocks.items()]
+        head = {
+            "format_version": FORMAT_VERSION,
+            "model_type": self.model_type,
+            "sequence_length": self.sequence_length,
+            "digest": self.digest,
+        }
+        opening = json.dumps(head, indent=1)[:-2]
+        return opening + ',\n "blocks": {\n' + ",\n".join(lines) + "\n }\n}\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "PruningPlan":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: It is not a plan, is of a newer format, or its digest does not match its content.
+        """
+        try:
+            data = json.loads(text)
+            version = data["format_version"]
+            if version != FORMAT_VERSION:
+                raise ValueError(
+                    f"the pruning plan has format_version {version}, this hfprune reads {FORMAT_VERSION}: upgrade it."
+                )
+            blocks = {
+                name: BlockPlan(**{**block, "kept": tuple(block["kept"])}) for name, block in data["blocks"].items()
+            }
+            plan = cls(model_type=data["model_type"], sequence_length=data["sequence_length"], blocks=blocks)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"not a pruning plan: {type(error).__name__}: {error}") from error
+        if data.get("digest", plan.digest) != plan.digest:
+            raise ValueError(
+                f"the pruning plan was changed: its digest says {data['digest'][:12]}..., its content gives "
+                f"{plan.digest[:12]}... Restore the file, or delete the digest if the change was meant."
+            )
+        return plan
+
+    def __str__(self) -> str:
+        width = max(len(name) for name in self.blocks)
+        lines = []
+        for name, (kept, before) in self.counts.items():
+            bar = "█" * round(20 * kept / before)
+            lines.append(f"{name:<{width}}  {kept:>5} of {before:<5}  {bar:░<20}")
+        lines.append(
+            f"removed {self.sparsity('macs'):.1%} of prunable MACs (sequences of {self.sequence_length} tokens), "
+            f"{self.sparsity('params'):.1%} of prunable parameters; digest {self.digest[:12]}"
+        )
+        return "\n".join(lines)
+
+
+def check_match(plan: PruningPlan, units: Mapping[str, int]) -> None:
+    """Refuse a plan that was made for other blocks.
+
+    Args:
+        plan: The plan.
+        units: By block name, how many units the model has.
+
+    Raises:
+        PlanMismatchError: Block names or numbers of units differ.
+    """
+    if set(plan.blocks) != set(units):
+        extra, missing = sorted(set(plan.blocks) - set(units)), sorted(set(units) - set(plan.blocks))
+        named = "; ".join(
+            [f"the model has no {extra[0]!r}" if extra else "", f"the plan lacks {missing[0]!r}" if missing else ""]
+        ).strip("; ")
+        raise PlanMismatchError(
+            f"the plan is for a {plan.model_type} model with {len(plan.blocks)} blocks, this model has {len(units)}: "
+            f"{named}. Score this model and make a plan of its own."
+        )
+    for name, block in plan.blocks.items():
+        have = units[name]
+        if have != block.units:
+            cause = (
+                f"The model is already pruned ({have} of {block.units}). Apply the plan to the dense model, or score "
+                "this one again."
+                if have < block.units
+                else "It is for a smaller model, or for this one after pruning: combine plans with first.then(second)."
+            )
+            raise PlanMismatchError(
+                f"block {name!r} has {have} units in this model, but the plan was made for {block.units}. {cause}"
+            )

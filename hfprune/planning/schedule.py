@@ -1,0 +1,41 @@
+"""Sparsity after each round: one-shot, linear or cubic."""
+
+from collections.abc import Callable, Mapping
+
+#: How far along the way to the target a schedule is when a fraction of its rounds is done.
+_PROGRESS: Mapping[str, Callable[[float], float]] = {
+    "one_shot": lambda _: 1.0,
+    "linear": lambda t: t,
+    "cubic": lambda t: 1 - (1 - t) ** 3,
+}
+SCHEDULES = tuple(_PROGRESS)
+
+
+def sparsities(schedule: str, *, start: float, target: float, rounds: int) -> list[float]:
+    """Sparsity after each round, from just above `start` to `target`.
+
+    Args:
+        schedule: `one_shot` (all in the first round), `linear`, or `cubic`: s = s_f + (s_i − s_f)(1 − r/n)³
+            (Zhu & Gupta 2017, "To prune, or not to prune").
+        start: Sparsity before the first round.
+        target: Sparsity after the last.
+        rounds: How many rounds; `one_shot` has one.
+
+    Returns:
+        One sparsity a round; the last is `target` exactly.
+
+    Raises:
+        ValueError: No schedule has that name.
+
+    >>> sparsities("linear", start=0.0, target=0.6, rounds=3)
+    [0.2, 0.4, 0.6]
+    >>> sparsities("cubic", start=0.0, target=0.5, rounds=2)
+    [0.4375, 0.5]
+    """
+    if schedule not in _PROGRESS:
+        raise ValueError(f"unknown schedule {schedule!r}. Known: {', '.join(SCHEDULES)}.")
+    if schedule == "one_shot":
+        return [target]
+    progress = _PROGRESS[schedule]
+    steps = [start + (target - start) * progress(r / rounds) for r in range(1, rounds)]
+    return [*(round(s, 12) for s in steps), target]

@@ -1,0 +1,102 @@
+"""The record of a pruned model: what was done to it, with what, and what came of it. JSON, and the card's only source."""
+
+import importlib.metadata
+import json
+import platform
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+FORMAT_VERSION = 1
+_PACKAGES = ("hfprune", "torch", "transformers", "datasets", "accelerate", "evaluate", "huggingface_hub")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningRecord:
+    """What happened to a model. Frozen: `with_` gives a record that knows more.
+
+    Attributes:
+        base_model: Name of the dense model: a repository, or the name of a folder.
+        model_class: Class of the dense model.
+        config: The `PruningConfig`, as plain values.
+        rounds: For each round: sparsity, digest of the plan so far, and seconds of scoring and surgery.
+        plan_digest: Digest of the whole plan, in dense numbering.
+        sizes: `measure.Size` as plain values, under `dense` and `pruned`.
+        latencies: `measure.Latency` as plain values, under `dense` and `pruned`.
+        metrics: Under `dense`, `pruned` and `recovered`, each a mapping from metric to value.
+        datasets: Names of the data sets used.
+        recovery: Hyper-parameters of the recovery that were set, and its steps and seconds.
+        command: How to do it again.
+        files: SHA-256 of the weight files, by name; set when saving.
+        versions: Of Python and the packages that did it.
+        earlier: Records of prunings before this one, if the model was pruned already.
+    """
+
+    base_model: str
+    model_class: str
+    config: dict[str, Any]
+    plan_digest: str
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    latencies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    datasets: list[str] = field(default_factory=list)
+    recovery: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
+    files: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+    earlier: list[dict[str, Any]] = field(default_factory=list)
+
+    def with_(self, **changes: Any) -> "PruningRecord":
+        """A copy with fields replaced; dictionaries are merged into those that are there."""
+        merged = {
+            name: {**getattr(self, name), **value} if isinstance(value, dict) else value
+            for name, value in changes.items()
+        }
+        return replace(self, **merged)
+
+    def to_json(self) -> str:
+        """The record as JSON."""
+        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "PruningRecord":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: It is not a record, or of a newer format.
+        """
+        try:
+            data = json.loads(text)
+            version = data.pop("format_version")
+        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"not a pruning record: {type(error).__name__}: {error}") from error
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"the pruning record has format_version {version}, this hfprune reads {FORMAT_VERSION}: upgrade it."
+            )
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise ValueError(f"not a pruning record: {error}") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def public_name(name_or_path: str) -> str:
+    """The name to publish for a model: a repository as it is, of a local folder only its last part.
+
+    >>> public_name("google-bert/bert-base-uncased")
+    'google-bert/bert-base-uncased'
+    """
+    path = Path(name_or_path or "model")
+    return path.resolve().name if path.is_absolute() or path.exists() else name_or_path

@@ -1,0 +1,137 @@
+"""Calibration batches: seeded, of a fixed number of samples, from whatever holds the user's data."""
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, default_data_collator
+
+from hfprune.errors import CalibrationError
+from hfprune.structure.gates import Batch, count_samples
+
+#: What scoring accepts as data.
+CalibrationData = Dataset | DataLoader[Any] | Sequence[Batch]
+Collator = Callable[[list[dict[str, Any]]], Batch]
+
+
+def calibration_batches(
+    data: CalibrationData,
+    model: PreTrainedModel,
+    *,
+    samples: int = 512,
+    batch_size: int = 32,
+    seed: int = 0,
+    collator: Collator | None = None,
+) -> list[Batch]:
+    """Draw a fixed number of samples and batch them.
+
+    Args:
+        data: A tokenized `datasets.Dataset`, a DataLoader, or a list of batches (dicts of tensors).
+        model: The model that will see the batches; columns that its `forward` does not take are left out.
+        samples: How many samples to draw. A list of batches is used whole, whatever this says.
+        batch_size: Samples in a batch, for a Dataset.
+        seed: Chooses the samples of a Dataset.
+        collator: Makes a batch of a list of rows, for a Dataset; `transformers.default_data_collator` if not given,
+            which does not pad.
+
+    Returns:
+        The batches, on the CPU.
+
+    Raises:
+        CalibrationError: The data is empty, too small, not tokenized, or of a kind that is not understood.
+    """
+    if samples < 1 or batch_size < 1:
+        raise CalibrationError(f"samples and batch_size must be at least 1, got {samples} and {batch_size}.")
+    if isinstance(data, Dataset):
+        batches = _from_dataset(data, model, samples, batch_size, seed, collator or default_data_collator)
+    elif isinstance(data, DataLoader):
+        batches = _take(data, samples)
+    elif isinstance(data, Sequence) and not isinstance(data, str):
+        batches = list(data)
+        samples = 1
+    else:
+        raise CalibrationError(
+            f"calibration data must be a datasets.Dataset, a DataLoader or a list of batches, got {type(data).__name__}."
+        )
+    batches = [_arguments_of(batch, model) for batch in batches]
+    found = sum(count_samples(batch) for batch in batches)
+    if found < samples:
+        raise _too_small(found, samples)
+    return batches
+
+
+def _too_small(found: int, samples: int) -> CalibrationError:
+    if found == 0:
+        return CalibrationError("the calibration data is empty: scoring needs at least one sample.")
+    return CalibrationError(
+        f"calibration needs {samples} samples, the data has {found}. "
+        f"Pass more data, or set calibration_samples={found} (fewer than about 100 make noisy scores)."
+    )
+
+
+def _from_dataset(
+    data: Dataset, model: PreTrainedModel, samples: int, batch_size: int, seed: int, collator: Collator
+) -> list[Batch]:
+    if len(data) < samples:
+        raise _too_small(len(data), samples)
+    wanted = {*_parameters(model), "label", "label_ids"}
+    rows = data.remove_columns([name for name in data.column_names if name not in wanted])
+    if not rows.column_names:
+        raise CalibrationError(
+            f"no column of the data set is an argument of {type(model).__name__}.forward: it has "
+            f"{', '.join(data.column_names)}. Tokenize it first: dataset.map(lambda row: tokenizer(row['text'], "
+            "truncation=True))."
+        )
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:samples].tolist()
+    drawn = rows.select(order)
+    try:
+        return [collator([drawn[i] for i in part]) for part in _parts(samples, batch_size)]
+    except ValueError as error:
+        raise CalibrationError(
+            f"the collator could not make a batch: {error} Rows of different lengths need padding: pass "
+            "collator=DataCollatorWithPadding(tokenizer)."
+        ) from error
+
+
+def _parts(samples: int, batch_size: int) -> Iterable[range]:
+    return (range(start, min(start + batch_size, samples)) for start in range(0, samples, batch_size))
+
+
+def _take(loader: Iterable[Batch], samples: int) -> list[Batch]:
+    batches: list[Batch] = []
+    found = 0
+    for batch in loader:
+        rows = count_samples(batch)
+        if found + rows > samples:
+            keep = samples - found
+            batch = {k: v[:keep] if isinstance(v, Tensor) and v.ndim else v for k, v in batch.items()}
+        batches.append(dict(batch))
+        found += min(rows, samples - found)
+        if found == samples:
+            break
+    return batches
+
+
+def _arguments_of(batch: Batch, model: PreTrainedModel) -> Batch:
+    if not isinstance(batch, dict) and not hasattr(batch, "keys"):
+        raise CalibrationError(f"a batch must be a dict of tensors, got {type(batch).__name__}.")
+    parameters = _parameters(model)
+    if "head_mask" in batch:
+        raise CalibrationError(
+            "head_mask is in the batch: transformers 5 swallows it without effect. Heads are gated by "
+            "hfprune.structure.gated and removed by hfprune.apply_plan; leave head_mask out."
+        )
+    kept = {name: value for name, value in batch.items() if name in parameters}
+    if not any(isinstance(value, Tensor) for value in kept.values()):
+        raise CalibrationError(
+            f"a batch has no tensor that {type(model).__name__}.forward takes; its keys are {', '.join(batch)}."
+        )
+    return kept
+
+
+def _parameters(model: PreTrainedModel) -> set[str]:
+    return {name for name, p in inspect.signature(model.forward).parameters.items() if p.kind is not p.VAR_KEYWORD}

@@ -1,0 +1,127 @@
+"""The summed loss of a batch: against its labels, or against labels drawn from a model's own predictions."""
+
+import inspect
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+
+from hfprune.errors import CalibrationError
+from hfprune.structure.gates import Batch, count_samples
+
+_LABELS = ("labels", "start_positions", "end_positions", "next_sentence_label")
+
+
+def labelled_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The sum over samples of the model's own loss; a token-level loss is summed over the labelled tokens.
+
+    Args:
+        model: A model with a task head.
+        batch: Its arguments, labels included.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        CalibrationError: The batch has no labels, or the model gives no loss.
+    """
+    if not any(name in batch for name in _LABELS):
+        raise CalibrationError(
+            f"this scorer needs labels, and the batch has only {', '.join(batch)}. Pass labelled data, or use a scorer "
+            "that needs none: kl_fisher."
+        )
+    output = model(**_without_cache(model, batch))
+    loss = output.get("loss")
+    if loss is None:
+        raise CalibrationError(
+            f"{type(model).__name__} gives no loss for these labels. Load the model with its task head, for example "
+            "AutoModelForSequenceClassification, or use kl_fisher with a model that has logits."
+        )
+    total: Tensor = loss.float() * _count(model, batch, output)
+    return total
+
+
+def _count(model: PreTrainedModel, batch: Batch, output: Any) -> int:
+    """How many terms the model's mean loss averages: labelled tokens, or samples."""
+    labels, logits = batch.get("labels"), output.get("logits")
+    token_level = logits is not None and logits.ndim == 3 and isinstance(labels, Tensor) and labels.ndim == 2
+    if not token_level or labels is None or labels.is_floating_point():
+        return count_samples(batch)
+    if predicts_next_token(model):
+        labels = labels[:, 1:]
+    return int((labels != -100).sum())
+
+
+def predicts_next_token(model: PreTrainedModel) -> bool:
+    """Whether logits at position i are for token i + 1 (a causal language model, not an encoder-decoder)."""
+    causal = LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss
+    return causal and not model.config.is_encoder_decoder
+
+
+def sampled_loss(model: PreTrainedModel, batch: Batch, *, teacher: PreTrainedModel, seed: int) -> Tensor:
+    """The sum over samples of the negative log-likelihood of labels drawn from a teacher's predictions.
+
+    A classification draws one label an example, a token-level task one a token (padding excluded), multi-label tasks
+    one coin a label, question answering a start and an end, a regression adds N(0, 1) noise to the prediction. With
+    the model as its own teacher, the mean square of this loss's gate gradients is in expectation the Hessian of
+    KL(dense ‖ gated): the natural-gradient Fisher (ALGORITHMS §1).
+
+    Args:
+        model: A model with logits.
+        batch: Its arguments; labels are not used.
+        teacher: Draws the labels: the model itself, or the dense model.
+        seed: Of the draw; the same seed and batch give the same labels on every device.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        CalibrationError: The model has no logits.
+    """
+    inputs = batch
+    if not model.config.is_encoder_decoder:  # there, labels make the decoder's inputs
+        inputs = {name: value for name, value in batch.items() if name not in _LABELS}
+    output = model(**_without_cache(model, inputs))
+    if teacher is model:
+        drawn_from = output
+    else:
+        with torch.no_grad():
+            drawn_from = teacher(**_without_cache(teacher, inputs))
+    names = [name for name in ("logits", "start_logits", "end_logits") if output.get(name) is not None]
+    if not names:
+        raise CalibrationError(
+            f"kl_fisher draws labels from the model's logits, and {type(model).__name__} has none. Load the model with "
+            "a head: AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForCausalLM ..."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    losses = [_draw(model, inputs, output[name], drawn_from[name].detach(), generator) for name in names]
+    return torch.stack(losses).sum()
+
+
+def _draw(model: PreTrainedModel, batch: Batch, logits: Tensor, source: Tensor, generator: torch.Generator) -> Tensor:
+    logits, source = logits.float(), source.float()
+    if logits.ndim == 3:
+        mask = batch.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.shape == logits.shape[:2]:
+            logits, source = logits[mask.bool()], source[mask.bool()]
+        logits, source = logits.reshape(-1, logits.shape[-1]), source.reshape(-1, source.shape[-1])
+    problem = getattr(model.config, "problem_type", None)
+    if problem == "regression" or logits.shape[-1] == 1:
+        noise = torch.randn(source.shape, generator=generator).to(source.device)
+        return 0.5 * (logits - source - noise).square().sum()
+    if problem == "multi_label_classification":
+        coins = torch.rand(source.shape, generator=generator).to(source.device)
+        return F.binary_cross_entropy_with_logits(logits, (coins < source.sigmoid()).float(), reduction="sum")
+    uniform = torch.rand((*source.shape[:-1], 1), generator=generator).to(source.device)
+    cumulative = source.softmax(-1).cumsum(-1)
+    labels = (cumulative < uniform * cumulative[..., -1:]).sum(-1)
+    return F.cross_entropy(logits, labels, reduction="sum")
+
+
+def _without_cache(model: PreTrainedModel, batch: Batch) -> Batch:
+    """Scoring never generates, so a decoder need not build a key/value cache."""
+    takes_it = "use_cache" in inspect.signature(model.forward).parameters
+    return {**batch, "use_cache": False} if takes_it and "use_cache" not in batch else batch
