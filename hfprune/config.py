@@ -43,7 +43,9 @@ class PruningConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.exclude, str):
-            raise ValueError(f"exclude must be a list of patterns, got the string {self.exclude!r}: write [{self.exclude!r}].")
+            raise ValueError(
+                f"exclude must be a list of patterns, got the string {self.exclude!r}: write [{self.exclude!r}]."
+            )
         if not 0 <= self.sparsity < 1:
             hint = f" It is a fraction: write {self.sparsity / 100:g} for {self.sparsity:g} %."
             raise ValueError(f"sparsity must be in [0, 1), got {self.sparsity:g}.{hint if self.sparsity > 1 else ''}")
@@ -54,7 +56,7 @@ class PruningConfig:
         _at_least_one("round_to", self.round_to)
         if self.rounds > 1 and self.schedule == "one_shot":
             raise ValueError(
-                f"rounds={self.rounds} needs a schedule that spreads them: schedule='linear' or 'cubic', not 'one_shot'."
+                f"rounds={self.rounds} needs a schedule that spreads them: 'linear' or 'cubic', not 'one_shot'."
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -193,7 +193,9 @@ def _record(
         rounds=list(rounds),
         plan_digest=small.pruning_plan.digest,
         sizes={
-            "dense": earlier.sizes["dense"] if earlier else asdict(measure_size(model, sequence_length=config.sequence_length)),
+            "dense": earlier.sizes["dense"]
+            if earlier
+            else asdict(measure_size(model, sequence_length=config.sequence_length)),
             "pruned": asdict(measure_size(small, sequence_length=config.sequence_length)),
         },
         earlier=history,

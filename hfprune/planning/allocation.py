@@ -24,6 +24,12 @@ _ALLOCATORS: dict[str, Allocator] = {}
 def register_allocator(name: str) -> Callable[[Allocator], Allocator]:
     """Add an allocator: decorate a function `(candidates, limit) -> counts`.
 
+    Args:
+        name: What users write.
+
+    Returns:
+        The decorator.
+
     Raises:
         ValueError: The name is taken.
     """
@@ -44,6 +50,12 @@ def known_allocators() -> Mapping[str, Allocator]:
 
 def get_allocator(name: str) -> Allocator:
     """An allocator by name.
+
+    Args:
+        name: Its name.
+
+    Returns:
+        The allocator.
 
     Raises:
         ValueError: There is none of that name; the message lists those there are.
@@ -154,17 +166,18 @@ def portable(candidates: Sequence[Candidate], limit: int) -> list[int]:
         allowed = set.intersection(*(set(c.levels) & set(c.block.portable_units) for c in members))
         totals = [c.values.cumsum(0) for c in members]
         options.append(
-            [
-                (sum(c.unit_cost for c in members) * n, n, sum(float(t[n - 1]) for t in totals))
-                for n in sorted(allowed)
-            ]
+            [(sum(c.unit_cost for c in members) * n, n, sum(float(t[n - 1]) for t in totals)) for n in sorted(allowed)]
         )
     pairs = [(a, f) for a in options[0] for f in options[1] if a[0] + f[0] <= limit]
     if not pairs:
         cheapest = min(a[0] + f[0] for a in options[0] for f in options[1]) if all(options) else None
         raise BudgetError(
             "no uniform widths that the stock config can say are within the budget"
-            + (f": the smallest keeps {cheapest / _full_cost(candidates):.1%} of the prunable cost. " if cheapest else ". ")
+            + (
+                f": the smallest keeps {cheapest / _full_cost(candidates):.1%} of the prunable cost. "
+                if cheapest
+                else ". "
+            )
             + "Lower the sparsity, or drop portable=True: hfprune checkpoints with a width of its own for every layer "
             "load with plain from_pretrained too."
         )

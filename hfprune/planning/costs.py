@@ -47,9 +47,7 @@ class Candidate:
         ]
 
 
-def candidate(
-    block: Block, scores: Tensor, *, unit_cost: int, min_units: int, round_to: int, fixed: bool
-) -> Candidate:
+def candidate(block: Block, scores: Tensor, *, unit_cost: int, min_units: int, round_to: int, fixed: bool) -> Candidate:
     """Order the units of a block and list how many may stay.
 
     Args:
@@ -70,9 +68,7 @@ def candidate(
         step = round_to if block.kind == "ffn" else 1
         lowest = -(-min(min_units, block.units) // step) * step
         levels = (*range(lowest, block.units, step), block.units)
-    return Candidate(
-        block=block, order=tuple(order.tolist()), unit_cost=unit_cost, levels=tuple(levels), values=values
-    )
+    return Candidate(block=block, order=tuple(order.tolist()), unit_cost=unit_cost, levels=tuple(levels), values=values)
 
 
 def is_excluded(name: str, patterns: Sequence[str]) -> bool:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from hfprune.errors import PlanMismatchError
@@ -55,9 +56,7 @@ class PruningPlan:
     def __post_init__(self) -> None:
         for name, block in self.blocks.items():
             kept = block.kept
-            if any(b <= a for a, b in zip(kept, kept[1:], strict=False)) or (
-                kept and not (kept[0] >= 0 and kept[-1] < block.units)
-            ):
+            if any(b <= a for a, b in pairwise(kept)) or (kept and not (kept[0] >= 0 and kept[-1] < block.units)):
                 raise ValueError(
                     f"the plan of block {name!r} must keep increasing indices from 0 to {block.units - 1}, got "
                     f"{list(kept[:8])}{' ...' if len(kept) > 8 else ''}."
@@ -144,6 +143,12 @@ class PruningPlan:
     @classmethod
     def from_json(cls, text: str) -> "PruningPlan":
         """Read what `to_json` wrote.
+
+        Args:
+            text: JSON.
+
+        Returns:
+            The plan.
 
         Raises:
             ValueError: It is not a plan, is of a newer format, or its digest does not match its content.

@@ -1,0 +1,1 @@
+"""Sharing a pruned model: checkpoints, records and cards."""

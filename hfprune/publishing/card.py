@@ -105,7 +105,9 @@ def _rows(record: PruningRecord) -> list[tuple[str, str, str, str]]:
     slow, fast = record.latencies.get("dense"), record.latencies.get("pruned")
     if slow and fast:
         ratio = slow["median_ms"] / fast["median_ms"]
-        rows.append((_setting(fast), f"{slow['median_ms']:.1f} ms", f"{fast['median_ms']:.1f} ms", f"{ratio:.2f}× faster"))
+        rows.append(
+            (_setting(fast), f"{slow['median_ms']:.1f} ms", f"{fast['median_ms']:.1f} ms", f"{ratio:.2f}× faster")
+        )
     return rows
 
 

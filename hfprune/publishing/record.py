@@ -1,4 +1,4 @@
-"""The record of a pruned model: what was done to it, with what, and what came of it. JSON, and the card's only source."""
+"""The record of a pruned model: what was done to it, with what, and what came of it. The card is drawn from it."""
 
 import importlib.metadata
 import json
@@ -49,7 +49,7 @@ class PruningRecord:
 
     def with_(self, **changes: Any) -> "PruningRecord":
         """A copy with fields replaced; dictionaries are merged into those that are there."""
-        merged = {
+        merged: dict[str, Any] = {
             name: {**getattr(self, name), **value} if isinstance(value, dict) else value
             for name, value in changes.items()
         }
@@ -62,6 +62,12 @@ class PruningRecord:
     @classmethod
     def from_json(cls, text: str) -> "PruningRecord":
         """Read what `to_json` wrote.
+
+        Args:
+            text: JSON.
+
+        Returns:
+            The record.
 
         Raises:
             ValueError: It is not a record, or of a newer format.

@@ -22,6 +22,12 @@ PLAN_FILE, RECORD_FILE = "pruning_plan.json", "pruning_record.json"
 def model_class(folder: str | Path) -> type[PreTrainedModel]:
     """The class that `architectures` in config.json names.
 
+    Args:
+        folder: A checkpoint folder.
+
+    Returns:
+        A class of transformers, or a pruned one.
+
     Raises:
         CheckpointError: There is no config.json, or it names no class of transformers.
     """
@@ -38,6 +44,13 @@ def model_class(folder: str | Path) -> type[PreTrainedModel]:
 def class_of(architectures: list[str], where: str) -> type[PreTrainedModel]:
     """The class of the first name in `architectures`, pruned or stock.
 
+    Args:
+        architectures: Names, as in config.json.
+        where: What to call the checkpoint in an error.
+
+    Returns:
+        A class of transformers, or a pruned one.
+
     Raises:
         CheckpointError: There is no name, or no such class.
     """
@@ -52,6 +65,9 @@ def class_of(architectures: list[str], where: str) -> type[PreTrainedModel]:
 
 def check_loadable(folder: str | Path) -> None:
     """Read headers only, and refuse a folder that could not be loaded whole.
+
+    Args:
+        folder: A checkpoint folder.
 
     Raises:
         CheckpointError: With the first problem found and what to do.

@@ -1,0 +1,1 @@
+"""Giving accuracy back after pruning."""

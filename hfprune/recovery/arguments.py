@@ -32,6 +32,8 @@ class RecoveryArguments(TrainingArguments):
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}.")
         if self.task_weight + self.logits_weight + self.hidden_states_weight == 0:
-            raise ValueError("task_weight, logits_weight and hidden_states_weight are all 0: there is nothing to train.")
+            raise ValueError(
+                "task_weight, logits_weight and hidden_states_weight are all 0: there is nothing to train."
+            )
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}; 2.0 is usual.")

@@ -54,7 +54,7 @@ class RecoveryTrainer(Trainer):
         if teacher is not None and teacher is model:
             raise ValueError("the teacher is the model itself; pass the dense model that was pruned.")
         if model is not None and args.freeze_embeddings:
-            model.get_input_embeddings().requires_grad_(requires_grad=False)
+            model.get_input_embeddings().requires_grad_(False)
         super().__init__(model, args, **kwargs)
         self._loss_parts: dict[str, list[Tensor]] = defaultdict(list)
         self.teacher = teacher
@@ -66,7 +66,7 @@ class RecoveryTrainer(Trainer):
         self,
         model: nn.Module,
         inputs: dict[str, Any],
-        return_outputs: bool = False,  # noqa: FBT001, FBT002 (Trainer's signature)
+        return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """The recovery loss of a micro-batch while training, the task loss otherwise.
@@ -108,9 +108,7 @@ class RecoveryTrainer(Trainer):
             names = [name for name in _LOGITS if outputs.get(name) is not None]
             mask = self._token_mask(inputs)
             losses = [
-                logits_loss(
-                    outputs[name], target[name], temperature=self.args.temperature, problem=problem, mask=mask
-                )
+                logits_loss(outputs[name], target[name], temperature=self.args.temperature, problem=problem, mask=mask)
                 for name in names
             ]
             parts["logits"] = torch.stack(losses).mean()
@@ -130,7 +128,7 @@ class RecoveryTrainer(Trainer):
 
     def _token_mask(self, inputs: dict[str, Any]) -> Tensor | None:
         """Which tokens' predictions count: the labelled ones, else those that are not padding."""
-        labels = inputs.get("labels")
+        labels: Tensor | None = inputs.get("labels")
         if labels is None or labels.ndim != 2 or labels.is_floating_point():
             return inputs.get("attention_mask")
         if not self._loss_shifts_labels:
@@ -141,12 +139,13 @@ class RecoveryTrainer(Trainer):
 
     def _share(self, inputs: dict[str, Any], total: Tensor | int | None) -> Tensor | float:
         """Makes the mean over a micro-batch count for its share of the labels of the whole step."""
-        labels = inputs.get("labels")
+        labels: Tensor | None = inputs.get("labels")
         if total is None or labels is None:
             return 1.0
         counted = labels[..., 1:] if self._loss_shifts_labels else labels
         processes = self.args.world_size if self.args.average_tokens_across_devices else 1
-        return (counted != -100).sum() * self.current_gradient_accumulation_steps * processes / total
+        factor: int = self.current_gradient_accumulation_steps * processes
+        return (counted != -100).sum() * factor / total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log like Trainer, with the mean of each part of the loss since the last time."""

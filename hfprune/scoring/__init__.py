@@ -12,7 +12,7 @@ __all__ = [
     "Statistics",
     "calibration_batches",
     "get_scorer",
+    "known_scorers",
     "register_scorer",
     "score",
-    "known_scorers",
 ]

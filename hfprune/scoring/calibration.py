@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from datasets import Dataset
@@ -14,8 +14,8 @@ from hfprune.errors import CalibrationError
 from hfprune.structure.gates import Batch, count_samples
 
 #: What scoring accepts as data.
-CalibrationData = Dataset | DataLoader[Any] | Sequence[Batch]
-Collator = Callable[[list[dict[str, Any]]], Batch]
+CalibrationData: TypeAlias = Dataset | DataLoader[Any] | Sequence[Batch]
+Collator: TypeAlias = Callable[[list[dict[str, Any]]], Batch]
 
 
 def calibration_batches(
@@ -55,7 +55,7 @@ def calibration_batches(
         samples = 1
     else:
         raise CalibrationError(
-            f"calibration data must be a datasets.Dataset, a DataLoader or a list of batches, got {type(data).__name__}."
+            f"calibration data is a datasets.Dataset, a DataLoader or a list of batches, not {type(data).__name__}."
         )
     batches = [_arguments_of(batch, model) for batch in batches]
     found = sum(count_samples(batch) for batch in batches)

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
@@ -88,6 +89,12 @@ def known_scorers() -> Mapping[str, Scorer]:
 def get_scorer(name: str) -> Scorer:
     """A scorer by name.
 
+    Args:
+        name: Its name.
+
+    Returns:
+        The scorer.
+
     Raises:
         ValueError: There is none of that name; the message lists those there are.
     """
@@ -102,7 +109,7 @@ def sensitivity(statistics: Statistics) -> Tensor:
 
     Michel, Levy, Neubig 2019, "Are Sixteen Heads Really Better than One?", for heads; the same for neurons.
     """
-    return statistics.mean_abs / statistics.mean_abs.norm().clamp_min(torch.finfo(torch.float32).tiny)
+    return F.normalize(statistics.mean_abs, dim=0)
 
 
 @register_scorer("taylor", labels="data")
@@ -174,9 +181,7 @@ def score(
     values = {}
     for block in blocks:
         mean, mean_abs, mean_square = sums[block.name] / samples
-        statistics = Statistics(
-            block=block, mean=mean, mean_abs=mean_abs, mean_square=mean_square, generator=generator
-        )
+        statistics = Statistics(block=block, mean=mean, mean_abs=mean_abs, mean_square=mean_square, generator=generator)
         values[block.name] = entry.function(statistics).float()
     return Scores(by_block=values, scorer=scorer, samples=samples)
 

@@ -9,11 +9,11 @@ __all__ = [
     "Architecture",
     "Block",
     "BlockSpec",
-    "known_architectures",
     "find_blocks",
     "frozen",
     "gate_gradients",
     "gated",
     "keep_units",
+    "known_architectures",
     "register_architecture",
 ]

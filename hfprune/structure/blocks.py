@@ -195,8 +195,9 @@ class _Reader:
             self.problems.append(f"{self.path}.{path}: {error}")
             return None
         expected = (inputs, outputs) if isinstance(module, Conv1D) else (outputs, inputs)
-        if tuple(module.weight.shape) != expected:
-            self.problems.append(f"{self.path}.{path}.weight is {tuple(module.weight.shape)}, expected {expected}")
+        shape = tuple(module.get_parameter("weight").shape)
+        if shape != expected:
+            self.problems.append(f"{self.path}.{path}.weight is {shape}, expected {expected}")
             return None
         return inputs, outputs, module.bias is not None
 

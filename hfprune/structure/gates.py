@@ -64,7 +64,7 @@ def gate_gradients(
     gates = {block: torch.ones(samples, block.units, device=device, requires_grad=True) for block in blocks}
 
     def probe(gate: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda x: _Gate.apply(x, gate)  # type: ignore[no-any-return]
+        return lambda x: _Gate.apply(x, gate)  # type: ignore[no-untyped-call]
 
     with torch.enable_grad(), _input_hooks(model, {block: probe(gate) for block, gate in gates.items()}):
         total = loss(model, batch)
@@ -83,11 +83,11 @@ def frozen(model: nn.Module) -> Iterator[None]:
     try:
         model.eval()
         for parameter in trainable:
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad_(False)
         yield
     finally:
         for parameter in trainable:
-            parameter.requires_grad_(requires_grad=True)
+            parameter.requires_grad_(True)
         for module, mode in modes:
             module.training = mode
 
@@ -133,6 +133,7 @@ class _Gate(torch.autograd.Function):
         (gradient,) = grad_outputs
         samples, units = ctx.gate_shape
         # Some models flatten samples and tokens before the consumer, so go by the number of samples.
-        product = (x.reshape(samples, -1, x.shape[-1]).float() * gradient.reshape(samples, -1, x.shape[-1])).sum(1)
+        wide = x.reshape(samples, -1, x.shape[-1]).to(torch.promote_types(x.dtype, torch.float32))
+        product = (wide * gradient.reshape(wide.shape)).sum(1)
         by_unit = product.reshape(samples, units, -1).sum(-1)
         return (gradient if ctx.needs_input_grad[0] else None), by_unit

@@ -50,10 +50,10 @@ class PrunedModel:
     pruning_record: Any = None
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         base = self.base_model  # type: ignore[attr-defined]
         if base is self or not isinstance(base, PrunedModel):  # else it has resized itself
-            resize(self, config)  # type: ignore[arg-type]
+            resize(self, config)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -162,7 +162,7 @@ def _selector(module: nn.Module, arguments: dict[str, dict[str, Any]]) -> Callab
     return select
 
 
-def base_class(cls: type) -> type:
+def base_class(cls: type) -> Any:
     """The stock class under a pruned one; a stock class itself."""
     return next(c for c in cls.__mro__ if not issubclass(c, (PrunedConfig, PrunedModel)))
 
@@ -204,9 +204,10 @@ def auto_map(config_class: type[PretrainedConfig]) -> dict[str, str]:
 
 def __getattr__(name: str) -> type:
     """Make `Pruned<Base>` from the class `<Base>` of transformers, once."""
-    base = getattr(transformers, name.removeprefix("Pruned"), None) if name.startswith("Pruned") else None
-    if not isinstance(base, type) or not issubclass(base, (PretrainedConfig, PreTrainedModel)):
+    found = getattr(transformers, name.removeprefix("Pruned"), None) if name.startswith("Pruned") else None
+    if not isinstance(found, type) or not issubclass(found, (PretrainedConfig, PreTrainedModel)):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    base: Any = found
     namespace: dict[str, Any] = {"__module__": __name__, "__qualname__": name}
     if issubclass(base, PretrainedConfig):
         mixin: type = PrunedConfig

@@ -17,9 +17,9 @@ from hfprune.structure.blocks import Block, base_model_prefix, features_of, find
 def keep_units(model: PreTrainedModel, kept: Mapping[str, Sequence[int]]) -> PreTrainedModel:
     """A smaller model that holds copies of the kept slices of the weights.
 
-    It is built exactly as loading will build it (an empty skeleton of the recorded shapes, then strict loading), so what
-    works here also reloads. Where the stock config can say the new shapes the result is of the stock class, otherwise
-    of `Pruned<Base>`.
+    It is built exactly as loading will build it (an empty skeleton of the recorded shapes, then strict loading), so
+    what works here also reloads. Where the stock config can say the new shapes the result is of the stock class,
+    otherwise of `Pruned<Base>`.
 
     Args:
         model: The model; it stays as it is.
@@ -92,7 +92,7 @@ def _skeleton(
         pruned_class = getattr(modeling_pruned, name)
     except AttributeError:
         raise UnsupportedArchitectureError(
-            f"{stock_class.__module__}.{stock_class.__name__} is not a class of transformers, so a pruned checkpoint of "
+            f"{stock_class.__module__}.{stock_class.__name__} is not a class of transformers: a pruned checkpoint of "
             "it could not be loaded again. Prune the transformers model that it is made of."
         ) from None
     fields = copy.deepcopy(model.config.to_dict())

@@ -68,7 +68,9 @@ def tiny_model(
     return model.eval()
 
 
-def tiny_batch(model_type: str = "bert", *, samples: int = 4, length: int = 7, seed: int = 0) -> dict[str, torch.Tensor]:
+def tiny_batch(
+    model_type: str = "bert", *, samples: int = 4, length: int = 7, seed: int = 0
+) -> dict[str, torch.Tensor]:
     """Random token ids with right padding of different lengths."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(4, VOCABULARY, (samples, length), generator=generator)

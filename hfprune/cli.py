@@ -1,0 +1,215 @@
+"""The `hfprune` command: inspect, prune, evaluate and verify, thin over the API."""
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from datasets import DatasetDict
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
+
+import hfprune
+from hfprune.config import PruningConfig
+from hfprune.data import load_text_dataset, resolve_model, tokenize
+from hfprune.errors import HfpruneError
+from hfprune.measure import measure_latency, measure_size
+from hfprune.metrics import compute_metrics_for
+from hfprune.publishing.verification import PLAN_FILE, class_of
+from hfprune.publishing.verification import verify as verify_folder
+from hfprune.report import comparison_table
+from hfprune.structure.blocks import find_blocks
+
+app = typer.Typer(
+    help="Structured pruning for Hugging Face transformers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ModelName = Annotated[str, typer.Argument(help="Folder or Hub name; minilm-l6 comes from an installed package.")]
+DataName = Annotated[
+    str, typer.Option("--data", help="Hub name, trec, movie_reviews, sms_spam, or a csv/json/parquet file.")
+]
+TextColumn = Annotated[str, typer.Option(help="Column with the text.")]
+PairColumn = Annotated[str | None, typer.Option(help="Column with the second text of a pair.")]
+LabelColumn = Annotated[str, typer.Option(help="Column with the labels.")]
+MaxLength = Annotated[int, typer.Option(help="Longer texts are cut to so many tokens.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    """What the user did wrong is said in one line on stderr, and the exit code is 1."""
+    try:
+        yield
+    except (HfpruneError, ValueError, FileNotFoundError) as error:
+        typer.echo(f"hfprune: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _load(name: str, **kwargs: Any) -> PreTrainedModel:
+    """A pruned checkpoint with its plan, or any other model in the class that its config names."""
+    source = resolve_model(name)
+    if (Path(source) / PLAN_FILE).is_file():
+        return hfprune.load(source, **kwargs)
+    config = AutoConfig.from_pretrained(source)
+    model: PreTrainedModel = class_of(config.architectures or [], name).from_pretrained(source, **kwargs)
+    return model
+
+
+def _tokenized(
+    data: str, tokenizer: PreTrainedTokenizerBase, text: str, pair: str | None, label: str, max_length: int, seed: int
+) -> DatasetDict:
+    is_file = Path(data).suffix in (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+    files = {"train": data} if is_file else None
+    splits = load_text_dataset(None if is_file else data, files=files, label_column=label, seed=seed)
+    return tokenize(splits, tokenizer, text_column=text, pair_column=pair, label_column=label, max_length=max_length)
+
+
+@app.command()
+def inspect(
+    model: ModelName,
+    sequence_length: Annotated[int, typer.Option(help="Tokens in a sequence, for the multiply-adds.")] = 128,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Show the blocks of a model, what they cost, and what was pruned."""
+    with _errors_in_one_line():
+        loaded = _load(model)
+        blocks, size = find_blocks(loaded), measure_size(loaded, sequence_length=sequence_length)
+        plan = getattr(loaded, "pruning_plan", None)
+        if as_json:
+            table = [
+                {
+                    "name": block.name,
+                    "kind": block.kind,
+                    "units": block.units,
+                    "unit_params": block.unit_params,
+                    "unit_macs": block.unit_macs(sequence_length),
+                }
+                for block in blocks
+            ]
+            digest = plan.digest if plan else None
+            about = {"class": type(loaded).__name__, "plan_digest": digest, "size": asdict(size), "blocks": table}
+            typer.echo(json.dumps(about, indent=1))
+            return
+        typer.echo(
+            f"{type(loaded).__name__}: {size.params:,} parameters ({size.prunable_params:,} prunable), {size.macs:,} "
+            f"MACs for {sequence_length} tokens ({size.prunable_macs:,} prunable), {size.weight_bytes:,} bytes"
+        )
+        if plan is not None:
+            typer.echo(str(plan))
+            return
+        for block in blocks:
+            unit = "neurons" if block.kind == "ffn" else "heads" if block.heads == 1 else "key/value groups"
+            typer.echo(f"{block.name:<36} {block.units:>6} {unit}")
+
+
+@app.command()
+def prune(
+    model: Annotated[str, typer.Argument(help="A fine-tuned text classifier: folder or Hub name.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write.")],
+    data: DataName,
+    sparsity: Annotated[float, typer.Option(help="Fraction of the prunable cost to remove.")] = 0.5,
+    budget: Annotated[str, typer.Option(help="macs or params.")] = "macs",
+    scorer: Annotated[str, typer.Option(help="Which units matter.")] = "kl_fisher",
+    allocation: Annotated[str, typer.Option(help="Where to remove: global, uniform or random.")] = "global",
+    samples: Annotated[int, typer.Option(help="Calibration samples.")] = 512,
+    round_to: Annotated[int, typer.Option(help="Keep neurons in multiples of this.")] = 1,
+    portable: Annotated[bool, typer.Option(help="Only widths that the stock config can say.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace the output folder if it is there.")] = False,
+    text_column: TextColumn = "text",
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = "label",
+    max_length: MaxLength = 128,
+    seed: Seed = 0,
+) -> None:
+    """Prune a text classifier without training, and save it with its plan, record and card."""
+    with _errors_in_one_line():
+        if output.is_dir() and any(output.iterdir()) and not overwrite:
+            raise HfpruneError(f"{output} exists and is not empty. Choose another folder, or pass --overwrite.")
+        config = PruningConfig(
+            sparsity=sparsity,
+            budget=budget,
+            sequence_length=max_length,
+            scorer=scorer,
+            allocation=allocation,
+            calibration_samples=samples,
+            round_to=round_to,
+            portable=portable,
+            seed=seed,
+        )
+        source = resolve_model(model)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        splits = _tokenized(data, tokenizer, text_column, pair_column, label_column, max_length, seed)
+        small = hfprune.prune(_load(model), splits["train"], config, collator=DataCollatorWithPadding(tokenizer))
+        command = "hfprune " + " ".join(sys.argv[1:])
+        small.pruning_record = small.pruning_record.with_(command=command, datasets=[Path(data).name])
+        folder = hfprune.save(small, output, tokenizer=tokenizer, overwrite=overwrite)
+        typer.echo(str(small.pruning_plan))
+        typer.echo(comparison_table(small.pruning_record))
+        typer.echo(f"saved in {folder}")
+
+
+@app.command()
+def evaluate(
+    model: ModelName,
+    data: DataName,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    metrics: Annotated[list[str] | None, typer.Option("--metric", help="Several may be given.")] = None,
+    latency: Annotated[bool, typer.Option(help="Measure the latency too (batch 32).")] = False,
+    text_column: TextColumn = "text",
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = "label",
+    max_length: MaxLength = 128,
+    batch_size: Annotated[int, typer.Option(help="Samples in a batch.")] = 64,
+    seed: Seed = 0,
+) -> None:
+    """Evaluate a text classifier, dense or pruned, and print its metrics as JSON."""
+    with _errors_in_one_line():
+        source = resolve_model(model)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        loaded = AutoModelForSequenceClassification.from_pretrained(source)
+        splits = _tokenized(data, tokenizer, text_column, pair_column, label_column, max_length, seed)
+        if split not in splits:
+            raise ValueError(f"there is no split {split!r}, only {', '.join(splits)}.")
+        with tempfile.TemporaryDirectory() as scratch:
+            trainer = Trainer(
+                loaded,
+                TrainingArguments(output_dir=scratch, per_device_eval_batch_size=batch_size, report_to="none"),
+                data_collator=DataCollatorWithPadding(tokenizer),
+                compute_metrics=compute_metrics_for(metrics or ["accuracy"], regression=loaded.config.num_labels == 1),
+            )
+            found = trainer.predict(splits[split], metric_key_prefix="").metrics
+        results = {name.removeprefix("_"): value for name, value in found.items() if "per_second" not in name}
+        if latency:
+            results["latency"] = asdict(measure_latency(loaded, sequence_length=max_length))
+        typer.echo(json.dumps(results, indent=1))
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")]) -> None:
+    """Check that weights, config, plan and record of a checkpoint agree; exit code 1 and the reasons if not."""
+    problems = verify_folder(folder)
+    for problem in problems:
+        typer.echo(f"{folder}: {problem}", err=True)
+    if problems:
+        raise typer.Exit(1)
+    typer.echo(f"{folder}: weights, config, plan and record agree, and the weights are those that were saved")
+
+
+if __name__ == "__main__":
+    app()

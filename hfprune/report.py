@@ -1,0 +1,85 @@
+"""Tables for people: dense, pruned and recovered side by side."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hfprune.publishing.record import PruningRecord
+from hfprune.recovery.arguments import RecoveryArguments
+
+_SETTINGS = (
+    "learning_rate",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "task_weight",
+    "logits_weight",
+    "hidden_states_weight",
+    "temperature",
+    "freeze_embeddings",
+    "bf16",
+    "seed",
+)
+
+
+def recovery_settings(args: RecoveryArguments, trained: Any | None) -> dict[str, Any]:
+    """The hyper-parameters of a recovery, for the record; empty if there was none.
+
+    Args:
+        args: The arguments of the recovery.
+        trained: What `Trainer.train` returned, or None.
+
+    Returns:
+        Plain values.
+    """
+    if trained is None:
+        return {}
+    values = {name: getattr(args, name) for name in _SETTINGS}
+    values["lr_scheduler_type"] = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    return {**values, "steps": trained.global_step, "seconds": round(trained.metrics["train_runtime"], 1)}
+
+
+def comparison_table(record: PruningRecord, checkpoint_bytes: Mapping[str, int] | None = None) -> str:
+    """Dense, pruned and recovered in one table of plain text.
+
+    Args:
+        record: A record with sizes, and with metrics and latencies where they were measured.
+        checkpoint_bytes: Bytes on disk under `dense` and `pruned`, if they are known.
+
+    Returns:
+        The table.
+    """
+    dense, pruned = record.sizes["dense"], record.sizes["pruned"]
+    length = pruned["sequence_length"]
+    stages = ("dense", "pruned", "recovered")
+    rows: list[tuple[str, ...]] = [("", *stages)]
+    for metric in record.metrics.get("dense", {}):
+        rows.append((metric, *(f"{record.metrics.get(s, {}).get(metric, float('nan')):.4f}" for s in stages)))
+
+    def size(name: str, before: float, after: float) -> None:
+        rows.append((name, f"{before:,.0f}", f"{after:,.0f}", f"−{1 - after / before:.1%}"))
+
+    size("parameters", dense["params"], pruned["params"])
+    size("  prunable", dense["prunable_params"], pruned["prunable_params"])
+    size(f"MACs ({length} tokens)", dense["macs"], pruned["macs"])
+    size("  prunable", dense["prunable_macs"], pruned["prunable_macs"])
+    if checkpoint_bytes:
+        size("bytes on disk", checkpoint_bytes["dense"], checkpoint_bytes["pruned"])
+    slow, fast = record.latencies.get("dense"), record.latencies.get("pruned")
+    note = ""
+    if slow and fast:
+        ratio = f"{slow['median_ms'] / fast['median_ms']:.2f}× faster"
+        rows.append(("latency, ms", f"{slow['median_ms']:.1f}", f"{fast['median_ms']:.1f}", ratio))
+        note = (
+            f"\nlatency: median of {fast['runs']} runs each, in turn ({fast['low_ms']:.1f} to {fast['high_ms']:.1f} ms "
+            f"pruned); {fast['device']}, {fast['dtype']}, {fast['threads']} threads, batch {fast['batch_size']}, "
+            f"{fast['sequence_length']} tokens"
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    return "\n".join(lines) + note

@@ -1,0 +1,28 @@
+"""Offline, deterministic, and without Python warnings or progress bars."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import datasets
+import pytest
+import torch
+from transformers.utils import logging
+
+import hfprune  # noqa: F401 (registers pruned types with the Auto classes)
+
+logging.disable_progress_bar()
+datasets.disable_progress_bars()
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _caches_in_tmp(tmp_path_factory, monkeypatch):
+    """Nothing is read from or written to the user's cache of data sets."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")

@@ -1,0 +1,33 @@
+"""Plans with a different width in every layer."""
+
+import torch
+
+from hfprune.planning import PruningPlan
+from hfprune.structure import find_blocks
+from hfprune.structure.architectures import base_model_type
+
+
+def uneven_kept(model, *, seed: int = 1) -> dict[str, list[int]]:
+    """Random units, fewer in every further block."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = {}
+    for index, block in enumerate(find_blocks(model)):
+        count = max(1, block.units - 1 - index // 2) if block.kind == "attention" else block.units - 3 - 5 * index
+        kept[block.name] = sorted(torch.randperm(block.units, generator=generator)[: max(1, count)].tolist())
+    return kept
+
+
+def uneven_plan(model, *, seed: int = 1) -> PruningPlan:
+    return PruningPlan.keep(
+        find_blocks(model),
+        uneven_kept(model, seed=seed),
+        model_type=base_model_type(model.config.model_type),
+        sequence_length=8,
+    )
+
+
+def as_gates(model, kept) -> dict[str, torch.Tensor]:
+    return {
+        block.name: torch.zeros(block.units).index_fill(0, torch.tensor(kept[block.name]), 1.0)
+        for block in find_blocks(model)
+    }

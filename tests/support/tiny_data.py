@@ -1,0 +1,36 @@
+"""A tiny word-level tokenizer and data set, made on the spot."""
+
+from datasets import ClassLabel, Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from tests.support.tiny import VOCABULARY
+
+WORDS = ["who", "what", "where", "is", "the", "a", "dog", "cat", "city", "river", "name", "of"]
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {"[UNK]": 0, "[PAD]": 1, "[BOS]": 2, "[EOS]": 3, **{word: i + 4 for i, word in enumerate(WORDS)}}
+    assert len(vocabulary) <= VOCABULARY
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[BOS] $A [EOS]", pair="[BOS] $A [EOS] $B [EOS]", special_tokens=[("[BOS]", 2), ("[EOS]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]"
+    )
+
+
+def tiny_texts(rows: int = 24) -> Dataset:
+    """Texts of 2 to 5 words; the label is the first word."""
+    texts = [" ".join(WORDS[(row * 7 + i * (row % 5 + 1)) % 12] for i in range(2 + row % 4)) for row in range(rows)]
+    labels = [row % 3 for row in range(rows)]
+    texts = [f"{WORDS[label]} {text}" for label, text in zip(labels, texts, strict=True)]
+    data = Dataset.from_dict({"text": texts, "label": labels})
+    return data.cast_column("label", ClassLabel(names=["who", "what", "where"]))
+
+
+def tiny_tokenized(rows: int = 24) -> Dataset:
+    tokenizer = tiny_tokenizer()
+    return tiny_texts(rows).map(lambda row: {**tokenizer(row["text"]), "labels": row["label"]}, remove_columns=["text"])
