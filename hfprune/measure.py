@@ -85,12 +85,41 @@ def measure_size(model: PreTrainedModel, *, sequence_length: int) -> Size:
     )
 
 
+def check_length(model: PreTrainedModel, sequence_length: int) -> None:
+    """Refuse sequences that the model has no positions for.
+
+    Args:
+        model: The model.
+        sequence_length: Tokens in a sequence.
+
+    Raises:
+        ValueError: They are more than `max_position_embeddings`.
+    """
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and sequence_length > longest:
+        raise ValueError(
+            f"sequence_length={sequence_length} is more than the model's {longest} positions. Set the length that it "
+            "will be used with."
+        )
+
+
 def count_macs(model: PreTrainedModel, *, sequence_length: int) -> int:
     """Multiply-adds of one forward pass over one sequence: half of what PyTorch's FlopCounterMode counts.
 
     Counted on a copy without storage (meta device), so nothing is computed. Attention counts all pairs of tokens,
     causal or not, as ALGORITHMS §4 does.
+
+    Args:
+        model: The model.
+        sequence_length: Tokens in the sequence.
+
+    Returns:
+        Multiply-adds.
+
+    Raises:
+        ValueError: The model has no positions for so long a sequence.
     """
+    check_length(model, sequence_length)
     config = copy.deepcopy(model.config)
     config._attn_implementation = "eager"
     with torch.device("meta"):
@@ -125,9 +154,7 @@ def measure_latency(
     Raises:
         ValueError: The model cannot take so long a sequence, or `runs` is not positive.
     """
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest is not None and sequence_length > longest:
-        raise ValueError(f"sequence_length={sequence_length} is more than the model's {longest} positions.")
+    check_length(model, sequence_length)
     if runs < 1:
         raise ValueError(f"runs must be at least 1, got {runs}.")
     return measure_latencies([model], batch_size=batch_size, sequence_length=sequence_length, runs=runs, warmup=warmup)[

@@ -10,12 +10,13 @@ from transformers import PreTrainedModel
 
 from hfprune.config import PruningConfig
 from hfprune.errors import BudgetError
-from hfprune.measure import measure_size
+from hfprune.measure import check_length, measure_size
 from hfprune.planning import PruningPlan, allocate, sparsities
+from hfprune.planning.allocation import get_allocator
 from hfprune.planning.costs import unit_cost
 from hfprune.planning.plan import check_match
 from hfprune.publishing.record import PruningRecord, public_name
-from hfprune.scoring import CalibrationData, Collator, Scores, calibration_batches, score
+from hfprune.scoring import CalibrationData, Collator, Scores, calibration_batches, get_scorer, score
 from hfprune.structure.architectures import base_model_type
 from hfprune.structure.blocks import find_blocks
 from hfprune.structure.modeling_pruned import PrunedModel, base_class
@@ -57,6 +58,7 @@ def prune(
         UnsupportedArchitectureError: The model type is not in the table.
         StructureError: The model does not look as the table says.
         NonFiniteScoreError: A score is NaN or infinite.
+        ValueError: A scorer, allocation or schedule of an unknown name, or a pattern that matches no block.
     """
     config = config or PruningConfig()
     start = sparsity_of(model, config)
@@ -65,6 +67,9 @@ def prune(
             f"the model has {start:.1%} of its dense {config.budget} removed already, and sparsity={config.sparsity:g} "
             "asks for no more than that. Sparsity always counts from the dense model: ask for a higher one."
         )
+    check_length(model, config.sequence_length)
+    get_scorer(config.scorer), get_allocator(config.allocation)  # a wrong name fails before any work
+    steps = sparsities(config.schedule, start=start, target=config.sparsity, rounds=config.rounds)
     batches = calibration_batches(
         data,
         model,
@@ -74,7 +79,7 @@ def prune(
         collator=collator,
     )
     small, rounds = model, []
-    for sparsity in sparsities(config.schedule, start=start, target=config.sparsity, rounds=config.rounds):
+    for sparsity in steps:
         began = time.perf_counter()
         scores = score(small, batches, scorer=config.scorer, seed=config.seed, teacher=model)
         scored = time.perf_counter()

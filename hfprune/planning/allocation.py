@@ -247,7 +247,7 @@ def allocate(
     floor, full = _cost(candidates, [c.levels[0] for c in candidates]), _full_cost(candidates)
     if floor > limit:
         raise BudgetError(
-            f"the budget leaves {limit / full:.1%} of the prunable {budget}, but min_units={min_units}, "
+            f"the budget leaves {limit / full:.1%} of this model's prunable {budget}, but min_units={min_units}, "
             f"round_to={round_to} and {len(exclude)} exclude pattern(s) keep at least {floor / full:.1%}. "
             "Lower the sparsity or relax these."
         )

@@ -12,7 +12,7 @@ _BERT = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "intermediate_size": 40,
-    "max_position_embeddings": 48,
+    "max_position_embeddings": 160,
 }
 _GROUPED = {**_BERT, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4}
 
@@ -20,10 +20,10 @@ _GROUPED = {**_BERT, "num_attention_heads": 8, "num_key_value_heads": 4, "head_d
 SIZES: dict[str, dict] = {
     "bert": _BERT,
     "camembert": _BERT,
-    "distilbert": {**_COMMON, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 40, "max_position_embeddings": 48},
+    "distilbert": {**_COMMON, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 40, "max_position_embeddings": 160},
     "electra": {**_BERT, "embedding_size": 32},
     "gemma": _GROUPED,
-    "gpt2": {**_COMMON, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 40, "n_positions": 48},
+    "gpt2": {**_COMMON, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 40, "n_positions": 160},
     "llama": _GROUPED,
     "mistral": _GROUPED,
     "mpnet": _BERT,
@@ -34,7 +34,7 @@ SIZES: dict[str, dict] = {
         "num_attention_heads": 4,
         "ffn_dim": 40,
         "word_embed_proj_dim": 32,
-        "max_position_embeddings": 48,
+        "max_position_embeddings": 160,
     },
     "qwen2": _GROUPED,
     "qwen3": _GROUPED,

@@ -1,0 +1,275 @@
+"""Saving and loading: three ways in, and what happens when something is missing, damaged or killed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+import hfprune
+from hfprune import PruningConfig
+from hfprune.errors import CheckpointError
+from hfprune.publishing.verification import verify
+from hfprune.structure.modeling_pruned import PrunedModel
+from tests.support.plans import uneven_plan
+from tests.support.tiny import tiny_batch, tiny_model
+from tests.support.tiny_data import tiny_tokenizer
+
+STANDALONE = Path(__file__).parent / "support" / "standalone.py"
+IDS = torch.arange(4, 14).reshape(2, 5)
+
+
+def pruned_model(model_type="bert", head="AutoModelForSequenceClassification"):
+    model = tiny_model(model_type, head)
+    return hfprune.prune(model, [tiny_batch(model_type)], PruningConfig(sparsity=0.5, sequence_length=8))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return hfprune.save(pruned_model(), tmp_path / "small", tokenizer=tiny_tokenizer())
+
+
+def standalone(folder, auto, trust="trust", *more):
+    command = [sys.executable, str(STANDALONE), str(folder), auto, trust, *map(str, more)]
+    environment = {**os.environ, "PYTHONPATH": "", "HF_MODULES_CACHE": str(folder.parent / "modules")}
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL, timeout=120, check=False
+    )
+
+
+class TestThreeWaysIn:
+    def test_save_writes_everything(self, folder):
+        names = {path.name for path in folder.iterdir()}
+        assert names >= {
+            "config.json",
+            "model.safetensors",
+            "modeling_pruned.py",
+            "pruning_plan.json",
+            "pruning_record.json",
+            "README.md",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        }
+        assert not [path for path in folder.parent.iterdir() if path != folder], "a draft was left behind"
+        assert verify(folder) == []
+
+    def test_auto_classes_after_import(self, folder):
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        assert type(model).__name__ == "PrunedBertForSequenceClassification"
+        assert model.pruning_plan == hfprune.load(folder).pruning_plan
+        assert model.pruning_record.plan_digest == model.pruning_plan.digest
+        base = AutoModel.from_pretrained(folder)
+        assert type(base).__name__ == "PrunedBertModel"
+        assert torch.equal(base(IDS).last_hidden_state, model.bert(IDS).last_hidden_state)
+
+    def test_pipeline(self, folder):
+        answer = pipeline("text-classification", model=str(folder))("who is the dog")
+        tokenizer, model = AutoTokenizer.from_pretrained(folder), hfprune.load(folder)
+        logits = model(**tokenizer("who is the dog", return_tensors="pt")).logits
+        assert answer[0]["score"] == pytest.approx(logits.softmax(-1).max().item(), abs=1e-5)
+
+    @pytest.mark.parametrize(
+        ("model_type", "head"),
+        [
+            ("bert", "AutoModelForSequenceClassification"),
+            ("mpnet", "AutoModelForSequenceClassification"),
+            ("gpt2", "AutoModelForCausalLM"),
+            ("gemma", "AutoModelForSequenceClassification"),
+        ],
+    )
+    def test_remote_code_without_hfprune(self, model_type, head, tmp_path):
+        """And what that process saves again still loads, here and there."""
+        model = hfprune.apply_plan(tiny_model(model_type, head), uneven_plan(tiny_model(model_type, head)))
+        folder = hfprune.save(model, tmp_path / "small")
+        done = standalone(folder, head, "trust", tmp_path / "again")
+        assert done.returncode == 0, done.stderr
+        said = json.loads(done.stdout)
+        assert said["class"] == type(model).__name__
+        with torch.no_grad():
+            assert torch.equal(torch.tensor(said["output"]), model(input_ids=IDS).logits)
+            assert torch.equal(hfprune.load(tmp_path / "again")(input_ids=IDS).logits, model(input_ids=IDS).logits)
+        assert hfprune.load(tmp_path / "again").pruning_plan == model.pruning_plan
+        assert standalone(tmp_path / "again", "AutoModel").returncode == 0
+
+    def test_without_hfprune_and_without_trust_it_says_what_to_do(self, folder):
+        done = standalone(folder, "AutoModelForSequenceClassification", "no")
+        assert done.returncode != 0
+        assert "trust_remote_code=True" in done.stderr
+
+    def test_a_stock_checkpoint_needs_nothing(self, tmp_path):
+        model = tiny_model("llama", "AutoModelForCausalLM")
+        config = PruningConfig(sparsity=0.4, portable=True, sequence_length=8)
+        small = hfprune.prune(model, [tiny_batch("llama")], config)
+        folder = hfprune.save(small, tmp_path / "small")
+        assert not (folder / "modeling_pruned.py").exists()
+        assert "auto_map" not in json.loads((folder / "config.json").read_text())
+        done = standalone(folder, "AutoModelForCausalLM", "no")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["class"] == "LlamaForCausalLM"
+        with torch.no_grad():
+            assert torch.equal(torch.tensor(json.loads(done.stdout)["output"]), small(input_ids=IDS).logits)
+        again = hfprune.load(folder)
+        assert again.pruning_plan == small.pruning_plan
+        assert not isinstance(again, PrunedModel)
+        assert verify(folder) == []
+
+    def test_save_pretrained_alone_keeps_plan_and_record(self, tmp_path):
+        model = pruned_model()
+        model.save_pretrained(tmp_path / "plain")
+        assert hfprune.load(tmp_path / "plain").pruning_record == model.pruning_record
+
+    def test_a_loaded_model_saves_the_same_again(self, folder, tmp_path):
+        hfprune.save(hfprune.load(folder), tmp_path / "again")
+        assert verify(tmp_path / "again") == []
+        for name in ("model.safetensors", "pruning_plan.json", "pruning_record.json", "config.json"):
+            assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+    def test_mismatched_sizes_are_never_ignored(self, folder):
+        with pytest.raises(ValueError, match="would put random weights where shapes differ"):
+            AutoModelForSequenceClassification.from_pretrained(folder, ignore_mismatched_sizes=True)
+
+    def test_a_newer_table_is_refused(self, folder):
+        path = folder / "config.json"
+        path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
+        with pytest.raises(ValueError, match="format_version 2, this code understands 1. Upgrade hfprune"):
+            AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+class TestDamage:
+    def test_the_folder_exists(self, folder):
+        before = (folder / "model.safetensors").read_bytes()
+        with pytest.raises(CheckpointError, match="exists and is not empty. Choose another folder, or pass overwrite"):
+            hfprune.save(pruned_model(), folder)
+        assert (folder / "model.safetensors").read_bytes() == before
+
+    def test_overwrite_replaces_it_whole(self, folder):
+        (folder / "stale.txt").write_text("old")
+        hfprune.save(pruned_model("distilbert"), folder, overwrite=True)
+        assert not (folder / "stale.txt").exists()
+        assert type(hfprune.load(folder)).__name__ == "PrunedDistilBertForSequenceClassification"
+        assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+    def test_a_failed_save_leaves_the_old_one(self, folder, monkeypatch):
+        monkeypatch.setattr("hfprune.publishing.checkpoint.write_card", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            hfprune.save(pruned_model("distilbert"), folder, overwrite=True)
+        assert verify(folder) == []
+        assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+    def test_without_an_atomic_exchange(self, folder, monkeypatch):
+        monkeypatch.setattr("hfprune.publishing.checkpoint._exchange", lambda *_: False)
+        hfprune.save(pruned_model("distilbert"), folder, overwrite=True)
+        assert type(hfprune.load(folder)).__name__ == "PrunedDistilBertForSequenceClassification"
+        assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+    def test_a_dense_model_has_no_plan_to_save(self, tmp_path):
+        with pytest.raises(CheckpointError, match="the model has no pruning plan: it was not pruned by hfprune"):
+            hfprune.save(tiny_model("bert"), tmp_path / "x")
+
+    def test_a_file_is_no_folder(self, tmp_path):
+        (tmp_path / "x").write_text("")
+        with pytest.raises(CheckpointError, match="is a file; a checkpoint is a folder"):
+            hfprune.save(pruned_model(), tmp_path / "x")
+
+    def test_no_plan(self, folder):
+        (folder / "pruning_plan.json").unlink()
+        with pytest.raises(CheckpointError, match="there is no pruning_plan.json, so this is not a checkpoint of hfpr"):
+            hfprune.load(folder)
+
+    def test_a_truncated_weight_file(self, folder):
+        path = folder / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-1000])
+        with pytest.raises(CheckpointError, match=r"model.safetensors is damaged or cut short \(\d+ bytes\)"):
+            hfprune.load(folder)
+
+    def test_no_weights(self, folder):
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(CheckpointError, match="there are no .safetensors files"):
+            hfprune.load(folder)
+
+    def test_a_shape_table_that_disagrees_with_the_weights(self, folder):
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
+        for name, side in (("intermediate.dense", "out_features"), ("output.dense", "in_features")):
+            config["pruning_config"]["shapes"][f"encoder.layer.0.{name}"][side] += 1
+        path.write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match="the plan keeps .* units of 'encoder.layer.0.ffn', the config says"):
+            hfprune.load(folder)
+        assert any("but the shape table in config.json says" in problem for problem in verify(folder))
+        with pytest.raises(RuntimeError, match="mismatch"):  # transformers alone refuses too
+            AutoModelForSequenceClassification.from_pretrained(folder)
+
+    def test_a_missing_and_an_unknown_tensor(self, folder):
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        tensors["surprise"] = tensors.pop("classifier.bias")
+        save_file(tensors, path, metadata={"format": "pt"})
+        problems = verify(folder)
+        assert any("classifier.bias is missing from the weights" in p for p in problems)
+        assert any("surprise is in the weights, but the model has no such tensor" in p for p in problems)
+
+    def test_verify_finds_one_flipped_byte(self, folder):
+        path = folder / "model.safetensors"
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        hfprune.load(folder)  # the shapes are right
+        assert verify(folder) == ["model.safetensors is not the file that was saved: its SHA-256 differs"]
+
+    def test_verify_finds_another_plan_or_record(self, folder):
+        (folder / "pruning_record.json").unlink()
+        assert verify(folder)[0].startswith("pruning_record.json cannot be read")
+        assert verify(folder / "nowhere") == ["there is no such folder"]
+
+    def test_a_config_that_names_no_class(self, folder):
+        path = folder / "config.json"
+        path.write_text(path.read_text().replace("PrunedBertForSequenceClassification", "PrunedNothing"))
+        assert "names architecture 'PrunedNothing'" in verify(folder)[0]
+        path.unlink()
+        assert "has no config.json" in verify(folder)[0]
+
+
+SAVER = """
+import json, os, signal, sys, time
+sys.path.insert(0, sys.argv[2])
+import torch
+torch.set_num_threads(1)
+import hfprune
+from hfprune.publishing.verification import verify
+from tests.support.tiny import tiny_model
+from tests.support.plans import uneven_plan
+model = tiny_model("bert", hidden_size=256, intermediate_size=2048, num_attention_heads=4)
+small = hfprune.apply_plan(model, uneven_plan(model))
+found = []
+for attempt in range(20):
+    child = os.fork()
+    if child == 0:
+        while True:
+            hfprune.save(small, sys.argv[1], overwrite=True)
+    time.sleep(0.01 + 0.007 * attempt)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    size = os.path.getsize(os.path.join(sys.argv[1], "model.safetensors"))
+    drafts = len(os.listdir(os.path.dirname(sys.argv[1]))) - 1
+    found.append((verify(sys.argv[1]), size, drafts))
+print(json.dumps(found))
+"""
+
+
+def test_kill_in_the_middle_of_saving(folder):
+    """Kill -9 at 20 moments: what is there always verifies, whether it is the old checkpoint or the new one."""
+    old = (folder / "model.safetensors").stat().st_size
+    command = [sys.executable, "-c", SAVER, str(folder), str(Path(__file__).parent.parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert [problems for problems, _, _ in found] == [[]] * 20
+    assert any(drafts for _, _, drafts in found), "no kill fell into the middle of a save"
+    assert any(size != old for _, size, _ in found), "no save was ever finished"
+    hfprune.save(pruned_model(), folder, overwrite=True)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name], "a killed run's draft is cleared"

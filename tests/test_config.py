@@ -1,0 +1,28 @@
+"""PruningConfig says what is wrong and what to do."""
+
+import pytest
+
+from hfprune import PruningConfig
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sparsity": 50}, r"sparsity must be in \[0, 1\), got 50. It is a fraction: write 0.5 for 50 %."),
+        ({"sparsity": 1.0}, r"sparsity must be in \[0, 1\), got 1"),
+        ({"sparsity": -0.1}, r"sparsity must be in \[0, 1\), got -0.1"),
+        ({"budget": "flops"}, "budget must be 'macs' or 'params', got 'flops'"),
+        ({"rounds": 3}, "rounds=3 needs a schedule that spreads them"),
+        ({"min_units": 0}, "min_units must be at least 1, got 0"),
+        ({"round_to": 0}, "round_to must be at least 1, got 0"),
+        ({"exclude": "*.0.ffn"}, "exclude must be a list of patterns"),
+    ],
+)
+def test_bad_values(fields, message):
+    with pytest.raises(ValueError, match=message):
+        PruningConfig(**fields)
+
+
+def test_plain_values():
+    assert PruningConfig(exclude=["a"]).to_dict()["exclude"] == ["a"]
+    assert PruningConfig(**PruningConfig(sparsity=0.3).to_dict()) == PruningConfig(sparsity=0.3)

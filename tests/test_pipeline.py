@@ -1,0 +1,191 @@
+"""prune(): the whole job equals its steps, on models dense and pruned."""
+
+import pytest
+import torch
+from transformers import BertForSequenceClassification, DataCollatorWithPadding, LlamaForCausalLM
+from transformers.models.bert import BertPreTrainedModel
+
+import hfprune
+from hfprune import PruningConfig
+from hfprune.errors import BudgetError, PlanMismatchError, UnsupportedArchitectureError
+from hfprune.measure import measure_size
+from hfprune.pipeline import sparsity_of
+from hfprune.planning import sparsities
+from hfprune.scoring import calibration_batches
+from hfprune.structure import find_blocks
+from hfprune.structure.modeling_pruned import PrunedModel
+from tests.support.plans import uneven_plan
+from tests.support.tiny import tiny_batch, tiny_config, tiny_model
+from tests.support.tiny_data import tiny_tokenized, tiny_tokenizer
+
+BATCHES = [tiny_batch(seed=i) for i in range(4)]
+
+
+def config(**fields):
+    return PruningConfig(**{"sequence_length": 8, **fields})
+
+
+def same_weights(a, b):
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("schedule", ["one_shot", "linear", "cubic"])
+def test_prune_is_its_steps(schedule):
+    model = tiny_model("bert")
+    settings = config(
+        sparsity=0.6, schedule=schedule, rounds=1 if schedule == "one_shot" else 3, calibration_samples=12, seed=3
+    )
+    collator = DataCollatorWithPadding(tiny_tokenizer())
+    whole = hfprune.prune(model, tiny_tokenized(), settings, collator=collator)
+
+    batches = calibration_batches(tiny_tokenized(), model, samples=12, batch_size=32, seed=3, collator=collator)
+    small = model
+    start = sparsity_of(model, settings)
+    for sparsity in sparsities(schedule, start=start, target=0.6, rounds=settings.rounds):
+        scores = hfprune.score(small, batches, scorer=settings.scorer, seed=settings.seed, teacher=model)
+        small = hfprune.apply_plan(small, hfprune.plan(small, scores, settings, sparsity=sparsity))
+
+    assert whole.pruning_plan == small.pruning_plan
+    assert same_weights(whole, small)
+    assert len(whole.pruning_record.rounds) == settings.rounds
+    assert whole.pruning_record.plan_digest == whole.pruning_plan.digest
+
+
+def test_the_dense_model_stays_and_the_small_one_stands_alone():
+    model = tiny_model("bert")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    small = hfprune.prune(model, BATCHES, config(sparsity=0.5))
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.zero_()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not hasattr(model, "pruning_plan")
+
+
+@pytest.mark.parametrize("budget", ["macs", "params"])
+@pytest.mark.parametrize("allocation", ["global", "uniform", "random"])
+def test_the_budget_is_kept_and_measured_alike(budget, allocation):
+    model = tiny_model("bert")
+    settings = config(sparsity=0.5, budget=budget, allocation=allocation, sequence_length=16)
+    small = hfprune.prune(model, BATCHES, settings)
+    assert 0.5 <= small.pruning_plan.sparsity(budget) < 0.6
+    before, after = (measure_size(m, sequence_length=16) for m in (model, small))
+    assert before.params - after.params == before.prunable_params - after.prunable_params
+    assert before.macs - after.macs == before.prunable_macs - after.prunable_macs  # counted by PyTorch, and by us
+    kept, dense = small.pruning_plan.cost("macs")
+    assert (kept, dense) == (after.prunable_macs, before.prunable_macs)
+
+
+def test_equal_inputs_give_equal_plans():
+    plans = [hfprune.prune(tiny_model("bert"), BATCHES, config(sparsity=0.4)).pruning_plan for _ in range(2)]
+    assert plans[0].digest == plans[1].digest
+
+
+def test_training_state_comes_along():
+    model = tiny_model("bert").train()
+    model.bert.embeddings.requires_grad_(False)
+    small = hfprune.apply_plan(model, uneven_plan(model))
+    assert small.training
+    assert not small.bert.embeddings.word_embeddings.weight.requires_grad
+    assert small.bert.encoder.layer[0].output.dense.weight.requires_grad
+    assert model.training
+
+
+@pytest.mark.parametrize("model_type", ["bert", "mpnet", "gpt2", "llama"])
+def test_two_plans_equal_their_composition(model_type):
+    model = tiny_model(model_type)
+    first = uneven_plan(model, seed=1)
+    once = hfprune.apply_plan(model, first)
+    second = uneven_plan(once, seed=2)
+    twice = hfprune.apply_plan(once, second)
+    direct = hfprune.apply_plan(model, first.then(second))
+    assert twice.pruning_plan == first.then(second)
+    assert same_weights(twice, direct)
+    assert twice.config.pruning_config == direct.config.pruning_config
+    batch = tiny_batch(model_type)
+    assert torch.equal(twice(**batch).logits, direct(**batch).logits)
+
+
+def test_pruning_a_pruned_model_keeps_dense_numbering_and_history():
+    model = tiny_model("bert")
+    once = hfprune.prune(model, BATCHES, config(sparsity=0.3))
+    twice = hfprune.prune(once, BATCHES, config(sparsity=0.6))
+    assert twice.pruning_plan.counts["encoder.layer.0.ffn"][1] == 40
+    assert twice.pruning_plan.sparsity("macs") >= 0.6
+    for name, block in twice.pruning_plan.blocks.items():
+        assert set(block.kept) <= set(once.pruning_plan.blocks[name].kept)
+    assert same_weights(twice, hfprune.apply_plan(model, twice.pruning_plan))
+    assert [r["config"]["sparsity"] for r in twice.pruning_record.earlier] == [0.3]
+    assert twice.pruning_record.sizes["dense"] == once.pruning_record.sizes["dense"]
+    with pytest.raises(BudgetError, match=r"has 60.\d% of its dense macs removed already.*ask for a higher one"):
+        hfprune.prune(twice, BATCHES, config(sparsity=0.5))
+
+
+class TestPortable:
+    def test_llama_heads_and_neurons_in_a_stock_config(self):
+        model = tiny_model("llama", "AutoModelForCausalLM")
+        small = hfprune.prune(model, [tiny_batch("llama")], config(sparsity=0.5, portable=True))
+        assert type(small) is LlamaForCausalLM
+        assert small.config.num_attention_heads == 2 * small.config.num_key_value_heads
+        assert small.config.head_dim == 4
+        assert 0.5 <= small.pruning_plan.sparsity("macs") < 0.75
+
+    def test_bert_neurons_only(self):
+        small = hfprune.prune(tiny_model("bert"), BATCHES, config(sparsity=0.3, portable=True))
+        assert type(small) is BertForSequenceClassification
+        assert len({small.pruning_plan.counts[f"encoder.layer.{i}.ffn"] for i in range(2)}) == 1
+        assert all(small.pruning_plan.counts[f"encoder.layer.{i}.attention"] == (4, 4) for i in range(2))
+        with pytest.raises(BudgetError, match="no uniform widths that the stock config can say"):
+            hfprune.prune(tiny_model("bert"), BATCHES, config(sparsity=0.7, portable=True))
+
+    def test_uniform_widths_are_stock_without_being_asked(self):
+        settings = config(sparsity=0.2, allocation="uniform", exclude=["*.attention"])
+        assert not isinstance(hfprune.prune(tiny_model("bert"), BATCHES, settings), PrunedModel)
+
+    def test_an_unevenly_pruned_model_cannot_become_portable(self):
+        once = hfprune.apply_plan(tiny_model("bert"), uneven_plan(tiny_model("bert")))
+        with pytest.raises(BudgetError, match=r"stock config cannot say|no uniform widths"):
+            hfprune.prune(once, BATCHES, config(sparsity=0.7, portable=True))
+
+
+def test_a_plan_for_another_model_or_state_is_refused():
+    model = tiny_model("bert")
+    plan = uneven_plan(model)
+    once = hfprune.apply_plan(model, plan)
+    with pytest.raises(PlanMismatchError, match=r"has 3 units.*made for 4. The model is already pruned \(3 of 4\)"):
+        hfprune.apply_plan(once, plan)
+    with pytest.raises(PlanMismatchError, match=r"for a bert model with 4 blocks, this model has 2"):
+        hfprune.apply_plan(tiny_model("bert", num_hidden_layers=1), plan)
+    with pytest.raises(PlanMismatchError, match=r"model has no 'encoder.layer.0.attention'; the plan lacks 'h"):
+        hfprune.apply_plan(tiny_model("gpt2"), plan)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"scorer": "best"}, "unknown scorer 'best'"),
+        ({"allocation": "best"}, "unknown allocation 'best'"),
+        ({"schedule": "slow"}, "unknown schedule 'slow'. Known: one_shot, linear, cubic"),
+    ],
+)
+def test_a_wrong_name_fails_before_any_work(fields, message):
+    with pytest.raises(ValueError, match=message):
+        hfprune.prune(tiny_model("bert"), None, PruningConfig(**fields))
+
+
+def test_a_class_of_the_users_own_is_refused():
+    class Mine(BertForSequenceClassification, BertPreTrainedModel):
+        pass
+
+    model = Mine(tiny_config("bert")).eval()
+    with pytest.raises(UnsupportedArchitectureError, match="Mine is not a class of transformers"):
+        hfprune.apply_plan(model, uneven_plan(model))
+
+
+def test_sparsity_zero_is_a_copy():
+    model = tiny_model("bert")
+    copy = hfprune.prune(model, BATCHES, config(sparsity=0.0))
+    assert type(copy) is type(model)
+    assert same_weights(model, copy)
+    assert [b.units for b in find_blocks(copy)] == [4, 40, 4, 40]
