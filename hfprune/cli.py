@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from datasets import DatasetDict
 from transformers import (
@@ -190,7 +191,12 @@ def evaluate(
         with tempfile.TemporaryDirectory() as scratch:
             trainer = Trainer(
                 loaded,
-                TrainingArguments(output_dir=scratch, per_device_eval_batch_size=batch_size, report_to="none"),
+                TrainingArguments(
+                    output_dir=scratch,
+                    per_device_eval_batch_size=batch_size,
+                    report_to="none",
+                    dataloader_pin_memory=torch.cuda.is_available(),
+                ),
                 data_collator=DataCollatorWithPadding(tokenizer),
                 compute_metrics=compute_metrics_for(metrics or ["accuracy"], regression=loaded.config.num_labels == 1),
             )

@@ -46,7 +46,7 @@ def comparison_table(record: PruningRecord, checkpoint_bytes: Mapping[str, int] 
 
     Args:
         record: A record with sizes, and with metrics and latencies where they were measured.
-        checkpoint_bytes: Bytes on disk under `dense` and `pruned`, if they are known.
+        checkpoint_bytes: Bytes on disk under `dense` and `pruned`, if they are known (0: the dense one is not here).
 
     Returns:
         The table.
@@ -65,7 +65,7 @@ def comparison_table(record: PruningRecord, checkpoint_bytes: Mapping[str, int] 
     size("  prunable", dense["prunable_params"], pruned["prunable_params"])
     size(f"MACs ({length} tokens)", dense["macs"], pruned["macs"])
     size("  prunable", dense["prunable_macs"], pruned["prunable_macs"])
-    if checkpoint_bytes:
+    if checkpoint_bytes and checkpoint_bytes["dense"]:
         size("bytes on disk", checkpoint_bytes["dense"], checkpoint_bytes["pruned"])
     slow, fast = record.latencies.get("dense"), record.latencies.get("pruned")
     note = ""

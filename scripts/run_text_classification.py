@@ -20,7 +20,7 @@ import json
 import logging
 import sys
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
 
 from transformers import (
@@ -42,6 +42,8 @@ from hfprune.recovery.trainer import RecoveryTrainer
 from hfprune.report import comparison_table, recovery_settings
 
 logger = logging.getLogger("run_text_classification")
+#: PruningConfig without its seed: --seed of the training arguments is for both.
+PruningArguments = make_dataclass("PruningArguments", [(f.name, f.type, f) for f in fields(PruningConfig)[:-1]])
 
 
 @dataclass
@@ -80,15 +82,13 @@ class DataArguments:
 def main() -> None:
     """Run it."""
     began = time.perf_counter()
-    # RecoveryArguments and PruningConfig both have a seed; --seed is for both.
-    kinds = (RecoveryArguments, ModelArguments, DataArguments, PruningConfig)
-    parser = HfArgumentParser(kinds, description=__doc__, conflict_handler="resolve")
+    parser = HfArgumentParser((RecoveryArguments, ModelArguments, DataArguments, PruningArguments), description=__doc__)
     if len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml", ".json")):
         read = parser.parse_json_file if sys.argv[1].endswith(".json") else parser.parse_yaml_file
-        args, model_args, data_args, config = read(sys.argv[1])
+        args, model_args, data_args, pruning_args = read(sys.argv[1])
     else:
-        args, model_args, data_args, config = parser.parse_args_into_dataclasses()
-    config = replace(config, seed=args.seed)
+        args, model_args, data_args, pruning_args = parser.parse_args_into_dataclasses()
+    config = PruningConfig(**asdict(pruning_args), seed=args.seed)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     set_seed(args.seed)
     output = Path(args.output_dir)
@@ -129,7 +129,7 @@ def main() -> None:
         return {name: found[f"test_{name}"] for name in data_args.metrics}
 
     resuming = args.resume_from_checkpoint is not None
-    dense_source = output / "dense" if resuming or (output / "dense").is_dir() else source
+    dense_source = str(output / "dense") if resuming and (output / "dense").is_dir() else source
     dense = AutoModelForSequenceClassification.from_pretrained(dense_source, **labels, **trust)
     dense_args = copy.deepcopy(args)
     dense_args.output_dir, dense_args.freeze_embeddings = str(output / "dense_training"), False
@@ -139,6 +139,7 @@ def main() -> None:
         logger.info("Fine-tuning the dense model")
         dense_trainer.train()
         dense_trainer.save_model(str(output / "dense"))
+        dense_source = str(output / "dense")
     metrics = {"dense": test(dense_trainer)}
 
     if resuming:
@@ -169,8 +170,7 @@ def main() -> None:
         command="python scripts/run_text_classification.py " + " ".join(sys.argv[1:]),
     )
     folder = hfprune.save(pruned, output / "model", tokenizer=tokenizer, overwrite=True)
-    dense.save_pretrained(output / "dense")
-    sizes = {"dense": checkpoint_bytes(output / "dense"), "pruned": checkpoint_bytes(folder)}
+    sizes = {"dense": checkpoint_bytes(dense_source), "pruned": checkpoint_bytes(folder)}
     first, plan = data_args.metrics[0], pruned.pruning_plan
     results = {f"{stage}_{first}": metrics[stage][first] for stage in metrics}
     results |= {"mac_sparsity": plan.sparsity("macs"), "param_sparsity": plan.sparsity("params")}

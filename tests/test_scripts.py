@@ -165,6 +165,7 @@ class TestCommand:
         assert "4 heads" in self.cli("inspect", home / "dense").stdout
 
         found = self.cli("evaluate", out, *options, "--metric", "accuracy", "--metric", "f1", "--latency")
+        assert found.exit_code == 0, found.output
         results = json.loads(found.stdout)
         assert 0 <= results["accuracy"] <= 1
         assert results["latency"]["sequence_length"] == 16
