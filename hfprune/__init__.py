@@ -46,7 +46,7 @@ __all__ = [
 for _model_type in known_architectures():
     modeling_pruned.register_config(_model_type)
 modeling_pruned.ATTACHMENTS["pruning_plan.json"] = ("pruning_plan", PruningPlan.from_json, PruningPlan.to_json)
-modeling_pruned.ATTACHMENTS["pruning_record.json"] = ("pruning_record", PruningRecord.from_json, PruningRecord.to_json)
+modeling_pruned.ATTACHMENTS["pruning_record.json"] = ("pruning_record", PruningRecord.of_model, PruningRecord.to_json)
 
 # Trainer and datasets take seconds to import, so what needs them is imported when first used.
 _WHERE = {

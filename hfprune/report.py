@@ -1,8 +1,11 @@
 """Tables for people: dense, pruned and recovered side by side."""
 
+import shlex
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.record import PruningRecord
 from hfprune.recovery.arguments import RecoveryArguments
 
@@ -39,6 +42,41 @@ def recovery_settings(args: RecoveryArguments, trained: Any | None) -> dict[str,
     values = {name: getattr(args, name) for name in _SETTINGS}
     values["lr_scheduler_type"] = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     return {**values, "steps": trained.global_step, "seconds": round(trained.metrics["train_runtime"], 1)}
+
+
+def command_line(program: str) -> str:
+    """The command of this process, for a record: quoted for a shell, and without tokens.
+
+    Args:
+        program: What stands for the script's path.
+
+    Returns:
+        One line.
+    """
+    kept, skip = [], False
+    for argument in sys.argv[1:]:
+        secret = argument.startswith("--") and "token" in argument and "tokenizer" not in argument
+        if not skip and not secret:
+            kept.append(argument)
+        skip = secret and "=" not in argument
+    return f"{program} {shlex.join(kept)}".strip()
+
+
+def headline(record: PruningRecord, plan: PruningPlan) -> dict[str, float]:
+    """The few numbers of a run: its first metric at every stage, sparsities, and the speed-up.
+
+    Args:
+        record: A record with metrics and latencies.
+        plan: The plan.
+
+    Returns:
+        Such as `dense_accuracy`, `pruned_accuracy`, `recovered_accuracy`, `mac_sparsity`, `param_sparsity`, `speedup`.
+    """
+    metric = next(iter(record.metrics["dense"]))
+    numbers = {f"{stage}_{metric}": values[metric] for stage, values in record.metrics.items()}
+    slow, fast = (record.latencies[stage]["median_ms"] for stage in ("dense", "pruned"))
+    sparsities = {"mac_sparsity": plan.sparsity("macs"), "param_sparsity": plan.sparsity("params")}
+    return {**numbers, **sparsities, "speedup": slow / fast}
 
 
 def comparison_table(record: PruningRecord, checkpoint_bytes: Mapping[str, int] | None = None) -> str:

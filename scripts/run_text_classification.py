@@ -20,164 +20,103 @@ import json
 import logging
 import sys
 import time
-from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from dataclasses import asdict, fields, make_dataclass
 from pathlib import Path
 
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DataCollatorWithPadding,
-    HfArgumentParser,
-    PreTrainedModel,
-    set_seed,
-)
+from transformers import HfArgumentParser, set_seed
 
 import hfprune
 from hfprune.config import PruningConfig
-from hfprune.data import label_arguments, load_text_dataset, resolve_model, tokenize
 from hfprune.measure import checkpoint_bytes, measure_latencies
-from hfprune.metrics import compute_metrics_for
+from hfprune.pipeline import check
+from hfprune.publishing.record import public_name
 from hfprune.recovery.arguments import RecoveryArguments
-from hfprune.recovery.trainer import RecoveryTrainer
-from hfprune.report import comparison_table, recovery_settings
+from hfprune.report import command_line, comparison_table, headline, recovery_settings
+from hfprune.scoring import calibration_batches
+from hfprune.tasks import DataArguments, ModelArguments, TextClassification, clear_earlier_run
 
 logger = logging.getLogger("run_text_classification")
 #: PruningConfig without its seed: --seed of the training arguments is for both.
-PruningArguments = make_dataclass("PruningArguments", [(f.name, f.type, f) for f in fields(PruningConfig)[:-1]])
+PruningArguments = make_dataclass(
+    "PruningArguments", [(f.name, f.type, f) for f in fields(PruningConfig) if f.name != "seed"]
+)
 
 
-@dataclass
-class ModelArguments:
-    """Which model, and whether it must be fine-tuned first."""
-
-    model_name_or_path: str = field(metadata={"help": "Hub name, folder, or minilm-l6 (from an installed package)."})
-    dense_epochs: float = field(default=0.0, metadata={"help": "Epochs of dense fine-tuning first; 0: it is done."})
-    dense_learning_rate: float = field(default=5e-5, metadata={"help": "Learning rate of the dense fine-tuning."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
-
-
-@dataclass
-class DataArguments:
-    """Which data, and what is measured on it."""
-
-    dataset: str | None = field(default=None, metadata={"help": "Hub name, or trec, movie_reviews, sms_spam."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    train_file: str | None = field(default=None, metadata={"help": "csv, tsv, json, jsonl or parquet."})
-    validation_file: str | None = field(default=None, metadata={"help": "The same; cut from train if not given."})
-    test_file: str | None = field(default=None, metadata={"help": "The same; cut from train if not given."})
-    text_column: str = field(default="text", metadata={"help": "Column with the text."})
-    pair_column: str | None = field(default=None, metadata={"help": "Column with the second text of a pair."})
-    label_column: str = field(default="label", metadata={"help": "Column with the labels; floats: a regression."})
-    max_length: int = field(default=128, metadata={"help": "Longer texts are cut to so many tokens."})
-    metrics: list[str] = field(default_factory=lambda: ["accuracy"], metadata={"help": "The first one is reported."})
-    latency_batch_size: int = field(default=32, metadata={"help": "Batch size of the latency measurement."})
-    latency_length: int = field(default=64, metadata={"help": "Sequence length of the latency measurement."})
-
-    def files(self) -> dict[str, str]:
-        """The files that were given, by split."""
-        named = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
-        return {split: file for split, file in named.items() if file}
-
-
-def main() -> None:
-    """Run it."""
-    began = time.perf_counter()
+def parse() -> tuple[RecoveryArguments, ModelArguments, DataArguments, PruningConfig]:
+    """The arguments, from the command line or from the one file that is named there."""
     parser = HfArgumentParser((RecoveryArguments, ModelArguments, DataArguments, PruningArguments), description=__doc__)
     if len(sys.argv) == 2 and sys.argv[1].endswith((".yaml", ".yml", ".json")):
         read = parser.parse_json_file if sys.argv[1].endswith(".json") else parser.parse_yaml_file
         args, model_args, data_args, pruning_args = read(sys.argv[1])
     else:
         args, model_args, data_args, pruning_args = parser.parse_args_into_dataclasses()
-    config = PruningConfig(**asdict(pruning_args), seed=args.seed)
+    return args, model_args, data_args, PruningConfig(**asdict(pruning_args), seed=args.seed)
+
+
+def main() -> None:
+    """Run it."""
+    began = time.perf_counter()
+    args, model_args, data_args, config = parse()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     set_seed(args.seed)
-    output = Path(args.output_dir)
-    main_process = args.process_index == 0
+    output, resuming, main_process = Path(args.output_dir), bool(args.resume_from_checkpoint), args.process_index == 0
+    if not resuming and main_process:
+        clear_earlier_run(output, allowed=model_args.overwrite)
 
-    raw = load_text_dataset(
-        data_args.dataset,
-        config_name=data_args.dataset_config,
-        files=data_args.files(),
-        label_column=data_args.label_column,
-        seed=args.seed,
-    )
-    labels = label_arguments(raw, data_args.label_column)
-    source = resolve_model(model_args.model_name_or_path)
-    trust = {"trust_remote_code": model_args.trust_remote_code}
-    tokenizer = AutoTokenizer.from_pretrained(source, **trust)
-    columns = {name: getattr(data_args, name) for name in ("text_column", "pair_column", "label_column", "max_length")}
-    data = tokenize(raw, tokenizer, **columns)
-    collator = DataCollatorWithPadding(tokenizer)
-    compute_metrics = compute_metrics_for(data_args.metrics, regression=labels["num_labels"] == 1)
+    # Whatever can be found wrong is found before anything is trained.
+    task = TextClassification.load(model_args, data_args, seed=args.seed)
+    dense = task.model(fine_tuned=output / "dense", trust_remote_code=model_args.trust_remote_code)
+    check(dense, config)
+    size = {"samples": config.calibration_samples, "batch_size": config.calibration_batch_size}
+    batches = calibration_batches(task.data["train"], dense, seed=config.seed, collator=task.collator, **size)
 
-    def trainer_for(
-        model: PreTrainedModel, args: RecoveryArguments, teacher: PreTrainedModel | None
-    ) -> RecoveryTrainer:
-        return RecoveryTrainer(
-            model,
-            args,
-            teacher=teacher,
-            train_dataset=data["train"],
-            eval_dataset=data["validation"],
-            data_collator=collator,
-            processing_class=tokenizer,
-            compute_metrics=compute_metrics,
-        )
-
-    def test(trainer: RecoveryTrainer) -> dict[str, float]:
-        found = trainer.evaluate(data["test"], metric_key_prefix="test")
-        return {name: found[f"test_{name}"] for name in data_args.metrics}
-
-    resuming = args.resume_from_checkpoint is not None
-    dense_source = str(output / "dense") if resuming and (output / "dense").is_dir() else source
-    dense = AutoModelForSequenceClassification.from_pretrained(dense_source, **labels, **trust)
     dense_args = copy.deepcopy(args)
-    dense_args.output_dir, dense_args.freeze_embeddings = str(output / "dense_training"), False
+    dense_args.output_dir, dense_args.push_to_hub = str(output / "dense_training"), False
     dense_args.num_train_epochs, dense_args.learning_rate = model_args.dense_epochs, model_args.dense_learning_rate
-    dense_trainer = trainer_for(dense, dense_args, None)
-    if model_args.dense_epochs > 0 and dense_source == source:
+    dense_args.freeze_embeddings = False
+    dense_trainer = task.trainer(dense, dense_args)
+    if model_args.dense_epochs > 0 and not (output / "dense").is_dir():
         logger.info("Fine-tuning the dense model")
         dense_trainer.train()
         dense_trainer.save_model(str(output / "dense"))
-        dense_source = str(output / "dense")
-    metrics = {"dense": test(dense_trainer)}
+    metrics = {"dense": task.test(dense_trainer)}
 
-    if resuming:
+    if resuming and (output / "pruned").is_dir():
         pruned = hfprune.load(output / "pruned")
     else:
-        pruned = hfprune.prune(dense, data["train"], config, collator=collator)
+        pruned = hfprune.prune(dense, batches, config)
         if main_process:
-            hfprune.save(pruned, output / "pruned", tokenizer=tokenizer, overwrite=True)
+            hfprune.save(pruned, output / "pruned", tokenizer=task.tokenizer, overwrite=True)
     print(pruned.pruning_plan)
-    trainer = trainer_for(pruned, args, dense)
-    metrics["pruned"] = metrics["recovered"] = test(trainer)
+    trainer = task.trainer(pruned, args, teacher=dense)
+    metrics["pruned"] = metrics["recovered"] = task.test(trainer)
     trained = None
     if args.num_train_epochs > 0:
         logger.info("Recovering")
         trained = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-        metrics["recovered"] = test(trainer)
-
+        metrics["recovered"] = task.test(trainer)
     if not main_process:
         return
+
+    for model in (dense, pruned):  # out of the mixed precision of training
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     shape = {"batch_size": data_args.latency_batch_size, "sequence_length": data_args.latency_length}
     slow, fast = measure_latencies([dense.to(pruned.device), pruned], **shape)
     pruned.pruning_record = pruned.pruning_record.with_(
-        base_model=hfprune.publishing.record.public_name(model_args.model_name_or_path),
+        base_model=public_name(model_args.model_name_or_path),
         metrics=metrics,
         latencies={"dense": asdict(slow), "pruned": asdict(fast)},
         datasets=[data_args.dataset] if data_args.dataset else [],
         recovery=recovery_settings(args, trained),
-        command="python scripts/run_text_classification.py " + " ".join(sys.argv[1:]),
+        command=command_line("python scripts/run_text_classification.py"),
     )
-    folder = hfprune.save(pruned, output / "model", tokenizer=tokenizer, overwrite=True)
-    sizes = {"dense": checkpoint_bytes(dense_source), "pruned": checkpoint_bytes(folder)}
-    first, plan = data_args.metrics[0], pruned.pruning_plan
-    results = {f"{stage}_{first}": metrics[stage][first] for stage in metrics}
-    results |= {"mac_sparsity": plan.sparsity("macs"), "param_sparsity": plan.sparsity("params")}
-    results |= {"speedup": slow.median_ms / fast.median_ms, "seconds": time.perf_counter() - began}
+    folder = hfprune.save(pruned, output / "model", tokenizer=task.tokenizer, overwrite=True)
+    results = {**headline(pruned.pruning_record, pruned.pruning_plan), "seconds": time.perf_counter() - began}
     (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    dense_folder = output / "dense" if (output / "dense").is_dir() else task.source
+    sizes = {"dense": checkpoint_bytes(dense_folder), "pruned": checkpoint_bytes(folder)}
     print(comparison_table(pruned.pruning_record, sizes))
-    print(f"\nLoad it: hfprune.load({str(folder)!r}). Results: {output / 'results.json'}")
+    print(f"\nLoad it: hfprune.load({str(output / 'model')!r}). Results: {output / 'results.json'}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ LEVELS = {
     "report": 6,
     "data": 6,
     "pipeline": 6,
+    "tasks": 6,
     "cli": 7,
     "__init__": 8,
 }

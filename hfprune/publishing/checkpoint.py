@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from hfprune.errors import CheckpointError
 from hfprune.publishing.card import write_card
 from hfprune.publishing.record import PruningRecord
-from hfprune.publishing.verification import check_loadable, class_of, sha256
+from hfprune.publishing.verification import RECORD_FILE, check_loadable, class_of, sha256
 from hfprune.structure.modeling_pruned import PrunedModel, read_attachments, write_attachments
 
 _RENAME_EXCHANGE = 2  # from linux/fs.h
@@ -43,7 +43,7 @@ def save(
     Raises:
         CheckpointError: The folder exists and is not empty, or the model was never pruned.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     if getattr(model, "pruning_plan", None) is None:
         raise CheckpointError(
             "the model has no pruning plan: it was not pruned by hfprune, or was loaded without its plan. Save a dense "
@@ -53,6 +53,10 @@ def save(
         raise CheckpointError(f"{path} is a file; a checkpoint is a folder.")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise CheckpointError(f"{path} exists and is not empty. Choose another folder, or pass overwrite=True.")
+    if path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file():
+        raise CheckpointError(
+            f"{path} holds something else than a checkpoint; it is not replaced. Choose another folder."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.parent / f".{path.name}.saving"  # one fixed name, so that what a killed run left is cleared
     shutil.rmtree(draft, ignore_errors=True)
@@ -77,12 +81,14 @@ def _write(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerB
             plan_digest=model.pruning_plan.digest,
         )
     weights = {file.name: sha256(file) for file in sorted(folder.glob("*.safetensors"))}
-    model.pruning_record = replace(record, files=weights, plan_digest=model.pruning_plan.digest)
+    model.pruning_record = replace(record, plan_digest=model.pruning_plan.digest)
     write_attachments(model, folder)
+    (folder / RECORD_FILE).write_text(replace(model.pruning_record, files=weights).to_json(), encoding="utf-8")
     write_card(model, folder)
-    for file in folder.iterdir():  # on disk before the rename makes it the checkpoint
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+    for file in folder.rglob("*"):  # on disk before the rename makes it the checkpoint
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
 
 
 def _replace(draft: Path, path: Path) -> None:

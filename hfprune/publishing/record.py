@@ -27,7 +27,7 @@ class PruningRecord:
         datasets: Names of the data sets used.
         recovery: Hyper-parameters of the recovery that were set, and its steps and seconds.
         command: How to do it again.
-        files: SHA-256 of the weight files, by name; set when saving.
+        files: SHA-256 of the weight files, by name; only in a file that `hfprune.save` wrote.
         versions: Of Python and the packages that did it.
         earlier: Records of prunings before this one, if the model was pruned already.
     """
@@ -58,6 +58,11 @@ class PruningRecord:
     def to_json(self) -> str:
         """The record as JSON."""
         return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def of_model(cls, text: str) -> "PruningRecord":
+        """Read a record for a model in memory: without the digests of files, as its weights may change."""
+        return replace(cls.from_json(text), files={})
 
     @classmethod
     def from_json(cls, text: str) -> "PruningRecord":

@@ -97,7 +97,7 @@ def verify(folder: str | Path) -> list[str]:
     if record.plan_digest != plan.digest:
         problems.append(f"the record is of plan {record.plan_digest[:12]}, the plan here is {plan.digest[:12]}")
     weights = {path.name for path in folder.glob("*.safetensors")}
-    if set(record.files) != weights:
+    if record.files and set(record.files) != weights:  # save_pretrained alone records no digests
         problems.append(f"the record names weight files {sorted(record.files)}, the folder has {sorted(weights)}")
     for name in sorted(weights & set(record.files)):
         if sha256(folder / name) != record.files[name]:
@@ -130,6 +130,9 @@ def _structure_problems(folder: Path) -> Iterator[str]:
         units = {block.name: block.units for block in find_blocks(skeleton)}
     except (HfpruneError, ValueError) as error:
         yield str(error)
+        return
+    except (AttributeError, KeyError, TypeError) as error:
+        yield f"the shape table in config.json does not fit the model: {type(error).__name__}: {error}"
         return
     for name, block in plan.blocks.items():
         if units.get(name) != len(block.kept):

@@ -1,7 +1,7 @@
 """Calibration batches: seeded, of a fixed number of samples, from whatever holds the user's data."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, default_data_collator
 
 from hfprune.errors import CalibrationError
-from hfprune.structure.gates import Batch, count_samples
+from hfprune.structure.gates import Batch, count_samples, refuse_head_mask
 
 #: What scoring accepts as data.
 CalibrationData: TypeAlias = Dataset | DataLoader[Any] | Sequence[Batch]
@@ -49,15 +49,14 @@ def calibration_batches(
     if isinstance(data, Dataset):
         batches = _from_dataset(data, model, samples, batch_size, seed, collator or default_data_collator)
     elif isinstance(data, DataLoader):
-        batches = _take(data, samples)
+        batches = _take(data, model, samples)
     elif isinstance(data, Sequence) and not isinstance(data, str):
-        batches = list(data)
-        samples = 1
+        batches, samples = list(data), 1
     else:
         raise CalibrationError(
             f"calibration data is a datasets.Dataset, a DataLoader or a list of batches, not {type(data).__name__}."
         )
-    batches = [_arguments_of(batch, model) for batch in batches]
+    batches = [check_batch(batch, model) for batch in batches]
     found = sum(count_samples(batch) for batch in batches)
     if found < samples:
         raise _too_small(found, samples)
@@ -93,16 +92,17 @@ def _from_dataset(
     try:
         return [collator(drawn[start : start + batch_size]) for start in range(0, samples, batch_size)]
     except ValueError as error:
-        raise CalibrationError(
-            f"the collator could not make a batch: {error} Rows of different lengths need padding: pass "
-            "collator=DataCollatorWithPadding(tokenizer)."
-        ) from error
+        advice = ""
+        if collator is default_data_collator:
+            advice = " Rows of different lengths need padding: pass collator=DataCollatorWithPadding(tokenizer)."
+        raise CalibrationError(f"the collator could not make a batch: {error}{advice}") from error
 
 
-def _take(loader: Iterable[Batch], samples: int) -> list[Batch]:
+def _take(loader: Iterable[Batch], model: PreTrainedModel, samples: int) -> list[Batch]:
     batches: list[Batch] = []
     found = 0
     for batch in loader:
+        batch = check_batch(batch, model)
         rows = count_samples(batch)
         if found + rows > samples:
             keep = samples - found
@@ -114,16 +114,31 @@ def _take(loader: Iterable[Batch], samples: int) -> list[Batch]:
     return batches
 
 
-def _arguments_of(batch: Batch, model: PreTrainedModel) -> Batch:
-    if not isinstance(batch, dict) and not hasattr(batch, "keys"):
+def check_batch(batch: Batch, model: PreTrainedModel) -> Batch:
+    """The arguments of the model in a batch; whatever its `forward` does not take is left out.
+
+    Args:
+        batch: A dict of tensors.
+        model: The model.
+
+    Returns:
+        The arguments.
+
+    Raises:
+        CalibrationError: It is not a dict, or holds no tensor that the model takes.
+        ValueError: `head_mask` is in it.
+    """
+    if not isinstance(batch, Mapping):
         raise CalibrationError(f"a batch must be a dict of tensors, got {type(batch).__name__}.")
+    refuse_head_mask(batch)
     parameters = _parameters(model)
-    if "head_mask" in batch:
-        raise CalibrationError(
-            "head_mask is in the batch: transformers 5 swallows it without effect. Heads are gated by "
-            "hfprune.structure.gated and removed by hfprune.apply_plan; leave head_mask out."
-        )
     kept = {name: value for name, value in batch.items() if name in parameters}
+    lists = [name for name, value in kept.items() if isinstance(value, list)]
+    if lists:
+        raise CalibrationError(
+            f"{', '.join(lists)} in a batch is a list, not a tensor. Give the DataLoader a collate_fn that makes "
+            "tensors, such as DataCollatorWithPadding(tokenizer), or call dataset.set_format('torch')."
+        )
     if not any(isinstance(value, Tensor) for value in kept.values()):
         raise CalibrationError(
             f"a batch has no tensor that {type(model).__name__}.forward takes; its keys are {', '.join(batch)}."

@@ -33,7 +33,11 @@ def labelled_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
             f"this scorer needs labels, and the batch has only {', '.join(batch)}. Pass labelled data, or use a scorer "
             "that needs none: kl_fisher."
         )
-    output = model(**_without_cache(model, batch))
+    problem = getattr(model.config, "problem_type", None)
+    try:
+        output = model(**_without_cache(model, batch))
+    finally:
+        model.config.problem_type = problem  # transformers guesses it from the labels and writes it down
     loss = output.get("loss")
     if loss is None:
         raise CalibrationError(
@@ -57,7 +61,8 @@ def _count(model: PreTrainedModel, batch: Batch, output: Any) -> int:
 
 def predicts_next_token(model: PreTrainedModel) -> bool:
     """Whether logits at position i are for token i + 1 (a causal language model, not an encoder-decoder)."""
-    causal = LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss
+    loss = LOSS_MAPPING.get(getattr(model, "loss_type", None))
+    causal = loss is ForCausalLMLoss or type(model).__name__.endswith("LMHeadModel")  # these have no loss_type
     return causal and not model.config.is_encoder_decoder
 
 
@@ -97,8 +102,21 @@ def sampled_loss(model: PreTrainedModel, batch: Batch, *, teacher: PreTrainedMod
             "a head: AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForCausalLM ..."
         )
     generator = torch.Generator().manual_seed(seed)
-    losses = [_draw(model, inputs, output[name], drawn_from[name].detach(), generator) for name in names]
+    losses = []
+    for name in names:
+        mine, source = output[name], drawn_from[name].detach()
+        if name != "logits":
+            mine, source = without_padding(mine, inputs), without_padding(source, inputs)
+        losses.append(_draw(model, inputs, mine, source, generator))
     return torch.stack(losses).sum()
+
+
+def without_padding(logits: Tensor, batch: Batch) -> Tensor:
+    """Logits over the tokens of a text, `(N, tokens)`, so low where there is padding that it is never chosen."""
+    mask = batch.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.shape != logits.shape:
+        return logits
+    return logits.masked_fill(mask == 0, torch.finfo(logits.dtype).min)
 
 
 def _draw(model: PreTrainedModel, batch: Batch, logits: Tensor, source: Tensor, generator: torch.Generator) -> Tensor:

@@ -15,10 +15,12 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from hfprune.errors import CalibrationError
+from hfprune.scoring.calibration import check_batch
 from hfprune.scoring.objectives import labelled_loss, sampled_loss
 from hfprune.scoring.scores import Scores, check_finite
 from hfprune.structure.blocks import Block, find_blocks
 from hfprune.structure.gates import Batch, count_samples, frozen, gate_gradients
+from hfprune.structure.surgery import check_in_one_place
 
 #: Where the labels of the gradient pass come from: the data, the model's own predictions, or no pass is needed.
 Labels = Literal["data", "model", "none"]
@@ -169,9 +171,13 @@ def score(
         CalibrationError: There are no batches, or they lack what the scorer needs.
     """
     entry = get_scorer(scorer)
-    if not batches:
-        raise CalibrationError("the calibration data is empty: scoring needs at least one batch.")
+    if not isinstance(batches, Sequence) or not batches:
+        raise CalibrationError(
+            "score takes a list of at least one batch; calibration_batches makes one of a data set or DataLoader."
+        )
+    batches = [check_batch(batch, model) for batch in batches]
     blocks = find_blocks(model)
+    check_in_one_place(model)
     samples = sum(count_samples(batch) for batch in batches)
     if entry.labels == "none":
         sums = {block.name: torch.zeros(3, block.units) for block in blocks}

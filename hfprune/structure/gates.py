@@ -75,6 +75,22 @@ def gate_gradients(
     }
 
 
+def refuse_head_mask(batch: Mapping[str, Any]) -> None:
+    """Refuse the argument that transformers 4 gated heads with.
+
+    Args:
+        batch: Arguments of a model.
+
+    Raises:
+        ValueError: `head_mask` is one of them.
+    """
+    if batch.get("head_mask") is not None:
+        raise ValueError(
+            "head_mask is in the batch: transformers 5 swallows it without effect. Heads are gated by "
+            "hfprune.structure.gated and removed by hfprune.apply_plan; leave head_mask out."
+        )
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no weight gradients, inside the `with`; exactly as before afterwards, also after an error."""

@@ -74,8 +74,13 @@ class PrunedModel:
         self.config.auto_map = auto_map(base_class(type(self.config)))  # type: ignore[attr-defined]
         if kwargs.get("is_main_process", True):
             write_attachments(self, Path(save_directory))
-            shutil.copyfile(__file__, Path(save_directory) / "modeling_pruned.py")
+            write_loader(Path(save_directory))
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+
+
+def write_loader(folder: Path) -> None:
+    """Copy this file into a folder."""
+    shutil.copyfile(__file__, folder / "modeling_pruned.py")
 
 
 def read_attachments(model: Any, name_or_path: Any, **kwargs: Any) -> None:
@@ -128,7 +133,7 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
         setattr(base.get_submodule(owner), attribute, value)
     for path, arguments in table.get("inputs", {}).items():
         module = base.get_submodule(path)
-        module.register_forward_pre_hook(_selector(module, arguments), with_kwargs=True)
+        module.register_forward_pre_hook(_Selector(arguments), with_kwargs=True)
 
 
 def _resize(module: nn.Module, in_features: int, out_features: int, initialize: Callable[[nn.Module], None]) -> None:
@@ -146,20 +151,20 @@ def _resize(module: nn.Module, in_features: int, out_features: int, initialize: 
     initialize(module)
 
 
-def _selector(module: nn.Module, arguments: dict[str, dict[str, Any]]) -> Callable[..., Any]:
+class _Selector:
     """A pre-hook that keeps, of arguments with one slice a head, the slices of the heads that are left."""
-    signature = inspect.signature(module.forward)
 
-    def select(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        bound = signature.bind(*args, **kwargs)
-        for name, rule in arguments.items():
+    def __init__(self, arguments: dict[str, dict[str, Any]]) -> None:
+        self.arguments = arguments
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        for name, rule in self.arguments.items():
             value = bound.arguments.get(name)
             if value is not None:
                 index = torch.tensor(rule["index"], device=value.device)
                 bound.arguments[name] = value.index_select(rule["dim"], index)
         return bound.args, bound.kwargs
-
-    return select
 
 
 def base_class(cls: type) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hfprune.errors import UnsupportedArchitectureError
+from hfprune.errors import StructureError, UnsupportedArchitectureError
 from hfprune.structure import modeling_pruned
 from hfprune.structure.blocks import Block, base_model_prefix, features_of, find_blocks, stock_config
 
@@ -30,15 +30,23 @@ def keep_units(model: PreTrainedModel, kept: Mapping[str, Sequence[int]]) -> Pre
 
     Raises:
         UnsupportedArchitectureError: The model's class is not one of transformers', so it could not be loaded again.
+        StructureError: The model was changed in a way that its config does not say, or is spread over devices.
     """
     blocks = find_blocks(model)
+    check_in_one_place(model)
     indices = {block.name: torch.as_tensor(list(kept.get(block.name, range(block.units)))) for block in blocks}
     state = _sliced_state(model, blocks, indices)
     small = _skeleton(model, blocks, indices, state)
-    small.load_state_dict(state, strict=True, assign=True)
-    small.tie_weights()
+    try:
+        small.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        raise StructureError(
+            f"{type(model).__name__} has parameters that its config does not describe, so a checkpoint of it could not "
+            f"be loaded again: {error} Undo the change, or make it through the config (num_labels, vocab_size ...)."
+        ) from error
+    _share_weights(model, small)
     _copy_buffers(model, small)
-    trainable = dict(model.named_parameters())
+    trainable = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in small.named_parameters():
         parameter.requires_grad_(trainable[name].requires_grad)
     for name, module in small.named_modules():
@@ -134,6 +142,33 @@ def _table(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str
         "attributes": attributes,
         "inputs": inputs,
     }
+
+
+def check_in_one_place(model: PreTrainedModel) -> None:
+    """Refuse a model that is spread over devices or offloaded.
+
+    Args:
+        model: The model.
+
+    Raises:
+        StructureError: It is.
+    """
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    if len(devices) > 1 or devices == ["meta"]:
+        raise StructureError(
+            f"the model's weights are on {', '.join(devices)}: scoring and surgery need all of them on one device. "
+            "Load it without device_map, or with device_map='cpu'."
+        )
+
+
+def _share_weights(model: PreTrainedModel, small: PreTrainedModel) -> None:
+    """Tie in the small model what is tied in the model: by fact, not by what its config would tie."""
+    first_name: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        original = first_name.setdefault(id(parameter), name)
+        if original != name:
+            owner, _, attribute = name.rpartition(".")
+            setattr(small.get_submodule(owner), attribute, small.get_parameter(original))
 
 
 def _copy_buffers(model: PreTrainedModel, small: PreTrainedModel) -> None:
