@@ -158,6 +158,20 @@ class TestScript:
         assert model.pruning_record.recovery["steps"] == 4  # 64 rows, 2 processes of 8
         assert verify(home / "out" / "model") == []
 
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"scorer": "best"}, "unknown scorer 'best'"),
+            ({"calibration_samples": 5000}, "calibration needs 5000 samples, the data has 64"),
+        ],
+    )
+    def test_mistakes_are_found_before_the_dense_model_is_trained(self, home, changes, message):
+        done = run(write(home, settings(home, dense_epochs=1, **changes)))
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert not (home / "out" / "dense_training").exists()
+        assert not (home / "out" / "dense").exists()
+
     def test_help_names_every_choice(self):
         done = run("--help")
         assert done.returncode == 0
