@@ -3,6 +3,16 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+_COUNTS = (
+    "sequence_length",
+    "rounds",
+    "calibration_samples",
+    "calibration_batch_size",
+    "calibration_batch_tokens",
+    "min_units",
+    "round_to",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PruningConfig:
@@ -18,7 +28,8 @@ class PruningConfig:
         schedule: `one_shot`, `linear` or `cubic`.
         rounds: Rounds of score, plan and surgery, for schedules other than `one_shot`.
         calibration_samples: Samples that a scoring pass sees.
-        calibration_batch_size: Samples in a batch.
+        calibration_batch_size: The most samples in a calibration batch.
+        calibration_batch_tokens: The most tokens in one. It bounds the memory of scoring and changes no score.
         min_units: The fewest heads, key/value groups or neurons that a block keeps.
         round_to: Neurons are kept in multiples of this; 16 or 32 suits most kernels.
         exclude: Shell-style patterns of names of blocks to leave whole, such as `*.0.attention`.
@@ -36,7 +47,8 @@ class PruningConfig:
     schedule: str = field(default="one_shot", metadata={"help": "one_shot, linear or cubic."})
     rounds: int = field(default=1, metadata={"help": "Rounds of score, plan and surgery (not for one_shot)."})
     calibration_samples: int = field(default=512, metadata={"help": "Samples that a scoring pass sees."})
-    calibration_batch_size: int = field(default=32, metadata={"help": "Samples in a calibration batch."})
+    calibration_batch_size: int = field(default=32, metadata={"help": "The most samples in a calibration batch."})
+    calibration_batch_tokens: int = field(default=512, metadata={"help": "The most tokens in a calibration batch."})
     min_units: int = field(default=1, metadata={"help": "The fewest heads or neurons that a block keeps."})
     round_to: int = field(default=1, metadata={"help": "Keep neurons in multiples of this."})
     exclude: list[str] = field(default_factory=list, metadata={"help": "Patterns of block names to leave whole."})
@@ -53,9 +65,9 @@ class PruningConfig:
             raise ValueError(f"sparsity must be in [0, 1), got {self.sparsity:g}.{hint if self.sparsity > 1 else ''}")
         if self.budget not in ("macs", "params"):
             raise ValueError(f"budget must be 'macs' or 'params', got {self.budget!r}.")
-        for name in ("sequence_length", "rounds", "calibration_samples", "calibration_batch_size", "min_units"):
-            _at_least_one(name, getattr(self, name))
-        _at_least_one("round_to", self.round_to)
+        for name in _COUNTS:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.rounds > 1 and self.schedule == "one_shot":
             raise ValueError(
                 f"rounds={self.rounds} needs a schedule that spreads them: 'linear' or 'cubic', not 'one_shot'."
@@ -64,8 +76,3 @@ class PruningConfig:
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for JSON."""
         return asdict(self)
-
-
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}.")

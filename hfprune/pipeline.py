@@ -19,6 +19,7 @@ from hfprune.publishing.record import PruningRecord, public_name
 from hfprune.scoring import CalibrationData, Collator, Scores, calibration_batches, get_scorer, score
 from hfprune.structure.architectures import base_model_type
 from hfprune.structure.blocks import find_blocks
+from hfprune.structure.gates import Batch
 from hfprune.structure.modeling_pruned import PrunedModel, base_class
 from hfprune.structure.surgery import check_in_one_place, keep_units
 
@@ -36,7 +37,7 @@ def prune(
 
     It is literally these steps (and a test shows that they give the same plan and the same weights):
 
-        batches = calibration_batches(data, model, samples=config.calibration_samples, ...)
+        batches = batches_for(model, data, config, collator=collator)
         small = model
         for sparsity in sparsities(config.schedule, start=sparsity_of(model), target=config.sparsity, ...):
             scores = score(small, batches, scorer=config.scorer, seed=config.seed, teacher=model)
@@ -63,14 +64,7 @@ def prune(
     config = config or PruningConfig()
     steps = check(model, config)
     before = measure_size(model, sequence_length=config.sequence_length)
-    batches = calibration_batches(
-        data,
-        model,
-        samples=config.calibration_samples,
-        batch_size=config.calibration_batch_size,
-        seed=config.seed,
-        collator=collator,
-    )
+    batches = batches_for(model, data, config, collator=collator)
     small, rounds = model, []
     for sparsity in steps:
         began = time.perf_counter()
@@ -89,6 +83,34 @@ def prune(
         logger.info("removed %.1f %% of prunable %s", 100 * sparsity_of(small, config), config.budget)
     small.pruning_record = _record(model, before, small, config, rounds)
     return small
+
+
+def batches_for(
+    model: PreTrainedModel, data: CalibrationData, config: PruningConfig, *, collator: Collator | None = None
+) -> list[Batch]:
+    """The calibration batches that `prune` draws: `calibration_batches` with the config's numbers.
+
+    Args:
+        model: The model to prune.
+        data: As for `prune`.
+        config: How many samples, in batches of what size, and the seed.
+        collator: Makes a batch of rows of a Dataset.
+
+    Returns:
+        The batches.
+
+    Raises:
+        CalibrationError: The data cannot be used.
+    """
+    return calibration_batches(
+        data,
+        model,
+        samples=config.calibration_samples,
+        batch_size=config.calibration_batch_size,
+        batch_tokens=config.calibration_batch_tokens,
+        seed=config.seed,
+        collator=collator,
+    )
 
 
 def check(model: PreTrainedModel, config: PruningConfig) -> list[float]:

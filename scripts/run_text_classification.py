@@ -28,11 +28,10 @@ from transformers import HfArgumentParser, set_seed
 import hfprune
 from hfprune.config import PruningConfig
 from hfprune.measure import checkpoint_bytes, measure_latencies
-from hfprune.pipeline import check
+from hfprune.pipeline import batches_for, check
 from hfprune.publishing.record import public_name
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.report import command_line, comparison_table, headline, recovery_settings
-from hfprune.scoring import calibration_batches
 from hfprune.tasks import DataArguments, ModelArguments, TextClassification, clear_earlier_run
 
 logger = logging.getLogger("run_text_classification")
@@ -67,8 +66,7 @@ def main() -> None:
     task = TextClassification.load(model_args, data_args, seed=args.seed)
     dense = task.model(fine_tuned=output / "dense", trust_remote_code=model_args.trust_remote_code)
     check(dense, config)
-    size = {"samples": config.calibration_samples, "batch_size": config.calibration_batch_size}
-    batches = calibration_batches(task.data["train"], dense, seed=config.seed, collator=task.collator, **size)
+    batches = batches_for(dense, task.data["train"], config, collator=task.collator)
 
     dense_args = copy.deepcopy(args)
     dense_args.output_dir, dense_args.push_to_hub = str(output / "dense_training"), False

@@ -68,7 +68,7 @@ class TestLabels:
 
 
 class TestHeads:
-    def test_spans_are_not_drawn_over_padding(self):
+    def test_spans_are_not_drawn_over_padding(self, tmp_path):
         model = tiny_model("bert", "AutoModelForQuestionAnswering")
         short = tiny_batch()
         pad = {"input_ids": 1, "attention_mask": 0}
@@ -81,7 +81,7 @@ class TestHeads:
         torch.testing.assert_close(sums[0], sums[1], rtol=0.3, atol=0.0)
         trainer = RecoveryTrainer(
             model,
-            RecoveryArguments(output_dir="x", use_cpu=True),
+            RecoveryArguments(output_dir=str(tmp_path), use_cpu=True),
             teacher=tiny_model("bert", "AutoModelForQuestionAnswering", seed=1),
         )
         spans = {"start_positions": torch.zeros(4).long(), "end_positions": torch.ones(4).long()}

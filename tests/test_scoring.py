@@ -245,6 +245,21 @@ class TestCalibration:
         assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(draw[0], draw[1], strict=True))
         assert any(a["input_ids"].tolist() != b["input_ids"].tolist() for a, b in zip(draw[0], draw[2], strict=True))
 
+    def test_batches_are_of_like_lengths_and_bounded(self):
+        model, data = tiny_model("bert", num_labels=3), tiny_tokenized()
+        options = {"samples": 20, "collator": DataCollatorWithPadding(tiny_tokenizer())}
+        found = calibration_batches(data, model, batch_size=6, batch_tokens=30, **options)
+        shapes = [tuple(batch["input_ids"].shape) for batch in found]
+        assert sum(rows for rows, _ in shapes) == 20
+        assert all(rows <= 6 and rows * length <= 30 for rows, length in shapes)
+        lengths = [length for _, length in shapes]
+        assert lengths == sorted(lengths)
+        alone = calibration_batches(data, model, batch_tokens=1, **options)
+        assert {len(batch["input_ids"]) for batch in alone} == {1}
+        a, b = (score(model, batches, scorer="fisher") for batches in (found, alone))
+        for name in a:
+            torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-8)
+
     def test_a_dataloader_is_cut_to_the_number_of_samples(self):
         loader = DataLoader(tiny_tokenized(), batch_size=8, collate_fn=DataCollatorWithPadding(tiny_tokenizer()))
         found = calibration_batches(loader, tiny_model("bert"), samples=12)

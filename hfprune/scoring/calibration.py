@@ -15,6 +15,7 @@ from hfprune.structure.gates import Batch, count_samples, refuse_head_mask
 
 #: What scoring accepts as data.
 CalibrationData: TypeAlias = Dataset | DataLoader[Any] | Sequence[Batch]
+Row: TypeAlias = dict[str, Any]
 Collator: TypeAlias = Callable[[list[dict[str, Any]]], Batch]
 
 
@@ -24,6 +25,7 @@ def calibration_batches(
     *,
     samples: int = 512,
     batch_size: int = 32,
+    batch_tokens: int = 512,
     seed: int = 0,
     collator: Collator | None = None,
 ) -> list[Batch]:
@@ -33,7 +35,9 @@ def calibration_batches(
         data: A tokenized `datasets.Dataset`, a DataLoader, or a list of batches (dicts of tensors).
         model: The model that will see the batches; columns that its `forward` does not take are left out.
         samples: How many samples to draw. A list of batches is used whole, whatever this says.
-        batch_size: Samples in a batch, for a Dataset.
+        batch_size: The most samples in a batch, for a Dataset.
+        batch_tokens: The most tokens in a batch, padding included, for a Dataset; a longer sample is a batch alone. It
+            bounds the memory of scoring and changes no score; a GPU is busier with more.
         seed: Chooses the samples of a Dataset.
         collator: Makes a batch of a list of rows, for a Dataset; `transformers.default_data_collator` if not given,
             which does not pad.
@@ -44,10 +48,13 @@ def calibration_batches(
     Raises:
         CalibrationError: The data is empty, too small, not tokenized, or of a kind that is not understood.
     """
-    if samples < 1 or batch_size < 1:
-        raise CalibrationError(f"samples and batch_size must be at least 1, got {samples} and {batch_size}.")
+    if min(samples, batch_size, batch_tokens) < 1:
+        raise CalibrationError(
+            f"samples, batch_size and batch_tokens must be at least 1, got {samples}, {batch_size} and {batch_tokens}."
+        )
     if isinstance(data, Dataset):
-        batches = _from_dataset(data, model, samples, batch_size, seed, collator or default_data_collator)
+        rows = _drawn(data, model, samples, seed)
+        batches = _collated(rows, batch_size, batch_tokens, collator or default_data_collator)
     elif isinstance(data, DataLoader):
         batches = _take(data, model, samples)
     elif isinstance(data, Sequence) and not isinstance(data, str):
@@ -72,9 +79,8 @@ def _too_small(found: int, samples: int) -> CalibrationError:
     )
 
 
-def _from_dataset(
-    data: Dataset, model: PreTrainedModel, samples: int, batch_size: int, seed: int, collator: Collator
-) -> list[Batch]:
+def _drawn(data: Dataset, model: PreTrainedModel, samples: int, seed: int) -> list[Row]:
+    """Samples chosen by the seed, from the shortest to the longest."""
     if len(data) < samples:
         raise _too_small(len(data), samples)
     wanted = {*_parameters(model), "label", "label_ids"}
@@ -86,11 +92,22 @@ def _from_dataset(
             "truncation=True))."
         )
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:samples].tolist()
-    drawn = list(rows.select(order))
     # Samples do not mix, so batches of like lengths give the same scores with the least padding.
-    drawn.sort(key=lambda row: len(row.get("input_ids", ())))
+    return sorted(rows.select(order), key=_length)
+
+
+def _length(row: Row) -> int:
+    return len(row.get("input_ids", ())) or 1
+
+
+def _collated(rows: list[Row], batch_size: int, batch_tokens: int, collator: Collator) -> list[Batch]:
+    groups: list[list[Row]] = [[]]
+    for row in rows:
+        if len(groups[-1]) == batch_size or (groups[-1] and (len(groups[-1]) + 1) * _length(row) > batch_tokens):
+            groups.append([])
+        groups[-1].append(row)
     try:
-        return [collator(drawn[start : start + batch_size]) for start in range(0, samples, batch_size)]
+        return [collator(group) for group in groups]
     except ValueError as error:
         advice = ""
         if collator is default_data_collator:

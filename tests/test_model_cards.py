@@ -1,0 +1,24 @@
+"""Every published card is what its record and plan draw."""
+
+from pathlib import Path
+
+import pytest
+
+from hfprune import PruningPlan, PruningRecord
+from hfprune.publishing.card import draw_card
+
+FOLDER = Path(__file__).parent.parent / "model_cards"
+RECORDS = [path for path in sorted(FOLDER.glob("*.json")) if not path.name.endswith(".plan.json")]
+
+
+def test_there_are_some():
+    assert RECORDS
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_the_card_is_drawn_from_its_record(path):
+    record = PruningRecord.from_json(path.read_text())
+    plan = PruningPlan.from_json(path.with_suffix(".plan.json").read_text())
+    assert record.plan_digest == plan.digest
+    card = path.with_suffix(".md").read_text()
+    assert draw_card(record, plan, portable="trust_remote_code" not in card) == card
