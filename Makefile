@@ -35,7 +35,7 @@ test-all: setup ## every test, the slow ones too
 	$(BIN)/pytest
 
 lint: setup ## what a commit must pass
-	$(BIN)/pre-commit run --all-files
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pre-commit run --all-files
 
 format: setup ## format and sort imports
 	$(BIN)/ruff check --fix .
