@@ -18,10 +18,10 @@ from hfprune.planning.plan import check_match
 from hfprune.publishing.record import PruningRecord, public_name
 from hfprune.scoring import CalibrationData, Collator, Scores, calibration_batches, get_scorer, score
 from hfprune.structure.architectures import base_model_type
-from hfprune.structure.blocks import find_blocks
+from hfprune.structure.blocks import check_in_one_place, find_blocks
 from hfprune.structure.gates import Batch
 from hfprune.structure.modeling_pruned import PrunedModel, base_class
-from hfprune.structure.surgery import check_in_one_place, keep_units
+from hfprune.structure.surgery import keep_units
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,11 @@ def prune(
         scores = score(small, batches, scorer=config.scorer, seed=config.seed, teacher=model)
         scored = time.perf_counter()
         small = apply_plan(small, plan(small, scores, config, sparsity=sparsity))
+        if config.portable and isinstance(small, PrunedModel):
+            raise BudgetError(
+                "portable=True was asked for, but the stock config cannot say the widths of this model, as it was "
+                "pruned unevenly before. Prune the dense model, or drop portable=True."
+            )
         rounds.append(
             {
                 "sparsity": sparsity,
@@ -254,11 +259,6 @@ def _record(
     config: PruningConfig,
     rounds: Sequence[dict[str, Any]],
 ) -> PruningRecord:
-    if config.portable and isinstance(small, PrunedModel):
-        raise BudgetError(
-            "portable=True was asked for, but the stock config cannot say the widths of this model, as it was pruned "
-            "unevenly before. Prune the dense model, or drop portable=True."
-        )
     earlier: PruningRecord | None = getattr(model, "pruning_record", None)
     history = [] if earlier is None else [*earlier.earlier, {**asdict(earlier), "earlier": []}]
     return PruningRecord(

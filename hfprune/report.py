@@ -55,10 +55,11 @@ def command_line(program: str) -> str:
     """
     kept, skip = [], False
     for argument in sys.argv[1:]:
-        secret = argument.startswith("--") and "token" in argument and "tokenizer" not in argument
+        name, equals, _ = argument.partition("=")
+        secret = name.startswith("--") and name.endswith("token")
         if not skip and not secret:
             kept.append(argument)
-        skip = secret and "=" not in argument
+        skip = secret and not equals
     return f"{program} {shlex.join(kept)}".strip()
 
 

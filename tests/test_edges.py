@@ -195,6 +195,8 @@ class TestRecords:
     def test_commands_are_quoted_and_carry_no_token(self, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["x", "--hub_token", "hf_secret", "--a", "two words", "--token=hf_secret"])
         assert command_line("run") == "run --a 'two words'"
+        monkeypatch.setattr(sys, "argv", ["x", "--calibration_batch_tokens", "256", "--tokenizer", "t"])
+        assert command_line("run") == "run --calibration_batch_tokens 256 --tokenizer t"
 
 
 class TestFolders:

@@ -112,8 +112,6 @@ class TestTraining:
         )
         batch = {**tiny_batch(), "labels": torch.tensor([0, 1, 2, 0])}
         trainer.current_gradient_accumulation_steps = 1
-        loss = trainer.compute_loss(small.train(), batch)
-        torch.manual_seed(0)
         with torch.no_grad():
             mine, theirs = (m(**batch, output_hidden_states=True) for m in (small.eval(), dense))
         assert not dense.training

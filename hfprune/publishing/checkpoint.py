@@ -13,7 +13,7 @@ from hfprune.errors import CheckpointError
 from hfprune.publishing.card import write_card
 from hfprune.publishing.record import PruningRecord
 from hfprune.publishing.verification import RECORD_FILE, check_loadable, class_of, sha256
-from hfprune.structure.modeling_pruned import PrunedModel, read_attachments, write_attachments
+from hfprune.structure.modeling_pruned import HUB_ARGUMENTS, PrunedModel, read_attachments, write_attachments
 
 _RENAME_EXCHANGE = 2  # from linux/fs.h
 _AT_FDCWD = -100  # from fcntl.h
@@ -130,7 +130,7 @@ def load(path: str | Path, **kwargs: Any) -> PreTrainedModel:
     """
     if Path(path).exists():
         check_loadable(path)
-    hub = {name: kwargs[name] for name in ("cache_dir", "revision", "token", "local_files_only") if name in kwargs}
+    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
     config = AutoConfig.from_pretrained(path, **hub)
     model = class_of(config.architectures or [], str(path)).from_pretrained(path, **kwargs)
     if not isinstance(model, PrunedModel):

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.recovery.distillation import hidden_states_loss, logits_loss
@@ -194,7 +193,7 @@ class RecoveryTrainer(Trainer):
         """Write no card: `hfprune.save` draws it from the record, and Trainer's would replace it."""
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.is_world_process_zero() and PREFIX_CHECKPOINT_DIR in checkpoint_folder:
+        if self.is_world_process_zero():
             model = self.accelerator.unwrap_model(self.model)
             write_attachments(model, Path(self.args.output_dir))
             if isinstance(model, PrunedModel):

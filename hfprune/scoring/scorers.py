@@ -18,9 +18,8 @@ from hfprune.errors import CalibrationError
 from hfprune.scoring.calibration import check_batch
 from hfprune.scoring.objectives import labelled_loss, sampled_loss
 from hfprune.scoring.scores import Scores, check_finite
-from hfprune.structure.blocks import Block, find_blocks
+from hfprune.structure.blocks import Block, check_in_one_place, find_blocks
 from hfprune.structure.gates import Batch, count_samples, frozen, gate_gradients
-from hfprune.structure.surgery import check_in_one_place
 
 #: Where the labels of the gradient pass come from: the data, the model's own predictions, or no pass is needed.
 Labels = Literal["data", "model", "none"]

@@ -120,6 +120,23 @@ def find_blocks(model: PreTrainedModel) -> list[Block]:
     return blocks
 
 
+def check_in_one_place(model: PreTrainedModel) -> None:
+    """Refuse a model that is spread over devices or offloaded.
+
+    Args:
+        model: The model.
+
+    Raises:
+        StructureError: It is.
+    """
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    if len(devices) > 1 or devices == ["meta"]:
+        raise StructureError(
+            f"the model's weights are on {', '.join(devices)}: scoring and surgery need all of them on one device. "
+            "Load it without device_map, or with device_map='cpu'."
+        )
+
+
 class _Reader:
     """Reads one block of one layer and collects what is wrong instead of stopping at the first problem."""
 

@@ -30,7 +30,8 @@ ATTACHMENTS: dict[str, tuple[str, Callable[[str], Any], Callable[[Any], str]]] =
     "pruning_plan.json": ("pruning_plan", json.loads, lambda value: json.dumps(value, indent=1) + "\n"),
     "pruning_record.json": ("pruning_record", json.loads, lambda value: json.dumps(value, indent=1) + "\n"),
 }
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+#: Arguments of `from_pretrained` that choose the state of a repository.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 class PrunedConfig:
@@ -91,7 +92,7 @@ def read_attachments(model: Any, name_or_path: Any, **kwargs: Any) -> None:
         name_or_path: A folder, or a repository on the Hub.
         **kwargs: As for `from_pretrained`; only those that choose the repository's state are used.
     """
-    hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if kwargs.get(name) is not None}
+    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
     for name, (attribute, read, _) in ATTACHMENTS.items():
         path = cached_file(name_or_path, name, _raise_exceptions_for_missing_entries=False, **hub)
         if path is not None:

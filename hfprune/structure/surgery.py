@@ -11,7 +11,14 @@ from transformers.pytorch_utils import Conv1D
 
 from hfprune.errors import StructureError, UnsupportedArchitectureError
 from hfprune.structure import modeling_pruned
-from hfprune.structure.blocks import Block, base_model_prefix, features_of, find_blocks, stock_config
+from hfprune.structure.blocks import (
+    Block,
+    base_model_prefix,
+    check_in_one_place,
+    features_of,
+    find_blocks,
+    stock_config,
+)
 
 
 def keep_units(model: PreTrainedModel, kept: Mapping[str, Sequence[int]]) -> PreTrainedModel:
@@ -142,23 +149,6 @@ def _table(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str
         "attributes": attributes,
         "inputs": inputs,
     }
-
-
-def check_in_one_place(model: PreTrainedModel) -> None:
-    """Refuse a model that is spread over devices or offloaded.
-
-    Args:
-        model: The model.
-
-    Raises:
-        StructureError: It is.
-    """
-    devices = sorted({str(parameter.device) for parameter in model.parameters()})
-    if len(devices) > 1 or devices == ["meta"]:
-        raise StructureError(
-            f"the model's weights are on {', '.join(devices)}: scoring and surgery need all of them on one device. "
-            "Load it without device_map, or with device_map='cpu'."
-        )
 
 
 def _share_weights(model: PreTrainedModel, small: PreTrainedModel) -> None:
