@@ -5,8 +5,9 @@ A dense `PreTrainedModel` is viewed as **blocks**, two a layer (attention, feed-
 the model with a gate on every unit and returns **scores**, one float32 vector a block. The **allocator** turns scores,
 unit costs and a budget into a **plan**: which units stay in each block. A plan holds no tensor and is JSON. **Surgery**
 is the only step that changes shapes: it keeps the plan's rows of every producer and the plan's columns of every
-consumer. **Recovery** trains with `Trainer`, optionally against the dense teacher. **Publishing** writes weights, a
-config that loads through the Auto classes, the plan, a **record** of what happened, and a model card drawn from it.
+consumer. **Reconstruction** re-solves the consumers in closed form, so that the smaller layer reproduces the dense one.
+**Recovery** trains with `Trainer`, optionally against the dense teacher. **Publishing** writes weights, a config that
+loads through the Auto classes, the plan, a **record** of what happened, and a model card drawn from it.
 """
 
 import importlib
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from hfprune.pipeline import apply_plan, plan, prune
     from hfprune.publishing.checkpoint import load, save
     from hfprune.recovery.arguments import RecoveryArguments
+    from hfprune.recovery.reconstruction import reconstruct
     from hfprune.recovery.trainer import RecoveryTrainer
     from hfprune.scoring.scorers import score
 
@@ -38,6 +40,7 @@ __all__ = [
     "load",
     "plan",
     "prune",
+    "reconstruct",
     "save",
     "score",
 ]
@@ -57,6 +60,7 @@ _WHERE = {
     "load": "hfprune.publishing.checkpoint",
     "plan": "hfprune.pipeline",
     "prune": "hfprune.pipeline",
+    "reconstruct": "hfprune.recovery.reconstruction",
     "save": "hfprune.publishing.checkpoint",
     "score": "hfprune.scoring.scorers",
 }

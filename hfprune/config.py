@@ -22,11 +22,12 @@ class PruningConfig:
         sparsity: The fraction of the dense model's prunable cost to remove, in [0, 1): 0.5 halves it.
         budget: What is counted: `macs` (multiply-adds a sequence) or `params`.
         sequence_length: Tokens in a sequence, for `macs`.
-        scorer: Which units matter: `kl_fisher` (no labels needed), `fisher`, `taylor`, `sensitivity`, `random`, or one
-            that you registered.
+        scorer: Which units matter: `kl_fisher` (no labels needed), `residual_fisher`, or any other that
+            `hfprune.scoring.known_scorers()` lists, one that you registered, or `hybrid(a, b, rule)` of two.
         allocation: Where to remove: `global`, `uniform`, `random`, or one that you registered.
-        schedule: `one_shot`, `linear` or `cubic`.
-        rounds: Rounds of score, plan and surgery, for schedules other than `one_shot`.
+        schedule: `one_shot`, `linear`, `cubic` or `geometric`.
+        rounds: Rounds of score, plan, surgery and reconstruction, for schedules other than `one_shot`.
+        reconstruct: Re-solve the consumers in closed form after every surgery, from the calibration samples.
         calibration_samples: Samples that a scoring pass sees.
         calibration_batch_size: The most samples in a calibration batch.
         calibration_batch_tokens: The most tokens in one. It bounds the memory of scoring and changes no score.
@@ -44,8 +45,9 @@ class PruningConfig:
     sequence_length: int = field(default=128, metadata={"help": "Tokens in a sequence, for a budget of macs."})
     scorer: str = field(default="kl_fisher", metadata={"help": "Which units matter; kl_fisher needs no labels."})
     allocation: str = field(default="global", metadata={"help": "Where to remove: global, uniform or random."})
-    schedule: str = field(default="one_shot", metadata={"help": "one_shot, linear or cubic."})
+    schedule: str = field(default="one_shot", metadata={"help": "one_shot, linear, cubic or geometric."})
     rounds: int = field(default=1, metadata={"help": "Rounds of score, plan and surgery (not for one_shot)."})
+    reconstruct: bool = field(default=False, metadata={"help": "Repair in closed form after every surgery."})
     calibration_samples: int = field(default=512, metadata={"help": "Samples that a scoring pass sees."})
     calibration_batch_size: int = field(default=32, metadata={"help": "The most samples in a calibration batch."})
     calibration_batch_tokens: int = field(default=512, metadata={"help": "The most tokens in a calibration batch."})
@@ -70,7 +72,8 @@ class PruningConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.rounds > 1 and self.schedule == "one_shot":
             raise ValueError(
-                f"rounds={self.rounds} needs a schedule that spreads them: 'linear' or 'cubic', not 'one_shot'."
+                f"rounds={self.rounds} needs a schedule that spreads them: 'geometric', 'linear' or 'cubic', "
+                "not 'one_shot'."
             )
 
     def to_dict(self) -> dict[str, Any]:

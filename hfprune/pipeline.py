@@ -1,4 +1,4 @@
-"""The whole job: rounds of score, plan and surgery; and its steps."""
+"""The whole job: rounds of score, plan, surgery and reconstruction; and its steps."""
 
 import logging
 import time
@@ -16,7 +16,8 @@ from hfprune.planning import PruningPlan, allocate, sparsities
 from hfprune.planning.costs import unit_cost
 from hfprune.planning.plan import check_match
 from hfprune.publishing.record import PruningRecord, public_name
-from hfprune.scoring import CalibrationData, Collator, Scores, calibration_batches, get_scorer, score
+from hfprune.recovery.reconstruction import reconstruct
+from hfprune.scoring import CalibrationData, Collator, Scores, calibration_batches, score, scorers_in
 from hfprune.structure.architectures import base_model_type
 from hfprune.structure.blocks import check_in_one_place, find_blocks
 from hfprune.structure.gates import Batch
@@ -42,6 +43,8 @@ def prune(
         for sparsity in sparsities(config.schedule, start=sparsity_of(model), target=config.sparsity, ...):
             scores = score(small, batches, scorer=config.scorer, seed=config.seed, teacher=model)
             small = apply_plan(small, plan(small, scores, config, sparsity=sparsity))
+            if config.reconstruct:
+                reconstruct(small, model, batches)
 
     Args:
         model: The dense model, or one that was pruned before. It stays as it is: it is the teacher for recovery.
@@ -76,13 +79,17 @@ def prune(
                 "portable=True was asked for, but the stock config cannot say the widths of this model, as it was "
                 "pruned unevenly before. Prune the dense model, or drop portable=True."
             )
+        cut = time.perf_counter()
+        if config.reconstruct:
+            reconstruct(small, model, batches)
         rounds.append(
             {
                 "sparsity": sparsity,
                 "samples": scores.samples,
                 "plan_digest": small.pruning_plan.digest,
                 "scoring_seconds": round(scored - began, 3),
-                "surgery_seconds": round(time.perf_counter() - scored, 3),
+                "surgery_seconds": round(cut - scored, 3),
+                "reconstruction_seconds": round(time.perf_counter() - cut, 3) if config.reconstruct else None,
             }
         )
         logger.info("removed %.1f %% of prunable %s", 100 * sparsity_of(small, config), config.budget)
@@ -136,7 +143,7 @@ def check(model: PreTrainedModel, config: PruningConfig) -> list[float]:
     """
     check_in_one_place(model)
     check_length(model, config.sequence_length)
-    get_scorer(config.scorer)
+    scorers_in(config.scorer)
     start = sparsity_of(model, config)
     steps = sparsities(config.schedule, start=start, target=config.sparsity, rounds=config.rounds)
     if config.sparsity <= start and config.sparsity > 0:

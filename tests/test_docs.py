@@ -8,7 +8,7 @@ import torch
 from transformers import DataCollatorWithPadding
 
 import hfprune
-from hfprune.scoring import scorers
+from hfprune.scoring import registry
 from hfprune.structure import architectures
 from tests.support.tiny import tiny_model
 from tests.support.tiny_data import tiny_tokenized, tiny_tokenizer
@@ -39,11 +39,11 @@ def test_readme(tmp_path, monkeypatch):
 
 
 def test_contributing(monkeypatch):
-    monkeypatch.setattr(scorers, "_SCORERS", dict(scorers._SCORERS))
+    monkeypatch.setattr(registry, "_SCORERS", dict(registry._SCORERS))
     monkeypatch.setattr(architectures, "_TABLE", dict(architectures._TABLE))
     for block in blocks_of("CONTRIBUTING.md"):
         exec(block, {})
-    assert "variance" in scorers.known_scorers()
+    assert "variance" in registry.known_scorers()
     assert architectures.known_architectures()["ernie"].layers == "encoder.layer"
 
 

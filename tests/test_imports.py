@@ -12,6 +12,7 @@ import hfprune
 PACKAGE = Path(hfprune.__file__).parent
 LEVELS = {
     "errors": 0,
+    "distributed": 0,
     "structure": 1,
     "measure": 1,
     "metrics": 1,

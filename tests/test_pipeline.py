@@ -166,7 +166,7 @@ def test_a_plan_for_another_model_or_state_is_refused():
     [
         ({"scorer": "best"}, "unknown scorer 'best'"),
         ({"allocation": "best"}, "unknown allocation 'best'"),
-        ({"schedule": "slow"}, "unknown schedule 'slow'. Known: one_shot, linear, cubic"),
+        ({"schedule": "slow"}, "unknown schedule 'slow'. Known: one_shot, linear, cubic, geometric"),
     ],
 )
 def test_a_wrong_name_fails_before_any_work(fields, message):

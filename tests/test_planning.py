@@ -28,6 +28,7 @@ def block(name, kind, units, *, params=1, portable=None):
         fused=1,
         sizes=(),
         head_inputs=(),
+        residual_sum=None,
         config_fields=(),
         unit_params=params,
         unit_token_macs=params,

@@ -1,6 +1,8 @@
 """The summed loss of a batch: against its labels, or against labels drawn from a model's own predictions."""
 
 import inspect
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,9 +12,30 @@ from transformers import PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from hfprune.errors import CalibrationError
+from hfprune.scoring.registry import Labels
 from hfprune.structure.gates import Batch, count_samples
 
 _LABELS = ("labels", "start_positions", "end_positions", "next_sentence_label")
+
+
+def summed_loss(
+    labels: Labels, index: int, *, seed: int, teacher: PreTrainedModel
+) -> Callable[[PreTrainedModel, Batch], Tensor]:
+    """The loss of a calibration batch, as a function of model and batch: a sum over its samples.
+
+    Args:
+        labels: `data` for the true labels, `model` for labels that the teacher draws.
+        index: The batch's place among all. Every batch gets a seed of its own, so that the draw does not depend on who
+            scores the other batches.
+        seed: Of the draw.
+        teacher: Draws the labels.
+
+    Returns:
+        The function.
+    """
+    if labels == "data":
+        return labelled_loss
+    return partial(sampled_loss, teacher=teacher, seed=seed * 1_000_003 + index)
 
 
 def labelled_loss(model: PreTrainedModel, batch: Batch) -> Tensor:

@@ -32,6 +32,9 @@ class BlockSpec:
             counts. Empty where the stock config cannot say another size.
         head_inputs: Arguments of a module that carry one slice for every head, and the dimension it lies in:
             `{module: {argument: dimension}}`.
+        residual_sum: The module whose input is the consumer's output plus the residual stream, before any
+            normalisation; empty where that is the output of the layer. None where there is no such place:
+            reconstruction then aims at the consumer's own output.
     """
 
     producers: tuple[str, ...]
@@ -41,6 +44,7 @@ class BlockSpec:
     sizes: Mapping[str, Quantity] = field(default_factory=dict)
     config_fields: Mapping[str, Quantity] = field(default_factory=dict)
     head_inputs: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    residual_sum: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +66,14 @@ _BERT = Architecture(
         "attention": BlockSpec(
             producers=("attention.self.query", "attention.self.key", "attention.self.value"),
             consumer="attention.output.dense",
+            residual_sum="attention.output.LayerNorm",
             head_dim="attention.self.attention_head_size",
             sizes={"attention.self.num_attention_heads": "heads", "attention.self.all_head_size": "features"},
         ),
         "ffn": BlockSpec(
             producers=("intermediate.dense",),
             consumer="output.dense",
+            residual_sum="output.LayerNorm",
             config_fields={"intermediate_size": "features"},
         ),
     },
@@ -79,12 +85,14 @@ _DISTILBERT = Architecture(
         "attention": BlockSpec(
             producers=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
             consumer="attention.out_lin",
+            residual_sum="sa_layer_norm",
             head_dim="attention.attention_head_size",
             sizes={"attention.n_heads": "heads"},
         ),
         "ffn": BlockSpec(
             producers=("ffn.lin1",),
             consumer="ffn.lin2",
+            residual_sum="output_layer_norm",
             config_fields={"hidden_dim": "features"},
         ),
     },
@@ -96,6 +104,7 @@ _MPNET = Architecture(
         "attention": BlockSpec(
             producers=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
             consumer="attention.attn.o",
+            residual_sum="attention.LayerNorm",
             head_dim="attention.attn.attention_head_size",
             sizes={"attention.attn.num_attention_heads": "heads", "attention.attn.all_head_size": "features"},
             # One relative-position bias a head is computed once and handed to every layer.
@@ -104,6 +113,7 @@ _MPNET = Architecture(
         "ffn": BlockSpec(
             producers=("intermediate.dense",),
             consumer="output.dense",
+            residual_sum="output.LayerNorm",
             config_fields={"intermediate_size": "features"},
         ),
     },
@@ -115,12 +125,14 @@ _LLAMA = Architecture(
         "attention": BlockSpec(
             producers=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
             consumer="self_attn.o_proj",
+            residual_sum="post_attention_layernorm",
             head_dim="self_attn.head_dim",
             config_fields={"num_attention_heads": "heads", "num_key_value_heads": "units", "head_dim": "head_dim"},
         ),
         "ffn": BlockSpec(
             producers=("mlp.gate_proj", "mlp.up_proj"),
             consumer="mlp.down_proj",
+            residual_sum="",
             sizes={"mlp.intermediate_size": "features"},
             config_fields={"intermediate_size": "features"},
         ),
@@ -133,6 +145,7 @@ _GPT2 = Architecture(
         "attention": BlockSpec(
             producers=("attn.c_attn",),
             consumer="attn.c_proj",
+            residual_sum="ln_2",
             fused=3,
             head_dim="attn.head_dim",
             sizes={"attn.num_heads": "heads", "attn.split_size": "features"},
@@ -140,6 +153,7 @@ _GPT2 = Architecture(
         "ffn": BlockSpec(
             producers=("mlp.c_fc",),
             consumer="mlp.c_proj",
+            residual_sum="",
             config_fields={"n_inner": "features"},
         ),
     },
@@ -151,12 +165,14 @@ _OPT = Architecture(
         "attention": BlockSpec(
             producers=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
             consumer="self_attn.out_proj",
+            residual_sum="final_layer_norm",
             head_dim="self_attn.head_dim",
             sizes={"self_attn.num_heads": "heads"},
         ),
         "ffn": BlockSpec(
             producers=("fc1",),
             consumer="fc2",
+            residual_sum="",
             config_fields={"ffn_dim": "features"},
         ),
     },

@@ -4,8 +4,9 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -36,6 +37,8 @@ class Block:
         head_inputs: `(module path, argument, dimension)` of every argument with one slice a head.
         config_fields: `(field, amount for one unit)` of the stock config fields that say the block's size, for all
             layers at once; amount 0 stands for `head_dim`, which does not change. Empty where no field says it.
+        residual_sum: Path of the module whose input is the consumer's output plus the residual stream, or of the layer
+            whose output that is; None where there is no such place.
         unit_params: Parameters that go when one unit goes.
         unit_token_macs: Multiply-adds for one token in the projections of one unit.
         unit_pair_macs: Multiply-adds for one pair of tokens in the attention product of one unit.
@@ -55,10 +58,16 @@ class Block:
     sizes: tuple[tuple[str, str, int], ...]
     head_inputs: tuple[tuple[str, str, int], ...]
     config_fields: tuple[tuple[str, int], ...]
+    residual_sum: str | None
     unit_params: int
     unit_token_macs: int
     unit_pair_macs: int
     portable_units: Sequence[int]
+
+    @property
+    def layer(self) -> str:
+        """Path of the layer that the block is in."""
+        return self.name.removesuffix(f".{self.kind}")
 
     def unit_macs(self, sequence_length: int) -> int:
         """Multiply-adds of one unit for one sequence of `sequence_length` tokens (ALGORITHMS §4)."""
@@ -77,6 +86,40 @@ def features_of(module: nn.Module) -> tuple[int, int]:
 def base_model_prefix(model: PreTrainedModel) -> str:
     """What stands before the base model's own names in `model.state_dict()`: `bert.`, or nothing."""
     return "" if model.base_model is model else f"{model.base_model_prefix}."
+
+
+def unit_slices(model: PreTrainedModel, block: Block, *, gradients: bool = False) -> list[Tensor]:
+    """The weights of every unit of a block, or their gradients.
+
+    Args:
+        model: The model.
+        block: One of its blocks.
+        gradients: Give the gradients instead of the weights.
+
+    Returns:
+        For every parameter of the producers and for the consumer's weight: `(units, weights of one unit)`.
+    """
+
+    def read(module: nn.Module, name: str) -> Tensor:
+        value = module.get_parameter(name)
+        if not gradients:
+            return value
+        return torch.zeros_like(value) if value.grad is None else value.grad
+
+    parts = []
+    for path, rows in zip(block.producers, block.producer_rows, strict=True):
+        module = model.base_model.get_submodule(path)
+        weight = read(module, "weight")
+        by_row = [weight.T if isinstance(module, Conv1D) else weight]
+        by_row += [read(module, "bias")[:, None]] if module.bias is not None else []
+        for value in by_row:  # (fused · units · rows, inputs) -> (units, fused · rows · inputs)
+            split = value.reshape(block.fused, block.units, rows, -1)
+            parts.append(split.transpose(0, 1).reshape(block.units, -1))
+    consumer = model.base_model.get_submodule(block.consumer)
+    weight = read(consumer, "weight")
+    columns = weight if isinstance(consumer, Conv1D) else weight.T
+    parts.append(columns.reshape(block.units, -1))
+    return parts
 
 
 def find_blocks(model: PreTrainedModel) -> list[Block]:
@@ -189,6 +232,7 @@ class _Reader:
                 for argument, dimension in arguments.items()
             ),
             config_fields=tuple((name, amounts[quantity]) for name, quantity in spec.config_fields.items()),
+            residual_sum=None if spec.residual_sum is None else f"{self.path}.{spec.residual_sum}".rstrip("."),
             unit_params=weights + biases,
             unit_token_macs=weights,
             unit_pair_macs=0 if spec.head_dim is None else 2 * width,

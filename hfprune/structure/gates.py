@@ -1,5 +1,6 @@
 """Gates: a multiplier on every unit, at the input of its consumer. 1 keeps a unit, 0 removes it."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -43,7 +44,12 @@ def gated(model: PreTrainedModel, blocks: Sequence[Block], gates: Mapping[str, T
 
 
 def gate_gradients(
-    model: PreTrainedModel, blocks: Sequence[Block], batch: Batch, loss: Callable[[PreTrainedModel, Batch], Tensor]
+    model: PreTrainedModel,
+    blocks: Sequence[Block],
+    batch: Batch,
+    loss: Callable[[PreTrainedModel, Batch], Tensor],
+    *,
+    maps: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The derivative of every sample's loss by every unit's gate, exact, from one forward and one backward pass.
 
@@ -55,6 +61,7 @@ def gate_gradients(
         blocks: Blocks whose gates are wanted.
         batch: Arguments of the model: tensors with N samples.
         loss: Gives the *sum* over the batch of the samples' losses; samples must not mix in it.
+        maps: By block name, `(columns + 1, columns)` float32: take [x, 1] · map for x in the formula.
 
     Returns:
         By block name: `(N, units)` float32, on the model's device.
@@ -63,10 +70,11 @@ def gate_gradients(
     device = model.device
     gates = {block: torch.ones(samples, block.units, device=device, requires_grad=True) for block in blocks}
 
-    def probe(gate: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda x: _Gate.apply(x, gate)  # type: ignore[no-untyped-call]
+    def probe(block: Block) -> Callable[[Tensor], Tensor]:
+        change = None if maps is None else maps[block.name]
+        return lambda x: _Gate.apply(x, gates[block], change)  # type: ignore[no-untyped-call]
 
-    with torch.enable_grad(), _input_hooks(model, {block: probe(gate) for block, gate in gates.items()}):
+    with torch.enable_grad(), _input_hooks(model, {block: probe(block) for block in blocks}):
         total = loss(model, batch)
         found = torch.autograd.grad(total, list(gates.values()), allow_unused=True)
     return {
@@ -120,6 +128,29 @@ def count_samples(batch: Batch) -> int:
     return next(value.shape[0] for value in batch.values() if isinstance(value, Tensor))
 
 
+def token_mask(batch: Batch) -> Tensor | None:
+    """Which tokens of a batch are no padding, `(samples, tokens)` bool; None if the batch does not say."""
+    mask = batch.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.ndim < 2:
+        return None
+    return mask.reshape(count_samples(batch), -1).bool()
+
+
+def inputs_of(module: nn.Module, batch: Batch) -> Batch:
+    """What a model, or a part of one, takes of a batch, on its device and without labels.
+
+    Scoring and reconstruction never generate, so a decoder is told not to build a key/value cache.
+    """
+    parameters = inspect.signature(module.forward).parameters
+    device = next(module.parameters()).device
+    taken = {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+        if name in parameters and name != "labels"
+    }
+    return {**taken, "use_cache": False} if "use_cache" in parameters and "use_cache" not in taken else taken
+
+
 @contextmanager
 def _input_hooks(model: PreTrainedModel, changes: Mapping[Block, Callable[[Tensor], Tensor]]) -> Iterator[None]:
     """Pass the input of each block's consumer through a function."""
@@ -138,18 +169,20 @@ class _Gate(torch.autograd.Function):
     """The identity, whose gradient by the gate is accumulated in float32 whatever the dtype of the model."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, gate: Tensor, change: Tensor | None) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.gate_shape = gate.shape
+        ctx.gate_shape, ctx.change = gate.shape, change
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor, None]:
         (x,) = ctx.saved_tensors
         (gradient,) = grad_outputs
         samples, units = ctx.gate_shape
         # Some models flatten samples and tokens before the consumer, so go by the number of samples.
         wide = x.reshape(samples, -1, x.shape[-1]).to(torch.promote_types(x.dtype, torch.float32))
+        if ctx.change is not None:
+            wide = wide @ ctx.change[:-1].to(wide) + ctx.change[-1].to(wide)
         product = (wide * gradient.reshape(wide.shape)).sum(1)
         by_unit = product.reshape(samples, units, -1).sum(-1)
-        return (gradient if ctx.needs_input_grad[0] else None), by_unit
+        return (gradient if ctx.needs_input_grad[0] else None), by_unit, None

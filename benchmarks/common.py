@@ -1,0 +1,99 @@
+"""What the accuracy benchmarks share: dense models that are fine-tuned once and kept, and their test accuracy."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from torch import Tensor
+from transformers import PreTrainedModel, set_seed
+
+from hfprune.recovery.arguments import RecoveryArguments
+from hfprune.tasks import DataArguments, ModelArguments, TextClassification
+
+#: How each dense model is made: epochs and the learning rate of its fine-tuning, on all that is not the test set.
+RECIPES = {"trec": (4.0, 2e-4), "movie_reviews": (3.0, 1e-4)}
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseTask:
+    """A fine-tuned dense model with its data.
+
+    Attributes:
+        model: The dense model, in evaluation mode.
+        train: What it was fine-tuned on, tokenized.
+        test: Batches that it has not seen, from the shortest texts to the longest.
+        task: Tokenizer, collator and trainer.
+    """
+
+    model: PreTrainedModel
+    train: Dataset
+    test: list[Batch]
+    task: TextClassification
+
+
+def dense_task(dataset: str, folder: Path, *, seed: int = 0) -> DenseTask:
+    """Fine-tune MiniLM-L6 on a data set, or take the model that an earlier run left.
+
+    Args:
+        dataset: `trec` or `movie_reviews`.
+        folder: Where dense models are kept.
+        seed: Of the split and the fine-tuning.
+
+    Returns:
+        The model and its data.
+    """
+    epochs, rate = RECIPES[dataset]
+    named = ModelArguments(model_name_or_path="minilm-l6", dense_epochs=epochs)
+    task = TextClassification.load(named, DataArguments(dataset=dataset), seed=seed)
+    train = concatenate_datasets([task.data["train"], task.data["validation"]])
+    kept = folder / f"{dataset}_seed{seed}"
+    set_seed(seed)
+    model = task.model(fine_tuned=kept, trust_remote_code=False)
+    if not kept.is_dir():
+        args = training_arguments(str(folder / "training"), epochs=epochs, learning_rate=rate, seed=seed)
+        task.data["train"] = train
+        began = time.perf_counter()
+        trainer = task.trainer(model, args)
+        trainer.train()
+        trainer.save_model(str(kept))
+        print(f"fine-tuned the dense model on {dataset}: {time.perf_counter() - began:.0f} s", flush=True)
+    rows = sorted(task.data["test"].remove_columns(_extra(task.data["test"])), key=lambda row: len(row["input_ids"]))
+    batches = [dict(task.collator(rows[i : i + 64])) for i in range(0, len(rows), 64)]
+    return DenseTask(model=model.eval(), train=train.remove_columns(_extra(train)), test=batches, task=task)
+
+
+def training_arguments(output: str, *, epochs: float, learning_rate: float, seed: int) -> RecoveryArguments:
+    """Plain fine-tuning on the CPU, nothing kept on the way."""
+    return RecoveryArguments(
+        output_dir=output,
+        num_train_epochs=epochs,
+        learning_rate=learning_rate,
+        per_device_train_batch_size=32,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.1,
+        weight_decay=0.01,
+        save_strategy="no",
+        seed=seed,
+        use_cpu=True,
+        report_to="none",
+    )
+
+
+def _extra(data: Dataset) -> list[str]:
+    return [name for name in data.column_names if name not in ("input_ids", "attention_mask", "labels")]
+
+
+@torch.no_grad()
+def accuracy(model: PreTrainedModel, batches: list[Batch]) -> float:
+    """Accuracy in per cent."""
+    model.eval()
+    right = sum(int((model(**inputs(batch)).logits.argmax(-1) == batch["labels"]).sum()) for batch in batches)
+    return 100 * right / sum(len(batch["labels"]) for batch in batches)
+
+
+def inputs(batch: Batch) -> Batch:
+    """A batch without its labels."""
+    return {name: value for name, value in batch.items() if name != "labels"}

@@ -1,0 +1,237 @@
+"""Activation scorers: from what the units put out, without any gradient.
+
+Notation: x[t, c] is column c of the consumer's input at token t, padding excluded; C_u are the columns of unit u; W is
+the consumer's weight.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.utils.logging import tqdm
+
+from hfprune.distributed import add_over_processes, share_of
+from hfprune.scoring.registry import register_scorer
+from hfprune.scoring.scores import check_finite
+from hfprune.structure.blocks import Block
+from hfprune.structure.gates import Batch, count_samples, frozen, inputs_of, token_mask
+
+#: An activation smaller than this counts as zero for `apoz`: GELU and SiLU are nearly never exactly 0.
+NEARLY_ZERO = 1e-2
+#: Ridge of `obs` and the residual scorers, as a multiple of the mean diagonal of XᵀX.
+OBS_RIDGE = 1e-2
+#: `obs` keeps Gram matrices of so many bytes at a time, and runs the model again for those that did not fit.
+GRAM_BYTES = 2 * 1024**3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationStatistics:
+    """What a scorer that reads `activations` gets of one block; all float32 on the CPU.
+
+    Attributes:
+        block: The block.
+        mean: Mean of x over tokens, `(columns,)`.
+        variance: Variance of x over tokens, `(columns,)`.
+        zero_share: Share of tokens where |x| is nearly zero, `(columns,)`.
+        norm: Mean over samples of ‖x[:, C_u]‖₂, `(units,)`.
+        weight: The consumer's weight, `(outputs, columns)`.
+    """
+
+    block: Block
+    mean: Tensor
+    variance: Tensor
+    zero_share: Tensor
+    norm: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class GramStatistics:
+    """What a scorer that reads `gram` gets of one block.
+
+    Attributes:
+        block: The block.
+        gram_with_ones: [X 1]ᵀ[X 1] over tokens, `(columns + 1, columns + 1)` float64.
+        weight: The consumer's weight, `(outputs, columns)` float64.
+    """
+
+    block: Block
+    gram_with_ones: Tensor
+    weight: Tensor
+
+    @property
+    def gram(self) -> Tensor:
+        """XᵀX over tokens, `(columns, columns)` float64."""
+        return self.gram_with_ones[:-1, :-1]
+
+
+@register_scorer("apoz", reads="activations")
+def apoz(statistics: ActivationStatistics) -> Tensor:
+    """1 − the average share of (nearly) zero activations. Hu et al. 2016, "Network Trimming"."""
+    return 1 - statistics.zero_share.reshape(statistics.block.units, -1).mean(1)
+
+
+@register_scorer("activation_norm", reads="activations")
+def activation_norm(statistics: ActivationStatistics) -> Tensor:
+    """Mean over samples of ‖x[:, C_u]‖₂. Muralidharan et al. 2024, "Compact Language Models" (Minitron)."""
+    return statistics.norm
+
+
+@register_scorer("fluctuation", reads="activations")
+def fluctuation(statistics: ActivationStatistics) -> Tensor:
+    """Var_t(x_c) · ‖W[:, c]‖², averaged over a unit's columns and standardised in the block.
+
+    An et al. 2024, "Fluctuation-based Adaptive Structured Pruning" (FLAP): what cannot be made up for by a bias.
+    """
+    by_column = statistics.variance * statistics.weight.square().sum(0)
+    value = by_column.reshape(statistics.block.units, -1).mean(1)
+    return (value - value.mean()) / value.std(correction=0).clamp(min=1e-12)
+
+
+@register_scorer("obs", reads="gram")
+def obs(statistics: GramStatistics) -> Tensor:
+    """tr(W_M ((H⁻¹)_MM)⁻¹ W_Mᵀ) with H = XᵀX + λI and M = C_u: the squared error after the best repair.
+
+    Hassibi & Stork 1993 ("Optimal Brain Surgeon"), for structures as in Kurtic et al. 2023 (ZipLM).
+    """
+    width = statistics.block.width
+    inverse = regularised_inverse(statistics.gram)
+    own = torch.stack([part[:, i * width : (i + 1) * width] for i, part in enumerate(torch.split(inverse, width))])
+    columns = statistics.weight.T.reshape(statistics.block.units, width, -1)
+    error: Tensor = (torch.linalg.solve(own, columns) * columns).sum((1, 2))
+    return error
+
+
+def regularised_inverse(gram: Tensor) -> Tensor:
+    """(G + λI)⁻¹ with λ = `OBS_RIDGE` times the mean of G's diagonal."""
+    ridge = OBS_RIDGE * gram.diagonal().mean().clamp(min=1e-12)
+    inverse: Tensor = torch.linalg.inv(gram + ridge * torch.eye(len(gram), dtype=gram.dtype))
+    return inverse
+
+
+def read_activations(
+    model: PreTrainedModel, blocks: Sequence[Block], batches: Sequence[Batch]
+) -> dict[str, ActivationStatistics]:
+    """What scorers that read `activations` get, by block name."""
+    float64 = {"dtype": torch.float64, "device": model.device}
+    moments = {block.name: torch.zeros(3, block.units * block.width, **float64) for block in blocks}
+    norms = {block.name: torch.zeros(block.units, **float64) for block in blocks}
+
+    def add(block: Block, x: Tensor, mask: Tensor) -> None:
+        small = (x.abs() < NEARLY_ZERO) & mask
+        moments[block.name] += torch.stack([value.sum((0, 1)) for value in (x, x.square(), small)])
+        norms[block.name] += x.square().reshape(*x.shape[:2], block.units, -1).sum((1, 3)).sqrt().sum(0)
+
+    tokens, samples = _run(model, blocks, batches, add)
+    add_over_processes([*moments.values(), *norms.values()])
+    found = {}
+    for block in blocks:
+        mean, square, zeros = (moments[block.name] / tokens).cpu()
+        found[block.name] = ActivationStatistics(
+            block=block,
+            mean=mean.float(),
+            variance=(square - mean.square()).clamp(min=0).float(),
+            zero_share=zeros.float(),
+            norm=(norms[block.name] / samples).cpu().float(),
+            weight=_consumer_weight(model, block).float(),
+        )
+    return found
+
+
+def read_gram(
+    model: PreTrainedModel, blocks: Sequence[Block], batches: Sequence[Batch]
+) -> Iterator[tuple[str, GramStatistics]]:
+    """What scorers that read `gram` get, with block names; some blocks at a time, to bound the memory."""
+    for group in _groups(blocks):
+        sizes = {block.name: block.units * block.width + 1 for block in group}
+        grams = {name: torch.zeros(size, size, device=model.device) for name, size in sizes.items()}
+
+        def add(block: Block, x: Tensor, mask: Tensor, grams: dict[str, Tensor] = grams) -> None:
+            flat = torch.cat([x, mask.to(x.dtype)], -1).reshape(-1, x.shape[-1] + 1)
+            grams[block.name].addmm_(flat.T, flat)
+
+        _run(model, group, batches, add)
+        add_over_processes(grams.values())
+        for block in group:
+            gram = grams.pop(block.name).cpu().double()
+            weight = _consumer_weight(model, block).double()
+            yield block.name, GramStatistics(block=block, gram_with_ones=gram, weight=weight)
+
+
+def _groups(blocks: Sequence[Block]) -> list[list[Block]]:
+    """Consecutive blocks whose Gram matrices together take no more than `GRAM_BYTES`."""
+    groups: list[list[Block]] = [[]]
+    size = 0
+    for block in blocks:
+        own = 4 * (block.units * block.width) ** 2
+        if groups[-1] and size + own > GRAM_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(block)
+        size += own
+    return groups
+
+
+def _consumer_weight(model: PreTrainedModel, block: Block) -> Tensor:
+    """`(outputs, columns)`, on the CPU."""
+    consumer = model.base_model.get_submodule(block.consumer)
+    weight = consumer.get_parameter("weight").detach().cpu()
+    found: Tensor = weight.T if isinstance(consumer, Conv1D) else weight
+    return found
+
+
+def _run(
+    model: PreTrainedModel,
+    blocks: Sequence[Block],
+    batches: Sequence[Batch],
+    add: Callable[[Block, Tensor, Tensor], None],
+) -> tuple[int, int]:
+    """Run the batches, hand the inputs of every block's consumer to `add`, and count over all processes.
+
+    Args:
+        model: The model.
+        blocks: Its blocks.
+        batches: The batches of all processes.
+        add: Gets a block, its inputs `(samples, tokens, columns)` in float32 with zeros for padding, and which tokens
+            are none, `(samples, tokens, 1)`.
+
+    Returns:
+        The number of tokens without padding, and of samples.
+    """
+    counts = torch.zeros(2, dtype=torch.float64, device=model.device)
+    with frozen(model), torch.no_grad():
+        for index, batch in tqdm(share_of(batches), desc="Scoring", unit="batch"):
+            samples = count_samples(batch)
+            mask = token_mask(batch)
+
+            def hook(
+                block: Block,
+                args: tuple[Tensor, ...],
+                index: int = index,
+                samples: int = samples,
+                mask: Tensor | None = mask,
+            ) -> None:
+                x = args[0].reshape(samples, -1, args[0].shape[-1]).float()
+                check_finite(
+                    block.name, x.reshape(-1, block.units, block.width).sum(-1), f" in calibration batch {index}"
+                )
+                real = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask.to(x.device)
+                if block is blocks[0]:
+                    counts[0] += real.sum()
+                add(block, x * real[..., None], real[..., None])
+
+            with ExitStack() as stack:
+                for block in blocks:
+                    consumer = model.base_model.get_submodule(block.consumer)
+                    read = partial(hook, block)
+                    stack.callback(consumer.register_forward_pre_hook(lambda _, args, read=read: read(args)).remove)
+                model.base_model(**inputs_of(model.base_model, batch))
+            counts[1] += samples
+    add_over_processes([counts])
+    tokens, total = counts.tolist()
+    return int(tokens), int(total)

@@ -1,0 +1,159 @@
+"""Run a model one layer at a time over the calibration batches, with the hidden states of all of them kept."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hfprune.structure.blocks import Block
+from hfprune.structure.gates import Batch, inputs_of
+
+
+class _Reached(Exception):  # noqa: N818 (no error: it ends a layer early)
+    """What was wanted of a layer is there; the rest of it need not run."""
+
+
+class LayerStream:
+    """The hidden states of a calibration set in front of one layer of a model; `advance` moves them past it.
+
+    Memory: tokens × hidden size for the hidden states, and what the model hands to its layers beside them (masks,
+    rotary embeddings), which layers mostly share.
+
+    Attributes:
+        model: The model.
+
+    Args:
+        model: The model, which should be frozen.
+        layers: Paths of its layers from the base model, in order.
+        batches: At least one calibration batch.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: Sequence[str], batches: Sequence[Batch]) -> None:
+        self.model = model
+        self._layers = [model.base_model.get_submodule(path) for path in layers]
+        self._next = 0
+        self._calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []  # by layer, by batch
+        self._hidden: list[Tensor] = []
+        self._record(batches)
+
+    def _record(self, batches: Sequence[Batch]) -> None:
+        """Run only what comes before the layers, and note what every layer is called with."""
+        calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = [[] for _ in self._layers]
+
+        def stand_in(index: int) -> Callable[..., Any]:
+            def note(*args: Any, **kwargs: Any) -> Any:
+                hidden, args, kwargs = _split(args, kwargs)
+                if index == 0:
+                    self._hidden.append(hidden.detach())
+                calls[index].append((args, kwargs))
+                return (hidden,) if returns_tuple else hidden
+
+            return note
+
+        base = self.model.base_model
+        with ExitStack() as stack:
+            returns_tuple = self._returns_tuple(batches[0])
+            for index, layer in enumerate(self._layers):
+                stack.callback(layer.__dict__.pop, "forward", None)
+                layer.forward = stand_in(index)
+            for batch in batches:
+                base(**inputs_of(base, batch))
+        self._calls = calls
+
+    def _returns_tuple(self, batch: Batch) -> bool:
+        """Whether layers return a tuple, whose first item is the hidden states, or the hidden states alone."""
+        found: list[bool] = []
+        first = self._layers[0].register_forward_hook(lambda *call: found.append(isinstance(call[-1], tuple)))
+        try:
+            self.model.base_model(**inputs_of(self.model.base_model, batch))
+        finally:
+            first.remove()
+        return found[0]
+
+    def run(self, index: int) -> Tensor:
+        """The hidden states of batch `index` behind the next layer."""
+        args, kwargs = self._calls[self._next][index]
+        output = self._layers[self._next](self._hidden[index], *args, **kwargs)
+        hidden: Tensor = output[0] if isinstance(output, tuple) else output
+        return hidden
+
+    def advance(self) -> None:
+        """Run the next layer over all batches; the one after it is then the next."""
+        for index in range(len(self._hidden)):
+            self._hidden[index] = self.run(index)
+        self._calls[self._next] = []
+        self._next += 1
+
+    def read(
+        self, index: int, blocks: Sequence[Block], sums: Mapping[str, str | None]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """What blocks of the next layer show for batch `index`; the layer is run no further than needed.
+
+        Args:
+            index: Which batch.
+            blocks: Blocks of the next layer.
+            sums: By block name, `Block.residual_sum`, or None for the consumer's own output.
+
+        Returns:
+            By block name: the consumer's input, and the residual sum (or the consumer's output); the last dimension
+            holds the features.
+        """
+        inputs: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
+        base = self.model.base_model
+
+        def store(into: dict[str, Tensor], name: str) -> Callable[[Tensor], None]:
+            def put(value: Tensor) -> None:
+                into[name] = value
+                if len(inputs) == len(outputs) == len(blocks):
+                    raise _Reached
+
+            return put
+
+        with ExitStack() as stack:
+            for block in blocks:
+                consumer = base.get_submodule(block.consumer)
+                stack.enter_context(_input_of(consumer, store(inputs, block.name)))
+                place = sums[block.name]
+                if place is None:
+                    stack.enter_context(_output_of(consumer, store(outputs, block.name)))
+                elif place != block.layer:
+                    stack.enter_context(_input_of(base.get_submodule(place), store(outputs, block.name)))
+            try:
+                behind = self.run(index)
+            except _Reached:
+                behind = None
+        found = {}
+        for block in blocks:
+            total = behind if sums[block.name] == block.layer else outputs[block.name]
+            assert total is not None
+            found[block.name] = (inputs[block.name], total)
+        return found
+
+
+def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """The hidden states, and the other arguments of a layer."""
+    if args:
+        return args[0], args[1:], kwargs
+    rest = dict(kwargs)
+    return rest.pop("hidden_states"), (), rest
+
+
+@contextmanager
+def _input_of(module: nn.Module, put: Callable[[Tensor], None]) -> Iterator[None]:
+    handle = module.register_forward_pre_hook(lambda _, args: put(args[0]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _output_of(module: nn.Module, put: Callable[[Tensor], None]) -> Iterator[None]:
+    handle = module.register_forward_hook(lambda _, __, output: put(output))
+    try:
+        yield
+    finally:
+        handle.remove()
