@@ -121,7 +121,38 @@ class TestOthers:
         assert runs[0] == run(TWO, {k: v[::-1] for k, v in values.items()}, 9, allocation="random", seed=0)
         assert len({str(r) for r in runs}) > 2
 
-    @pytest.mark.parametrize("name", ["uniform", "global", "random"])
+    def test_threshold_goes_by_score_whatever_units_cost(self):
+        values = {"a": [5.0, 1.0, 3.0], "f": [4.0, 2.0, 6.0, 0.0, 0.5, 0.25]}
+        assert run(TWO, values, 10, allocation="threshold") == {
+            "a": [0, 2],
+            "f": [0, 2],
+        }  # 2.0 does not fit any more
+        assert run(TWO, values, 11, allocation="threshold") == {"a": [0, 2], "f": [0, 1, 2]}
+
+    @settings(max_examples=60, deadline=None)
+    @given(data=st.data())
+    def test_knapsack_is_brute_force_for_units_of_any_cost(self, data):
+        blocks = [block(f"b{i}", "ffn", data.draw(st.integers(1, 4)), params=cost) for i, cost in enumerate((2, 3, 7))]
+        numbers = st.floats(0, 1, width=32)
+        values = {b.name: data.draw(st.lists(numbers, min_size=b.units, max_size=b.units)) for b in blocks}
+        limit = data.draw(st.integers(12, 40))
+        kept = run(blocks, values, limit, allocation="knapsack")
+        assert sum(b.unit_params * len(kept[b.name]) for b in blocks) <= limit
+        best = max(
+            sum(sum(sorted(values[b.name], reverse=True)[:c]) for b, c in zip(blocks, counts, strict=True))
+            for counts in itertools.product(*(range(1, b.units + 1) for b in blocks))
+            if sum(b.unit_params * c for b, c in zip(blocks, counts, strict=True)) <= limit
+        )
+        assert sum(values[n][u] for n, units in kept.items() for u in units) == pytest.approx(best, rel=1e-5, abs=1e-5)
+
+    def test_a_coarse_knapsack_stays_within_the_limit(self, monkeypatch):
+        monkeypatch.setattr(allocation, "KNAPSACK_BINS", 5)
+        values = {"a": [3.0, 9.0, 1.0], "f": [float(i) for i in range(6)]}
+        for limit in range(5, 19):
+            kept = run(TWO, values, limit, allocation="knapsack")
+            assert 4 * len(kept["a"]) + len(kept["f"]) <= limit
+
+    @pytest.mark.parametrize("name", ["uniform", "global", "random", "threshold", "knapsack"])
     @settings(max_examples=40, deadline=None)
     @given(data=st.data())
     def test_every_allocator_keeps_within_limit_and_constraints(self, name, data):
@@ -173,7 +204,9 @@ class TestOthers:
             run(TWO, TABLE, 5, min_units=2)
 
     def test_unknown_names_list_the_known_ones(self):
-        with pytest.raises(ValueError, match="unknown allocation 'best'. Known: global, random, uniform"):
+        with pytest.raises(
+            ValueError, match="unknown allocation 'best'. Known: global, knapsack, random, threshold, uniform"
+        ):
             run(TWO, TABLE, 9, allocation="best")
         with pytest.raises(ValueError, match="exclude pattern 'z.*' matches no block. Names look like 'a'"):
             run(TWO, TABLE, 9, exclude=["z.*"])
@@ -258,5 +291,5 @@ class TestSchedule:
 
     def test_one_shot_and_unknown(self):
         assert sparsities("one_shot", start=0.1, target=0.5, rounds=1) == [0.5]
-        with pytest.raises(ValueError, match="unknown schedule 'x'. Known: one_shot, linear, cubic"):
+        with pytest.raises(ValueError, match="unknown schedule 'x'. Known: one_shot, linear, cubic, geometric"):
             sparsities("x", start=0, target=0.5, rounds=1)

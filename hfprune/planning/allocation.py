@@ -5,6 +5,7 @@ of it, so a count says it all.
 """
 
 import bisect
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
@@ -19,6 +20,8 @@ from hfprune.structure.blocks import Block
 
 Allocator = Callable[[Sequence[Candidate], int], list[int]]
 _ALLOCATORS: dict[str, Allocator] = {}
+#: The finest division of the budget that `knapsack` works with.
+KNAPSACK_BINS = 65536
 
 
 def register_allocator(name: str) -> Callable[[Allocator], Allocator]:
@@ -126,6 +129,63 @@ def random(candidates: Sequence[Candidate], limit: int) -> list[int]:
             ups[owner] += 1
             room -= cost
     return [c.levels[ups[i]] for i, c in enumerate(candidates)]
+
+
+@register_allocator("threshold")
+def threshold(candidates: Sequence[Candidate], limit: int) -> list[int]:
+    """All units that score at least one threshold over all blocks, whatever they cost: the lowest within the limit."""
+    counts = [c.levels[0] for c in candidates]
+    room = limit - _cost(candidates, counts)
+    steps = []
+    for owner, c in enumerate(candidates):
+        lowest = float("inf")
+        for index, (cost, value) in enumerate(c.steps()):
+            lowest = min(
+                lowest, value * c.unit_cost / cost
+            )  # a unit's score, a step's mean; never rising but by rounding
+            steps.append((-lowest, owner, index, cost))
+    for _, owner, index, cost in sorted(steps):
+        if cost > room:
+            break
+        counts[owner] = candidates[owner].levels[index + 1]
+        room -= cost
+    return counts
+
+
+@register_allocator("knapsack")
+def knapsack(candidates: Sequence[Candidate], limit: int) -> list[int]:
+    """The levels with the largest total score within the limit, by dynamic programming over a discretised budget.
+
+    Exact where the limit is at most `KNAPSACK_BINS` times the greatest common divisor of the costs of units; beyond
+    that every block's cost is rounded up to a bin, which may leave one bin a block unused.
+    """
+    size = math.gcd(*(c.unit_cost for c in candidates))
+    size *= max(1, math.ceil(limit / size / KNAPSACK_BINS))
+    bins = limit // size
+    best = torch.zeros(bins + 1, dtype=torch.float64)  # the largest score within so many bins
+    choices = []
+    for c in candidates:
+        totals = torch.cat([torch.zeros(1, dtype=torch.float64), c.values.cumsum(0)])
+        found = torch.full_like(best, -torch.inf)
+        choice = torch.zeros(bins + 1, dtype=torch.long)
+        for index, level in enumerate(c.levels):
+            cost = -(-level * c.unit_cost // size)
+            if cost > bins:
+                break
+            value = best[: bins + 1 - cost] + totals[level]
+            better = value > found[cost:]
+            found[cost:][better] = value[better]
+            choice[cost:][better] = index
+        best = found
+        choices.append(choice)
+    if best[bins] == -torch.inf:  # rounding up leaves no room for more than the lowest levels
+        return [c.levels[0] for c in candidates]
+    counts, left = [], bins
+    for c, choice in zip(reversed(candidates), reversed(choices), strict=True):
+        level = c.levels[int(choice[left])]
+        left -= -(-level * c.unit_cost // size)
+        counts.append(level)
+    return counts[::-1]
 
 
 class _Ranked:
