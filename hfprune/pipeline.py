@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from itertools import pairwise
+from typing import Any, overload
 
 import torch
 from transformers import PreTrainedModel
@@ -13,7 +14,7 @@ from hfprune.config import PruningConfig
 from hfprune.errors import BudgetError, PlanMismatchError
 from hfprune.measure import Size, check_length, measure_size
 from hfprune.planning import PruningPlan, allocate, sparsities
-from hfprune.planning.costs import unit_cost
+from hfprune.planning.costs import unit_cost, units_by_pattern
 from hfprune.planning.plan import check_match
 from hfprune.publishing.record import PruningRecord, public_name
 from hfprune.recovery.reconstruction import reconstruct
@@ -156,32 +157,73 @@ def check(model: PreTrainedModel, config: PruningConfig) -> list[float]:
     return steps
 
 
+@overload
 def plan(
-    model: PreTrainedModel, scores: Scores, config: PruningConfig | None = None, *, sparsity: float | None = None
-) -> PruningPlan:
+    model: PreTrainedModel,
+    scores: Scores,
+    config: PruningConfig | None = None,
+    *,
+    sparsity: float | Mapping[str, float] | None = None,
+) -> PruningPlan: ...
+
+
+@overload
+def plan(
+    model: PreTrainedModel, scores: Scores, config: PruningConfig | None = None, *, sparsity: Sequence[float]
+) -> list[PruningPlan]: ...
+
+
+def plan(
+    model: PreTrainedModel,
+    scores: Scores,
+    config: PruningConfig | None = None,
+    *,
+    sparsity: float | Mapping[str, float] | Sequence[float] | None = None,
+) -> PruningPlan | list[PruningPlan]:
     """Choose the units that stay, by the config's budget, allocation and constraints.
 
     Args:
         model: The model that was scored.
         scores: Its scores.
         config: The choices.
-        sparsity: Overrides `config.sparsity`. It counts from the dense model, also if this one is pruned.
+        sparsity: Overrides `config.sparsity`; it counts from the dense model, also if this one is pruned. A mapping
+            from shell-style patterns of block names gives the fraction of units to remove block by block: the first
+            pattern that matches counts, blocks that none matches stay whole, and no budget is shared. A list gives
+            a list of plans, each of which keeps a part of what the one before keeps.
 
     Returns:
-        A plan in the numbering of `model`.
+        A plan in the numbering of `model`, or a list of them.
 
     Raises:
         BudgetError: The sparsity cannot be reached under the constraints.
-        ValueError: An unknown allocation, a pattern that matches nothing, or scores of another model.
+        ValueError: An unknown allocation, a pattern that matches nothing, a list that does not increase, or scores of
+            another model.
     """
     config = config or PruningConfig()
-    sparsity = config.sparsity if sparsity is None else sparsity
-    blocks = find_blocks(model)
-    dense = _dense_cost(model, config)
+    if isinstance(sparsity, Mapping):
+        return _plan(model, scores, config, 0.0, units_by_pattern(sparsity, _dense_units(model)))
+    if not isinstance(sparsity, Sequence):
+        return _plan(model, scores, config, config.sparsity if sparsity is None else sparsity)
+    if any(b <= a for a, b in pairwise(sparsity)):
+        raise ValueError(f"a list of sparsities must increase, got {list(sparsity)}: each plan keeps less.")
+    plans: list[PruningPlan] = []
+    for value in sparsity:
+        at_most = {name: len(block.kept) for name, block in plans[-1].blocks.items()} if plans else None
+        plans.append(_plan(model, scores, config, value, at_most))
+    return plans
+
+
+def _plan(
+    model: PreTrainedModel,
+    scores: Scores,
+    config: PruningConfig,
+    sparsity: float,
+    at_most: Mapping[str, int] | None = None,
+) -> PruningPlan:
     return allocate(
-        blocks,
+        find_blocks(model),
         scores,
-        limit=int((1 - sparsity) * dense + 1e-6),
+        limit=int((1 - sparsity) * _dense_cost(model, config) + 1e-6),
         budget=config.budget,
         sequence_length=config.sequence_length,
         model_type=base_model_type(model.config.model_type),
@@ -190,6 +232,7 @@ def plan(
         round_to=config.round_to,
         exclude=config.exclude,
         stock_widths=config.portable,
+        at_most=at_most,
         seed=config.seed,
     )
 

@@ -1,5 +1,7 @@
 """prune(): the whole job equals its steps, on models dense and pruned."""
 
+import itertools
+
 import pytest
 import torch
 from transformers import BertForSequenceClassification, DataCollatorWithPadding, LlamaForCausalLM
@@ -189,3 +191,38 @@ def test_sparsity_zero_is_a_copy():
     assert type(copy) is type(model)
     assert same_weights(model, copy)
     assert [b.units for b in find_blocks(copy)] == [4, 40, 4, 40]
+
+
+class TestPlans:
+    def test_a_mapping_says_it_block_by_block(self):
+        dense = tiny_model("bert")
+        scores = hfprune.score(dense, [tiny_batch()])
+        made = hfprune.plan(dense, scores, sparsity={"*.0.attention": 0, "*.attention": 0.5, "*.1.ffn": 0.25})
+        assert [kept for kept, _ in made.counts.values()] == [4, 40, 2, 30]
+        small = hfprune.apply_plan(dense, made)
+        again = hfprune.plan(small, hfprune.score(small, [tiny_batch()]), sparsity={"*.1.ffn": 0.5})
+        assert [kept for kept, _ in again.counts.values()] == [4, 40, 2, 20]
+
+    @pytest.mark.parametrize("allocation", ["global", "knapsack", "threshold", "uniform"])
+    def test_a_list_gives_nested_plans(self, allocation):
+        dense = tiny_model("bert")
+        scores = hfprune.score(dense, [tiny_batch()])
+        wanted = [0.0, 0.3, 0.5, 0.7]
+        plans = hfprune.plan(dense, scores, hfprune.PruningConfig(allocation=allocation), sparsity=wanted)
+        for sparsity, made in zip(wanted, plans, strict=True):
+            assert made.sparsity("macs") >= sparsity - 1e-9
+        for larger, smaller in itertools.pairwise(plans):
+            assert all(set(smaller.kept[name]) <= set(units) for name, units in larger.kept.items())
+
+    @pytest.mark.parametrize(
+        ("sparsity", "message"),
+        [
+            ([0.5, 0.3], "must increase, got"),
+            ({"*.9.ffn": 0.5}, "pattern '\\*.9.ffn' matches no block"),
+            ({"*.ffn": 50}, "must be in"),
+        ],
+    )
+    def test_bad_sparsities_are_refused(self, sparsity, message):
+        dense = tiny_model("bert")
+        with pytest.raises(ValueError, match=message):
+            hfprune.plan(dense, hfprune.score(dense, [tiny_batch()]), sparsity=sparsity)

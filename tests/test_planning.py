@@ -208,7 +208,7 @@ class TestOthers:
             ValueError, match="unknown allocation 'best'. Known: global, knapsack, random, threshold, uniform"
         ):
             run(TWO, TABLE, 9, allocation="best")
-        with pytest.raises(ValueError, match="exclude pattern 'z.*' matches no block. Names look like 'a'"):
+        with pytest.raises(ValueError, match="pattern 'z.*' matches no block. Names look like 'a'"):
             run(TWO, TABLE, 9, exclude=["z.*"])
         with pytest.raises(ValueError, match=r"scores of block 'f' should be \(6,\), found \(2,\)"):
             run(TWO, {"a": [1.0] * 3, "f": [1.0, 2.0]}, 9)

@@ -13,7 +13,7 @@ from itertools import accumulate
 import torch
 
 from hfprune.errors import BudgetError
-from hfprune.planning.costs import Candidate, candidate, is_excluded, unit_cost
+from hfprune.planning.costs import Candidate, candidate, check_patterns, is_excluded, unit_cost
 from hfprune.planning.plan import Budget, PruningPlan
 from hfprune.scoring.scores import Scores
 from hfprune.structure.blocks import Block
@@ -262,6 +262,7 @@ def allocate(
     round_to: int = 1,
     exclude: Sequence[str] = (),
     stock_widths: bool = False,
+    at_most: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> PruningPlan:
     """Choose the units that stay.
@@ -278,6 +279,7 @@ def allocate(
         round_to: Neurons are kept in multiples of this.
         exclude: Shell-style patterns of names of blocks that keep all their units.
         stock_widths: Keep to the same widths in every layer, as the stock config can say them.
+        at_most: By block name, the most units that may stay.
         seed: For `random`.
 
     Returns:
@@ -301,6 +303,7 @@ def allocate(
             min_units=min_units,
             round_to=round_to,
             fixed=is_excluded(block.name, exclude),
+            at_most=(at_most or {}).get(block.name),
         )
         for block in blocks
     ]
@@ -317,12 +320,7 @@ def allocate(
 
 
 def _check_inputs(blocks: Sequence[Block], scores: Scores, exclude: Sequence[str]) -> None:
-    for pattern in exclude:
-        if not any(is_excluded(block.name, [pattern]) for block in blocks):
-            raise ValueError(
-                f"exclude pattern {pattern!r} matches no block. Names look like {blocks[0].name!r}; patterns are "
-                "shell-style, such as '*.0.attention'."
-            )
+    check_patterns(exclude, [block.name for block in blocks])
     for block in blocks:
         if block.name not in scores or scores[block.name].shape != (block.units,):
             found = tuple(scores[block.name].shape) if block.name in scores else "none"

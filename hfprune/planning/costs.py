@@ -1,6 +1,6 @@
 """What units cost, and the groups of units that a plan keeps or removes together."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -24,7 +24,7 @@ class Candidate:
         block: The block.
         order: Unit indices from the most to the least worth keeping; ties by lower index.
         unit_cost: Cost of one unit.
-        levels: Every number of units that may stay, increasing; the last is all of them. One entry: it is fixed.
+        levels: Every number of units that may stay, increasing. One entry: it is fixed.
         values: `(units,)` float64 scores in that order.
     """
 
@@ -47,7 +47,16 @@ class Candidate:
         ]
 
 
-def candidate(block: Block, scores: Tensor, *, unit_cost: int, min_units: int, round_to: int, fixed: bool) -> Candidate:
+def candidate(
+    block: Block,
+    scores: Tensor,
+    *,
+    unit_cost: int,
+    min_units: int,
+    round_to: int,
+    fixed: bool,
+    at_most: int | None = None,
+) -> Candidate:
     """Order the units of a block and list how many may stay.
 
     Args:
@@ -57,6 +66,7 @@ def candidate(block: Block, scores: Tensor, *, unit_cost: int, min_units: int, r
         min_units: The fewest units that may stay.
         round_to: Neurons are kept in multiples of this; heads are not rounded.
         fixed: Whether the block keeps all its units.
+        at_most: The most units that may stay, if not all; `min_units` comes first.
 
     Returns:
         The block as allocators see it.
@@ -67,10 +77,57 @@ def candidate(block: Block, scores: Tensor, *, unit_cost: int, min_units: int, r
     else:
         step = round_to if block.kind == "ffn" else 1
         lowest = -(-min(min_units, block.units) // step) * step
-        levels = (*range(lowest, block.units, step), block.units)
+        every = (*range(lowest, block.units, step), block.units)
+        levels = [level for level in every if at_most is None or level <= at_most] or every[:1]
     return Candidate(block=block, order=tuple(order.tolist()), unit_cost=unit_cost, levels=tuple(levels), values=values)
 
 
 def is_excluded(name: str, patterns: Sequence[str]) -> bool:
     """Whether a block name matches one of the shell-style patterns, such as `encoder.layer.0.*` or `*.attention`."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def check_patterns(patterns: Iterable[str], names: Sequence[str]) -> None:
+    """Refuse patterns that match no block.
+
+    Args:
+        patterns: Shell-style patterns of block names.
+        names: The blocks' names.
+
+    Raises:
+        ValueError: One matches none.
+    """
+    for pattern in patterns:
+        if not any(is_excluded(name, [pattern]) for name in names):
+            raise ValueError(
+                f"pattern {pattern!r} matches no block. Names look like {names[0]!r}; patterns are shell-style, such "
+                "as '*.0.attention'."
+            )
+
+
+def units_by_pattern(sparsity: Mapping[str, float], units: Mapping[str, int]) -> dict[str, int]:
+    """How many units stay where sparsity is given block by block.
+
+    Args:
+        sparsity: By shell-style pattern of block names, the fraction of units to remove, in [0, 1). The first pattern
+            that matches a block counts; blocks that none matches stay whole.
+        units: By block name, how many units the dense model has.
+
+    Returns:
+        By block name, the most units that may stay.
+
+    Raises:
+        ValueError: A pattern matches no block, or a sparsity is not in [0, 1).
+
+    >>> units_by_pattern({"*.0.*": 0.0, "*.ffn": 0.25}, {"l.0.ffn": 8, "l.1.ffn": 8, "l.1.attention": 4})
+    {'l.0.ffn': 8, 'l.1.ffn': 6, 'l.1.attention': 4}
+    """
+    check_patterns(sparsity, list(units))
+    for pattern, value in sparsity.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"sparsity of {pattern!r} must be in [0, 1), got {value:g}. It is a fraction.")
+    found = {}
+    for name, count in units.items():
+        value = next((value for pattern, value in sparsity.items() if is_excluded(name, [pattern])), 0.0)
+        found[name] = int((1 - value) * count + 1e-9)
+    return found
