@@ -1,5 +1,9 @@
 """Reconstruction: exact where it must be, never worse, for every architecture; and what is refused."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -143,6 +147,18 @@ def test_an_error_leaves_the_weights_as_they_were(monkeypatch):
     assert all(torch.equal(v, before[k]) for k, v in small.state_dict().items())
 
 
+def test_a_forward_that_others_set_on_a_layer_survives():
+    """As accelerate's hooks do."""
+    dense = tiny_model("bert")
+    small, layer = half(dense), dense.bert.encoder.layer[0]
+    wrapped = layer.forward
+    layer.forward = lambda *args, **kwargs: wrapped(*args, **kwargs)
+    own = layer.forward
+    reconstruct(small, dense, batches())
+    assert layer.forward is own
+    assert "forward" not in vars(small.bert.encoder.layer[0])
+
+
 def test_bad_input_is_refused():
     dense = tiny_model("bert")
     small = half(dense)
@@ -173,3 +189,25 @@ def test_prune_in_rounds_repairs_after_each():
     )
     assert distance(repaired, dense, data) < distance(plain, dense, data)
     assert all(entry["reconstruction_seconds"] is not None for entry in repaired.pruning_record.rounds)
+
+
+@pytest.mark.distributed
+def test_one_process_and_two_give_the_same_model(tmp_path):
+    """Two gloo processes share the batches; plan and repaired weights are those of one process."""
+    script = ["-m", "tests.support.two_processes", str(tmp_path)]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29715"]
+    for command in (script, [*launcher, *script]):
+        done = subprocess.run(
+            [sys.executable, *command],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    alone, *others = (hfprune.load(tmp_path / name) for name in ("alone", "0", "1"))
+    for other in others:
+        assert other.pruning_plan.digest == alone.pruning_plan.digest
+        for name, value in alone.state_dict().items():
+            torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-4, atol=1e-4)

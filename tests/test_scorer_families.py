@@ -81,6 +81,16 @@ def test_weight_gradient_formulas():
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_gradients_of_an_ongoing_training_are_neither_used_nor_lost():
+    model, data = tiny_model("bert"), batches()
+    clean = score(model, data, scorer="gradient")
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    again = score(model, data, scorer="gradient")
+    assert all(torch.equal(clean[name], again[name]) for name in clean)
+    assert all(torch.equal(parameter.grad, torch.ones_like(parameter)) for parameter in model.parameters())
+
+
 def test_movement_leaves_the_model_alone_and_starts_as_the_signed_sensitivity():
     model, data = tiny_model("bert"), batches(count=1)
     before = {name: value.clone() for name, value in model.state_dict().items()}

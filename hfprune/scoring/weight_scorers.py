@@ -137,9 +137,11 @@ def read_weight_gradients(
         for parameter in model.base_model.get_submodule(path).parameters()
     ]
     with frozen(model), frozen(teacher):
+        earlier = [parameter.grad for parameter in projections]
         for parameter in projections:
             parameter.requires_grad_(True)
-        optimizer = torch.optim.AdamW(projections, lr=MOVEMENT_LEARNING_RATE if training else 0.0)
+            parameter.grad = None
+        optimizer = torch.optim.AdamW(projections, lr=MOVEMENT_LEARNING_RATE)
         try:
             for index, batch in tqdm(share_of(batches), desc="Scoring", unit="batch"):
                 moved = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
@@ -150,9 +152,9 @@ def read_weight_gradients(
                     optimizer.step()
                 optimizer.zero_grad()
         finally:
-            optimizer.zero_grad()
-            for parameter in projections:
+            for parameter, gradient in zip(projections, earlier, strict=True):
                 parameter.requires_grad_(False)  # `frozen` gives back what was trainable
+                parameter.grad = gradient
     add_over_processes(sums.values())
     return _statistics(blocks, sums, len(batches))
 

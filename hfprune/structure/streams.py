@@ -56,8 +56,7 @@ class LayerStream:
         with ExitStack() as stack:
             returns_tuple = self._returns_tuple(batches[0])
             for index, layer in enumerate(self._layers):
-                stack.callback(layer.__dict__.pop, "forward", None)
-                layer.forward = stand_in(index)
+                stack.enter_context(_replaced_forward(layer, stand_in(index)))
             for batch in batches:
                 base(**inputs_of(base, batch))
         self._calls = calls
@@ -139,6 +138,20 @@ def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple
         return args[0], args[1:], kwargs
     rest = dict(kwargs)
     return rest.pop("hidden_states"), (), rest
+
+
+@contextmanager
+def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Another `forward` for one module; one that was set on the instance before (by accelerate's hooks) comes back."""
+    own = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = own
 
 
 @contextmanager
