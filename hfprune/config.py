@@ -24,7 +24,8 @@ class PruningConfig:
         sequence_length: Tokens in a sequence, for `macs`.
         scorer: Which units matter: `kl_fisher` (no labels needed), `residual_fisher`, or any other that
             `hfprune.scoring.known_scorers()` lists, one that you registered, or `hybrid(a, b, rule)` of two.
-        allocation: Where to remove: `global`, `knapsack`, `threshold`, `uniform`, `random`, or one that you registered.
+        allocation: Where to remove: `global`, `knapsack`, `threshold`, `uniform`, `layerwise`, `random`, or one that
+            you registered.
         schedule: `one_shot`, `linear`, `cubic` or `geometric`.
         rounds: Rounds of score, plan, surgery and reconstruction, for schedules other than `one_shot`.
         reconstruct: Re-solve the consumers in closed form after every surgery, from the calibration samples.
@@ -45,7 +46,7 @@ class PruningConfig:
     sequence_length: int = field(default=128, metadata={"help": "Tokens in a sequence, for a budget of macs."})
     scorer: str = field(default="kl_fisher", metadata={"help": "Which units matter; kl_fisher needs no labels."})
     allocation: str = field(
-        default="global", metadata={"help": "Where to remove: global, knapsack, threshold, uniform, random."}
+        default="global", metadata={"help": "Where to remove: global, knapsack, threshold, uniform, layerwise, random."}
     )
     schedule: str = field(default="one_shot", metadata={"help": "one_shot, linear, cubic or geometric."})
     rounds: int = field(default=1, metadata={"help": "Rounds of score, plan and surgery (not for one_shot)."})

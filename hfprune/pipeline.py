@@ -47,6 +47,8 @@ def prune(
             if config.reconstruct:
                 reconstruct(small, model, batches)
 
+    With `allocation="layerwise"` score, plan and cut are done for one block after the other, from the deepest up.
+
     Args:
         model: The dense model, or one that was pruned before. It stays as it is: it is the teacher for recovery.
         data: A tokenized `datasets.Dataset`, a DataLoader, or a list of batches (dicts of tensors).
@@ -71,10 +73,12 @@ def prune(
     batches = batches_for(model, data, config, collator=collator)
     small, rounds = model, []
     for sparsity in steps:
-        began = time.perf_counter()
-        scores = score(small, batches, scorer=config.scorer, seed=config.seed, teacher=model)
-        scored = time.perf_counter()
-        small = apply_plan(small, plan(small, scores, config, sparsity=sparsity))
+        began, scoring = time.perf_counter(), 0.0
+        for target in _targets(small, config, sparsity):
+            started = time.perf_counter()
+            scores = score(small, batches, scorer=config.scorer, seed=config.seed, teacher=model)
+            scoring += time.perf_counter() - started
+            small = apply_plan(small, plan(small, scores, config, sparsity=target))
         if config.portable and isinstance(small, PrunedModel):
             raise BudgetError(
                 "portable=True was asked for, but the stock config cannot say the widths of this model, as it was "
@@ -88,14 +92,25 @@ def prune(
                 "sparsity": sparsity,
                 "samples": scores.samples,
                 "plan_digest": small.pruning_plan.digest,
-                "scoring_seconds": round(scored - began, 3),
-                "surgery_seconds": round(cut - scored, 3),
+                "scoring_seconds": round(scoring, 3),
+                "surgery_seconds": round(cut - began - scoring, 3),
                 "reconstruction_seconds": round(time.perf_counter() - cut, 3) if config.reconstruct else None,
             }
         )
         logger.info("removed %.1f %% of prunable %s", 100 * sparsity_of(small, config), config.budget)
     small.pruning_record = _record(model, before, small, config, rounds)
     return small
+
+
+def _targets(model: PreTrainedModel, config: PruningConfig, sparsity: float) -> list[float | dict[str, float]]:
+    """What one round asks of `plan`: all at once, or for `layerwise` block by block from the deepest."""
+    if config.allocation != "layerwise":
+        return [sparsity]
+    zeros = {block.name: torch.zeros(block.units) for block in find_blocks(model)}
+    goal = _plan(model, Scores(by_block=zeros, scorer=config.scorer, samples=0), config, sparsity)
+    dense = _dense_units(model)
+    deepest_first = reversed(list(goal.blocks.items()))
+    return [{name: 1 - len(b.kept) / dense[name]} for name, b in deepest_first if len(b.kept) < b.units] or [{}]
 
 
 def batches_for(

@@ -8,7 +8,7 @@ from transformers import BertForSequenceClassification, DataCollatorWithPadding,
 from transformers.models.bert import BertPreTrainedModel
 
 import hfprune
-from hfprune import PruningConfig
+from hfprune import PruningConfig, pipeline
 from hfprune.errors import BudgetError, PlanMismatchError, UnsupportedArchitectureError
 from hfprune.measure import measure_size
 from hfprune.pipeline import sparsity_of
@@ -191,6 +191,21 @@ def test_sparsity_zero_is_a_copy():
     assert type(copy) is type(model)
     assert same_weights(model, copy)
     assert [b.units for b in find_blocks(copy)] == [4, 40, 4, 40]
+
+
+def test_layerwise_scores_anew_from_the_deepest_block(monkeypatch):
+    scored = []
+
+    def watch(model, *args, **kwargs):
+        scored.append([block.units for block in find_blocks(model)])
+        return hfprune.score(model, *args, **kwargs)
+
+    monkeypatch.setattr(pipeline, "score", watch)
+    config = hfprune.PruningConfig(sparsity=0.5, allocation="layerwise")
+    small = hfprune.prune(tiny_model("bert"), [tiny_batch()], config)
+    assert scored == [[4, 40, 4, 40], [4, 40, 4, 20], [4, 40, 2, 20], [4, 20, 2, 20]]
+    assert [kept for kept, _ in small.pruning_plan.counts.values()] == [2, 20, 2, 20]
+    assert small.pruning_record.rounds[0]["samples"] == 4
 
 
 class TestPlans:

@@ -152,7 +152,7 @@ class TestOthers:
             kept = run(TWO, values, limit, allocation="knapsack")
             assert 4 * len(kept["a"]) + len(kept["f"]) <= limit
 
-    @pytest.mark.parametrize("name", ["uniform", "global", "random", "threshold", "knapsack"])
+    @pytest.mark.parametrize("name", ["uniform", "global", "layerwise", "random", "threshold", "knapsack"])
     @settings(max_examples=40, deadline=None)
     @given(data=st.data())
     def test_every_allocator_keeps_within_limit_and_constraints(self, name, data):
@@ -204,9 +204,7 @@ class TestOthers:
             run(TWO, TABLE, 5, min_units=2)
 
     def test_unknown_names_list_the_known_ones(self):
-        with pytest.raises(
-            ValueError, match="unknown allocation 'best'. Known: global, knapsack, random, threshold, uniform"
-        ):
+        with pytest.raises(ValueError, match="unknown allocation 'best'. Known: global, knapsack, layerwise, random"):
             run(TWO, TABLE, 9, allocation="best")
         with pytest.raises(ValueError, match="pattern 'z.*' matches no block. Names look like 'a'"):
             run(TWO, TABLE, 9, exclude=["z.*"])

@@ -88,6 +88,12 @@ def uniform(candidates: Sequence[Candidate], limit: int) -> list[int]:
     return counts(fractions[max(first_over - 1, 0)])
 
 
+@register_allocator("layerwise")
+def layerwise(candidates: Sequence[Candidate], limit: int) -> list[int]:
+    """As `uniform`; `prune` then cuts one block after the other, from the deepest up, and scores anew after each."""
+    return uniform(candidates, limit)
+
+
 @register_allocator("global")
 def global_(candidates: Sequence[Candidate], limit: int) -> list[int]:
     """The set of units with the largest total score within the limit, heads and neurons chosen together.
