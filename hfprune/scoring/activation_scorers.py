@@ -198,7 +198,7 @@ def _run(
         blocks: Its blocks.
         batches: The batches of all processes.
         add: Gets a block, its inputs `(samples, tokens, columns)` in float32 with zeros for padding, and which tokens
-            are none, `(samples, tokens, 1)`.
+            are no padding, `(samples, tokens, 1)`.
 
     Returns:
         The number of tokens without padding, and of samples.
