@@ -106,11 +106,16 @@ def _targets(model: PreTrainedModel, config: PruningConfig, sparsity: float) -> 
     """What one round asks of `plan`: all at once, or for `layerwise` block by block from the deepest."""
     if config.allocation != "layerwise":
         return [sparsity]
-    zeros = {block.name: torch.zeros(block.units) for block in find_blocks(model)}
-    goal = _plan(model, Scores(by_block=zeros, scorer=config.scorer, samples=0), config, sparsity)
+    goal = _plan(model, _no_scores(model, config), config, sparsity)
     dense = _dense_units(model)
     deepest_first = reversed(list(goal.blocks.items()))
     return [{name: 1 - len(b.kept) / dense[name]} for name, b in deepest_first if len(b.kept) < b.units] or [{}]
+
+
+def _no_scores(model: PreTrainedModel, config: PruningConfig) -> Scores:
+    """Zeros for scores: enough to find how many units may stay."""
+    zeros = {block.name: torch.zeros(block.units) for block in find_blocks(model)}
+    return Scores(by_block=zeros, scorer=config.scorer, samples=0)
 
 
 def batches_for(
@@ -167,8 +172,7 @@ def check(model: PreTrainedModel, config: PruningConfig) -> list[float]:
             f"the model has {start:.1%} of its dense {config.budget} removed already, and sparsity={config.sparsity:g} "
             "asks for no more than that. Sparsity always counts from the dense model: ask for a higher one."
         )
-    zeros = {block.name: torch.zeros(block.units) for block in find_blocks(model)}
-    plan(model, Scores(by_block=zeros, scorer=config.scorer, samples=0), config)  # raises what planning will raise
+    plan(model, _no_scores(model, config), config)  # raises what planning will raise
     return steps
 
 

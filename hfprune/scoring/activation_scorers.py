@@ -5,7 +5,6 @@ the consumer's weight.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +18,7 @@ from hfprune.distributed import add_over_processes, share_of
 from hfprune.scoring.registry import register_scorer
 from hfprune.scoring.scores import check_finite
 from hfprune.structure.blocks import Block
-from hfprune.structure.gates import Batch, count_samples, frozen, inputs_of, token_mask
+from hfprune.structure.gates import Batch, count_samples, frozen, input_hooks, inputs_of, token_mask
 
 #: An activation smaller than this counts as zero for `apoz`: GELU and SiLU are nearly never exactly 0.
 NEARLY_ZERO = 1e-2
@@ -209,14 +208,14 @@ def _run(
             samples = count_samples(batch)
             mask = token_mask(batch)
 
-            def hook(
+            def read(
                 block: Block,
-                args: tuple[Tensor, ...],
+                values: Tensor,
                 index: int = index,
                 samples: int = samples,
                 mask: Tensor | None = mask,
-            ) -> None:
-                x = args[0].reshape(samples, -1, args[0].shape[-1]).float()
+            ) -> Tensor:
+                x = values.reshape(samples, -1, values.shape[-1]).float()
                 check_finite(
                     block.name, x.reshape(-1, block.units, block.width).sum(-1), f" in calibration batch {index}"
                 )
@@ -224,12 +223,9 @@ def _run(
                 if block is blocks[0]:
                     counts[0] += real.sum()
                 add(block, x * real[..., None], real[..., None])
+                return values
 
-            with ExitStack() as stack:
-                for block in blocks:
-                    consumer = model.base_model.get_submodule(block.consumer)
-                    read = partial(hook, block)
-                    stack.callback(consumer.register_forward_pre_hook(lambda _, args, read=read: read(args)).remove)
+            with input_hooks(model, {block: partial(read, block) for block in blocks}):
                 model.base_model(**inputs_of(model.base_model, batch))
             counts[1] += samples
     add_over_processes([counts])

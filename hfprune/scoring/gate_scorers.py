@@ -18,7 +18,7 @@ from hfprune.scoring.objectives import summed_loss
 from hfprune.scoring.registry import Scorer, register_scorer
 from hfprune.scoring.scores import check_finite
 from hfprune.structure.blocks import Block
-from hfprune.structure.gates import Batch, count_samples, frozen, gate_gradients
+from hfprune.structure.gates import Batch, count_samples, frozen, gate_gradients, on_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +128,8 @@ def read_gates(
     sums = {block.name: torch.zeros(3, block.units, dtype=torch.float64, device=model.device) for block in blocks}
     with frozen(model), frozen(teacher):
         for index, batch in tqdm(share_of(batches), desc="Scoring", unit="batch"):
-            moved = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
             loss = summed_loss(scorer.labels, index, seed=seed, teacher=teacher)
-            for name, gamma in gate_gradients(model, blocks, moved, loss, maps=maps).items():
+            for name, gamma in gate_gradients(model, blocks, on_device(batch, model.device), loss, maps=maps).items():
                 check_finite(name, gamma, f" in calibration batch {index}")
                 sums[name] += torch.stack([gamma.sum(0), gamma.abs().sum(0), gamma.square().sum(0)])
     add_over_processes(sums.values())

@@ -16,7 +16,7 @@ from hfprune.distributed import add_over_processes, share_of
 from hfprune.scoring.objectives import summed_loss
 from hfprune.scoring.registry import Scorer, register_scorer
 from hfprune.structure.blocks import Block, unit_slices
-from hfprune.structure.gates import Batch, count_samples, frozen
+from hfprune.structure.gates import Batch, count_samples, frozen, on_device
 
 #: Step size of the fine-tuning that `movement` watches.
 MOVEMENT_LEARNING_RATE = 5e-5
@@ -144,8 +144,9 @@ def read_weight_gradients(
         optimizer = torch.optim.AdamW(projections, lr=MOVEMENT_LEARNING_RATE)
         try:
             for index, batch in tqdm(share_of(batches), desc="Scoring", unit="batch"):
-                moved = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-                loss = summed_loss(scorer.labels, index, seed=seed, teacher=teacher)(model, moved)
+                loss = summed_loss(scorer.labels, index, seed=seed, teacher=teacher)(
+                    model, on_device(batch, model.device)
+                )
                 (loss / count_samples(batch)).backward()  # type: ignore[no-untyped-call]
                 _add(sums, model, blocks)
                 if training:

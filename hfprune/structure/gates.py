@@ -39,7 +39,7 @@ def gated(model: PreTrainedModel, blocks: Sequence[Block], gates: Mapping[str, T
     def multiplier(gate: Tensor, width: int) -> Callable[[Tensor], Tensor]:
         return lambda x: x * gate.to(x).repeat_interleave(width)
 
-    with _input_hooks(model, {by_name[n]: multiplier(g, by_name[n].width) for n, g in gates.items()}):
+    with input_hooks(model, {by_name[n]: multiplier(g, by_name[n].width) for n, g in gates.items()}):
         yield
 
 
@@ -74,7 +74,7 @@ def gate_gradients(
         change = None if maps is None else maps[block.name]
         return lambda x: _Gate.apply(x, gates[block], change)  # type: ignore[no-untyped-call]
 
-    with torch.enable_grad(), _input_hooks(model, {block: probe(block) for block in blocks}):
+    with torch.enable_grad(), input_hooks(model, {block: probe(block) for block in blocks}):
         total = loss(model, batch)
         found = torch.autograd.grad(total, list(gates.values()), allow_unused=True)
     return {
@@ -136,23 +136,24 @@ def token_mask(batch: Batch) -> Tensor | None:
     return mask.reshape(count_samples(batch), -1).bool()
 
 
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch with its tensors on a device."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
 def inputs_of(module: nn.Module, batch: Batch) -> Batch:
     """What a model, or a part of one, takes of a batch, on its device and without labels.
 
     Scoring and reconstruction never generate, so a decoder is told not to build a key/value cache.
     """
     parameters = inspect.signature(module.forward).parameters
-    device = next(module.parameters()).device
-    taken = {
-        name: value.to(device) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-        if name in parameters and name != "labels"
-    }
+    taken = {name: value for name, value in batch.items() if name in parameters and name != "labels"}
+    taken = on_device(taken, next(module.parameters()).device)
     return {**taken, "use_cache": False} if "use_cache" in parameters and "use_cache" not in taken else taken
 
 
 @contextmanager
-def _input_hooks(model: PreTrainedModel, changes: Mapping[Block, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+def input_hooks(model: PreTrainedModel, changes: Mapping[Block, Callable[[Tensor], Tensor]]) -> Iterator[None]:
     """Pass the input of each block's consumer through a function."""
 
     def hook(change: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor, ...]]:
