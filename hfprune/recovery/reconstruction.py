@@ -14,7 +14,7 @@ from transformers.utils.logging import tqdm
 
 from hfprune.distributed import add_over_processes, share_of
 from hfprune.errors import CalibrationError, NonFiniteScoreError, PlanMismatchError
-from hfprune.scoring.calibration import check_batch
+from hfprune.scoring.calibration import check_batches
 from hfprune.structure.blocks import Block, check_in_one_place, features_of, find_blocks
 from hfprune.structure.gates import Batch, count_samples, frozen, token_mask
 from hfprune.structure.streams import LayerStream
@@ -111,11 +111,7 @@ def reconstruct(pruned: PreTrainedModel, dense: PreTrainedModel, batches: Sequen
         NonFiniteScoreError: Hidden states are NaN or infinite.
     """
     pairs = _matching(pruned, dense)
-    if not isinstance(batches, Sequence) or not batches:
-        raise CalibrationError(
-            "reconstruct takes a list of at least one batch; calibration_batches makes one of a data set or DataLoader."
-        )
-    share = share_of(_with_held_out([check_batch(batch, pruned) for batch in batches]))
+    share = share_of(_with_held_out(check_batches(batches, pruned, taker="reconstruct")))
     if not share:
         raise CalibrationError(f"{len(batches)} calibration batches are too few for the number of processes.")
     masks = [mask.to(pruned.device) for _, (_, mask) in share]

@@ -131,6 +131,27 @@ def _take(loader: Iterable[Batch], model: PreTrainedModel, samples: int) -> list
     return batches
 
 
+def check_batches(batches: Sequence[Batch], model: PreTrainedModel, *, taker: str) -> list[Batch]:
+    """`check_batch` for every batch of a list.
+
+    Args:
+        batches: At least one batch.
+        model: The model.
+        taker: The name of the function that takes them, for the message.
+
+    Returns:
+        The arguments of the model in each.
+
+    Raises:
+        CalibrationError: It is no list or is empty, or a batch cannot be used.
+    """
+    if not isinstance(batches, Sequence) or not batches:
+        raise CalibrationError(
+            f"{taker} takes a list of at least one batch; calibration_batches makes one of a data set or DataLoader."
+        )
+    return [check_batch(batch, model) for batch in batches]
+
+
 def check_batch(batch: Batch, model: PreTrainedModel) -> Batch:
     """The arguments of the model in a batch; whatever its `forward` does not take is left out.
 

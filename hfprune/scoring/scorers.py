@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfprune.errors import CalibrationError
 from hfprune.scoring.activation_scorers import read_activations, read_gram
-from hfprune.scoring.calibration import check_batch
+from hfprune.scoring.calibration import check_batches
 from hfprune.scoring.gate_scorers import read_gates
 from hfprune.scoring.registry import Scorer, get_scorer
 from hfprune.scoring.scores import Scores
@@ -75,11 +74,7 @@ def score(
         NonFiniteScoreError: A score is NaN or infinite; the message names block, units and batch.
     """
     entries, rule = scorers_in(scorer)
-    if not isinstance(batches, Sequence) or not batches:
-        raise CalibrationError(
-            "score takes a list of at least one batch; calibration_batches makes one of a data set or DataLoader."
-        )
-    batches = [check_batch(batch, model) for batch in batches]
+    batches = check_batches(batches, model, taker="score")
     blocks = find_blocks(model)
     check_in_one_place(model)
     samples = sum(count_samples(batch) for batch in batches)
