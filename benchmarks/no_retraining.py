@@ -90,13 +90,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [f"dense {name}: {value:.1f}" for name, value in dense.items()]
     lines += ["", "| data | scorer | allocation | repair | " + " | ".join(f"{cost} %" for cost in costs) + " |"]
     lines += ["|---|---|---|---|" + "---:|" * len(costs)]
-    for key, found in sorted(cells.items()):
+    for names, found in sorted(cells.items()):
         shown = []
         for cost in costs:
             values = found.get(cost)
             spread = f" ±{(max(values) - min(values)) / 2:.1f}" if values and len(values) > 1 else ""
             shown.append(f"{sum(values) / len(values):.1f}{spread}" if values else "")
-        lines.append("| " + " | ".join((*key, *shown)) + " |")
+        lines.append("| " + " | ".join((*names, *shown)) + " |")
     return "\n".join(lines)
 
 
@@ -125,7 +125,7 @@ def main() -> None:
         dense = dense_task(dataset, Path("runs/dense"))
         dense_accuracy = accuracy(dense.model, dense.test)
         for method, kept, seed in ((m, k, s) for m in methods for k in args.kept for s in args.seeds):
-            names = {"dataset": dataset, **vars(method), "macs_kept": kept, "seed": seed}
+            names: dict[str, Any] = {"dataset": dataset, **vars(method), "macs_kept": kept, "seed": seed}
             row = next((row for row in rows if names.items() <= row.items()), None)
             if row is None:
                 row = {**names, **measure(dense, method, kept, seed), "dense_accuracy": dense_accuracy}

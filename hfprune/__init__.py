@@ -21,7 +21,8 @@ from hfprune.structure.architectures import known_architectures
 
 if TYPE_CHECKING:
     from hfprune.config import PruningConfig
-    from hfprune.pipeline import apply_plan, plan, prune
+    from hfprune.pipeline import apply_plan, prune
+    from hfprune.planner import plan
     from hfprune.publishing.checkpoint import load, save
     from hfprune.recovery.arguments import RecoveryArguments
     from hfprune.recovery.reconstruction import reconstruct
@@ -58,7 +59,7 @@ _WHERE = {
     "RecoveryTrainer": "hfprune.recovery.trainer",
     "apply_plan": "hfprune.pipeline",
     "load": "hfprune.publishing.checkpoint",
-    "plan": "hfprune.pipeline",
+    "plan": "hfprune.planner",
     "prune": "hfprune.pipeline",
     "reconstruct": "hfprune.recovery.reconstruction",
     "save": "hfprune.publishing.checkpoint",

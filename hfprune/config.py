@@ -27,7 +27,8 @@ class PruningConfig:
         allocation: Where to remove: `global`, `knapsack`, `threshold`, `uniform`, `layerwise`, `random`, or one that
             you registered.
         schedule: `one_shot`, `linear`, `cubic` or `geometric`.
-        rounds: Rounds of score, plan, surgery and reconstruction, for schedules other than `one_shot`.
+        rounds: Rounds of score, plan, surgery and reconstruction, for schedules other than `one_shot`. None: as many as
+            a geometric schedule needs for every round to keep four fifths of the cost that it finds.
         reconstruct: Re-solve the consumers in closed form after every surgery, from the calibration samples.
         calibration_samples: Samples that a scoring pass sees.
         calibration_batch_size: The most samples in a calibration batch.
@@ -49,7 +50,9 @@ class PruningConfig:
         default="global", metadata={"help": "Where to remove: global, knapsack, threshold, uniform, layerwise, random."}
     )
     schedule: str = field(default="one_shot", metadata={"help": "one_shot, linear, cubic or geometric."})
-    rounds: int = field(default=1, metadata={"help": "Rounds of score, plan and surgery (not for one_shot)."})
+    rounds: int | None = field(
+        default=None, metadata={"help": "Rounds of score, plan and surgery; by default each keeps about 80 %."}
+    )
     reconstruct: bool = field(default=False, metadata={"help": "Repair in closed form after every surgery."})
     calibration_samples: int = field(default=512, metadata={"help": "Samples that a scoring pass sees."})
     calibration_batch_size: int = field(default=32, metadata={"help": "The most samples in a calibration batch."})
@@ -71,9 +74,10 @@ class PruningConfig:
         if self.budget not in ("macs", "params"):
             raise ValueError(f"budget must be 'macs' or 'params', got {self.budget!r}.")
         for name in _COUNTS:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.rounds > 1 and self.schedule == "one_shot":
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if self.rounds is not None and self.rounds > 1 and self.schedule == "one_shot":
             raise ValueError(
                 f"rounds={self.rounds} needs a schedule that spreads them: 'geometric', 'linear' or 'cubic', "
                 "not 'one_shot'."

@@ -2,23 +2,21 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import pairwise
-from typing import Any, overload
+from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from hfprune.config import PruningConfig
 from hfprune.errors import BudgetError, PlanMismatchError
 from hfprune.measure import Size, check_length, measure_size
-from hfprune.planning import PruningPlan, allocate, sparsities
-from hfprune.planning.costs import unit_cost, units_by_pattern
+from hfprune.planner import dense_units, no_scores, plan, sparsity_of
+from hfprune.planning import PruningPlan, sparsities
 from hfprune.planning.plan import check_match
 from hfprune.publishing.record import PruningRecord, public_name
 from hfprune.recovery.reconstruction import reconstruct
-from hfprune.scoring import CalibrationData, Collator, Scores, calibration_batches, score, scorers_in
+from hfprune.scoring import CalibrationData, Collator, calibration_batches, score, scorers_in
 from hfprune.structure.architectures import base_model_type
 from hfprune.structure.blocks import check_in_one_place, find_blocks
 from hfprune.structure.gates import Batch
@@ -41,8 +39,8 @@ def prune(
 
         batches = batches_for(model, data, config, collator=collator)
         small = model
-        for sparsity in sparsities(config.schedule, start=sparsity_of(model), target=config.sparsity, ...):
-            scores = score(small, batches, scorer=config.scorer, seed=config.seed, teacher=model)
+        for number, sparsity in enumerate(sparsities(config.schedule, start=..., target=config.sparsity, ...)):
+            scores = score(small, batches, scorer=config.scorer, seed=config.seed + number, teacher=model)
             small = apply_plan(small, plan(small, scores, config, sparsity=sparsity))
             if config.reconstruct:
                 reconstruct(small, model, batches)
@@ -72,11 +70,11 @@ def prune(
     before = measure_size(model, sequence_length=config.sequence_length)
     batches = batches_for(model, data, config, collator=collator)
     small, rounds = model, []
-    for sparsity in steps:
+    for number, sparsity in enumerate(steps):
         began, scoring = time.perf_counter(), 0.0
         for target in _targets(small, config, sparsity):
             started = time.perf_counter()
-            scores = score(small, batches, scorer=config.scorer, seed=config.seed, teacher=model)
+            scores = score(small, batches, scorer=config.scorer, seed=config.seed + number, teacher=model)
             scoring += time.perf_counter() - started
             small = apply_plan(small, plan(small, scores, config, sparsity=target))
         if config.portable and isinstance(small, PrunedModel):
@@ -106,16 +104,10 @@ def _targets(model: PreTrainedModel, config: PruningConfig, sparsity: float) -> 
     """What one round asks of `plan`: all at once, or for `layerwise` block by block from the deepest."""
     if config.allocation != "layerwise":
         return [sparsity]
-    goal = _plan(model, _no_scores(model, config), config, sparsity)
-    dense = _dense_units(model)
+    goal = plan(model, no_scores(model, config), config, sparsity=sparsity)
+    dense = dense_units(model)
     deepest_first = reversed(list(goal.blocks.items()))
     return [{name: 1 - len(b.kept) / dense[name]} for name, b in deepest_first if len(b.kept) < b.units] or [{}]
-
-
-def _no_scores(model: PreTrainedModel, config: PruningConfig) -> Scores:
-    """Zeros for scores: enough to find how many units may stay."""
-    zeros = {block.name: torch.zeros(block.units) for block in find_blocks(model)}
-    return Scores(by_block=zeros, scorer=config.scorer, samples=0)
 
 
 def batches_for(
@@ -172,88 +164,8 @@ def check(model: PreTrainedModel, config: PruningConfig) -> list[float]:
             f"the model has {start:.1%} of its dense {config.budget} removed already, and sparsity={config.sparsity:g} "
             "asks for no more than that. Sparsity always counts from the dense model: ask for a higher one."
         )
-    plan(model, _no_scores(model, config), config)  # raises what planning will raise
+    plan(model, no_scores(model, config), config)  # raises what planning will raise
     return steps
-
-
-@overload
-def plan(
-    model: PreTrainedModel,
-    scores: Scores,
-    config: PruningConfig | None = None,
-    *,
-    sparsity: float | Mapping[str, float] | None = None,
-) -> PruningPlan: ...
-
-
-@overload
-def plan(
-    model: PreTrainedModel, scores: Scores, config: PruningConfig | None = None, *, sparsity: Sequence[float]
-) -> list[PruningPlan]: ...
-
-
-def plan(
-    model: PreTrainedModel,
-    scores: Scores,
-    config: PruningConfig | None = None,
-    *,
-    sparsity: float | Mapping[str, float] | Sequence[float] | None = None,
-) -> PruningPlan | list[PruningPlan]:
-    """Choose the units that stay, by the config's budget, allocation and constraints.
-
-    Args:
-        model: The model that was scored.
-        scores: Its scores.
-        config: The choices.
-        sparsity: Overrides `config.sparsity`; it counts from the dense model, also if this one is pruned. A mapping
-            from shell-style patterns of block names gives the fraction of units to remove block by block: the first
-            pattern that matches counts, blocks that none matches stay whole, and no budget is shared. A list gives
-            a list of plans, each of which keeps a part of what the one before keeps.
-
-    Returns:
-        A plan in the numbering of `model`, or a list of them.
-
-    Raises:
-        BudgetError: The sparsity cannot be reached under the constraints.
-        ValueError: An unknown allocation, a pattern that matches nothing, a list that does not increase, or scores of
-            another model.
-    """
-    config = config or PruningConfig()
-    if isinstance(sparsity, Mapping):
-        return _plan(model, scores, config, 0.0, units_by_pattern(sparsity, _dense_units(model)))
-    if not isinstance(sparsity, Sequence):
-        return _plan(model, scores, config, config.sparsity if sparsity is None else sparsity)
-    if any(b <= a for a, b in pairwise(sparsity)):
-        raise ValueError(f"a list of sparsities must increase, got {list(sparsity)}: each plan keeps less.")
-    plans: list[PruningPlan] = []
-    for value in sparsity:
-        at_most = {name: len(block.kept) for name, block in plans[-1].blocks.items()} if plans else None
-        plans.append(_plan(model, scores, config, value, at_most))
-    return plans
-
-
-def _plan(
-    model: PreTrainedModel,
-    scores: Scores,
-    config: PruningConfig,
-    sparsity: float,
-    at_most: Mapping[str, int] | None = None,
-) -> PruningPlan:
-    return allocate(
-        find_blocks(model),
-        scores,
-        limit=int((1 - sparsity) * _dense_cost(model, config) + 1e-6),
-        budget=config.budget,
-        sequence_length=config.sequence_length,
-        model_type=base_model_type(model.config.model_type),
-        allocation=config.allocation,
-        min_units=config.min_units,
-        round_to=config.round_to,
-        exclude=config.exclude,
-        stock_widths=config.portable,
-        at_most=at_most,
-        seed=config.seed,
-    )
 
 
 def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
@@ -281,33 +193,9 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     return small
 
 
-def sparsity_of(model: PreTrainedModel, config: PruningConfig) -> float:
-    """The fraction of the dense model's prunable cost that is gone from this one, in the config's budget."""
-    return 1 - _own_cost(model, config) / _dense_cost(model, config)
-
-
-def _own_cost(model: PreTrainedModel, config: PruningConfig) -> int:
-    length = config.sequence_length
-    return sum(block.units * unit_cost(block, config.budget, length) for block in find_blocks(model))
-
-
-def _dense_cost(model: PreTrainedModel, config: PruningConfig) -> int:
-    """Prunable cost of the dense model: units of the attached plan, at this model's cost of a unit."""
-    length = config.sequence_length
-    units = _dense_units(model)
-    return sum(units[block.name] * unit_cost(block, config.budget, length) for block in find_blocks(model))
-
-
-def _dense_units(model: PreTrainedModel) -> dict[str, int]:
-    attached: PruningPlan | None = getattr(model, "pruning_plan", None)
-    if attached is None:
-        return {block.name: block.units for block in find_blocks(model)}
-    return {name: block.units for name, block in attached.blocks.items()}
-
-
 def _dense_size(model: PreTrainedModel, size: Size) -> Size:
     """What the dense model measures: this one, and the units that its plan removed."""
-    units = _dense_units(model)
+    units = dense_units(model)
     gone = [(block, units[block.name] - block.units) for block in find_blocks(model)]
     params = sum(count * block.unit_params for block, count in gone)
     macs = sum(count * block.unit_macs(size.sequence_length) for block, count in gone)

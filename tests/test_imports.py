@@ -19,6 +19,7 @@ LEVELS = {
     "config": 1,
     "scoring": 2,
     "planning": 3,
+    "planner": 4,
     "recovery": 4,
     "publishing": 5,
     "report": 6,

@@ -11,7 +11,7 @@ import hfprune
 from hfprune import PruningConfig, pipeline
 from hfprune.errors import BudgetError, PlanMismatchError, UnsupportedArchitectureError
 from hfprune.measure import measure_size
-from hfprune.pipeline import sparsity_of
+from hfprune.planner import sparsity_of
 from hfprune.planning import sparsities
 from hfprune.scoring import calibration_batches
 from hfprune.structure import find_blocks
@@ -44,8 +44,8 @@ def test_prune_is_its_steps(schedule):
     batches = calibration_batches(tiny_tokenized(), model, samples=12, batch_size=32, seed=3, collator=collator)
     small = model
     start = sparsity_of(model, settings)
-    for sparsity in sparsities(schedule, start=start, target=0.6, rounds=settings.rounds):
-        scores = hfprune.score(small, batches, scorer=settings.scorer, seed=settings.seed, teacher=model)
+    for number, sparsity in enumerate(sparsities(schedule, start=start, target=0.6, rounds=settings.rounds)):
+        scores = hfprune.score(small, batches, scorer=settings.scorer, seed=settings.seed + number, teacher=model)
         small = hfprune.apply_plan(small, hfprune.plan(small, scores, settings, sparsity=sparsity))
 
     assert whole.pruning_plan == small.pruning_plan

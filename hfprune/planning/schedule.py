@@ -1,5 +1,6 @@
 """Sparsity after each round: one-shot, linear, cubic or geometric."""
 
+import math
 from collections.abc import Callable, Mapping
 
 #: How far along the way to the target a schedule is when a fraction of its rounds is done.
@@ -9,9 +10,11 @@ _PROGRESS: Mapping[str, Callable[[float], float]] = {
     "cubic": lambda t: 1 - (1 - t) ** 3,
 }
 SCHEDULES = (*_PROGRESS, "geometric")
+#: What a geometric round keeps at least of the cost that it finds, where the number of rounds is not given.
+ROUND_KEEPS = 0.8
 
 
-def sparsities(schedule: str, *, start: float, target: float, rounds: int) -> list[float]:
+def sparsities(schedule: str, *, start: float, target: float, rounds: int | None = None) -> list[float]:
     """Sparsity after each round, from just above `start` to `target`.
 
     Args:
@@ -19,7 +22,8 @@ def sparsities(schedule: str, *, start: float, target: float, rounds: int) -> li
             (Zhu & Gupta 2017, "To prune, or not to prune"); `geometric` keeps the same share in every round.
         start: Sparsity before the first round.
         target: Sparsity after the last.
-        rounds: How many rounds; `one_shot` has one.
+        rounds: How many rounds; `one_shot` has one. None: as many as a geometric schedule needs for every round to
+            keep `ROUND_KEEPS` of what it finds.
 
     Returns:
         One sparsity a round; the last is `target` exactly.
@@ -33,11 +37,15 @@ def sparsities(schedule: str, *, start: float, target: float, rounds: int) -> li
     [0.4375, 0.5]
     >>> sparsities("geometric", start=0.0, target=0.75, rounds=2)
     [0.5, 0.75]
+    >>> sparsities("geometric", start=0.0, target=0.36)
+    [0.2, 0.36]
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"unknown schedule {schedule!r}. Known: {', '.join(SCHEDULES)}.")
     if schedule == "one_shot":
         return [target]
+    if rounds is None:
+        rounds = max(1, math.ceil(math.log((1 - target) / (1 - start)) / math.log(ROUND_KEEPS) - 1e-9))
     if schedule == "geometric":
         ratio = (1 - target) / (1 - start)
         return [*(round(1 - (1 - start) * ratio ** (r / rounds), 12) for r in range(1, rounds)), target]

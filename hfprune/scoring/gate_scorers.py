@@ -90,6 +90,22 @@ def residual_kl_fisher(statistics: GateStatistics) -> Tensor:
     return statistics.mean_square
 
 
+@register_scorer("logit_fisher", labels="logits")
+def logit_fisher(statistics: GateStatistics) -> Tensor:
+    """mean_n γ[n,u]² of the logits in a random direction: needs no labels.
+
+    Its expectation is the exact Hessian of ½‖z(dense) − z(gated)‖² over the logits z: the Gauss-Newton matrix (Martens
+    2020), which is the Fisher of `kl_fisher` without the factor that is small wherever the model is sure of itself.
+    """
+    return statistics.mean_square
+
+
+@register_scorer("residual_logit_fisher", reads="residual_gates", labels="logits")
+def residual_logit_fisher(statistics: GateStatistics) -> Tensor:
+    """`residual_fisher` of the logits in a random direction, as `logit_fisher` takes them: needs no labels."""
+    return statistics.mean_square
+
+
 def residual_maps(grams: Iterable[tuple[str, GramStatistics]]) -> dict[str, Tensor]:
     """From a block's inputs to what is left of each unit after the best linear prediction from the others.
 

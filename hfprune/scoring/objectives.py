@@ -1,4 +1,4 @@
-"""The summed loss of a batch: against its labels, or against labels drawn from a model's own predictions."""
+"""The summed loss of a batch: against its labels, against labels drawn from a model's predictions, or of its logits."""
 
 import inspect
 from collections.abc import Callable
@@ -24,7 +24,8 @@ def summed_loss(
     """The loss of a calibration batch, as a function of model and batch: a sum over its samples.
 
     Args:
-        labels: `data` for the true labels, `model` for labels that the teacher draws.
+        labels: `data` for the true labels, `model` for labels that the teacher draws, `logits` for a random projection
+            of the logits.
         index: The batch's place among all. Every batch gets a seed of its own, so that the draw does not depend on who
             scores the other batches.
         seed: Of the draw.
@@ -35,7 +36,10 @@ def summed_loss(
     """
     if labels == "data":
         return labelled_loss
-    return partial(sampled_loss, teacher=teacher, seed=seed * 1_000_003 + index)
+    seed = seed * 1_000_003 + index
+    return (
+        partial(projected_loss, seed=seed) if labels == "logits" else partial(sampled_loss, teacher=teacher, seed=seed)
+    )
 
 
 def labelled_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -109,29 +113,81 @@ def sampled_loss(model: PreTrainedModel, batch: Batch, *, teacher: PreTrainedMod
     Raises:
         CalibrationError: The model has no logits.
     """
-    inputs = batch
-    if not model.config.is_encoder_decoder:  # there, labels make the decoder's inputs
-        inputs = {name: value for name, value in batch.items() if name not in _LABELS}
+    inputs = _without_labels(model, batch)
     output = model(**_without_cache(model, inputs))
     if teacher is model:
         drawn_from = output
     else:
         with torch.no_grad():
             drawn_from = teacher(**_without_cache(teacher, inputs))
-    names = [name for name in ("logits", "start_logits", "end_logits") if output.get(name) is not None]
-    if not names:
-        raise CalibrationError(
-            f"kl_fisher draws labels from the model's logits, and {type(model).__name__} has none. Load the model with "
-            "a head: AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForCausalLM ..."
-        )
     generator = torch.Generator().manual_seed(seed)
     losses = []
-    for name in names:
+    for name in _logits_in(model, output):
         mine, source = output[name], drawn_from[name].detach()
         if name != "logits":
             mine, source = without_padding(mine, inputs), without_padding(source, inputs)
         losses.append(_draw(model, inputs, mine, source, generator))
     return torch.stack(losses).sum()
+
+
+def projected_loss(model: PreTrainedModel, batch: Batch, *, seed: int) -> Tensor:
+    """The sum over samples of v · z: the logits z, projected on v ~ N(0, 1) that is drawn for each of them.
+
+    The mean square of its gate gradients is in expectation the Hessian of half the squared distance between the logits
+    of the dense and of the gated model. Where the logits pass through a softmax v is centred, as it ignores their
+    mean. Padding is left out.
+
+    Args:
+        model: A model with logits.
+        batch: Its arguments; labels are not used.
+        seed: Of the draw; the same seed and batch give the same projection on every device.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        CalibrationError: The model has no logits.
+    """
+    inputs = _without_labels(model, batch)
+    output = model(**_without_cache(model, inputs))
+    mask = batch.get("attention_mask")
+    generator = torch.Generator().manual_seed(seed)
+    losses = []
+    for name in _logits_in(model, output):
+        logits = output[name].float()
+        direction = torch.randn(logits.shape, generator=generator).to(logits.device)
+        real = torch.ones_like(direction)
+        by_token = name != "logits" or logits.ndim == 3
+        if by_token and isinstance(mask, Tensor) and mask.shape == logits.shape[:2]:
+            real = mask.to(logits).reshape(*mask.shape, *[1] * (logits.ndim - 2)).expand_as(logits)
+        if _has_softmax(model, logits):
+            mean = (direction * real).sum(-1, keepdim=True) / real.sum(-1, keepdim=True).clamp(min=1)
+            direction = direction - mean
+        losses.append((direction * real * logits).sum())
+    return torch.stack(losses).sum()
+
+
+def _without_labels(model: PreTrainedModel, batch: Batch) -> Batch:
+    if model.config.is_encoder_decoder:  # there, labels make the decoder's inputs
+        return batch
+    return {name: value for name, value in batch.items() if name not in _LABELS}
+
+
+def _logits_in(model: PreTrainedModel, output: Any) -> list[str]:
+    """What of an output is logits."""
+    names = [name for name in ("logits", "start_logits", "end_logits") if output.get(name) is not None]
+    if not names:
+        raise CalibrationError(
+            f"this scorer goes by the model's logits, and {type(model).__name__} has none. Load the model with "
+            "a head: AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForCausalLM ..."
+        )
+    return names
+
+
+def _has_softmax(model: PreTrainedModel, logits: Tensor) -> bool:
+    """Whether the logits go through a softmax: no regression, and not one coin a label."""
+    problem = getattr(model.config, "problem_type", None)
+    return logits.shape[-1] > 1 and problem not in ("regression", "multi_label_classification")
 
 
 def without_padding(logits: Tensor, batch: Batch) -> Tensor:

@@ -6,8 +6,9 @@ from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
-#: Where the labels of a gradient pass come from: the data, the model's own predictions, or none are needed.
-Labels = Literal["data", "model", "none"]
+#: What the gradients of a pass are of: the loss against labels of the data, or labels drawn from the model's own
+#: predictions; or the logits, in a random direction. Or no gradients are needed.
+Labels = Literal["data", "model", "logits", "none"]
 #: What a scorer reads of a block, and so which pass over the calibration batches runs for it.
 Reads = Literal["gates", "residual_gates", "weights", "weight_gradients", "fine_tuning", "activations", "gram"]
 #: What users ask of a scorer before they choose it.
@@ -60,7 +61,7 @@ def register_scorer(name: str, *, reads: Reads = "gates", labels: Labels = "none
         name: What users write.
         reads: What the function gets, see `Scorer`.
         labels: `data` if its gradients are of the loss against true labels, `model` if against labels drawn from the
-            model's predictions, `none` if it needs no gradients.
+            model's predictions, `logits` if of the logits in a random direction, `none` if it needs no gradients.
 
     Returns:
         The decorator.
@@ -77,7 +78,7 @@ def register_scorer(name: str, *, reads: Reads = "gates", labels: Labels = "none
     if ("gradients" in _NEEDS[reads]) != (labels != "none"):
         raise ValueError(
             f"a scorer that reads {reads!r} "
-            + ("needs labels='data' or labels='model'." if labels == "none" else f"takes no labels, got {labels!r}.")
+            + ("needs labels='data', 'model' or 'logits'." if labels == "none" else f"takes no labels, got {labels!r}.")
         )
 
     def add(function: Function) -> Function:

@@ -1,0 +1,126 @@
+"""plan(): from scores and a config to the units that stay; and what of the dense model is gone already."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import overload
+
+import torch
+from transformers import PreTrainedModel
+
+from hfprune.config import PruningConfig
+from hfprune.planning import PruningPlan, allocate
+from hfprune.planning.costs import unit_cost, units_by_pattern
+from hfprune.scoring import Scores
+from hfprune.structure.architectures import base_model_type
+from hfprune.structure.blocks import find_blocks
+
+
+@overload
+def plan(
+    model: PreTrainedModel,
+    scores: Scores,
+    config: PruningConfig | None = None,
+    *,
+    sparsity: float | Mapping[str, float] | None = None,
+) -> PruningPlan: ...
+
+
+@overload
+def plan(
+    model: PreTrainedModel, scores: Scores, config: PruningConfig | None = None, *, sparsity: Sequence[float]
+) -> list[PruningPlan]: ...
+
+
+def plan(
+    model: PreTrainedModel,
+    scores: Scores,
+    config: PruningConfig | None = None,
+    *,
+    sparsity: float | Mapping[str, float] | Sequence[float] | None = None,
+) -> PruningPlan | list[PruningPlan]:
+    """Choose the units that stay, by the config's budget, allocation and constraints.
+
+    Args:
+        model: The model that was scored.
+        scores: Its scores.
+        config: The choices.
+        sparsity: Overrides `config.sparsity`; it counts from the dense model, also if this one is pruned. A mapping
+            from shell-style patterns of block names gives the fraction of units to remove block by block: the first
+            pattern that matches counts, blocks that none matches stay whole, and no budget is shared. A list gives
+            a list of plans, each of which keeps a part of what the one before keeps.
+
+    Returns:
+        A plan in the numbering of `model`, or a list of them.
+
+    Raises:
+        BudgetError: The sparsity cannot be reached under the constraints.
+        ValueError: An unknown allocation, a pattern that matches nothing, a list that does not increase, or scores of
+            another model.
+    """
+    config = config or PruningConfig()
+    if isinstance(sparsity, Mapping):
+        return _plan(model, scores, config, 0.0, units_by_pattern(sparsity, dense_units(model)))
+    if not isinstance(sparsity, Sequence):
+        return _plan(model, scores, config, config.sparsity if sparsity is None else sparsity)
+    if any(b <= a for a, b in pairwise(sparsity)):
+        raise ValueError(f"a list of sparsities must increase, got {list(sparsity)}: each plan keeps less.")
+    plans: list[PruningPlan] = []
+    for value in sparsity:
+        at_most = {name: len(block.kept) for name, block in plans[-1].blocks.items()} if plans else None
+        plans.append(_plan(model, scores, config, value, at_most))
+    return plans
+
+
+def _plan(
+    model: PreTrainedModel,
+    scores: Scores,
+    config: PruningConfig,
+    sparsity: float,
+    at_most: Mapping[str, int] | None = None,
+) -> PruningPlan:
+    return allocate(
+        find_blocks(model),
+        scores,
+        limit=int((1 - sparsity) * _dense_cost(model, config) + 1e-6),
+        budget=config.budget,
+        sequence_length=config.sequence_length,
+        model_type=base_model_type(model.config.model_type),
+        allocation=config.allocation,
+        min_units=config.min_units,
+        round_to=config.round_to,
+        exclude=config.exclude,
+        stock_widths=config.portable,
+        at_most=at_most,
+        seed=config.seed,
+    )
+
+
+def sparsity_of(model: PreTrainedModel, config: PruningConfig) -> float:
+    """The fraction of the dense model's prunable cost that is gone from this one, in the config's budget."""
+    return 1 - _own_cost(model, config) / _dense_cost(model, config)
+
+
+def _own_cost(model: PreTrainedModel, config: PruningConfig) -> int:
+    length = config.sequence_length
+    return sum(block.units * unit_cost(block, config.budget, length) for block in find_blocks(model))
+
+
+def _dense_cost(model: PreTrainedModel, config: PruningConfig) -> int:
+    """Prunable cost of the dense model: units of the attached plan, at this model's cost of a unit."""
+    length = config.sequence_length
+    units = dense_units(model)
+    return sum(units[block.name] * unit_cost(block, config.budget, length) for block in find_blocks(model))
+
+
+def dense_units(model: PreTrainedModel) -> dict[str, int]:
+    """How many units the dense model has, by block name: by the plan that a pruned model carries."""
+    attached: PruningPlan | None = getattr(model, "pruning_plan", None)
+    if attached is None:
+        return {block.name: block.units for block in find_blocks(model)}
+    return {name: block.units for name, block in attached.blocks.items()}
+
+
+def no_scores(model: PreTrainedModel, config: PruningConfig) -> Scores:
+    """Zeros for scores: enough to find how many units may stay."""
+    zeros = {block.name: torch.zeros(block.units) for block in find_blocks(model)}
+    return Scores(by_block=zeros, scorer=config.scorer, samples=0)
