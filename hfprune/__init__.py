@@ -22,7 +22,7 @@ from hfprune.structure.architectures import known_architectures
 if TYPE_CHECKING:
     from hfprune.config import PruningConfig
     from hfprune.pipeline import apply_plan, prune
-    from hfprune.planner import plan
+    from hfprune.planner import plan, trade_off
     from hfprune.publishing.checkpoint import load, save
     from hfprune.recovery.arguments import RecoveryArguments
     from hfprune.recovery.reconstruction import reconstruct
@@ -44,6 +44,7 @@ __all__ = [
     "reconstruct",
     "save",
     "score",
+    "trade_off",
 ]
 
 # So that pruned checkpoints load with AutoModelForX.from_pretrained, and carry plan and record as objects.
@@ -64,6 +65,7 @@ _WHERE = {
     "reconstruct": "hfprune.recovery.reconstruction",
     "save": "hfprune.publishing.checkpoint",
     "score": "hfprune.scoring.scorers",
+    "trade_off": "hfprune.planner",
 }
 
 

@@ -33,7 +33,8 @@ class PruningConfig:
         calibration_samples: Samples that a scoring pass sees.
         calibration_batch_size: The most samples in a calibration batch.
         calibration_batch_tokens: The most tokens in one. It bounds the memory of scoring and changes no score.
-        min_units: The fewest heads, key/value groups or neurons that a block keeps.
+        min_units: The fewest heads, key/value groups or neurons that a block keeps; with 0 whole blocks may go, where
+            the architecture can run without them.
         round_to: Neurons are kept in multiples of this; 16 or 32 suits most kernels.
         exclude: Shell-style patterns of names of blocks to leave whole, such as `*.0.attention`.
         portable: Only widths that the stock config can say, so that the result needs nothing of hfprune to load.
@@ -74,9 +75,9 @@ class PruningConfig:
         if self.budget not in ("macs", "params"):
             raise ValueError(f"budget must be 'macs' or 'params', got {self.budget!r}.")
         for name in _COUNTS:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+            value, least = getattr(self, name), 0 if name == "min_units" else 1
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}.")
         if self.rounds is not None and self.rounds > 1 and self.schedule == "one_shot":
             raise ValueError(
                 f"rounds={self.rounds} needs a schedule that spreads them: 'geometric', 'linear' or 'cubic', "

@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from hfprune.config import PruningConfig
-from hfprune.planning import PruningPlan, allocate
-from hfprune.planning.costs import unit_cost, units_by_pattern
+from hfprune.planning import PruningPlan, TradeOff, allocate, trade_off_curve
+from hfprune.planning.costs import candidates_of, unit_cost, units_by_pattern
 from hfprune.scoring import Scores
 from hfprune.structure.architectures import base_model_type
 from hfprune.structure.blocks import find_blocks
@@ -93,6 +93,36 @@ def _plan(
         at_most=at_most,
         seed=config.seed,
     )
+
+
+def trade_off(model: PreTrainedModel, scores: Scores, config: PruningConfig | None = None) -> list[TradeOff]:
+    """How much score is lost at every sparsity, by the `knapsack` allocator: one scoring pass for a family of sizes.
+
+    `plan(model, scores, config, sparsity=[...])` gives the plans of the sizes that you choose from it. With `fisher`
+    and its kin half the score lost estimates the loss that it costs, without any repair.
+
+    Args:
+        model: The model that was scored.
+        scores: Its scores.
+        config: Budget and constraints; `sparsity` and `allocation` do not count.
+
+    Returns:
+        Points from the lowest sparsity to the highest that the constraints allow.
+
+    Raises:
+        ValueError: A pattern that matches nothing, or scores of another model.
+    """
+    config = config or PruningConfig()
+    candidates = candidates_of(
+        find_blocks(model),
+        scores,
+        budget=config.budget,
+        sequence_length=config.sequence_length,
+        min_units=config.min_units,
+        round_to=config.round_to,
+        exclude=config.exclude,
+    )
+    return trade_off_curve(candidates, _dense_cost(model, config))
 
 
 def sparsity_of(model: PreTrainedModel, config: PruningConfig) -> float:

@@ -1,10 +1,15 @@
 """The contract of every architecture: gating a unit to 0 == removing it == saving and reloading."""
 
+import copy
+
 import pytest
 import torch
 
 import hfprune
+from hfprune.errors import UnsupportedArchitectureError
+from hfprune.planning import PruningPlan
 from hfprune.structure import find_blocks, gated, known_architectures
+from hfprune.structure.architectures import base_model_type
 from hfprune.structure.modeling_pruned import PrunedModel
 from tests.support.plans import as_gates, uneven_plan
 from tests.support.tiny import DECODERS, SIZES, tiny_batch, tiny_model
@@ -83,3 +88,62 @@ def test_generate_is_the_same_after_reload(model_type, cache, tmp_path):
     assert torch.equal(
         tokens, pruned.generate(**batch, **{**options, "use_cache": False, "cache_implementation": None})
     )
+
+
+def removed_plan(model) -> PruningPlan:
+    """Without the feed-forward block of the first layer and the attention of the last, where they can go."""
+    blocks = find_blocks(model)
+    kept = {block.name: [] for block in (blocks[1], blocks[-2]) if block.least == 0}
+    return PruningPlan.keep(blocks, kept, model_type=base_model_type(model.config.model_type), sequence_length=8)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("model_type", sorted(set(SIZES) - {"gpt2"}))
+def test_whole_blocks_removed(model_type, attention, tmp_path):
+    model = tiny_model(model_type, attn_implementation=attention)
+    assert sum(block.least == 0 for block in find_blocks(model)) == (2 if model_type in DECODERS else 4)
+    batch, plan = tiny_batch(model_type), removed_plan(model)
+    with gated(model, find_blocks(model), as_gates(model, plan.kept)):
+        with_gates = output(model, batch)
+    pruned = hfprune.apply_plan(model, plan)
+    hfprune.save(pruned, tmp_path / "small")
+    again = hfprune.load(tmp_path / "small", attn_implementation=model.config._attn_implementation)
+    assert (with_gates - output(pruned, batch)).abs().max() <= 1e-5
+    assert torch.equal(output(pruned, batch), output(again, batch))
+    assert torch.equal(output(pruned, batch), output(copy.deepcopy(pruned), batch))
+    assert {b.name: b.units for b in find_blocks(again)} == {name: kept for name, (kept, _) in plan.counts.items()}
+    dense = {b.name: (b.width, b.unit_params) for b in find_blocks(model)}
+    assert {b.name: (b.width, b.unit_params) for b in find_blocks(again)} == dense
+
+
+@pytest.mark.parametrize("model_type", sorted(set(DECODERS) - {"gpt2"}))
+def test_generate_without_a_feed_forward_block(model_type):
+    model = tiny_model(model_type, "AutoModelForCausalLM")
+    pruned = hfprune.apply_plan(model, removed_plan(model))
+    options = {**tiny_batch(model_type, length=5), "max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    assert torch.equal(pruned.generate(**options), pruned.generate(**options, use_cache=False))
+
+
+@pytest.mark.parametrize("scorer", ["residual_logit_fisher", "obs", "l2", "hybrid(l2, apoz, rank)"])
+def test_pruning_goes_on_from_removed_blocks(scorer):
+    model, data = tiny_model("bert"), [tiny_batch(samples=8, length=12, seed=i) for i in range(4)]
+    pruned = hfprune.apply_plan(model, removed_plan(model))
+    config = hfprune.PruningConfig(
+        sparsity=0.9, scorer=scorer, reconstruct=True, schedule="geometric", min_units=0, sequence_length=8
+    )
+    small = hfprune.prune(pruned, data, config)
+    assert small.pruning_plan.sparsity("macs") >= 0.9
+    gone = [name for name, (kept, _) in small.pruning_plan.counts.items() if not kept]
+    assert set(gone) >= {name for name, (kept, _) in pruned.pruning_plan.counts.items() if not kept}
+
+
+@pytest.mark.parametrize(("model_type", "block"), [("llama", "layers.0.attention"), ("gpt2", "h.0.ffn")])
+def test_a_block_that_cannot_run_without_units_keeps_one(model_type, block):
+    model = tiny_model(model_type, "AutoModelForCausalLM")
+    blocks = find_blocks(model)
+    plan = PruningPlan.keep(blocks, {block: []}, model_type=model_type, sequence_length=8)
+    with pytest.raises(UnsupportedArchitectureError, match=f"{block} of a {model_type} model cannot run without"):
+        hfprune.apply_plan(model, plan)
+    data = [tiny_batch(model_type, samples=8, length=12, seed=i) for i in range(2)]
+    small = hfprune.prune(model, data, hfprune.PruningConfig(sparsity=0.8, min_units=0, sequence_length=12))
+    assert all(kept >= block.least for block, (kept, _) in zip(blocks, small.pruning_plan.counts.values(), strict=True))

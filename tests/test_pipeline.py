@@ -241,3 +241,18 @@ class TestPlans:
         dense = tiny_model("bert")
         with pytest.raises(ValueError, match=message):
             hfprune.plan(dense, hfprune.score(dense, [tiny_batch()]), sparsity=sparsity)
+
+
+def test_the_trade_off_curve_of_a_model():
+    model = tiny_model("bert")
+    settings = config(scorer="l2", allocation="knapsack", min_units=0)
+    scores = hfprune.score(model, BATCHES, scorer="l2")
+    curve = hfprune.trade_off(model, scores, settings)
+    assert (curve[0].lost, curve[-1].sparsity) == (0, 1)
+    plans = hfprune.plan(model, scores, settings, sparsity=[0.3, 0.6])
+    for made in plans:
+        removed = sum(float(v.sum()) for v in scores.values()) - sum(
+            float(scores[name][list(kept)].sum()) for name, kept in made.kept.items()
+        )
+        least = min(p.lost for p in curve if p.sparsity >= made.sparsity("macs") - 1e-9)
+        assert removed == pytest.approx(least, rel=1e-4)

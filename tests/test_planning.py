@@ -8,12 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfprune.errors import BudgetError, PlanMismatchError
-from hfprune.planning import PruningPlan, allocate, allocation, known_allocators, register_allocator, sparsities
+from hfprune.planning import (
+    PruningPlan,
+    allocate,
+    allocation,
+    known_allocators,
+    register_allocator,
+    sparsities,
+    trade_off_curve,
+)
+from hfprune.planning import knapsack as knapsack_module
+from hfprune.planning.costs import candidates_of
 from hfprune.scoring import Scores
 from hfprune.structure.blocks import Block
 
 
-def block(name, kind, units, *, params=1, portable=None):
+def block(name, kind, units, *, params=1, portable=None, least=0):
     """A block whose units cost `params` parameters and as many multiply-adds a token."""
     return Block(
         name=name,
@@ -29,6 +39,8 @@ def block(name, kind, units, *, params=1, portable=None):
         sizes=(),
         head_inputs=(),
         residual_sum=None,
+        least=least,
+        bypass=None,
         config_fields=(),
         unit_params=params,
         unit_token_macs=params,
@@ -145,8 +157,29 @@ class TestOthers:
         )
         assert sum(values[n][u] for n, units in kept.items() for u in units) == pytest.approx(best, rel=1e-5, abs=1e-5)
 
+    @pytest.mark.parametrize("min_units", [0, 1])
+    def test_the_trade_off_curve_is_what_plans_lose(self, min_units):
+        blocks = [block("a", "attention", 3, params=4, least=1), block("f", "ffn", 6), block("g", "ffn", 2, params=3)]
+        values = {"a": [3.0, 9.0, 1.0], "f": [1.0, 2.0, 0.5, 4.0, 0.25, 3.0], "g": [0.125, 0.25]}
+        options = {"budget": "params", "sequence_length": 4, "min_units": min_units}
+        curve = trade_off_curve(candidates_of(blocks, scores_of(values), **options), dense_cost=24)
+        assert curve[0].lost == 0
+        assert curve[-1].sparsity == pytest.approx(1 - (4 if min_units == 0 else 4 + 1 + 3) / 24)
+        total = sum(map(sum, values.values()))
+        for limit in range(8, 25):
+            kept = run(blocks, values, limit, allocation="knapsack", min_units=min_units)
+            lost = total - sum(values[n][u] for n, units in kept.items() for u in units)
+            least = min(p.lost for p in curve if p.sparsity >= 1 - limit / 24 - 1e-9)
+            assert lost == pytest.approx(least)
+
+    def test_whole_blocks_go_only_if_asked_and_where_they_can(self):
+        blocks = [block("a", "attention", 3, params=4, least=1), block("f", "ffn", 6), block("g", "ffn", 2)]
+        values = {"a": [0.0, 0.0, 0.0], "f": [1.0] * 6, "g": [0.0, 0.0]}
+        assert run(blocks, values, 10, min_units=0) == {"a": [0], "f": [0, 1, 2, 3, 4, 5], "g": []}
+        assert run(blocks, values, 10)["g"] == [0]
+
     def test_a_coarse_knapsack_stays_within_the_limit(self, monkeypatch):
-        monkeypatch.setattr(allocation, "KNAPSACK_BINS", 5)
+        monkeypatch.setattr(knapsack_module, "BINS", 5)
         values = {"a": [3.0, 9.0, 1.0], "f": [float(i) for i in range(6)]}
         for limit in range(5, 19):
             kept = run(TWO, values, limit, allocation="knapsack")
@@ -161,7 +194,7 @@ class TestOthers:
         blocks += [block(f"f{i}", "ffn", 4 * n, params=2) for i, n in enumerate(sizes)]
         numbers = st.floats(0, 1, width=32)
         values = {b.name: data.draw(st.lists(numbers, min_size=b.units, max_size=b.units)) for b in blocks}
-        min_units, round_to = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 5))
+        min_units, round_to = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 5))
         full = sum(b.units * b.unit_params for b in blocks)
         limit = data.draw(st.integers(0, full))
         try:

@@ -221,7 +221,7 @@ def test_bad_hybrids_are_refused(name, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"reads": "gates"}, "needs labels='data' or labels='model'"),
+        ({"reads": "gates"}, "needs labels='data', 'model' or 'logits'"),
         ({"reads": "weights", "labels": "data"}, "takes no labels, got 'data'"),
         ({"reads": "tea"}, "reads must be one of gates"),
     ],

@@ -5,23 +5,21 @@ of it, so a count says it all.
 """
 
 import bisect
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 
 import torch
+from torch import Tensor
 
 from hfprune.errors import BudgetError
-from hfprune.planning.costs import Candidate, candidate, check_patterns, is_excluded, unit_cost
+from hfprune.planning.costs import Candidate, candidates_of
 from hfprune.planning.plan import Budget, PruningPlan
 from hfprune.scoring.scores import Scores
 from hfprune.structure.blocks import Block
 
 Allocator = Callable[[Sequence[Candidate], int], list[int]]
 _ALLOCATORS: dict[str, Allocator] = {}
-#: The finest division of the budget that `knapsack` works with.
-KNAPSACK_BINS = 65536
 
 
 def register_allocator(name: str) -> Callable[[Allocator], Allocator]:
@@ -68,7 +66,8 @@ def get_allocator(name: str) -> Allocator:
     return _ALLOCATORS[name]
 
 
-def _cost(candidates: Sequence[Candidate], counts: Sequence[int]) -> int:
+def cost_of(candidates: Sequence[Candidate], counts: Sequence[int]) -> int:
+    """Cost of keeping so many units of each block."""
     return sum(c.unit_cost * count for c, count in zip(candidates, counts, strict=True))
 
 
@@ -84,7 +83,7 @@ def uniform(candidates: Sequence[Candidate], limit: int) -> list[int]:
 
     fractions = sorted({level / c.block.units for c in candidates for level in c.levels})
     # counts and so the cost only grow with the fraction, so the first that is too dear can be found by bisection
-    first_over = bisect.bisect_right(fractions, limit, key=lambda f: _cost(candidates, counts(f)))
+    first_over = bisect.bisect_right(fractions, limit, key=lambda f: cost_of(candidates, counts(f)))
     return counts(fractions[max(first_over - 1, 0)])
 
 
@@ -103,7 +102,7 @@ def global_(candidates: Sequence[Candidate], limit: int) -> list[int]:
     """
     heads, neurons = _Ranked(candidates, "attention"), _Ranked(candidates, "ffn")
     base = [c.levels[0] for c in candidates]
-    room = limit - _cost(candidates, base)
+    room = limit - cost_of(candidates, base)
     best: tuple[float, int, int] | None = None
     for h in range(len(heads.costs)):
         left = room - heads.costs[h]
@@ -123,7 +122,7 @@ def global_(candidates: Sequence[Candidate], limit: int) -> list[int]:
 def random(candidates: Sequence[Candidate], limit: int) -> list[int]:
     """Units of both kinds in random order, as long as they fit; `allocate` has put seeded numbers for the scores."""
     base = [c.levels[0] for c in candidates]
-    room = limit - _cost(candidates, base)
+    room = limit - cost_of(candidates, base)
     steps = [
         (-value * c.unit_cost / cost, owner, index, cost)
         for owner, c in enumerate(candidates)
@@ -141,7 +140,7 @@ def random(candidates: Sequence[Candidate], limit: int) -> list[int]:
 def threshold(candidates: Sequence[Candidate], limit: int) -> list[int]:
     """All units that score at least one threshold over all blocks, whatever they cost: the lowest within the limit."""
     counts = [c.levels[0] for c in candidates]
-    room = limit - _cost(candidates, counts)
+    room = limit - cost_of(candidates, counts)
     steps = []
     for owner, c in enumerate(candidates):
         lowest = float("inf")
@@ -156,42 +155,6 @@ def threshold(candidates: Sequence[Candidate], limit: int) -> list[int]:
         counts[owner] = candidates[owner].levels[index + 1]
         room -= cost
     return counts
-
-
-@register_allocator("knapsack")
-def knapsack(candidates: Sequence[Candidate], limit: int) -> list[int]:
-    """The levels with the largest total score within the limit, by dynamic programming over a discretised budget.
-
-    Exact where the limit is at most `KNAPSACK_BINS` times the greatest common divisor of the costs of units; beyond
-    that every block's cost is rounded up to a bin, which may leave one bin a block unused.
-    """
-    size = math.gcd(*(c.unit_cost for c in candidates))
-    size *= max(1, math.ceil(limit / size / KNAPSACK_BINS))
-    bins = limit // size
-    best = torch.zeros(bins + 1, dtype=torch.float64)  # the largest score within so many bins
-    choices = []
-    for c in candidates:
-        totals = torch.cat([torch.zeros(1, dtype=torch.float64), c.values.cumsum(0)])
-        found = torch.full_like(best, -torch.inf)
-        choice = torch.zeros(bins + 1, dtype=torch.long)
-        for index, level in enumerate(c.levels):
-            cost = -(-level * c.unit_cost // size)
-            if cost > bins:
-                break
-            value = best[: bins + 1 - cost] + totals[level]
-            better = value > found[cost:]
-            found[cost:][better] = value[better]
-            choice[cost:][better] = index
-        best = found
-        choices.append(choice)
-    if best[bins] == -torch.inf:  # rounding up leaves no room for more than the lowest levels
-        return [c.levels[0] for c in candidates]
-    counts, left = [], bins
-    for c, choice in zip(reversed(candidates), reversed(choices), strict=True):
-        level = c.levels[int(choice[left])]
-        left -= -(-level * c.unit_cost // size)
-        counts.append(level)
-    return counts[::-1]
 
 
 class _Ranked:
@@ -240,7 +203,7 @@ def portable(candidates: Sequence[Candidate], limit: int) -> list[int]:
         raise BudgetError(
             "no uniform widths that the stock config can say are within the budget"
             + (
-                f": the smallest keeps {cheapest / _full_cost(candidates):.1%} of the prunable cost. "
+                f": the smallest keeps {cheapest / _fullcost_of(candidates):.1%} of the prunable cost. "
                 if cheapest
                 else ". "
             )
@@ -251,8 +214,8 @@ def portable(candidates: Sequence[Candidate], limit: int) -> list[int]:
     return [attention[1] if c.block.kind == "attention" else ffn[1] for c in candidates]
 
 
-def _full_cost(candidates: Sequence[Candidate]) -> int:
-    return _cost(candidates, [c.block.units for c in candidates])
+def _fullcost_of(candidates: Sequence[Candidate]) -> int:
+    return cost_of(candidates, [c.block.units for c in candidates])
 
 
 def allocate(
@@ -295,25 +258,22 @@ def allocate(
         BudgetError: The limit cannot be met under these constraints.
         ValueError: Unknown allocation, a pattern that matches no block, or scores that are not of these blocks.
     """
-    _check_inputs(blocks, scores, exclude)
     choose = get_allocator(allocation)
-    values = dict(scores)
+    values: Mapping[str, Tensor] = scores
     if allocation == "random":
         generator = torch.Generator().manual_seed(seed)
         values = {block.name: torch.rand(block.units, generator=generator) for block in blocks}
-    candidates = [
-        candidate(
-            block,
-            values[block.name],
-            unit_cost=unit_cost(block, budget, sequence_length),
-            min_units=min_units,
-            round_to=round_to,
-            fixed=is_excluded(block.name, exclude),
-            at_most=(at_most or {}).get(block.name),
-        )
-        for block in blocks
-    ]
-    floor, full = _cost(candidates, [c.levels[0] for c in candidates]), _full_cost(candidates)
+    candidates = candidates_of(
+        blocks,
+        values,
+        budget=budget,
+        sequence_length=sequence_length,
+        min_units=min_units,
+        round_to=round_to,
+        exclude=exclude,
+        at_most=at_most,
+    )
+    floor, full = cost_of(candidates, [c.levels[0] for c in candidates]), _fullcost_of(candidates)
     if floor > limit:
         raise BudgetError(
             f"the budget leaves {limit / full:.1%} of this model's prunable {budget}, but min_units={min_units}, "
@@ -323,14 +283,3 @@ def allocate(
     counts = portable(candidates, limit) if stock_widths else choose(candidates, limit)
     kept = {c.block.name: c.keep(count) for c, count in zip(candidates, counts, strict=True)}
     return PruningPlan.keep(blocks, kept, model_type=model_type, sequence_length=sequence_length)
-
-
-def _check_inputs(blocks: Sequence[Block], scores: Scores, exclude: Sequence[str]) -> None:
-    check_patterns(exclude, [block.name for block in blocks])
-    for block in blocks:
-        if block.name not in scores or scores[block.name].shape != (block.units,):
-            found = tuple(scores[block.name].shape) if block.name in scores else "none"
-            raise ValueError(
-                f"scores of block {block.name!r} should be ({block.units},), found {found}. Score the model that the "
-                "plan is for."
-            )

@@ -38,48 +38,73 @@ class Candidate:
         """The best `count` units, in increasing order."""
         return tuple(sorted(self.order[:count]))
 
+    @property
+    def totals(self) -> Tensor:
+        """Score of the best 0, 1, ... units together, `(units + 1,)` float64."""
+        return torch.cat([torch.zeros(1, dtype=torch.float64), self.values.cumsum(0)])
+
     def steps(self) -> list[tuple[int, float]]:
         """`(cost, score)` of going up each level, from the lowest."""
-        totals = self.values.cumsum(0)
+        totals = self.totals
         return [
-            ((high - low) * self.unit_cost, float(totals[high - 1] - totals[low - 1]))
+            ((high - low) * self.unit_cost, float(totals[high] - totals[low]))
             for low, high in zip(self.levels, self.levels[1:], strict=False)
         ]
 
 
-def candidate(
-    block: Block,
-    scores: Tensor,
+def candidates_of(
+    blocks: Sequence[Block],
+    scores: Mapping[str, Tensor],
     *,
-    unit_cost: int,
-    min_units: int,
-    round_to: int,
-    fixed: bool,
-    at_most: int | None = None,
-) -> Candidate:
-    """Order the units of a block and list how many may stay.
+    budget: Budget,
+    sequence_length: int,
+    min_units: int = 1,
+    round_to: int = 1,
+    exclude: Sequence[str] = (),
+    at_most: Mapping[str, int] | None = None,
+) -> list[Candidate]:
+    """Order the units of every block and list how many may stay.
 
     Args:
-        block: The block.
-        scores: `(units,)`, higher is more worth keeping.
-        unit_cost: Cost of one unit.
-        min_units: The fewest units that may stay.
+        blocks: The blocks; those that have no units left are passed over.
+        scores: By block name, `(units,)`: higher is more worth keeping.
+        budget: What is counted: `params` or `macs`.
+        sequence_length: Tokens in a sequence, for `macs`.
+        min_units: The fewest units that may stay, if the block can run with so few.
         round_to: Neurons are kept in multiples of this; heads are not rounded.
-        fixed: Whether the block keeps all its units.
-        at_most: The most units that may stay, if not all; `min_units` comes first.
+        exclude: Shell-style patterns of names of blocks that keep all their units.
+        at_most: By block name, the most units that may stay, if not all; `min_units` comes first.
 
     Returns:
-        The block as allocators see it.
+        The blocks as allocators see them.
+
+    Raises:
+        ValueError: A pattern that matches no block, or scores that are not of these blocks.
     """
-    values, order = torch.sort(scores.double(), descending=True, stable=True)
-    if fixed:
+    check_patterns(exclude, [block.name for block in blocks])
+    found = []
+    for block in blocks:
+        values = scores.get(block.name)
+        if values is None or values.shape != (block.units,):
+            raise ValueError(
+                f"scores of block {block.name!r} should be ({block.units},), found "
+                f"{'none' if values is None else tuple(values.shape)}. Score the model that the plan is for."
+            )
+        if not block.units:
+            continue
+        values, order = torch.sort(values.double(), descending=True, stable=True)
         levels: Sequence[int] = (block.units,)
-    else:
-        step = round_to if block.kind == "ffn" else 1
-        lowest = -(-min(min_units, block.units) // step) * step
-        every = (*range(lowest, block.units, step), block.units)
-        levels = [level for level in every if at_most is None or level <= at_most] or every[:1]
-    return Candidate(block=block, order=tuple(order.tolist()), unit_cost=unit_cost, levels=tuple(levels), values=values)
+        if not is_excluded(block.name, exclude):
+            step = round_to if block.kind == "ffn" else 1
+            lowest = -(-min(max(min_units, block.least), block.units) // step) * step
+            every = (*range(lowest, block.units, step), block.units)
+            most = (at_most or {}).get(block.name, block.units)
+            levels = [level for level in every if level <= most] or every[:1]
+        cost = unit_cost(block, budget, sequence_length)
+        found.append(
+            Candidate(block=block, order=tuple(order.tolist()), unit_cost=cost, levels=tuple(levels), values=values)
+        )
+    return found
 
 
 def is_excluded(name: str, patterns: Sequence[str]) -> bool:
@@ -109,7 +134,7 @@ def units_by_pattern(sparsity: Mapping[str, float], units: Mapping[str, int]) ->
     """How many units stay where sparsity is given block by block.
 
     Args:
-        sparsity: By shell-style pattern of block names, the fraction of units to remove, in [0, 1). The first pattern
+        sparsity: By shell-style pattern of block names, the fraction of units to remove, in [0, 1]. The first pattern
             that matches a block counts; blocks that none matches stay whole.
         units: By block name, how many units the dense model has.
 
@@ -117,15 +142,15 @@ def units_by_pattern(sparsity: Mapping[str, float], units: Mapping[str, int]) ->
         By block name, the most units that may stay.
 
     Raises:
-        ValueError: A pattern matches no block, or a sparsity is not in [0, 1).
+        ValueError: A pattern matches no block, or a sparsity is not in [0, 1].
 
     >>> units_by_pattern({"*.0.*": 0.0, "*.ffn": 0.25}, {"l.0.ffn": 8, "l.1.ffn": 8, "l.1.attention": 4})
     {'l.0.ffn': 8, 'l.1.ffn': 6, 'l.1.attention': 4}
     """
     check_patterns(sparsity, list(units))
     for pattern, value in sparsity.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"sparsity of {pattern!r} must be in [0, 1), got {value:g}. It is a fraction.")
+        if not 0 <= value <= 1:
+            raise ValueError(f"sparsity of {pattern!r} must be in [0, 1], got {value:g}. It is a fraction.")
     found = {}
     for name, count in units.items():
         value = next((value for pattern, value in sparsity.items() if is_excluded(name, [pattern])), 0.0)

@@ -211,7 +211,7 @@ def _accumulate(
     for index, (target, use) in enumerate(zip(targets, uses, strict=True)):
         x, value = stream.read(index, [block], {block.name: place})[block.name]
         e = (target.to(value.device).float() - value.float()).reshape(-1, outputs)
-        x = nn.functional.pad(x.float().reshape(len(e), -1), (0, int(biased)), value=1.0)
+        x = nn.functional.pad(x.float().reshape(len(e), columns), (0, int(biased)), value=1.0)
         use = (
             use.expand(-1, len(e) // len(use)).flatten() if use.ndim == 2 else use
         )  # no mask: tokens of a sample alike

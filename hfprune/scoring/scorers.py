@@ -75,12 +75,14 @@ def score(
     """
     entries, rule = scorers_in(scorer)
     batches = check_batches(batches, model, taker="score")
-    blocks = find_blocks(model)
+    every = find_blocks(model)
+    blocks = [block for block in every if block.units]
     check_in_one_place(model)
     samples = sum(count_samples(batch) for batch in batches)
     found = [_score(model, blocks, batches, entry, seed, teacher or model) for entry in entries]
     by_block = found[0] if rule is None else hybrid(found[0], found[1], blocks, rule)
-    return Scores(by_block=by_block, scorer=scorer, samples=samples)
+    removed = {block.name: torch.zeros(0) for block in every if not block.units}
+    return Scores(by_block={**by_block, **removed}, scorer=scorer, samples=samples)
 
 
 def _score(

@@ -23,7 +23,7 @@ class BlockSpec:
     """Where one block of a layer keeps its units.
 
     Attributes:
-        producers: Projections whose output rows make the units.
+        producers: Projections whose output rows make the units; of separate ones for attention the query's comes first.
         consumer: The projection whose input columns read them.
         fused: How many equal parts each producer stacks along its output (3 for a query-key-value projection).
         head_dim: Attribute that holds the width of one head; None where a unit is a neuron.
@@ -35,6 +35,9 @@ class BlockSpec:
         residual_sum: The module whose input is the consumer's output plus the residual stream, before any
             normalisation; empty where that is the output of the layer. None where there is no such place:
             reconstruction then aims at the consumer's own output.
+        bypass: The module that is left out when no unit is left, because it cannot run without any. It takes the
+            hidden states first and returns a tuple, whose first item the consumer reads, unless the consumer is inside.
+            None where it can run. A block of attention without it keeps at least one unit.
     """
 
     producers: tuple[str, ...]
@@ -45,6 +48,7 @@ class BlockSpec:
     config_fields: Mapping[str, Quantity] = field(default_factory=dict)
     head_inputs: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     residual_sum: str | None = None
+    bypass: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,7 @@ _BERT = Architecture(
             producers=("attention.self.query", "attention.self.key", "attention.self.value"),
             consumer="attention.output.dense",
             residual_sum="attention.output.LayerNorm",
+            bypass="attention.self",
             head_dim="attention.self.attention_head_size",
             sizes={"attention.self.num_attention_heads": "heads", "attention.self.all_head_size": "features"},
         ),
@@ -86,6 +91,7 @@ _DISTILBERT = Architecture(
             producers=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
             consumer="attention.out_lin",
             residual_sum="sa_layer_norm",
+            bypass="attention",
             head_dim="attention.attention_head_size",
             sizes={"attention.n_heads": "heads"},
         ),
@@ -105,6 +111,7 @@ _MPNET = Architecture(
             producers=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
             consumer="attention.attn.o",
             residual_sum="attention.LayerNorm",
+            bypass="attention.attn",
             head_dim="attention.attn.attention_head_size",
             sizes={"attention.attn.num_attention_heads": "heads", "attention.attn.all_head_size": "features"},
             # One relative-position bias a head is computed once and handed to every layer.

@@ -25,7 +25,8 @@ class Block:
     Attributes:
         name: Such as `encoder.layer.3.attention`.
         kind: `attention` or `ffn`.
-        units: How many units the block has now.
+        units: How many units the block has now; 0 if the whole block was removed.
+        least: The fewest units that it can have: 0, or 1 where its modules cannot run without any.
         width: Input columns of the consumer that one unit owns.
         heads: Query heads in one unit (0 for neurons).
         head_dim: Width of one head (1 for neurons).
@@ -39,6 +40,7 @@ class Block:
             layers at once; amount 0 stands for `head_dim`, which does not change. Empty where no field says it.
         residual_sum: Path of the module whose input is the consumer's output plus the residual stream, or of the layer
             whose output that is; None where there is no such place.
+        bypass: Path of the module that is left out when no unit is left, if one must be.
         unit_params: Parameters that go when one unit goes.
         unit_token_macs: Multiply-adds for one token in the projections of one unit.
         unit_pair_macs: Multiply-adds for one pair of tokens in the attention product of one unit.
@@ -48,6 +50,7 @@ class Block:
     name: str
     kind: Kind
     units: int
+    least: int
     width: int
     heads: int
     head_dim: int
@@ -59,6 +62,7 @@ class Block:
     head_inputs: tuple[tuple[str, str, int], ...]
     config_fields: tuple[tuple[str, int], ...]
     residual_sum: str | None
+    bypass: str | None
     unit_params: int
     unit_token_macs: int
     unit_pair_macs: int
@@ -198,14 +202,19 @@ class _Reader:
         found = [producer for producer in producers if producer is not None]
         parts = [out // spec.fused for _, out, _ in found]
         columns, out_features, _ = consumer
+        removed = columns == 0 and not any(parts)
         units = min(parts) // head_dim
         for path, size in [*zip(spec.producers, parts, strict=True), (spec.consumer, columns)]:
-            if not units or size % units or size % head_dim:
+            if not removed and (not units or size % units or size % head_dim):
                 self.problems.append(f"{self.path}.{path}: {size} features are not made of whole heads of {head_dim}")
         if self.problems:
             return None
-        width = columns // units
-        rows = tuple(part // units for part in parts)
+        if removed:  # no shape says what a unit was
+            width = head_dim if spec.head_dim is None else head_dim * _heads_in_group(config)
+            rows = (width, *[head_dim] * (len(parts) - 1))
+        else:
+            width = columns // units
+            rows = tuple(part // units for part in parts)
         amounts: dict[Quantity, int] = {"heads": width // head_dim, "units": 1, "features": width, "head_dim": 0}
         for attribute, quantity in spec.sizes.items():
             value = self._attribute(attribute)
@@ -218,6 +227,7 @@ class _Reader:
             name=f"{self.path}.{self.kind}",
             kind=self.kind,
             units=units,
+            least=self._least(config),
             width=width,
             heads=0 if spec.head_dim is None else amounts["heads"],
             head_dim=head_dim,
@@ -233,12 +243,20 @@ class _Reader:
             ),
             config_fields=tuple((name, amounts[quantity]) for name, quantity in spec.config_fields.items()),
             residual_sum=None if spec.residual_sum is None else f"{self.path}.{spec.residual_sum}".rstrip("."),
+            bypass=f"{self.path}.{spec.bypass}" if spec.bypass else None,
             unit_params=weights + biases,
             unit_token_macs=weights,
             unit_pair_macs=0 if spec.head_dim is None else 2 * width,
             portable_units=(units,),
         )
         return None if self.problems else _with_portable_units(block, config)
+
+    def _least(self, config: PretrainedConfig) -> int:
+        """0 for neurons that a Linear reads (Conv1D fails on no inputs) and for what can be bypassed."""
+        if self.spec.bypass is not None:
+            return 1 if getattr(config, "is_decoder", False) else 0  # caches count on every attention
+        linear = isinstance(self.layer.get_submodule(self.spec.consumer), nn.Linear)
+        return 0 if self.kind == "ffn" and linear else 1
 
     def _split(self, path: str) -> tuple[str, str]:
         module, _, attribute = path.rpartition(".")
@@ -269,10 +287,16 @@ class _Reader:
         except AttributeError:
             self.problems.append(f"{self.path}.{path}: no such attribute")
             return None
-        if not isinstance(value, int) or value < 1:
-            self.problems.append(f"{self.path}.{path} is {value!r}, expected a positive integer")
+        if not isinstance(value, int) or value < 0:
+            self.problems.append(f"{self.path}.{path} is {value!r}, expected a number")
             return None
         return value
+
+
+def _heads_in_group(config: PretrainedConfig) -> int:
+    """Query heads for each key/value head, by the config."""
+    heads: int = config.num_attention_heads
+    return heads // (getattr(config, "num_key_value_heads", None) or heads)
 
 
 def stock_config(config: PretrainedConfig, blocks: Sequence[Block], units: Sequence[int]) -> PretrainedConfig | None:
@@ -288,6 +312,8 @@ def stock_config(config: PretrainedConfig, blocks: Sequence[Block], units: Seque
         shapes of a model built from it.
     """
     values: dict[str, int] = {}
+    if not all(units):  # a size of 0 means nothing to a stock config
+        return None
     for block, count in zip(blocks, units, strict=True):
         for name, amount in block.config_fields:
             value = amount * count or block.head_dim

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -113,7 +114,8 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
 
     Args:
         model: A model with the shapes of the dense one.
-        config: Its config; `pruning_config` holds `shapes`, `attributes` and `inputs`, by path from the base model.
+        config: Its config; `pruning_config` holds `shapes`, `attributes`, `inputs` and `bypassed`, by path from the
+            base model.
 
     Raises:
         ValueError: There is no table, or it has a newer format than this file understands.
@@ -135,6 +137,16 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
     for path, arguments in table.get("inputs", {}).items():
         module = base.get_submodule(path)
         module.register_forward_pre_hook(_Selector(arguments), with_kwargs=True)
+    for path, consumer in table.get("bypassed", {}).items():
+        module = base.get_submodule(path)
+        module.bypassed_consumer = consumer
+        module.forward = MethodType(_without_heads, module)
+
+
+def _without_heads(self: Any, hidden_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
+    """`forward` of an attention module that has no heads left: no features, or what its consumer makes of none."""
+    nothing = hidden_states.new_zeros((*hidden_states.shape[:-1], 0))
+    return (self.get_submodule(self.bypassed_consumer)(nothing) if self.bypassed_consumer else nothing), None
 
 
 def _resize(module: nn.Module, in_features: int, out_features: int, initialize: Callable[[nn.Module], None]) -> None:
@@ -149,7 +161,8 @@ def _resize(module: nn.Module, in_features: int, out_features: int, initialize: 
     module.weight = nn.Parameter(module.weight.new_empty(shape))
     if module.bias is not None:
         module.bias = nn.Parameter(module.bias.new_empty(out_features))
-    initialize(module)
+    if module.weight.numel():  # torch warns of initialising nothing
+        initialize(module)
 
 
 class _Selector:
@@ -163,7 +176,7 @@ class _Selector:
         for name, rule in self.arguments.items():
             value = bound.arguments.get(name)
             if value is not None:
-                index = torch.tensor(rule["index"], device=value.device)
+                index = torch.tensor(rule["index"], dtype=torch.long, device=value.device)
                 bound.arguments[name] = value.index_select(rule["dim"], index)
         return bound.args, bound.kwargs
 

@@ -36,12 +36,22 @@ def keep_units(model: PreTrainedModel, kept: Mapping[str, Sequence[int]]) -> Pre
         The new model, in the same dtype, device, training mode and `requires_grad` state.
 
     Raises:
-        UnsupportedArchitectureError: The model's class is not one of transformers', so it could not be loaded again.
+        UnsupportedArchitectureError: The model's class is not one of transformers', so it could not be loaded again;
+            or a block is left without units that cannot run without any.
         StructureError: The model was changed in a way that its config does not say, or is spread over devices.
     """
     blocks = find_blocks(model)
     check_in_one_place(model)
-    indices = {block.name: torch.as_tensor(list(kept.get(block.name, range(block.units)))) for block in blocks}
+    indices = {
+        block.name: torch.as_tensor(list(kept.get(block.name, range(block.units))), dtype=torch.long)
+        for block in blocks
+    }
+    for block in blocks:
+        if len(indices[block.name]) < block.least:
+            raise UnsupportedArchitectureError(
+                f"{block.name} of a {model.config.model_type} model cannot run without any unit, so the block cannot "
+                "be removed whole. Keep at least one unit of it (min_units=1)."
+            )
     state = _sliced_state(model, blocks, indices)
     small = _skeleton(model, blocks, indices, state)
     try:
@@ -129,6 +139,7 @@ def _table(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str
     shapes: dict[str, dict[str, int]] = {}
     attributes: dict[str, int] = {}
     inputs: dict[str, dict[str, Any]] = {}
+    bypassed: dict[str, str] = {}
     earlier = (getattr(model.config, "pruning_config", None) or {}).get("inputs", {})
     for block in blocks:
         kept = indices[block.name].tolist()
@@ -143,11 +154,15 @@ def _table(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str
             dense = earlier.get(path, {}).get(argument, {}).get("index", range(block.units * block.heads))
             index = [dense[i] for i in _expand(indices[block.name], block.heads).tolist()]
             inputs.setdefault(path, {})[argument] = {"dim": dimension, "index": index}
+        if not kept and block.bypass is not None:
+            inside = block.consumer.startswith(f"{block.bypass}.")
+            bypassed[block.bypass] = block.consumer.removeprefix(f"{block.bypass}.") if inside else ""
     return {
         "format_version": modeling_pruned.FORMAT_VERSION,
         "shapes": shapes,
         "attributes": attributes,
         "inputs": inputs,
+        "bypassed": bypassed,
     }
 
 

@@ -28,6 +28,6 @@ def uneven_plan(model, *, seed: int = 1) -> PruningPlan:
 
 def as_gates(model, kept) -> dict[str, torch.Tensor]:
     return {
-        block.name: torch.zeros(block.units).index_fill(0, torch.tensor(kept[block.name]), 1.0)
+        block.name: torch.zeros(block.units).index_fill(0, torch.tensor(kept[block.name], dtype=torch.long), 1.0)
         for block in find_blocks(model)
     }
