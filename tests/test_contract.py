@@ -1,6 +1,7 @@
 """The contract of every architecture: gating a unit to 0 == removing it == saving and reloading."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -102,15 +103,21 @@ def removed_plan(model) -> PruningPlan:
 def test_whole_blocks_removed(model_type, attention, tmp_path):
     model = tiny_model(model_type, attn_implementation=attention)
     assert sum(block.least == 0 for block in find_blocks(model)) == (2 if model_type in DECODERS else 4)
-    batch, plan = tiny_batch(model_type), removed_plan(model)
-    with gated(model, find_blocks(model), as_gates(model, plan.kept)):
+    batch, plan, blocks = tiny_batch(model_type), removed_plan(model), find_blocks(model)
+    with gated(model, blocks, as_gates(model, plan.kept)):
         with_gates = output(model, batch)
     pruned = hfprune.apply_plan(model, plan)
     hfprune.save(pruned, tmp_path / "small")
     again = hfprune.load(tmp_path / "small", attn_implementation=model.config._attn_implementation)
     assert (with_gates - output(pruned, batch)).abs().max() <= 1e-5
     assert torch.equal(output(pruned, batch), output(again, batch))
-    assert torch.equal(output(pruned, batch), output(copy.deepcopy(pruned), batch))
+    for copied in (copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))):
+        assert torch.equal(output(pruned, batch), output(copied, batch))
+        with torch.no_grad():
+            copied.base_model.get_submodule(blocks[-2].consumer).get_parameter(
+                "weight" if blocks[-2].least else "bias"
+            ).add_(1)
+        assert not torch.equal(output(pruned, batch), output(copied, batch)), "the copy runs the original"
     assert {b.name: b.units for b in find_blocks(again)} == {name: kept for name, (kept, _) in plan.counts.items()}
     dense = {b.name: (b.width, b.unit_params) for b in find_blocks(model)}
     assert {b.name: (b.width, b.unit_params) for b in find_blocks(again)} == dense

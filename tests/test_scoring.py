@@ -1,5 +1,7 @@
 """Scorers: iron tests of truth, calibration data, and what is refused."""
 
+from functools import partial
+
 import pytest
 import torch
 from datasets import Dataset
@@ -8,7 +10,7 @@ from transformers import DataCollatorWithPadding
 
 from hfprune.errors import CalibrationError, NonFiniteScoreError
 from hfprune.scoring import Scores, calibration_batches, known_scorers, register_scorer, registry, score
-from hfprune.scoring.objectives import sampled_loss
+from hfprune.scoring.objectives import projected_loss, sampled_loss
 from hfprune.structure import find_blocks, frozen, gate_gradients, gated
 from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.tiny_data import tiny_tokenized, tiny_tokenizer
@@ -84,13 +86,57 @@ def test_kl_fisher_is_the_hessian_of_the_divergence():
     torch.testing.assert_close(drawn.double(), hessian.diagonal(), rtol=0.25, atol=1e-5)
 
 
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification"])
+def test_logit_fisher_is_the_hessian_of_the_distance_between_logits(problem):
+    model = tiny_model("bert", num_labels=3, attn_implementation="eager", problem_type=problem).double()
+    batch, blocks = tiny_batch(samples=2), find_blocks(model)
+    block = blocks[0]
+
+    def logits():
+        z = model(**batch).logits
+        return z - z.mean(-1, keepdim=True) if problem == "single_label_classification" else z
+
+    with torch.no_grad():
+        dense = logits()
+
+    def distance(gate):
+        with gated(model, blocks, {block.name: gate}):
+            return 0.5 * (logits() - dense).square().sum()
+
+    with frozen(model):
+        hessian = torch.autograd.functional.hessian(distance, torch.ones(block.units, dtype=torch.double))
+        drawn = torch.zeros(block.units)
+        for seed in range(400):
+            loss = partial(projected_loss, seed=seed)
+            drawn += gate_gradients(model, [block], batch, loss)[block.name].square().sum(0) / 400
+    torch.testing.assert_close(drawn.double(), hessian.diagonal(), rtol=0.25, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["TokenClassification", "QuestionAnswering"])
+def test_logits_of_padding_count_for_nothing(head):
+    model = tiny_model("bert", f"AutoModelFor{head}").double()
+    name = "logits" if head == "TokenClassification" else "start_logits"
+    batch = tiny_batch()
+    output = model(**batch)
+    output[name].retain_grad()
+    torch.manual_seed(0)
+    model.forward = lambda **_: output
+    projected_loss(model, batch, seed=0).backward()
+    gradient = output[name].grad
+    padding = batch["attention_mask"] == 0
+    assert padding.any()
+    assert not gradient[padding].any()
+    assert gradient[~padding].all()
+    assert gradient.sum(-1).abs().max() < 1e-5
+
+
 def test_a_unit_nobody_reads_scores_zero():
     model = tiny_model("bert")
     layer = model.bert.encoder.layer[1]
     with torch.no_grad():
         layer.attention.output.dense.weight[:, 8:16] = 0  # head 1
         layer.output.dense.weight[:, 5] = 0  # neuron 5
-    for scorer in ("sensitivity", "taylor", "fisher", "kl_fisher"):
+    for scorer in ("sensitivity", "taylor", "fisher", "kl_fisher", "logit_fisher"):
         scores = score(model, batches(), scorer=scorer)
         assert scores["encoder.layer.1.attention"][1] == 0
         assert scores["encoder.layer.1.ffn"][5] == 0
@@ -112,14 +158,15 @@ def test_permuting_heads_permutes_their_scores():
     torch.testing.assert_close(after, before[order], rtol=1e-3, atol=1e-9)
 
 
+@pytest.mark.parametrize("scorer", ["kl_fisher", "logit_fisher"])
 @pytest.mark.parametrize("head", ["MaskedLM", "TokenClassification", "QuestionAnswering", "SequenceClassification"])
-def test_kl_fisher_needs_no_labels(head):
+def test_no_labels_are_needed(head, scorer):
     model = tiny_model("bert", f"AutoModelFor{head}")
-    scores = score(model, [tiny_batch(seed=i) for i in range(2)], scorer="kl_fisher")
+    scores = score(model, [tiny_batch(seed=i) for i in range(2)], scorer=scorer)
     assert all((value >= 0).all() and value.sum() > 0 for value in scores.values())
-    again = score(model, [tiny_batch(seed=i) for i in range(2)], scorer="kl_fisher")
+    again = score(model, [tiny_batch(seed=i) for i in range(2)], scorer=scorer)
     assert all(torch.equal(scores[name], again[name]) for name in scores)
-    other = score(model, [tiny_batch(seed=i) for i in range(2)], scorer="kl_fisher", seed=1)
+    other = score(model, [tiny_batch(seed=i) for i in range(2)], scorer=scorer, seed=1)
     assert any(not torch.equal(scores[name], other[name]) for name in scores)
 
 

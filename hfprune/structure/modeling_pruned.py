@@ -12,9 +12,8 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
@@ -140,13 +139,13 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
     for path, consumer in table.get("bypassed", {}).items():
         module = base.get_submodule(path)
         module.bypassed_consumer = consumer
-        module.forward = MethodType(_without_heads, module)
+        module.forward = partial(_without_heads, module)
 
 
-def _without_heads(self: Any, hidden_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
+def _without_heads(module: Any, hidden_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
     """`forward` of an attention module that has no heads left: no features, or what its consumer makes of none."""
     nothing = hidden_states.new_zeros((*hidden_states.shape[:-1], 0))
-    return (self.get_submodule(self.bypassed_consumer)(nothing) if self.bypassed_consumer else nothing), None
+    return (module.get_submodule(module.bypassed_consumer)(nothing) if module.bypassed_consumer else nothing), None
 
 
 def _resize(module: nn.Module, in_features: int, out_features: int, initialize: Callable[[nn.Module], None]) -> None:
