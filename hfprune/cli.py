@@ -100,6 +100,9 @@ def _tokenized(
     return tokenize(splits, tokenizer, pair_column=pair, max_length=max_length, **columns), tokenizer
 
 
+_DEFAULTS = PruningConfig()
+
+
 @app.command()
 def inspect(
     model: ModelName,
@@ -145,10 +148,23 @@ def prune(
     data: DataName,
     sparsity: Annotated[float, typer.Option(help="Fraction of the prunable cost to remove.")] = 0.5,
     budget: Annotated[Budget, typer.Option(help="What the sparsity counts.")] = Budget.macs,
-    scorer: Annotated[str, typer.Option(help="Which units matter.")] = "kl_fisher",
-    allocation: Annotated[str, typer.Option(help="Where to remove: global, uniform or random.")] = "global",
+    scorer: Annotated[str, typer.Option(help="Which units matter.")] = _DEFAULTS.scorer,
+    allocation: Annotated[
+        str, typer.Option(help="Where to remove: global, knapsack, threshold, uniform, layerwise or random.")
+    ] = _DEFAULTS.allocation,
+    schedule: Annotated[str, typer.Option(help="one_shot, geometric, linear or cubic.")] = _DEFAULTS.schedule,
+    rounds: Annotated[
+        int | None, typer.Option(help="Rounds of score, plan, surgery and repair; by default each keeps four fifths.")
+    ] = None,
+    reconstruct: Annotated[bool, typer.Option(help="Repair in closed form after every surgery.")] = True,
     samples: Annotated[int, typer.Option(help="Calibration samples.")] = 512,
+    min_units: Annotated[
+        int, typer.Option(help="The fewest heads or neurons that a block keeps; 0 lets whole blocks go.")
+    ] = 1,
     round_to: Annotated[int, typer.Option(help="Keep neurons in multiples of this.")] = 1,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Pattern of names of blocks to leave whole; several may be given.")
+    ] = None,
     portable: Annotated[bool, typer.Option(help="Only widths that the stock config can say.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the output folder if it is there.")] = False,
     text_column: TextColumn = "text",
@@ -167,8 +183,13 @@ def prune(
             sequence_length=max_length,
             scorer=scorer,
             allocation=allocation,
+            schedule=schedule,
+            rounds=rounds,
+            reconstruct=reconstruct,
             calibration_samples=samples,
+            min_units=min_units,
             round_to=round_to,
+            exclude=exclude or [],
             portable=portable,
             seed=seed,
         )

@@ -22,7 +22,7 @@ class PruningConfig:
         sparsity: The fraction of the dense model's prunable cost to remove, in [0, 1): 0.5 halves it.
         budget: What is counted: `macs` (multiply-adds a sequence) or `params`.
         sequence_length: Tokens in a sequence, for `macs`.
-        scorer: Which units matter: `kl_fisher` (no labels needed), `residual_fisher`, or any other that
+        scorer: Which units matter: `residual_logit_fisher` (no labels needed), any other that
             `hfprune.scoring.known_scorers()` lists, one that you registered, or `hybrid(a, b, rule)` of two.
         allocation: Where to remove: `global`, `knapsack`, `threshold`, `uniform`, `layerwise`, `random`, or one that
             you registered.
@@ -46,15 +46,17 @@ class PruningConfig:
         default="macs", metadata={"help": "What sparsity counts: macs or params."}
     )
     sequence_length: int = field(default=128, metadata={"help": "Tokens in a sequence, for a budget of macs."})
-    scorer: str = field(default="kl_fisher", metadata={"help": "Which units matter; kl_fisher needs no labels."})
+    scorer: str = field(
+        default="residual_logit_fisher", metadata={"help": "Which units matter; the default needs no labels."}
+    )
     allocation: str = field(
         default="global", metadata={"help": "Where to remove: global, knapsack, threshold, uniform, layerwise, random."}
     )
-    schedule: str = field(default="one_shot", metadata={"help": "one_shot, linear, cubic or geometric."})
+    schedule: str = field(default="geometric", metadata={"help": "one_shot, linear, cubic or geometric."})
     rounds: int | None = field(
-        default=None, metadata={"help": "Rounds of score, plan and surgery; by default each keeps about 80 %."}
+        default=None, metadata={"help": "Rounds of score, plan and surgery; by default each keeps four fifths."}
     )
-    reconstruct: bool = field(default=False, metadata={"help": "Repair in closed form after every surgery."})
+    reconstruct: bool = field(default=True, metadata={"help": "Repair in closed form after every surgery."})
     calibration_samples: int = field(default=512, metadata={"help": "Samples that a scoring pass sees."})
     calibration_batch_size: int = field(default=32, metadata={"help": "The most samples in a calibration batch."})
     calibration_batch_tokens: int = field(default=512, metadata={"help": "The most tokens in a calibration batch."})

@@ -273,7 +273,7 @@ def test_users_register_their_own(monkeypatch):
 
 
 def test_scores_survive_a_file(tmp_path):
-    scores = score(tiny_model("bert"), batches())
+    scores = score(tiny_model("bert"), batches(), scorer="kl_fisher")
     scores.save(tmp_path / "scores.safetensors")
     again = Scores.load(tmp_path / "scores.safetensors")
     assert (again.scorer, again.samples) == ("kl_fisher", 12)

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import tqdm
 
 from hfprune.distributed import add_over_processes, share_of
-from hfprune.errors import CalibrationError, NonFiniteScoreError, PlanMismatchError
+from hfprune.errors import NonFiniteScoreError, PlanMismatchError
 from hfprune.scoring.calibration import check_batches
 from hfprune.structure.blocks import Block, check_in_one_place, features_of, find_blocks
 from hfprune.structure.gates import Batch, count_samples, frozen, token_mask
@@ -90,8 +90,9 @@ def reconstruct(pruned: PreTrainedModel, dense: PreTrainedModel, batches: Sequen
     which is ALGORITHMS §6 with the residual-stream target and the ridge towards the present weights. Where a
     consumer's output does not enter the residual stream as it is (a norm in between, a multiplier) e is what the
     output is short of. A bias is solved for where there is one. For every consumer λ is the one of `RIDGES` that is
-    best on held-out samples; then all samples are used. Every layer runs about three times over the batches,
-    whatever the number of blocks; memory is the hidden states of both models and one Gram matrix.
+    best on held-out samples; then all samples are used. Over the batches, every layer runs about three times in the
+    pruned model and once in the dense one, whatever the number of blocks; memory is the hidden states of both models
+    and one Gram matrix.
 
     Where `torch.distributed` is initialised, all processes must call it with the same batches: each takes its share,
     the sums are added up, and all get the same weights.
@@ -106,14 +107,14 @@ def reconstruct(pruned: PreTrainedModel, dense: PreTrainedModel, batches: Sequen
 
     Raises:
         PlanMismatchError: The one model was not cut from the other.
-        CalibrationError: There are no batches, or fewer than processes.
+        CalibrationError: There are no batches.
         StructureError: A model is spread over devices.
         NonFiniteScoreError: Hidden states are NaN or infinite.
     """
     pairs = _matching(pruned, dense)
-    share = share_of(_with_held_out(check_batches(batches, pruned, taker="reconstruct")))
-    if not share:
-        raise CalibrationError(f"{len(batches)} calibration batches are too few for the number of processes.")
+    uses = _with_held_out(check_batches(batches, pruned, taker="reconstruct"))
+    # a process without a share runs the first batch all the same, and counts none of its tokens
+    share = share_of(uses) or [(0, (batch, torch.zeros_like(use))) for batch, use in uses[:1]]
     masks = [mask.to(pruned.device) for _, (_, mask) in share]
     layers = list(dict.fromkeys(block.layer for block, _ in pairs))
     repairs = []
@@ -192,10 +193,10 @@ def _residual_sum(dense: LayerStream, block: Block) -> str | None:
 def _targets(
     dense: LayerStream, blocks: Sequence[Block], sums: Mapping[str, str | None], batches: int
 ) -> dict[str, list[Tensor]]:
-    """What the dense model has at the blocks' targets: by block name, one tensor a batch."""
+    """What the dense model has at the targets of a layer's blocks: by block name, one tensor a batch."""
     targets: dict[str, list[Tensor]] = {block.name: [] for block in blocks}
     for index in range(batches):
-        for name, (_, value) in dense.read(index, blocks, sums).items():
+        for name, (_, value) in dense.read(index, blocks, sums, to_the_end=True).items():
             targets[name].append(value)
     return targets
 

@@ -24,7 +24,7 @@ from hfprune.structure.gates import Batch, count_samples, frozen, input_hooks, i
 NEARLY_ZERO = 1e-2
 #: Ridge of `obs` and the residual scorers, as a multiple of the mean diagonal of XᵀX.
 OBS_RIDGE = 1e-2
-#: `obs` keeps Gram matrices of so many bytes at a time, and runs the model again for those that did not fit.
+#: Gram matrices of so many bytes are kept at a time, and the model runs again for the blocks that did not fit.
 GRAM_BYTES = 2 * 1024**3
 
 
@@ -146,7 +146,7 @@ def read_gram(
     model: PreTrainedModel, blocks: Sequence[Block], batches: Sequence[Batch]
 ) -> Iterator[tuple[str, GramStatistics]]:
     """What scorers that read `gram` get, with block names; some blocks at a time, to bound the memory."""
-    for group in _groups(blocks):
+    for group in groups_of(blocks):
         sizes = {block.name: block.units * block.width + 1 for block in group}
         grams = {name: torch.zeros(size, size, device=model.device) for name, size in sizes.items()}
 
@@ -162,7 +162,7 @@ def read_gram(
             yield block.name, GramStatistics(block=block, gram_with_ones=gram, weight=weight)
 
 
-def _groups(blocks: Sequence[Block]) -> list[list[Block]]:
+def groups_of(blocks: Sequence[Block]) -> list[list[Block]]:
     """Consecutive blocks whose Gram matrices together take no more than `GRAM_BYTES`."""
     groups: list[list[Block]] = [[]]
     size = 0

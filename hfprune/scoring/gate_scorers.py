@@ -3,7 +3,7 @@
 Notation: γ[n, u] is the derivative of sample n's loss by the gate of unit u (ALGORITHMS §1).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from hfprune.distributed import add_over_processes, share_of
-from hfprune.scoring.activation_scorers import GramStatistics, read_gram, regularised_inverse
+from hfprune.scoring.activation_scorers import GramStatistics, groups_of, read_gram, regularised_inverse
 from hfprune.scoring.objectives import summed_loss
 from hfprune.scoring.registry import Scorer, register_scorer
 from hfprune.scoring.scores import check_finite
@@ -135,17 +135,34 @@ def read_gates(
     seed: int,
     teacher: PreTrainedModel,
 ) -> dict[str, GateStatistics]:
-    """What scorers that read `gates` or `residual_gates` get, by block name: one backward pass over the batches."""
-    maps = None
-    if scorer.reads == "residual_gates":
-        maps = {
-            name: change.to(model.device) for name, change in residual_maps(read_gram(model, blocks, batches)).items()
-        }
+    """What scorers that read `gates` or `residual_gates` get, by block name.
+
+    One backward pass over the batches; for `residual_gates` one for every group of blocks whose maps fit in memory.
+    """
+    losses = [summed_loss(scorer.labels, index, seed=seed, teacher=teacher) for index in range(len(batches))]
+    if scorer.reads == "gates":
+        return _read_group(model, blocks, batches, losses, teacher, maps=None)
+    found: dict[str, GateStatistics] = {}
+    for group in groups_of(blocks):
+        maps = {name: m.to(model.device) for name, m in residual_maps(read_gram(model, group, batches)).items()}
+        found |= _read_group(model, group, batches, losses, teacher, maps=maps)
+    return found
+
+
+def _read_group(
+    model: PreTrainedModel,
+    blocks: Sequence[Block],
+    batches: Sequence[Batch],
+    losses: Sequence[Callable[[PreTrainedModel, Batch], Tensor]],
+    teacher: PreTrainedModel,
+    *,
+    maps: Mapping[str, Tensor] | None,
+) -> dict[str, GateStatistics]:
     sums = {block.name: torch.zeros(3, block.units, dtype=torch.float64, device=model.device) for block in blocks}
     with frozen(model), frozen(teacher):
         for index, batch in tqdm(share_of(batches), desc="Scoring", unit="batch"):
-            loss = summed_loss(scorer.labels, index, seed=seed, teacher=teacher)
-            for name, gamma in gate_gradients(model, blocks, on_device(batch, model.device), loss, maps=maps).items():
+            gammas = gate_gradients(model, blocks, on_device(batch, model.device), losses[index], maps=maps)
+            for name, gamma in gammas.items():
                 check_finite(name, gamma, f" in calibration batch {index}")
                 sums[name] += torch.stack([gamma.sum(0), gamma.abs().sum(0), gamma.square().sum(0)])
     add_over_processes(sums.values())

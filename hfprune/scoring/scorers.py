@@ -48,7 +48,7 @@ def score(
     model: PreTrainedModel,
     batches: Sequence[Batch],
     *,
-    scorer: str = "kl_fisher",
+    scorer: str = "residual_logit_fisher",
     seed: int = 0,
     teacher: PreTrainedModel | None = None,
 ) -> Scores:

@@ -144,11 +144,18 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 def inputs_of(module: nn.Module, batch: Batch) -> Batch:
     """What a model, or a part of one, takes of a batch, on its device and without labels.
 
-    Scoring and reconstruction never generate, so a decoder is told not to build a key/value cache.
+    Scoring and reconstruction never generate, so a decoder is told not to build a key/value cache. The choices of a
+    multiple choice are samples of their own, as its head makes them.
     """
     parameters = inspect.signature(module.forward).parameters
     taken = {name: value for name, value in batch.items() if name in parameters and name != "labels"}
     taken = on_device(taken, next(module.parameters()).device)
+    ids = taken.get("input_ids")
+    if isinstance(ids, Tensor) and ids.ndim == 3:
+        taken = {
+            name: value.flatten(0, 1) if isinstance(value, Tensor) and value.shape[:2] == ids.shape[:2] else value
+            for name, value in taken.items()
+        }
     return {**taken, "use_cache": False} if "use_cache" in parameters and "use_cache" not in taken else taken
 
 

@@ -36,6 +36,7 @@ class LayerStream:
         self._next = 0
         self._calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []  # by layer, by batch
         self._hidden: list[Tensor] = []
+        self._behind: dict[int, Tensor] = {}
         self._record(batches)
 
     def _record(self, batches: Sequence[Batch]) -> None:
@@ -81,12 +82,12 @@ class LayerStream:
     def advance(self) -> None:
         """Run the next layer over all batches; the one after it is then the next."""
         for index in range(len(self._hidden)):
-            self._hidden[index] = self.run(index)
+            self._hidden[index] = self._behind.pop(index) if index in self._behind else self.run(index)
         self._calls[self._next] = []
         self._next += 1
 
     def read(
-        self, index: int, blocks: Sequence[Block], sums: Mapping[str, str | None]
+        self, index: int, blocks: Sequence[Block], sums: Mapping[str, str | None], *, to_the_end: bool = False
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """What blocks of the next layer show for batch `index`; the layer is run no further than needed.
 
@@ -94,6 +95,7 @@ class LayerStream:
             index: Which batch.
             blocks: Blocks of the next layer.
             sums: By block name, `Block.residual_sum`, or None for the consumer's own output.
+            to_the_end: Run the whole layer, so that `advance` need not do so again.
 
         Returns:
             By block name: the consumer's input, and the residual sum (or the consumer's output); the last dimension
@@ -106,7 +108,7 @@ class LayerStream:
         def store(into: dict[str, Tensor], name: str) -> Callable[[Tensor], None]:
             def put(value: Tensor) -> None:
                 into[name] = value
-                if len(inputs) == len(outputs) == len(blocks):
+                if len(inputs) == len(outputs) == len(blocks) and not to_the_end:
                     raise _Reached
 
             return put
@@ -124,6 +126,8 @@ class LayerStream:
                 behind = self.run(index)
             except _Reached:
                 behind = None
+        if to_the_end and behind is not None:
+            self._behind[index] = behind
         found = {}
         for block in blocks:
             total = behind if sums[block.name] == block.layer else outputs[block.name]
