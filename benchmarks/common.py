@@ -1,11 +1,13 @@
-"""What the accuracy benchmarks share: dense models that are fine-tuned once and kept, and their test accuracy."""
+"""What the benchmarks share: dense models that are fine-tuned once and kept, how they are tested, curves, memory."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from datasets import Dataset, concatenate_datasets
+from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
@@ -97,3 +99,58 @@ def accuracy(model: PreTrainedModel, batches: list[Batch]) -> float:
 def inputs(batch: Batch) -> Batch:
     """A batch without its labels."""
     return {name: value for name, value in batch.items() if name != "labels"}
+
+
+@torch.no_grad()
+def divergence(model: PreTrainedModel, dense: PreTrainedModel, batches: list[Batch]) -> float:
+    """KL(dense ‖ model) of the predictions, mean over samples, in nats."""
+    total, count = 0.0, 0
+    for batch in batches:
+        p, q = (m(**inputs(batch)).logits.log_softmax(-1) for m in (dense, model))
+        total += float((p.exp() * (p - q)).sum())
+        count += len(p)
+    return total / count
+
+
+def curves(
+    panels: dict[str, dict[str, dict[int, list[float]]]], dense: dict[str, float], path: Path, *, x: str, y: str
+) -> None:
+    """Draw a PNG with one panel a data set.
+
+    Args:
+        panels: By data set and line, for every cost the values over seeds: their mean is drawn, and their range.
+        dense: By data set, the value of the dense model.
+        path: The file.
+        x: What costs are.
+        y: What values are.
+    """
+    figure = Figure(figsize=(7 * len(panels), 5), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)
+    for axis, (dataset, lines) in zip(axes[0], sorted(panels.items()), strict=True):
+        for name, found in sorted(lines.items()):
+            costs = sorted(found)
+            means = [sum(found[cost]) / len(found[cost]) for cost in costs]
+            below = [mean - min(found[cost]) for mean, cost in zip(means, costs, strict=True)]
+            above = [max(found[cost]) - mean for mean, cost in zip(means, costs, strict=True)]
+            axis.errorbar(costs, means, yerr=(below, above), marker="o", markersize=3, capsize=2, label=name)
+        axis.axhline(dense[dataset], color="black", linewidth=1, linestyle="--", label="dense")
+        axis.set(title=dataset, xlabel=x, ylabel=y)
+        axis.invert_xaxis()
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def memory_over(work: Callable[[], object]) -> int:
+    """Peak memory of some work over what the process has before it, in bytes (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+    before = _status("VmRSS")
+    work()
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    """A field of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))

@@ -25,6 +25,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from common import memory_over
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, PreTrainedModel
 from transformers.utils import logging
@@ -111,21 +112,12 @@ def prepare(args: argparse.Namespace) -> tuple[PreTrainedModel, Batches]:
     return model, [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(args.batch_size)]
 
 
-def status(name: str) -> int:
-    """A field of /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
-
-
 def peak_bytes(args: argparse.Namespace) -> int:
     """Peak memory of one method over that of the loaded model and data (run in a process of its own)."""
     model, batches = prepare(args)
     with torch.no_grad():
         model(**{k: v[:1] for k, v in batches[0].items()})  # what the libraries set up once
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak of loading
-    before = status("VmRSS")
-    METHODS[args.memory_of](model, batches[-2:])  # the longest
-    return status("VmHWM") - before
+    return memory_over(lambda: METHODS[args.memory_of](model, batches[-2:]))  # the longest
 
 
 def main() -> None:

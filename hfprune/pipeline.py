@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,6 +24,8 @@ from hfprune.structure.modeling_pruned import PrunedModel, base_class
 from hfprune.structure.surgery import keep_units
 
 logger = logging.getLogger(__name__)
+#: The sparsity after a round: of the whole model, or by pattern of block names.
+Step = float | dict[str, float]
 
 
 def prune(
@@ -32,6 +34,7 @@ def prune(
     config: PruningConfig | None = None,
     *,
     collator: Collator | None = None,
+    sparsity: Mapping[str, float] | None = None,
 ) -> PreTrainedModel:
     """Make a smaller model: score the units, plan what stays, cut, and again for every round of the schedule.
 
@@ -39,9 +42,9 @@ def prune(
 
         batches = batches_for(model, data, config, collator=collator)
         small = model
-        for number, sparsity in enumerate(sparsities(config.schedule, start=..., target=config.sparsity, ...)):
+        for number, step in enumerate(sparsities(config.schedule, start=..., target=config.sparsity, ...)):
             scores = score(small, batches, scorer=config.scorer, seed=config.seed + number, teacher=model)
-            small = apply_plan(small, plan(small, scores, config, sparsity=sparsity))
+            small = apply_plan(small, plan(small, scores, config, sparsity=step))
             if config.reconstruct:
                 reconstruct(small, model, batches)
 
@@ -52,6 +55,8 @@ def prune(
         data: A tokenized `datasets.Dataset`, a DataLoader, or a list of batches (dicts of tensors).
         config: What to do; `PruningConfig()` removes half of the prunable MACs.
         collator: Makes a batch of rows of a Dataset; `DataCollatorWithPadding(tokenizer)` pads.
+        sparsity: Instead of `config.sparsity`: by pattern of block names, the fraction of units to remove, as `plan`
+            takes it.
 
     Returns:
         A new model, of the stock class where the stock config can say its widths and of `Pruned<Base>` otherwise, with
@@ -66,13 +71,13 @@ def prune(
         ValueError: A scorer, allocation or schedule of an unknown name, or a pattern that matches no block.
     """
     config = config or PruningConfig()
-    steps = check(model, config)
+    steps = check(model, config, sparsity)
     before = measure_size(model, sequence_length=config.sequence_length)
     batches = batches_for(model, data, config, collator=collator)
     small, rounds = model, []
-    for number, sparsity in enumerate(steps):
+    for number, step in enumerate(steps):
         began, scoring = time.perf_counter(), 0.0
-        for target in _targets(small, config, sparsity):
+        for target in _targets(small, config, step):
             started = time.perf_counter()
             scores = score(small, batches, scorer=config.scorer, seed=config.seed + number, teacher=model)
             scoring += time.perf_counter() - started
@@ -87,7 +92,7 @@ def prune(
             reconstruct(small, model, batches)
         rounds.append(
             {
-                "sparsity": sparsity,
+                "sparsity": step,
                 "samples": scores.samples,
                 "plan_digest": small.pruning_plan.digest,
                 "scoring_seconds": round(scoring, 3),
@@ -100,7 +105,7 @@ def prune(
     return small
 
 
-def _targets(model: PreTrainedModel, config: PruningConfig, sparsity: float) -> list[float | dict[str, float]]:
+def _targets(model: PreTrainedModel, config: PruningConfig, sparsity: Step) -> list[Step]:
     """What one round asks of `plan`: all at once, or for `layerwise` block by block from the deepest."""
     if config.allocation != "layerwise":
         return [sparsity]
@@ -138,15 +143,16 @@ def batches_for(
     )
 
 
-def check(model: PreTrainedModel, config: PruningConfig) -> list[float]:
+def check(model: PreTrainedModel, config: PruningConfig, sparsity: Mapping[str, float] | None = None) -> Sequence[Step]:
     """Find every mistake that can be found without data, before any work is done.
 
     Args:
         model: The model to prune.
         config: What is asked for.
+        sparsity: Instead of `config.sparsity`: by pattern of block names.
 
     Returns:
-        The sparsity after each round.
+        The sparsity after each round: a number, or by pattern.
 
     Raises:
         BudgetError: The sparsity cannot be reached under the constraints, or the model has it already.
@@ -157,6 +163,11 @@ def check(model: PreTrainedModel, config: PruningConfig) -> list[float]:
     check_in_one_place(model)
     check_length(model, config.sequence_length)
     scorers_in(config.scorer)
+    if sparsity is not None:
+        plan(model, no_scores(model, config), config, sparsity=sparsity)  # raises what planning will raise
+        rounds = len(sparsities(config.schedule, start=0, target=max(sparsity.values()), rounds=config.rounds))
+        each = {p: sparsities(config.schedule, start=0, target=s, rounds=rounds) for p, s in sparsity.items()}
+        return [{pattern: values[number] for pattern, values in each.items()} for number in range(rounds)]
     start = sparsity_of(model, config)
     steps = sparsities(config.schedule, start=start, target=config.sparsity, rounds=config.rounds)
     if config.sparsity <= start and config.sparsity > 0:

@@ -258,3 +258,16 @@ def test_the_trade_off_curve_of_a_model():
         )
         least = min(p.lost for p in curve if p.sparsity >= made.sparsity("macs") - 1e-9)
         assert removed == pytest.approx(least, rel=1e-4)
+
+
+def test_prune_in_rounds_by_pattern():
+    model = tiny_model("bert")
+    wanted = {"*.1.ffn": 0.75, "*.attention": 0.5}
+    small = hfprune.prune(model, BATCHES, config(), sparsity=wanted)
+    assert [kept for kept, _ in small.pruning_plan.counts.values()] == [2, 40, 2, 10]
+    steps = [entry["sparsity"] for entry in small.pruning_record.rounds]
+    assert len(steps) == 7, "a round keeps four fifths of what it finds"
+    assert steps[-1] == wanted
+    assert all(a["*.1.ffn"] < b["*.1.ffn"] for a, b in zip(steps, steps[1:], strict=False))
+    with pytest.raises(ValueError, match="pattern 'z' matches no block"):
+        hfprune.prune(model, BATCHES, config(), sparsity={"z": 0.5})

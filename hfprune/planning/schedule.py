@@ -45,7 +45,8 @@ def sparsities(schedule: str, *, start: float, target: float, rounds: int | None
     if schedule == "one_shot":
         return [target]
     if rounds is None:
-        rounds = max(1, math.ceil(math.log((1 - target) / (1 - start)) / math.log(ROUND_KEEPS) - 1e-9))
+        left = max(1 - target, 0.01) / (1 - start)
+        rounds = max(1, math.ceil(math.log(left) / math.log(ROUND_KEEPS) - 1e-9))
     if schedule == "geometric":
         ratio = (1 - target) / (1 - start)
         return [*(round(1 - (1 - start) * ratio ** (r / rounds), 12) for r in range(1, rounds)), target]
