@@ -27,12 +27,14 @@ class DenseTask:
         model: The dense model, in evaluation mode.
         train: What it was fine-tuned on, tokenized.
         test: Batches that it has not seen, from the shortest texts to the longest.
+        predicted: Its log-probabilities there, `(samples, classes)`.
         task: Tokenizer, collator and trainer.
     """
 
     model: PreTrainedModel
     train: Dataset
     test: list[Batch]
+    predicted: Tensor
     task: TextClassification
 
 
@@ -64,7 +66,13 @@ def dense_task(dataset: str, folder: Path, *, seed: int = 0) -> DenseTask:
         print(f"fine-tuned the dense model on {dataset}: {time.perf_counter() - began:.0f} s", flush=True)
     rows = sorted(task.data["test"].remove_columns(_extra(task.data["test"])), key=lambda row: len(row["input_ids"]))
     batches = [dict(task.collator(rows[i : i + 64])) for i in range(0, len(rows), 64)]
-    return DenseTask(model=model.eval(), train=train.remove_columns(_extra(train)), test=batches, task=task)
+    return DenseTask(
+        model=model.eval(),
+        train=train.remove_columns(_extra(train)),
+        test=batches,
+        predicted=predictions(model, batches),
+        task=task,
+    )
 
 
 def training_arguments(output: str, *, epochs: float, learning_rate: float, seed: int) -> RecoveryArguments:
@@ -89,27 +97,25 @@ def _extra(data: Dataset) -> list[str]:
 
 
 @torch.no_grad()
-def accuracy(model: PreTrainedModel, batches: list[Batch]) -> float:
-    """Accuracy in per cent."""
+def predictions(model: PreTrainedModel, batches: list[Batch]) -> Tensor:
+    """Log-probabilities of all samples, `(samples, classes)`."""
     model.eval()
-    right = sum(int((model(**inputs(batch)).logits.argmax(-1) == batch["labels"]).sum()) for batch in batches)
-    return 100 * right / sum(len(batch["labels"]) for batch in batches)
+    return torch.cat([model(**inputs(batch)).logits for batch in batches]).log_softmax(-1)
+
+
+def accuracy(predicted: Tensor, batches: list[Batch]) -> float:
+    """Accuracy of predictions, in per cent."""
+    return 100 * float((predicted.argmax(-1) == torch.cat([batch["labels"] for batch in batches])).double().mean())
+
+
+def divergence(predicted: Tensor, dense: Tensor) -> float:
+    """KL(dense ‖ predicted), mean over samples, in nats."""
+    return float((dense.exp() * (dense - predicted)).sum(-1).mean())
 
 
 def inputs(batch: Batch) -> Batch:
     """A batch without its labels."""
     return {name: value for name, value in batch.items() if name != "labels"}
-
-
-@torch.no_grad()
-def divergence(model: PreTrainedModel, dense: PreTrainedModel, batches: list[Batch]) -> float:
-    """KL(dense ‖ model) of the predictions, mean over samples, in nats."""
-    total, count = 0.0, 0
-    for batch in batches:
-        p, q = (m(**inputs(batch)).logits.log_softmax(-1) for m in (dense, model))
-        total += float((p.exp() * (p - q)).sum())
-        count += len(p)
-    return total / count
 
 
 def curves(

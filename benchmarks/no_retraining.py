@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import DenseTask, accuracy, curves, dense_task, divergence
+from common import DenseTask, accuracy, curves, dense_task, divergence, predictions
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -95,10 +95,11 @@ def measure(dense: DenseTask, method: Method, costs: Sequence[int], seed: int) -
 
 def tested(dense: DenseTask, small: PreTrainedModel, kept: int, seconds: float) -> Row:
     """The figures of a row."""
+    predicted = predictions(small, dense.test)
     return {
         "macs_kept": kept,
-        "accuracy": accuracy(small, dense.test),
-        "kl": round(1000 * divergence(small, dense.model, dense.test), 2),
+        "accuracy": accuracy(predicted, dense.test),
+        "kl": round(1000 * divergence(predicted, dense.predicted), 2),
         "seconds": round(seconds, 2),
     }
 
@@ -174,7 +175,7 @@ def main() -> None:
     asked: list[Row] = []
     for dataset in args.datasets:
         dense = dense_task(dataset, Path("runs/dense"))
-        dense_accuracy = accuracy(dense.model, dense.test)
+        dense_accuracy = accuracy(dense.predicted, dense.test)
         for method, seed in ((m, s) for m in methods for s in args.seeds):
             names = {"dataset": dataset, **vars(method), "seed": seed}
             there = [row for row in rows if names.items() <= row.items() and row["macs_kept"] in args.kept]

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from common import accuracy, dense_task
+from common import accuracy, dense_task, predictions
 from torch import Tensor
 from transformers.utils import logging
 
@@ -95,7 +95,9 @@ def main() -> None:
     torch.set_num_threads(2)
     for dataset in args.datasets:
         dense = dense_task(dataset, Path("runs/dense"))
-        print(f"\n{dataset}: dense {accuracy(dense.model, dense.test):.1f}; without / with reconstruction; exchanges")
+        print(
+            f"\n{dataset}: dense {accuracy(dense.predicted, dense.test):.1f}; without / with reconstruction; exchanges"
+        )
         found: dict[tuple[str, int], list[tuple[float, float, int]]] = {}
         for seed in args.seeds:
             config = PruningConfig(
@@ -119,9 +121,10 @@ def main() -> None:
                             total += done
                     changed = PruningPlan.keep(blocks, stay, model_type=start.model_type, sequence_length=64)
                     small = apply_plan(dense.model, changed)
-                    before = accuracy(small, dense.test)
+                    before = accuracy(predictions(small, dense.test), dense.test)
                     reconstruct(small, dense.model, batches)
-                    found.setdefault((variant, kept), []).append((before, accuracy(small, dense.test), total))
+                    after = accuracy(predictions(small, dense.test), dense.test)
+                    found.setdefault((variant, kept), []).append((before, after, total))
         print("| exchange | " + " | ".join(f"{kept} %" for kept in args.kept) + " |\n|---|" + "---:|" * len(args.kept))
         for variant in VARIANTS:
             means = [
