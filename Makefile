@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test test-all lint format benchmark-scoring benchmark-no-retraining clean
+.PHONY: help setup demo test test-all lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -44,8 +44,14 @@ format: setup ## format and sort imports
 benchmark-scoring: setup ## a scoring pass against weight gradients, batches of one, and two forward passes
 	$(BIN)/python benchmarks/scoring.py
 
-benchmark-no-retraining: setup ## accuracy without training: TREC, four methods, about 6 minutes (the script has the rest)
+benchmark-no-retraining: setup ## accuracy without training: TREC, three methods, about 6 minutes (the script has the rest)
 	$(BIN)/python benchmarks/no_retraining.py --quick
+
+benchmark-reconstruction: setup ## what pruning without training costs, next to an epoch of fine-tuning: about 6 minutes
+	$(BIN)/python benchmarks/reconstruction.py
+
+benchmark-rearrangement: setup ## exchanging units within blocks, with and without: about 10 minutes
+	$(BIN)/python benchmarks/rearrangement.py --kept 50 30
 
 clean: ## remove the environment and everything that runs wrote
 	rm -rf $(VENV) runs
