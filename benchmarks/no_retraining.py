@@ -139,7 +139,8 @@ def report(rows: Sequence[Row], output: Path) -> None:
         print(f"\n{table(rows, figure)}")
     panels: dict[str, dict[str, dict[int, list[float]]]] = {}
     for row in rows:
-        name = f"{row['scorer']}, {row['allocation']}, {row['repair']}" + (" (default)" if row["is_default"] else "")
+        method = Method(row["scorer"], row["allocation"], row["repair"])
+        name = f"{row['scorer']}, {row['allocation']}, {row['repair']}" + (" (default)" if method == DEFAULT else "")
         line = panels.setdefault(row["dataset"], {}).setdefault(name, {})
         line.setdefault(row["macs_kept"], []).append(row["accuracy"])
     dense = {row["dataset"]: row["dense_accuracy"] for row in rows}

@@ -8,8 +8,9 @@ in turn, and the best of the repeats counts; peak memory is taken in a process o
 loaded model needs. Writes runs/scoring.json.
 
     kl_fisher         hfprune.score: gates only, per-sample gradients in one backward pass a batch; batches of at
-                      most 512 tokens, which is the default (samples do not mix, so the scores are the same)
+                      most 512 tokens, as hfprune makes them
     kl_fisher_batch   the same in the batches of the others
+    default           the default scorer, which needs the Gram matrices of the units too; at most 512 tokens
     weight_gradients  backward into all weights, |w · dL/dw| a batch, as LLM-Pruner and Torch-Pruning do
     one_by_one        the same gates with batches of one sample, as retraining-free pruning (Kwon et al.) does
     two_forwards      two forward passes over the same samples: the limit
@@ -39,19 +40,29 @@ Batches = list[dict[str, Tensor]]
 
 def kl_fisher(model: PreTrainedModel, batches: Batches) -> None:
     """Ours, in batches of at most 512 tokens."""
-    score(model, [part for batch in batches for part in cut([batch], max(1, 512 // batch["input_ids"].shape[1]))])
+    score(model, bounded(batches), scorer="kl_fisher")
+
+
+def default(model: PreTrainedModel, batches: Batches) -> None:
+    """The default scorer, which reads Gram matrices too, in batches of at most 512 tokens."""
+    score(model, bounded(batches))
+
+
+def bounded(batches: Batches) -> Batches:
+    """The same samples in batches of at most 512 tokens."""
+    return [part for batch in batches for part in cut([batch], max(1, 512 // batch["input_ids"].shape[1]))]
 
 
 def kl_fisher_batch(model: PreTrainedModel, batches: Batches) -> None:
     """Ours, in the batches of the others."""
-    score(model, batches)
+    score(model, batches, scorer="kl_fisher")
 
 
 def one_by_one(model: PreTrainedModel, batches: Batches) -> None:
     """The same scorer with batches of one, without their padding."""
     lengths = [int(batch["attention_mask"].sum()) for batch in cut(batches, 1)]
     ones = zip(cut(batches, 1), lengths, strict=True)
-    score(model, [{k: v[:, :length] for k, v in batch.items()} for batch, length in ones])
+    score(model, [{k: v[:, :length] for k, v in batch.items()} for batch, length in ones], scorer="kl_fisher")
 
 
 def cut(batches: Batches, size: int) -> Batches:
@@ -87,6 +98,7 @@ def two_forwards(model: PreTrainedModel, batches: Batches) -> None:
 METHODS: dict[str, Callable[[PreTrainedModel, Batches], None]] = {
     "kl_fisher": kl_fisher,
     "kl_fisher_batch": kl_fisher_batch,
+    "default": default,
     "weight_gradients": weight_gradients,
     "one_by_one": one_by_one,
     "two_forwards": two_forwards,

@@ -32,7 +32,8 @@ class PruningConfig:
         reconstruct: Re-solve the consumers in closed form after every surgery, from the calibration samples.
         calibration_samples: Samples that a scoring pass sees.
         calibration_batch_size: The most samples in a calibration batch.
-        calibration_batch_tokens: The most tokens in one. It bounds the memory of scoring and changes no score.
+        calibration_batch_tokens: The most tokens in one. It bounds the memory of scoring; of the scores
+            it changes only what is drawn at random.
         min_units: The fewest heads, key/value groups or neurons that a block keeps; with 0 whole blocks may go, where
             the architecture can run without them.
         round_to: Neurons are kept in multiples of this; 16 or 32 suits most kernels.
@@ -60,7 +61,9 @@ class PruningConfig:
     calibration_samples: int = field(default=512, metadata={"help": "Samples that a scoring pass sees."})
     calibration_batch_size: int = field(default=32, metadata={"help": "The most samples in a calibration batch."})
     calibration_batch_tokens: int = field(default=512, metadata={"help": "The most tokens in a calibration batch."})
-    min_units: int = field(default=1, metadata={"help": "The fewest heads or neurons that a block keeps."})
+    min_units: int = field(
+        default=1, metadata={"help": "The fewest heads or neurons that a block keeps; 0 lets whole blocks go."}
+    )
     round_to: int = field(default=1, metadata={"help": "Keep neurons in multiples of this."})
     exclude: list[str] = field(default_factory=list, metadata={"help": "Patterns of block names to leave whole."})
     portable: bool = field(default=False, metadata={"help": "Only widths that the stock config can say."})

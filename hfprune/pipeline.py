@@ -101,7 +101,8 @@ def prune(
             }
         )
         logger.info("removed %.1f %% of prunable %s", 100 * sparsity_of(small, config), config.budget)
-    small.pruning_record = _record(model, before, small, config, rounds)
+    asked = config.to_dict() if sparsity is None else {**config.to_dict(), "sparsity": dict(sparsity)}
+    small.pruning_record = _record(model, before, small, asked, rounds)
     return small
 
 
@@ -164,19 +165,23 @@ def check(model: PreTrainedModel, config: PruningConfig, sparsity: Mapping[str, 
     check_length(model, config.sequence_length)
     scorers_in(config.scorer)
     if sparsity is not None:
+        if not isinstance(sparsity, Mapping) or not sparsity:
+            raise ValueError(
+                f"sparsity of prune is a mapping from patterns of block names to fractions, got {sparsity!r}. One "
+                "number for the whole model goes into PruningConfig(sparsity=...)."
+            )
         plan(model, no_scores(model, config), config, sparsity=sparsity)  # raises what planning will raise
         rounds = len(sparsities(config.schedule, start=0, target=max(sparsity.values()), rounds=config.rounds))
         each = {p: sparsities(config.schedule, start=0, target=s, rounds=rounds) for p, s in sparsity.items()}
         return [{pattern: values[number] for pattern, values in each.items()} for number in range(rounds)]
     start = sparsity_of(model, config)
-    steps = sparsities(config.schedule, start=start, target=config.sparsity, rounds=config.rounds)
     if config.sparsity <= start and config.sparsity > 0:
         raise BudgetError(
             f"the model has {start:.1%} of its dense {config.budget} removed already, and sparsity={config.sparsity:g} "
             "asks for no more than that. Sparsity always counts from the dense model: ask for a higher one."
         )
     plan(model, no_scores(model, config), config)  # raises what planning will raise
-    return steps
+    return sparsities(config.schedule, start=start, target=config.sparsity, rounds=config.rounds)
 
 
 def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
@@ -224,7 +229,7 @@ def _record(
     model: PreTrainedModel,
     before: Size,
     small: PreTrainedModel,
-    config: PruningConfig,
+    asked: dict[str, Any],
     rounds: Sequence[dict[str, Any]],
 ) -> PruningRecord:
     earlier: PruningRecord | None = getattr(model, "pruning_record", None)
@@ -232,12 +237,12 @@ def _record(
     return PruningRecord(
         base_model=earlier.base_model if earlier else public_name(model.config._name_or_path or ""),
         model_class=base_class(type(model)).__name__,
-        config=config.to_dict(),
+        config=asked,
         rounds=list(rounds),
         plan_digest=small.pruning_plan.digest,
         sizes={
             "dense": asdict(_dense_size(model, before)),
-            "pruned": asdict(measure_size(small, sequence_length=config.sequence_length)),
+            "pruned": asdict(measure_size(small, sequence_length=before.sequence_length)),
         },
         earlier=history,
     )

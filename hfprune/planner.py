@@ -54,11 +54,16 @@ def plan(
 
     Raises:
         BudgetError: The sparsity cannot be reached under the constraints.
-        ValueError: An unknown allocation, a pattern that matches nothing, a list that does not increase, or scores of
-            another model.
+        ValueError: An unknown allocation, a pattern that matches nothing, a list that does not increase, a mapping and
+            `portable`, or scores of another model.
     """
     config = config or PruningConfig()
     if isinstance(sparsity, Mapping):
+        if config.portable:
+            raise ValueError(
+                "portable=True wants the same widths in every layer, and a mapping of sparsities says them block by "
+                "block. Drop one of the two."
+            )
         return _plan(model, scores, config, 0.0, units_by_pattern(sparsity, dense_units(model)))
     if not isinstance(sparsity, Sequence):
         return _plan(model, scores, config, config.sparsity if sparsity is None else sparsity)
@@ -98,13 +103,15 @@ def _plan(
 def trade_off(model: PreTrainedModel, scores: Scores, config: PruningConfig | None = None) -> list[TradeOff]:
     """How much score is lost at every sparsity, by the `knapsack` allocator: one scoring pass for a family of sizes.
 
-    `plan(model, scores, config, sparsity=[...])` gives the plans of the sizes that you choose from it. With `fisher`
-    and its kin half the score lost estimates the loss that it costs, without any repair.
+    `plan(model, scores, config, sparsity=[...])` gives the plans of the sizes that you choose from it. Half of the
+    score that is lost estimates the rise of the loss with `fisher`, of the divergence from the dense model with
+    `kl_fisher`, of half the squared distance of the logits with `logit_fisher`, and what is left of these after repair
+    with the `residual_` scorers.
 
     Args:
         model: The model that was scored.
         scores: Its scores.
-        config: Budget and constraints; `sparsity` and `allocation` do not count.
+        config: Budget and constraints; `sparsity`, `allocation` and `portable` do not count.
 
     Returns:
         Points from the lowest sparsity to the highest that the constraints allow.

@@ -140,8 +140,15 @@ def test_pruning_goes_on_from_removed_blocks(scorer):
     )
     small = hfprune.prune(pruned, data, config)
     assert small.pruning_plan.sparsity("macs") >= 0.9
-    gone = [name for name, (kept, _) in small.pruning_plan.counts.items() if not kept]
-    assert set(gone) >= {name for name, (kept, _) in pruned.pruning_plan.counts.items() if not kept}
+    assert "0 of 0" in str(hfprune.plan(pruned, hfprune.score(pruned, data), config))
+    assert not [name for name, p in small.named_parameters() if p.requires_grad and not p.numel()]
+
+
+def test_attentions_of_a_removed_block_keep_their_place():
+    model = tiny_model("bert", attn_implementation="eager")
+    pruned = hfprune.apply_plan(model, removed_plan(model))
+    attentions = pruned(**tiny_batch(), output_attentions=True).attentions
+    assert [tuple(weights.shape) for weights in attentions] == [(4, 4, 7, 7), (4, 0, 7, 7)]
 
 
 @pytest.mark.parametrize(("model_type", "block"), [("llama", "layers.0.attention"), ("gpt2", "h.0.ffn")])

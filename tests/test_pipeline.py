@@ -33,12 +33,10 @@ def same_weights(a, b):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("schedule", ["one_shot", "linear", "cubic"])
-def test_prune_is_its_steps(schedule):
+@pytest.mark.parametrize(("schedule", "rounds"), [("one_shot", 1), ("linear", 3), ("cubic", 3), ("geometric", None)])
+def test_prune_is_its_steps(schedule, rounds):
     model = tiny_model("bert")
-    settings = config(
-        sparsity=0.6, schedule=schedule, rounds=1 if schedule == "one_shot" else 3, calibration_samples=12, seed=3
-    )
+    settings = config(sparsity=0.6, schedule=schedule, rounds=rounds, calibration_samples=12, seed=3)
     collator = DataCollatorWithPadding(tiny_tokenizer())
     whole = hfprune.prune(model, tiny_tokenized(), settings, collator=collator)
 
@@ -52,7 +50,7 @@ def test_prune_is_its_steps(schedule):
 
     assert whole.pruning_plan == small.pruning_plan
     assert same_weights(whole, small)
-    assert len(whole.pruning_record.rounds) == settings.rounds
+    assert len(whole.pruning_record.rounds) == (rounds or 5)
     assert whole.pruning_record.plan_digest == whole.pruning_plan.digest
 
 
@@ -270,5 +268,33 @@ def test_prune_in_rounds_by_pattern():
     assert len(steps) == 7, "a round keeps four fifths of what it finds"
     assert steps[-1] == wanted
     assert all(a["*.1.ffn"] < b["*.1.ffn"] for a, b in pairwise(steps))
+    assert small.pruning_record.config["sparsity"] == wanted
     with pytest.raises(ValueError, match="pattern 'z' matches no block"):
         hfprune.prune(model, BATCHES, config(), sparsity={"z": 0.5})
+    for wrong in (0.5, [0.5], {}):
+        with pytest.raises(
+            ValueError, match=r"sparsity of prune is a mapping .*, got .*One number for the whole model"
+        ):
+            hfprune.prune(model, BATCHES, config(), sparsity=wrong)
+    with pytest.raises(ValueError, match="portable=True wants the same widths in every layer"):
+        hfprune.prune(model, BATCHES, config(portable=True), sparsity=wanted)
+
+
+def test_a_block_removed_whole_by_pattern_goes_step_by_step():
+    model = tiny_model("bert")
+    small = hfprune.prune(model, BATCHES, config(min_units=0, rounds=4), sparsity={"*.1.ffn": 1.0, "*.0.ffn": 0.5})
+    assert [kept for kept, _ in small.pruning_plan.counts.values()] == [4, 20, 4, 0]
+    steps = [entry["sparsity"]["*.1.ffn"] for entry in small.pruning_record.rounds]
+    assert steps == pytest.approx([1 - 0.01 ** (1 / 4), 0.9, 1 - 0.01 ** (3 / 4), 1.0])
+
+
+def test_nothing_left():
+    model = tiny_model("bert")
+    nothing = hfprune.prune(model, BATCHES, config(min_units=0), sparsity={"*": 1.0})
+    assert not any(kept for kept, _ in nothing.pruning_plan.counts.values())
+    assert torch.isfinite(nothing(**tiny_batch("bert")).logits).all()
+    scores = hfprune.score(nothing, BATCHES)
+    assert hfprune.trade_off(nothing, scores, config()) == []
+    assert "0 of 0" in str(hfprune.plan(nothing, scores, config(), sparsity={}))
+    with pytest.raises(BudgetError, match=r"has 100.0% of its dense macs removed already"):
+        hfprune.prune(nothing, BATCHES, config(sparsity=0.5))

@@ -172,6 +172,13 @@ class TestOthers:
             least = min(p.lost for p in curve if p.sparsity >= 1 - limit / 24 - 1e-9)
             assert lost == pytest.approx(least)
 
+    def test_a_trade_off_with_negative_scores(self):
+        blocks = [block("f", "ffn", 3)]
+        candidates = candidates_of(
+            blocks, scores_of({"f": [2.0, -1.0, 1.0]}), budget="params", sequence_length=4, min_units=0
+        )
+        assert [p.lost for p in trade_off_curve(candidates, dense_cost=3)] == [-1.0, 0.0, 2.0]
+
     def test_whole_blocks_go_only_if_asked_and_where_they_can(self):
         blocks = [block("a", "attention", 3, params=4, least=1), block("f", "ffn", 6), block("g", "ffn", 2)]
         values = {"a": [0.0, 0.0, 0.0], "f": [1.0] * 6, "g": [0.0, 0.0]}

@@ -192,9 +192,10 @@ def test_prune_in_rounds_repairs_after_each():
 
 
 @pytest.mark.distributed
-def test_one_process_and_two_give_the_same_model(tmp_path):
-    """Two gloo processes share the batches; plan and repaired weights are those of one process."""
-    script = ["-m", "tests.support.two_processes", str(tmp_path)]
+@pytest.mark.parametrize("batches", [6, 1])
+def test_one_process_and_two_give_the_same_model(batches, tmp_path):
+    """Two gloo processes share the batches; plan and repaired weights are those of one process. One may be idle."""
+    script = ["-m", "tests.support.two_processes", str(tmp_path), str(batches)]
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29715"]
     for command in (script, [*launcher, *script]):
         done = subprocess.run(

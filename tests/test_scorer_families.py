@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hfprune.scoring import get_scorer, register_scorer, score, scorers_in
+from hfprune.scoring import activation_scorers, get_scorer, register_scorer, score, scorers_in
 from hfprune.structure import find_blocks, frozen, gate_gradients, gated
 from tests.support.tiny import SIZES, tiny_batch, tiny_model
 
@@ -239,3 +239,15 @@ def test_gating_a_scored_model_still_works():
     score(model, data, scorer="residual_fisher")
     with gated(model, find_blocks(model), {}):
         assert torch.equal(model(**data[0]).logits, before)
+
+
+@pytest.mark.parametrize("scorer", ["residual_logit_fisher", "obs"])
+def test_blocks_in_groups_score_alike(scorer, monkeypatch):
+    """As for models whose Gram matrices do not fit in memory together."""
+    model, data = tiny_model("bert"), batches()
+    together = score(model, data, scorer=scorer)
+    monkeypatch.setattr(activation_scorers, "GRAM_BYTES", 1)
+    assert [len(group) for group in activation_scorers.groups_of(find_blocks(model))] == [1, 1, 1, 1]
+    apart = score(model, data, scorer=scorer)
+    for name, values in together.items():
+        torch.testing.assert_close(apart[name], values)

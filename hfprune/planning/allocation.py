@@ -203,7 +203,7 @@ def portable(candidates: Sequence[Candidate], limit: int) -> list[int]:
         raise BudgetError(
             "no uniform widths that the stock config can say are within the budget"
             + (
-                f": the smallest keeps {cheapest / _fullcost_of(candidates):.1%} of the prunable cost. "
+                f": the smallest keeps {cheapest / _full_cost(candidates):.1%} of the prunable cost. "
                 if cheapest
                 else ". "
             )
@@ -214,7 +214,7 @@ def portable(candidates: Sequence[Candidate], limit: int) -> list[int]:
     return [attention[1] if c.block.kind == "attention" else ffn[1] for c in candidates]
 
 
-def _fullcost_of(candidates: Sequence[Candidate]) -> int:
+def _full_cost(candidates: Sequence[Candidate]) -> int:
     return cost_of(candidates, [c.block.units for c in candidates])
 
 
@@ -273,13 +273,15 @@ def allocate(
         exclude=exclude,
         at_most=at_most,
     )
-    floor, full = cost_of(candidates, [c.levels[0] for c in candidates]), _fullcost_of(candidates)
+    floor, full = cost_of(candidates, [c.levels[0] for c in candidates]), _full_cost(candidates)
     if floor > limit:
         raise BudgetError(
             f"the budget leaves {limit / full:.1%} of this model's prunable {budget}, but min_units={min_units}, "
             f"round_to={round_to} and {len(exclude)} exclude pattern(s) keep at least {floor / full:.1%}. "
             "Lower the sparsity or relax these."
         )
-    counts = portable(candidates, limit) if stock_widths else choose(candidates, limit)
+    if stock_widths:
+        choose = portable
+    counts = choose(candidates, limit) if candidates else []
     kept = {c.block.name: c.keep(count) for c, count in zip(candidates, counts, strict=True)}
     return PruningPlan.keep(blocks, kept, model_type=model_type, sequence_length=sequence_length)

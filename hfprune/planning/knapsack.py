@@ -83,15 +83,19 @@ def trade_off_curve(candidates: Sequence[Candidate], dense_cost: int) -> list[Tr
         dense_cost: What sparsity counts from.
 
     Returns:
-        The points where the best choice changes, from the lowest sparsity to the highest.
+        The points where the best choice changes, from the lowest sparsity to the highest; none if there are no blocks.
     """
+    if not candidates:
+        return []
     full = sum(c.unit_cost * c.levels[-1] for c in candidates)
     total = sum(float(c.totals[-1]) for c in candidates)
     best, _, size = tabulate(candidates, full)
     points: list[TradeOff] = []
+    top = -math.inf
     for used, value in enumerate(best.tolist()):
-        if value > -math.inf and (not points or total - value < points[-1].lost):
-            points.append(TradeOff(sparsity=1 - used * size / dense_cost, lost=max(total - value, 0.0)))
+        if value > top:
+            top = value
+            points.append(TradeOff(sparsity=1 - used * size / dense_cost, lost=total - value))
     return points[::-1]
 
 

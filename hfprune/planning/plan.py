@@ -101,7 +101,7 @@ class PruningPlan:
     def sparsity(self, budget: Budget = "macs") -> float:
         """The fraction of the prunable cost that is removed, in [0, 1)."""
         kept, before = self.cost(budget)
-        return 1 - kept / before
+        return 1 - kept / before if before else 0.0
 
     @property
     def digest(self) -> str:
@@ -177,7 +177,7 @@ class PruningPlan:
         width = max(len(name) for name in self.blocks)
         lines = []
         for name, (kept, before) in self.counts.items():
-            bar = "█" * round(20 * kept / before)
+            bar = "█" * round(20 * kept / max(before, 1))
             lines.append(f"{name:<{width}}  {kept:>5} of {before:<5}  {bar:░<20}")
         lines.append(
             f"removed {self.sparsity('macs'):.1%} of prunable MACs (sequences of {self.sequence_length} tokens), "

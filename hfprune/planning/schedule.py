@@ -12,6 +12,8 @@ _PROGRESS: Mapping[str, Callable[[float], float]] = {
 SCHEDULES = (*_PROGRESS, "geometric")
 #: What a geometric round keeps at least of the cost that it finds, where the number of rounds is not given.
 ROUND_KEEPS = 0.8
+#: What counts as left where nothing shall be: a geometric schedule never gets to 0.
+_NOTHING_LEFT = 0.01
 
 
 def sparsities(schedule: str, *, start: float, target: float, rounds: int | None = None) -> list[float]:
@@ -44,12 +46,11 @@ def sparsities(schedule: str, *, start: float, target: float, rounds: int | None
         raise ValueError(f"unknown schedule {schedule!r}. Known: {', '.join(SCHEDULES)}.")
     if schedule == "one_shot":
         return [target]
+    left = max(1 - target, _NOTHING_LEFT) / (1 - start)
     if rounds is None:
-        left = max(1 - target, 0.01) / (1 - start)
         rounds = max(1, math.ceil(math.log(left) / math.log(ROUND_KEEPS) - 1e-9))
     if schedule == "geometric":
-        ratio = (1 - target) / (1 - start)
-        return [*(round(1 - (1 - start) * ratio ** (r / rounds), 12) for r in range(1, rounds)), target]
+        return [*(round(1 - (1 - start) * left ** (r / rounds), 12) for r in range(1, rounds)), target]
     progress = _PROGRESS[schedule]
     steps = [start + (target - start) * progress(r / rounds) for r in range(1, rounds)]
     return [*(round(s, 12) for s in steps), target]

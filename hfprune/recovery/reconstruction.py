@@ -91,8 +91,8 @@ def reconstruct(pruned: PreTrainedModel, dense: PreTrainedModel, batches: Sequen
     consumer's output does not enter the residual stream as it is (a norm in between, a multiplier) e is what the
     output is short of. A bias is solved for where there is one. For every consumer λ is the one of `RIDGES` that is
     best on held-out samples; then all samples are used. Over the batches, every layer runs about three times in the
-    pruned model and once in the dense one, whatever the number of blocks; memory is the hidden states of both models
-    and one Gram matrix.
+    pruned model and once in the dense one, whatever the number of blocks; memory is the hidden states of both models,
+    what the dense one has at the targets of a layer, and one Gram matrix.
 
     Where `torch.distributed` is initialised, all processes must call it with the same batches: each takes its share,
     the sums are added up, and all get the same weights.

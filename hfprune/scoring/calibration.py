@@ -37,7 +37,8 @@ def calibration_batches(
         samples: How many samples to draw. A list of batches is used whole, whatever this says.
         batch_size: The most samples in a batch, for a Dataset.
         batch_tokens: The most tokens in a batch, padding included, for a Dataset; a longer sample is a batch alone. It
-            bounds the memory of scoring and changes no score; a GPU is busier with more.
+            bounds the memory of scoring, and of the scores changes only what is drawn at random; a GPU is busier with
+            more.
         seed: Chooses the samples of a Dataset.
         collator: Makes a batch of a list of rows, for a Dataset; `transformers.default_data_collator` if not given,
             which does not pad.

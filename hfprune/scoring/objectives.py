@@ -58,7 +58,7 @@ def labelled_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     if not any(name in batch for name in _LABELS):
         raise CalibrationError(
             f"this scorer needs labels, and the batch has only {', '.join(batch)}. Pass labelled data, or use a scorer "
-            "that needs none: kl_fisher."
+            "that needs none, such as residual_logit_fisher or kl_fisher."
         )
     problem = getattr(model.config, "problem_type", None)
     try:
@@ -134,8 +134,8 @@ def projected_loss(model: PreTrainedModel, batch: Batch, *, seed: int) -> Tensor
     """The sum over samples of v · z: the logits z, projected on v ~ N(0, 1) that is drawn for each of them.
 
     The mean square of its gate gradients is in expectation the Hessian of half the squared distance between the logits
-    of the dense and of the gated model. Where the logits pass through a softmax v is centred, as it ignores their
-    mean. Padding is left out.
+    of the dense and of the gated model (of a multiple choice for every choice alone). Where the logits pass through a
+    softmax v is centred, as it ignores their mean. Padding is left out.
 
     Args:
         model: A model with logits.
@@ -155,15 +155,19 @@ def projected_loss(model: PreTrainedModel, batch: Batch, *, seed: int) -> Tensor
     losses = []
     for name in _logits_in(model, output):
         logits = output[name].float()
+        real: Tensor | None = None
+        if isinstance(mask, Tensor) and mask.shape == logits.shape[:2]:
+            if name != "logits":  # a span: the softmax goes over the tokens of a text
+                real = mask.to(logits)
+            elif logits.ndim == 3:
+                logits = logits[mask.bool()]
         direction = torch.randn(logits.shape, generator=generator).to(logits.device)
-        real = torch.ones_like(direction)
-        by_token = name != "logits" or logits.ndim == 3
-        if by_token and isinstance(mask, Tensor) and mask.shape == logits.shape[:2]:
-            real = mask.to(logits).reshape(*mask.shape, *[1] * (logits.ndim - 2)).expand_as(logits)
+        direction = direction if real is None else direction * real
         if _has_softmax(model, logits):
-            mean = (direction * real).sum(-1, keepdim=True) / real.sum(-1, keepdim=True).clamp(min=1)
-            direction = direction - mean
-        losses.append((direction * real * logits).sum())
+            count = logits.shape[-1] if real is None else real.sum(-1, keepdim=True).clamp(min=1)
+            direction = direction - direction.sum(-1, keepdim=True) / count
+            direction = direction if real is None else direction * real
+        losses.append((direction * logits).sum())
     return torch.stack(losses).sum()
 
 

@@ -79,6 +79,8 @@ def score(
     blocks = [block for block in every if block.units]
     check_in_one_place(model)
     samples = sum(count_samples(batch) for batch in batches)
+    if not blocks:  # all of them were removed
+        return Scores(by_block={block.name: torch.zeros(0) for block in every}, scorer=scorer, samples=samples)
     found = [_score(model, blocks, batches, entry, seed, teacher or model) for entry in entries]
     by_block = found[0] if rule is None else hybrid(found[0], found[1], blocks, rule)
     removed = {block.name: torch.zeros(0) for block in every if not block.units}

@@ -142,10 +142,11 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
         module.forward = partial(_without_heads, module)
 
 
-def _without_heads(module: Any, hidden_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
+def _without_heads(module: Any, hidden_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """`forward` of an attention module that has no heads left: no features, or what its consumer makes of none."""
-    nothing = hidden_states.new_zeros((*hidden_states.shape[:-1], 0))
-    return (module.get_submodule(module.bypassed_consumer)(nothing) if module.bypassed_consumer else nothing), None
+    samples, tokens = hidden_states.shape[:2]
+    nothing, weights = hidden_states.new_zeros(samples, tokens, 0), hidden_states.new_zeros(samples, 0, tokens, tokens)
+    return (module.get_submodule(module.bypassed_consumer)(nothing) if module.bypassed_consumer else nothing), weights
 
 
 def _resize(module: nn.Module, in_features: int, out_features: int, initialize: Callable[[nn.Module], None]) -> None:
@@ -157,10 +158,11 @@ def _resize(module: nn.Module, in_features: int, out_features: int, initialize: 
         raise TypeError(f"cannot resize a {type(module).__name__}, only Linear and Conv1D")
     if tuple(module.weight.shape) == shape:
         return
-    module.weight = nn.Parameter(module.weight.new_empty(shape))
+    something = in_features > 0 and out_features > 0
+    module.weight = nn.Parameter(module.weight.new_empty(shape), requires_grad=something)
     if module.bias is not None:
-        module.bias = nn.Parameter(module.bias.new_empty(out_features))
-    if module.weight.numel():  # torch warns of initialising nothing
+        module.bias = nn.Parameter(module.bias.new_zeros(out_features), requires_grad=out_features > 0)
+    if something:  # torch warns of initialising nothing
         initialize(module)
 
 

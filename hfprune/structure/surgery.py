@@ -65,7 +65,7 @@ def keep_units(model: PreTrainedModel, kept: Mapping[str, Sequence[int]]) -> Pre
     _copy_buffers(model, small)
     trainable = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in small.named_parameters():
-        parameter.requires_grad_(trainable[name].requires_grad)
+        parameter.requires_grad_(trainable[name].requires_grad and parameter.numel() > 0)
     for name, module in small.named_modules():
         module.training = model.get_submodule(name).training
     if getattr(model, "generation_config", None) is not None:
