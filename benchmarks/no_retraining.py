@@ -10,7 +10,7 @@ divergence KL(dense ‖ pruned) in thousandths of a nat, which is much less nois
 without and with reconstruction; `rounds` is as many rounds of score, plan, surgery and reconstruction as keep about
 four fifths each. The default of hfprune is marked with *.
 Prints the mean and half the range over seeds, and draws the curves. Rows go to runs/no_retraining.json as they are
-measured, and what is there already is not measured again (delete the file to start over); `--show` measures nothing.
+measured, and what is there already is not measured again (delete the file to start over); `--show` only reports it.
 CPU, float32, 2 threads, MACs of sequences of 64 tokens; `seconds` is score, plan, surgery and repair.
 """
 
@@ -160,18 +160,21 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("runs/no_retraining.json"))
     parser.add_argument("--quick", action="store_true", help="TREC, one seed, 60 and 50 %%, three methods")
-    parser.add_argument("--show", action="store_true", help="report all rows there are")
+    parser.add_argument("--show", action="store_true", help="report the rows there are of what is asked")
     args = parser.parse_args()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     torch.set_num_threads(2)
     rows: list[Row] = json.loads(args.output.read_text(encoding="utf-8")) if args.output.is_file() else []
-    if args.show:
-        report(rows, args.output)
-        return
     methods = [Method(s, a, r) for s in args.scorers for a in args.allocations for r in args.repairs]
     if args.quick:
         args.datasets, args.seeds, args.kept, methods = ["trec"], [0], [60, 50], list(QUICK)
+    if args.show:
+        wanted = {
+            (d, *vars(m).values(), k, s) for d in args.datasets for m in methods for k in args.kept for s in args.seeds
+        }
+        report([row for row in rows if tuple(row[name] for name in NAMES) in wanted], args.output)
+        return
     resolve_model("minilm-l6")  # fails at once, with what to do, where it is not installed
     asked: list[Row] = []
     for dataset in args.datasets:
