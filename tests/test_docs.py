@@ -1,5 +1,6 @@
 """The code in README and CONTRIBUTING runs as it stands, on a tiny model; figures come from scripts."""
 
+import json
 import re
 from pathlib import Path
 
@@ -56,3 +57,32 @@ def test_readme_lists_every_architecture():
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/decisions.md", "CHANGELOG.md"])
 def test_no_placeholder_is_left(name):
     assert not re.search(r"TODO|TBD|XXX|[A-Z]+_TABLE", (ROOT / name).read_text())
+
+
+def readme_accuracies():
+    """From its section "Accuracy without training": `(shown, dataset, scorer, repair, MACs kept)`."""
+    section = (ROOT / "README.md").read_text().split("## Accuracy without training")[1].split("\n## ")[0]
+    dataset = ""
+    for line in section.splitlines():
+        name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 7 and cells[0][:2].isdigit() and "%" not in cells[0]:
+            dataset = "trec" if name.startswith("TREC") else "movie_reviews" if name.startswith("Movie") else dataset
+            scorer = next((known for known in ("random", "fisher") if known in name), hfprune.PruningConfig().scorer)
+            repair = "rounds" if "default" in name else "repair" if "repaired" in name else "none"
+            yield from zip(cells, [dataset] * 6, [scorer] * 6, [repair] * 6, (60, 50, 40, 30, 20, 10), strict=False)
+        elif len(cells) == 5 and name.startswith("`"):
+            yield from ((cells[i], "trec", name.strip("`"), how, 50) for i, how in ((2, "none"), (3, "repair")))
+
+
+def test_accuracies_in_the_readme_are_means_of_measured_rows():
+    """Against docs/no_retraining.json, which benchmarks/no_retraining.py wrote."""
+    rows = json.loads((ROOT / "docs" / "no_retraining.json").read_text())
+    names = ("dataset", "scorer", "repair", "macs_kept")
+    shown = [entry for entry in readme_accuracies() if entry[0]]
+    assert len(shown) > 60
+    for cell, *wanted in shown:
+        values = [
+            row["accuracy"] for row in rows if [row[name] for name in names] == wanted and row["allocation"] == "global"
+        ]
+        assert len(values) == 3, wanted
+        assert float(cell) == pytest.approx(sum(values) / 3, abs=0.051), wanted
