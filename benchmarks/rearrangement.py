@@ -33,6 +33,8 @@ VARIANTS: dict[str, tuple[float, bool] | None] = {
     "ρ = 0.5, held out": (0.5, True),
     "ρ = 0.9, held out": (0.9, True),
 }
+#: So many of the best exchanges in succession that do not help on held-out samples end the search in a block.
+REFUSALS = 20
 
 
 def shrunk_fisher(gamma: Tensor, rho: float) -> Tensor:
@@ -59,8 +61,8 @@ def exchange(kept: list[int], gamma: Tensor, *, rho: float, held_out: bool) -> t
     removed = torch.ones(len(fit), dtype=torch.bool)
     removed[kept] = False
     refused = torch.zeros_like(fit, dtype=torch.bool)
-    done = 0
-    while 0 < len(kept) < len(fit):
+    done, refusals = 0, 0
+    while 0 < len(kept) < len(fit) and refusals < REFUSALS:
         out, stay = removed.nonzero().flatten(), (~removed).nonzero().flatten()
         change = _change(fit, removed, out, stay).masked_fill(refused[out][:, stay], 0.0)
         best = int(change.argmin())
@@ -69,9 +71,10 @@ def exchange(kept: list[int], gamma: Tensor, *, rho: float, held_out: bool) -> t
             break
         if check is not None and _change(check, removed, torch.tensor([i]), torch.tensor([j])) >= 0:
             refused[i, j] = True
+            refusals += 1
             continue
         removed[i], removed[j] = False, True
-        done += 1
+        done, refusals = done + 1, 0
     return (~removed).nonzero().flatten().tolist(), done
 
 
