@@ -136,8 +136,8 @@ def curves(
         for name, found in sorted(lines.items()):
             costs = sorted(found)
             means = [sum(found[cost]) / len(found[cost]) for cost in costs]
-            below = [mean - min(found[cost]) for mean, cost in zip(means, costs, strict=True)]
-            above = [max(found[cost]) - mean for mean, cost in zip(means, costs, strict=True)]
+            below = [max(0.0, mean - min(found[cost])) for mean, cost in zip(means, costs, strict=True)]
+            above = [max(0.0, max(found[cost]) - mean) for mean, cost in zip(means, costs, strict=True)]
             axis.errorbar(costs, means, yerr=(below, above), marker="o", markersize=3, capsize=2, label=name)
         axis.axhline(dense[dataset], color="black", linewidth=1, linestyle="--", label="dense")
         axis.set(title=dataset, xlabel=x, ylabel=y)
