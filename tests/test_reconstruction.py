@@ -1,9 +1,5 @@
 """Reconstruction: exact where it must be, never worse, for every architecture; and what is refused."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -13,6 +9,7 @@ from hfprune.recovery import reconstruction
 from hfprune.recovery.reconstruction import reconstruct
 from hfprune.structure import find_blocks
 from hfprune.structure.surgery import keep_units
+from tests.support.processes import run_python
 from tests.support.tiny import SIZES, tiny_batch, tiny_model
 
 
@@ -195,18 +192,8 @@ def test_prune_in_rounds_repairs_after_each():
 @pytest.mark.parametrize("batches", [6, 1])
 def test_one_process_and_two_give_the_same_model(batches, tmp_path):
     """Two gloo processes share the batches; plan and repaired weights are those of one process. One may be idle."""
-    script = ["-m", "tests.support.two_processes", str(tmp_path), str(batches)]
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29715"]
-    for command in (script, [*launcher, *script]):
-        done = subprocess.run(
-            [sys.executable, *command],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+    for processes in (1, 2):
+        run_python("-m", "tests.support.two_processes", tmp_path, batches, processes=processes, port=29715)
     alone, *others = (hfprune.load(tmp_path / name) for name in ("alone", "0", "1"))
     for other in others:
         assert other.pruning_plan.digest == alone.pruning_plan.digest

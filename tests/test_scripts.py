@@ -16,6 +16,7 @@ import hfprune
 from hfprune import PruningConfig
 from hfprune.cli import app
 from hfprune.publishing.verification import verify
+from tests.support.processes import run_python
 from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.tiny_data import tiny_texts, tiny_tokenizer
 
@@ -143,16 +144,7 @@ class TestScript:
         alone = run(write(home, settings(home, num_train_epochs=0, output_dir=str(home / "alone"))))
         assert alone.returncode == 0, alone.stderr[-3000:]
         path = write(home, settings(home, num_train_epochs=1, dense_epochs=0))
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29713"]
-        done = subprocess.run(
-            [*command, str(SCRIPT), str(path)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        run_python(SCRIPT, path, processes=2)
         model = hfprune.load(home / "out" / "model")
         assert model.pruning_plan.digest == hfprune.load(home / "alone" / "model").pruning_plan.digest
         assert model.pruning_record.recovery["steps"] == 4  # 64 rows, 2 processes of 8

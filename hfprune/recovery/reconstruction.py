@@ -213,9 +213,8 @@ def _accumulate(
         x, value = stream.read(index, [block], {block.name: place})[block.name]
         e = (target.to(value.device).float() - value.float()).reshape(-1, outputs)
         x = nn.functional.pad(x.float().reshape(len(e), columns), (0, int(biased)), value=1.0)
-        use = (
-            use.expand(-1, len(e) // len(use)).flatten() if use.ndim == 2 else use
-        )  # no mask: tokens of a sample alike
+        if use.ndim == 2:  # no mask: all tokens of a sample are used alike
+            use = use.expand(-1, len(e) // len(use)).flatten()
         for number, gram in enumerate(grams, start=1):
             gram.add(x[use == number], e[use == number])
     for gram in grams:

@@ -1,7 +1,7 @@
 """score(): every unit of a model by a registered scorer, or by a hybrid of two."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -79,12 +79,11 @@ def score(
     blocks = [block for block in every if block.units]
     check_in_one_place(model)
     samples = sum(count_samples(batch) for batch in batches)
-    if not blocks:  # all of them were removed
-        return Scores(by_block={block.name: torch.zeros(0) for block in every}, scorer=scorer, samples=samples)
-    found = [_score(model, blocks, batches, entry, seed, teacher or model) for entry in entries]
-    by_block = found[0] if rule is None else hybrid(found[0], found[1], blocks, rule)
-    removed = {block.name: torch.zeros(0) for block in every if not block.units}
-    return Scores(by_block={**by_block, **removed}, scorer=scorer, samples=samples)
+    by_block = {block.name: torch.zeros(block.units) for block in every}
+    if blocks:
+        found = [_score(model, blocks, batches, entry, seed, teacher or model) for entry in entries]
+        by_block |= found[0] if rule is None else hybrid(found[0], found[1], blocks, rule)
+    return Scores(by_block=by_block, scorer=scorer, samples=samples)
 
 
 def _score(
@@ -95,20 +94,18 @@ def _score(
     seed: int,
     teacher: PreTrainedModel,
 ) -> dict[str, Tensor]:
-    function = scorer.function
+    by_block: Iterable[tuple[str, object]]
     if scorer.reads == "gram":  # a block at a time: the matrices are large
-        return {name: function(statistics).float() for name, statistics in read_gram(model, blocks, batches)}
-    if scorer.reads in ("gates", "residual_gates"):
-        gates = read_gates(model, blocks, batches, scorer, seed=seed, teacher=teacher)
-        return {name: function(statistics).float() for name, statistics in gates.items()}
-    if scorer.reads == "weights":
-        weights = read_weights(model, blocks, seed)
-        return {name: function(statistics).float() for name, statistics in weights}
-    if scorer.reads == "activations":
-        activations = read_activations(model, blocks, batches)
-        return {name: function(statistics).float() for name, statistics in activations.items()}
-    gradients = read_weight_gradients(model, blocks, batches, scorer, seed=seed, teacher=teacher)
-    return {name: function(statistics).float() for name, statistics in gradients.items()}
+        by_block = read_gram(model, blocks, batches)
+    elif scorer.reads in ("gates", "residual_gates"):
+        by_block = read_gates(model, blocks, batches, scorer, seed=seed, teacher=teacher).items()
+    elif scorer.reads == "weights":
+        by_block = read_weights(model, blocks, seed)
+    elif scorer.reads == "activations":
+        by_block = read_activations(model, blocks, batches).items()
+    else:
+        by_block = read_weight_gradients(model, blocks, batches, scorer, seed=seed, teacher=teacher).items()
+    return {name: scorer.function(statistics).float() for name, statistics in by_block}
 
 
 def hybrid(

@@ -141,7 +141,7 @@ def read_weight_gradients(
         for parameter in projections:
             parameter.requires_grad_(True)
             parameter.grad = None
-        optimizer = torch.optim.AdamW(projections, lr=MOVEMENT_LEARNING_RATE)
+        optimizer = torch.optim.AdamW(projections, lr=MOVEMENT_LEARNING_RATE) if training else None
         try:
             for index, batch in tqdm(share_of(batches), desc="Scoring", unit="batch"):
                 loss = summed_loss(scorer.labels, index, seed=seed, teacher=teacher)(
@@ -149,9 +149,10 @@ def read_weight_gradients(
                 )
                 (loss / count_samples(batch)).backward()  # type: ignore[no-untyped-call]
                 _add(sums, model, blocks)
-                if training:
+                if optimizer is not None:
                     optimizer.step()
-                optimizer.zero_grad()
+                for parameter in projections:
+                    parameter.grad = None
         finally:
             for parameter, gradient in zip(projections, earlier, strict=True):
                 parameter.requires_grad_(False)  # `frozen` gives back what was trainable
