@@ -1,9 +1,11 @@
 """What the benchmarks share: dense models that are fine-tuned once and kept, how they are tested, curves, memory."""
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -17,6 +19,8 @@ from hfprune.tasks import DataArguments, ModelArguments, TextClassification
 #: How each dense model is made: epochs and the learning rate of its fine-tuning, on all that is not the test set.
 RECIPES = {"trec": (4.0, 2e-4), "movie_reviews": (3.0, 1e-4)}
 Batch = dict[str, Tensor]
+#: A row of a table: a measurement and what it is of.
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,7 @@ class DenseTask:
     """A fine-tuned dense model with its data.
 
     Attributes:
+        name: Of the data set.
         model: The dense model, in evaluation mode.
         train: What it was fine-tuned on, tokenized.
         test: Batches that it has not seen, from the shortest texts to the longest.
@@ -31,6 +36,7 @@ class DenseTask:
         task: Tokenizer, collator and trainer.
     """
 
+    name: str
     model: PreTrainedModel
     train: Dataset
     test: list[Batch]
@@ -67,6 +73,7 @@ def dense_task(dataset: str, folder: Path, *, seed: int = 0) -> DenseTask:
     rows = sorted(task.data["test"].remove_columns(_extra(task.data["test"])), key=lambda row: len(row["input_ids"]))
     batches = [dict(task.collator(rows[i : i + 64])) for i in range(0, len(rows), 64)]
     return DenseTask(
+        name=dataset,
         model=model.eval(),
         train=train.remove_columns(_extra(train)),
         test=batches,
@@ -146,6 +153,14 @@ def curves(
         axis.legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+
+
+def write(path: Path, rows: Sequence[Row]) -> None:
+    """Replace a file of rows as a whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".part")
+    draft.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    draft.replace(path)
 
 
 def memory_over(work: Callable[[], object]) -> int:

@@ -21,10 +21,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from common import DenseTask, accuracy, curves, dense_task, divergence, predictions
+from common import DenseTask, Row, accuracy, curves, dense_task, divergence, predictions, write
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -35,7 +34,6 @@ from hfprune.pipeline import batches_for
 KEPT = (80, 70, 60, 50, 40, 30, 20, 10)
 SCORERS = ("residual_logit_fisher", "residual_fisher", "logit_fisher", "kl_fisher", "fisher", "random")
 REPAIRS = ("none", "repair", "rounds")
-Row = dict[str, Any]
 #: What makes a row, beside its figures.
 NAMES = ("dataset", "scorer", "allocation", "repair", "macs_kept", "seed")
 
@@ -121,14 +119,6 @@ def table(rows: Sequence[Row], figure: str) -> str:
         mark = " *" if Method(*names[1:]) == DEFAULT else ""
         lines.append("| " + " | ".join((*names[:3], names[3] + mark, *shown)) + " |")
     return "\n".join(lines)
-
-
-def write(path: Path, rows: Sequence[Row]) -> None:
-    """Replace the file as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
-    draft.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)
 
 
 def report(rows: Sequence[Row], output: Path) -> None:

@@ -15,27 +15,31 @@ from typing import TYPE_CHECKING, Any
 
 from hfprune import errors
 from hfprune.planning.plan import PruningPlan
-from hfprune.publishing.record import PruningRecord
+from hfprune.record import PruningRecord
 from hfprune.structure import modeling_pruned
 from hfprune.structure.architectures import known_architectures
 
 if TYPE_CHECKING:
     from hfprune.config import PruningConfig
-    from hfprune.pipeline import apply_plan, prune
-    from hfprune.planner import plan, trade_off
+    from hfprune.pipeline import prune
+    from hfprune.planner import apply_plan, plan, trade_off
     from hfprune.publishing.checkpoint import load, save
     from hfprune.recovery.arguments import RecoveryArguments
+    from hfprune.recovery.gradual import GradualPruning
     from hfprune.recovery.reconstruction import reconstruct
+    from hfprune.recovery.teacher import add_teacher_logits
     from hfprune.recovery.trainer import RecoveryTrainer
     from hfprune.scoring.scorers import score
 
 __version__ = "0.1.0"
 __all__ = [
+    "GradualPruning",
     "PruningConfig",
     "PruningPlan",
     "PruningRecord",
     "RecoveryArguments",
     "RecoveryTrainer",
+    "add_teacher_logits",
     "apply_plan",
     "errors",
     "load",
@@ -55,10 +59,12 @@ modeling_pruned.ATTACHMENTS["pruning_record.json"] = ("pruning_record", PruningR
 
 # Trainer and datasets take seconds to import, so what needs them is imported when first used.
 _WHERE = {
+    "GradualPruning": "hfprune.recovery.gradual",
     "PruningConfig": "hfprune.config",
     "RecoveryArguments": "hfprune.recovery.arguments",
     "RecoveryTrainer": "hfprune.recovery.trainer",
-    "apply_plan": "hfprune.pipeline",
+    "add_teacher_logits": "hfprune.recovery.teacher",
+    "apply_plan": "hfprune.planner",
     "load": "hfprune.publishing.checkpoint",
     "plan": "hfprune.planner",
     "prune": "hfprune.pipeline",

@@ -31,3 +31,8 @@ def add_over_processes(tensors: Iterable[Tensor]) -> None:
     if _started():
         for tensor in tensors:
             dist.all_reduce(tensor)
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes; true in one process."""
+    return not _started() or dist.get_rank() == 0

@@ -208,3 +208,35 @@ def _time_once(model: PreTrainedModel, ids: torch.Tensor) -> float:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def dense_units(model: PreTrainedModel) -> dict[str, int]:
+    """How many units the dense model has, by block name: by the plan that a pruned model carries."""
+    attached = getattr(model, "pruning_plan", None)
+    if attached is None:
+        return {block.name: block.units for block in find_blocks(model)}
+    return {name: block.units for name, block in attached.blocks.items()}
+
+
+def dense_size(model: PreTrainedModel, size: Size) -> Size:
+    """What the dense model measures: this one, and the units that its plan removed.
+
+    Args:
+        model: A model, pruned or not.
+        size: What it measures.
+
+    Returns:
+        The size of the dense model, for the same sequence length.
+    """
+    units = dense_units(model)
+    gone = [(block, units[block.name] - block.units) for block in find_blocks(model)]
+    params = sum(count * block.unit_params for block, count in gone)
+    macs = sum(count * block.unit_macs(size.sequence_length) for block, count in gone)
+    return Size(
+        params=size.params + params,
+        prunable_params=size.prunable_params + params,
+        macs=size.macs + macs,
+        prunable_macs=size.prunable_macs + macs,
+        sequence_length=size.sequence_length,
+        weight_bytes=size.weight_bytes + params * model.dtype.itemsize,
+    )

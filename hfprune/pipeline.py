@@ -2,30 +2,28 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from transformers import PreTrainedModel
 
 from hfprune.config import PruningConfig
-from hfprune.errors import BudgetError, PlanMismatchError
-from hfprune.measure import Size, check_length, measure_size
-from hfprune.planner import dense_units, no_scores, plan, sparsity_of
-from hfprune.planning import PruningPlan, sparsities
-from hfprune.planning.plan import check_match
-from hfprune.publishing.record import PruningRecord, public_name
+from hfprune.errors import BudgetError
+from hfprune.measure import check_length, dense_units, measure_size
+from hfprune.planner import apply_plan, no_scores, plan, sparsity_of
+from hfprune.planning import sparsities
+from hfprune.planning.schedule import ROUND_KEEPS, TRAINED_ROUND_KEEPS
+from hfprune.record import record_of
 from hfprune.recovery.reconstruction import reconstruct
 from hfprune.scoring import CalibrationData, Collator, calibration_batches, score, scorers_in
-from hfprune.structure.architectures import base_model_type
-from hfprune.structure.blocks import check_in_one_place, find_blocks
+from hfprune.structure.blocks import check_in_one_place
 from hfprune.structure.gates import Batch
-from hfprune.structure.modeling_pruned import PrunedModel, base_class
-from hfprune.structure.surgery import keep_units
+from hfprune.structure.modeling_pruned import PrunedModel
 
 logger = logging.getLogger(__name__)
 #: The sparsity after a round: of the whole model, or by pattern of block names.
 Step = float | dict[str, float]
+#: Trains a pruned model against the dense one, in place; where it returns a model, that one goes on.
+Recover = Callable[[PreTrainedModel, PreTrainedModel], object]
 
 
 def prune(
@@ -35,6 +33,7 @@ def prune(
     *,
     collator: Collator | None = None,
     sparsity: Mapping[str, float] | None = None,
+    recover: Recover | None = None,
 ) -> PreTrainedModel:
     """Make a smaller model: score the units, plan what stays, cut, and again for every round of the schedule.
 
@@ -47,6 +46,8 @@ def prune(
             small = apply_plan(small, plan(small, scores, config, sparsity=step))
             if config.reconstruct:
                 reconstruct(small, model, batches)
+            if recover:
+                recover(small, model)
 
     With `allocation="layerwise"` score, plan and cut are done for one block after the other, from the deepest up.
 
@@ -57,6 +58,9 @@ def prune(
         collator: Makes a batch of rows of a Dataset; `DataCollatorWithPadding(tokenizer)` pads.
         sparsity: Instead of `config.sparsity`: by pattern of block names, the fraction of units to remove, as `plan`
             takes it.
+        recover: Trains a little after every round: called with the pruned and the dense model, it changes the first in
+            place (where it returns a model, that one goes on). Rounds are then larger, at most 1.5 × in cost, unless
+            `config.rounds` says how many there are; the next one scores what was trained.
 
     Returns:
         A new model, of the stock class where the stock config can say its widths and of `Pruned<Base>` otherwise, with
@@ -71,7 +75,7 @@ def prune(
         ValueError: A scorer, allocation or schedule of an unknown name, or a pattern that matches no block.
     """
     config = config or PruningConfig()
-    steps = check(model, config, sparsity)
+    steps = check(model, config, sparsity, keeps=TRAINED_ROUND_KEEPS if recover else ROUND_KEEPS)
     before = measure_size(model, sequence_length=config.sequence_length)
     batches = batches_for(model, data, config, collator=collator)
     small, rounds = model, []
@@ -90,6 +94,9 @@ def prune(
         cut = time.perf_counter()
         if config.reconstruct:
             reconstruct(small, model, batches)
+        repaired = time.perf_counter()
+        if recover:
+            small = _recovered(recover, small, model)
         rounds.append(
             {
                 "sparsity": step,
@@ -97,13 +104,27 @@ def prune(
                 "plan_digest": small.pruning_plan.digest,
                 "scoring_seconds": round(scoring, 3),
                 "surgery_seconds": round(cut - began - scoring, 3),
-                "reconstruction_seconds": round(time.perf_counter() - cut, 3) if config.reconstruct else None,
+                "reconstruction_seconds": round(repaired - cut, 3) if config.reconstruct else None,
+                "recovery_seconds": round(time.perf_counter() - repaired, 3) if recover else None,
             }
         )
         logger.info("removed %.1f %% of prunable %s", 100 * sparsity_of(small, config), config.budget)
     asked = config.to_dict() if sparsity is None else {**config.to_dict(), "sparsity": dict(sparsity)}
-    small.pruning_record = _record(model, before, small, asked, rounds)
+    small.pruning_record = record_of(model, before, small, asked, rounds)
     return small
+
+
+def _recovered(recover: Recover, small: PreTrainedModel, dense: PreTrainedModel) -> PreTrainedModel:
+    """What goes on after a short recovery; it must still be what the plan says."""
+    made = recover(small, dense)
+    if not isinstance(made, PreTrainedModel):
+        return small
+    if getattr(made, "pruning_plan", None) != small.pruning_plan:
+        raise ValueError(
+            f"recover returned a {type(made).__name__} without the pruned model's plan. It must change the weights of "
+            "the first model that it is called with, and may return that."
+        )
+    return made
 
 
 def _targets(model: PreTrainedModel, config: PruningConfig, sparsity: Step) -> list[Step]:
@@ -144,13 +165,20 @@ def batches_for(
     )
 
 
-def check(model: PreTrainedModel, config: PruningConfig, sparsity: Mapping[str, float] | None = None) -> Sequence[Step]:
+def check(
+    model: PreTrainedModel,
+    config: PruningConfig,
+    sparsity: Mapping[str, float] | None = None,
+    *,
+    keeps: float = ROUND_KEEPS,
+) -> Sequence[Step]:
     """Find every mistake that can be found without data, before any work is done.
 
     Args:
         model: The model to prune.
         config: What is asked for.
         sparsity: Instead of `config.sparsity`: by pattern of block names.
+        keeps: The least share of the cost that a round keeps, where the config does not say how many rounds there are.
 
     Returns:
         The sparsity after each round: a number, or by pattern.
@@ -171,7 +199,8 @@ def check(model: PreTrainedModel, config: PruningConfig, sparsity: Mapping[str, 
                 "number for the whole model goes into PruningConfig(sparsity=...)."
             )
         plan(model, no_scores(model, config), config, sparsity=sparsity)  # raises what planning will raise
-        rounds = len(sparsities(config.schedule, start=0, target=max(sparsity.values()), rounds=config.rounds))
+        deepest = max(sparsity.values())
+        rounds = len(sparsities(config.schedule, start=0, target=deepest, rounds=config.rounds, keeps=keeps))
         each = {p: sparsities(config.schedule, start=0, target=s, rounds=rounds) for p, s in sparsity.items()}
         return [{pattern: values[number] for pattern, values in each.items()} for number in range(rounds)]
     start = sparsity_of(model, config)
@@ -181,68 +210,4 @@ def check(model: PreTrainedModel, config: PruningConfig, sparsity: Mapping[str, 
             "asks for no more than that. Sparsity always counts from the dense model: ask for a higher one."
         )
     plan(model, no_scores(model, config), config)  # raises what planning will raise
-    return sparsities(config.schedule, start=start, target=config.sparsity, rounds=config.rounds)
-
-
-def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
-    """Cut the model to what the plan keeps.
-
-    Args:
-        model: The model that the plan was made for; it stays as it is.
-        plan: Which units stay, in this model's numbering.
-
-    Returns:
-        The smaller model with `.pruning_plan`: the plan, composed with the model's own one into dense numbering.
-
-    Raises:
-        PlanMismatchError: The plan was made for another model, or another state of this one.
-    """
-    model_type = base_model_type(model.config.model_type)
-    if plan.model_type != model_type:
-        raise PlanMismatchError(
-            f"the plan is for a {plan.model_type} model, this is a {model_type} model. Score it for a plan of its own."
-        )
-    check_match(plan, {block.name: block.units for block in find_blocks(model)})
-    small = keep_units(model, plan.kept)
-    before: PruningPlan | None = getattr(model, "pruning_plan", None)
-    small.pruning_plan = plan if before is None else before.then(plan)
-    return small
-
-
-def _dense_size(model: PreTrainedModel, size: Size) -> Size:
-    """What the dense model measures: this one, and the units that its plan removed."""
-    units = dense_units(model)
-    gone = [(block, units[block.name] - block.units) for block in find_blocks(model)]
-    params = sum(count * block.unit_params for block, count in gone)
-    macs = sum(count * block.unit_macs(size.sequence_length) for block, count in gone)
-    return Size(
-        params=size.params + params,
-        prunable_params=size.prunable_params + params,
-        macs=size.macs + macs,
-        prunable_macs=size.prunable_macs + macs,
-        sequence_length=size.sequence_length,
-        weight_bytes=size.weight_bytes + params * model.dtype.itemsize,
-    )
-
-
-def _record(
-    model: PreTrainedModel,
-    before: Size,
-    small: PreTrainedModel,
-    asked: dict[str, Any],
-    rounds: Sequence[dict[str, Any]],
-) -> PruningRecord:
-    earlier: PruningRecord | None = getattr(model, "pruning_record", None)
-    history = [] if earlier is None else [*earlier.earlier, {**asdict(earlier), "earlier": []}]
-    return PruningRecord(
-        base_model=earlier.base_model if earlier else public_name(model.config._name_or_path or ""),
-        model_class=base_class(type(model)).__name__,
-        config=asked,
-        rounds=list(rounds),
-        plan_digest=small.pruning_plan.digest,
-        sizes={
-            "dense": asdict(_dense_size(model, before)),
-            "pruned": asdict(measure_size(small, sequence_length=before.sequence_length)),
-        },
-        earlier=history,
-    )
+    return sparsities(config.schedule, start=start, target=config.sparsity, rounds=config.rounds, keeps=keeps)

@@ -1,4 +1,4 @@
-"""plan(): from scores and a config to the units that stay; and what of the dense model is gone already."""
+"""plan(): from scores and a config to the units that stay; apply_plan(): the smaller model."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -8,11 +8,15 @@ import torch
 from transformers import PreTrainedModel
 
 from hfprune.config import PruningConfig
+from hfprune.errors import PlanMismatchError
+from hfprune.measure import dense_units
 from hfprune.planning import PruningPlan, TradeOff, allocate, trade_off_curve
 from hfprune.planning.costs import candidates_of, unit_cost, units_by_pattern
+from hfprune.planning.plan import check_match
 from hfprune.scoring import Scores
 from hfprune.structure.architectures import base_model_type
 from hfprune.structure.blocks import find_blocks
+from hfprune.structure.surgery import keep_units
 
 
 @overload
@@ -100,6 +104,31 @@ def _plan(
     )
 
 
+def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
+    """Cut the model to what the plan keeps.
+
+    Args:
+        model: The model that the plan was made for; it stays as it is.
+        plan: Which units stay, in this model's numbering.
+
+    Returns:
+        The smaller model with `.pruning_plan`: the plan, composed with the model's own one into dense numbering.
+
+    Raises:
+        PlanMismatchError: The plan was made for another model, or another state of this one.
+    """
+    model_type = base_model_type(model.config.model_type)
+    if plan.model_type != model_type:
+        raise PlanMismatchError(
+            f"the plan is for a {plan.model_type} model, this is a {model_type} model. Score it for a plan of its own."
+        )
+    check_match(plan, {block.name: block.units for block in find_blocks(model)})
+    small = keep_units(model, plan.kept)
+    before: PruningPlan | None = getattr(model, "pruning_plan", None)
+    small.pruning_plan = plan if before is None else before.then(plan)
+    return small
+
+
 def trade_off(model: PreTrainedModel, scores: Scores, config: PruningConfig | None = None) -> list[TradeOff]:
     """How much score is lost at every sparsity, by the `knapsack` allocator: one scoring pass for a family of sizes.
 
@@ -147,14 +176,6 @@ def _dense_cost(model: PreTrainedModel, config: PruningConfig) -> int:
     length = config.sequence_length
     units = dense_units(model)
     return sum(units[block.name] * unit_cost(block, config.budget, length) for block in find_blocks(model))
-
-
-def dense_units(model: PreTrainedModel) -> dict[str, int]:
-    """How many units the dense model has, by block name: by the plan that a pruned model carries."""
-    attached: PruningPlan | None = getattr(model, "pruning_plan", None)
-    if attached is None:
-        return {block.name: block.units for block in find_blocks(model)}
-    return {name: block.units for name, block in attached.blocks.items()}
 
 
 def no_scores(model: PreTrainedModel, config: PruningConfig) -> Scores:

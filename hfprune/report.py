@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hfprune.planning.plan import PruningPlan
-from hfprune.publishing.record import PruningRecord
+from hfprune.record import PruningRecord
 from hfprune.recovery.arguments import RecoveryArguments
 
 _SETTINGS = (

@@ -29,7 +29,7 @@ import hfprune
 from hfprune.config import PruningConfig
 from hfprune.measure import checkpoint_bytes, measure_latencies
 from hfprune.pipeline import batches_for, check
-from hfprune.publishing.record import public_name
+from hfprune.record import public_name
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.report import command_line, comparison_table, headline, recovery_settings
 from hfprune.tasks import DataArguments, ModelArguments, TextClassification, clear_earlier_run

@@ -18,6 +18,7 @@ LEVELS = {
     "metrics": 1,
     "config": 1,
     "scoring": 2,
+    "record": 2,
     "planning": 3,
     "planner": 4,
     "recovery": 4,

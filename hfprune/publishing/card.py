@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hfprune.planning.plan import PruningPlan
-from hfprune.publishing.record import PruningRecord
+from hfprune.record import PruningRecord
 from hfprune.structure.modeling_pruned import PrunedModel
 
 _TASKS = (

@@ -11,8 +11,8 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hfprune.errors import CheckpointError
 from hfprune.publishing.card import write_card
-from hfprune.publishing.record import PruningRecord
 from hfprune.publishing.verification import RECORD_FILE, check_loadable, class_of, sha256
+from hfprune.record import PruningRecord
 from hfprune.structure.modeling_pruned import HUB_ARGUMENTS, PrunedModel, read_attachments, write_attachments
 
 _RENAME_EXCHANGE = 2  # from linux/fs.h

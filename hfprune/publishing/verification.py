@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from hfprune.errors import CheckpointError, HfpruneError
 from hfprune.planning.plan import PruningPlan
-from hfprune.publishing.record import PruningRecord
+from hfprune.record import PruningRecord
 from hfprune.structure import modeling_pruned
 from hfprune.structure.blocks import find_blocks
 

@@ -74,11 +74,41 @@ def hidden_states_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], *, 
     Raises:
         ValueError: The numbers of layers or the shapes differ.
     """
+    return _mean_square(student, teacher, mask, "hidden_states")
+
+
+def attention_outputs_loss(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], *, mask: Tensor | None = None
+) -> Tensor:
+    """Mean squared error between what attention blocks put out, averaged over blocks, non-padding tokens and features.
+
+    What: mean over blocks of MSE(student, teacher), at the output of the output projection, before the residual sum:
+    the heads that stay are pushed to say what all heads said.
+    Inputs: `(N, tokens, hidden)` for each attention block that has heads left.
+    Requirements: the same blocks and the same hidden size.
+    Reference: Wang et al. 2020, "MiniLM", distils attention itself; its output has the same shape with fewer heads.
+    Example: `attention_outputs_loss(small_outputs, dense_outputs, mask=attention_mask)`
+
+    Args:
+        student: Outputs of the student's attention blocks.
+        teacher: Outputs of the teacher's.
+        mask: `(N, tokens)`; 0 for padding.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: The numbers of blocks or the shapes differ.
+    """
+    return _mean_square(student, teacher, mask, "attention_outputs")
+
+
+def _mean_square(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None, what: str) -> Tensor:
     shapes = [[tuple(t.shape) for t in states] for states in (student, teacher)]
     if shapes[0] != shapes[1] or not shapes[0]:
         raise ValueError(
-            f"hidden states do not match: the student has {len(student)} layers of {shapes[0][:1]}, the teacher "
-            f"{len(teacher)} of {shapes[1][:1]}. Set hidden_states_weight=0, or use the dense model that was pruned."
+            f"{what.replace('_', ' ')} do not match: the student has {len(student)} layers of {shapes[0][:1]}, the "
+            f"teacher {len(teacher)} of {shapes[1][:1]}. Set {what}_weight=0, or use the dense model that was pruned."
         )
     losses = []
     for mine, theirs in zip(student, teacher, strict=True):

@@ -1,5 +1,6 @@
 """RecoveryTrainer: `Trainer` that fine-tunes a pruned model, optionally against its dense teacher."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
 from hfprune.recovery.arguments import RecoveryArguments
-from hfprune.recovery.distillation import hidden_states_loss, logits_loss
-from hfprune.scoring.objectives import predicts_next_token, without_padding
+from hfprune.recovery.gradual import GradualPruning, gradual_in
+from hfprune.recovery.learning import choose_trainable, slow_base_model, stepwise
+from hfprune.recovery.lora import merged, with_adapters
+from hfprune.recovery.loss import RecoveryLoss
+from hfprune.recovery.regularisation import drop_tokens
+from hfprune.recovery.teacher import TEACHER_LOGITS
 from hfprune.structure.gates import refuse_head_mask
 from hfprune.structure.modeling_pruned import PrunedModel, write_attachments, write_loader
 
-_LOGITS = ("logits", "start_logits", "end_logits")
-_HIDDEN_STATES = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
+logger = logging.getLogger(__name__)
 
 
 class RecoveryTrainer(Trainer):
@@ -22,13 +26,15 @@ class RecoveryTrainer(Trainer):
 
     Evaluation and prediction see the task loss only. Under gradient accumulation the loss of each micro-batch counts
     for its share of the labels, so the gradient is that of the whole batch (stock Trainer 5.23 multiplies it by the
-    number of steps for most encoders). The parts of the loss are logged as `loss_task`, `loss_logits` and
-    `loss_hidden_states`. Checkpoints carry the pruning plan and record.
+    number of steps for most encoders). The parts of the loss are logged as `loss_task`, `loss_logits` and so on.
+    Checkpoints carry the pruning plan and record. With `GradualPruning` among the callbacks `model` is pruned while it
+    trains and `trainer.model` is the small one afterwards; with `lora_rank` adapters train, and are merged at the end.
 
     Args:
         model: The pruned model.
         args: `RecoveryArguments`; plain `TrainingArguments` are refused.
-        teacher: The dense model, usually. It is put into evaluation mode, gets no gradients and is never saved.
+        teacher: The dense model, usually. It is put into evaluation mode, gets no gradients and is never saved. Without
+            one a column `teacher_logits` of the data counts, see `add_teacher_logits`.
         **kwargs: As for `Trainer`.
 
     Raises:
@@ -40,39 +46,108 @@ class RecoveryTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | None = None,
-        args: RecoveryArguments | None = None,
+        model: PreTrainedModel,
+        args: RecoveryArguments,
         *,
         teacher: PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(args, RecoveryArguments):
-            raise TypeError(
-                f"args must be RecoveryArguments, got {type(args).__name__}. They are TrainingArguments with the "
-                "weights of the recovery loss: RecoveryArguments(output_dir=..., ...)."
-            )
-        for name, set_ in (
-            ("compute_loss_func", kwargs.get("compute_loss_func") is not None),
-            ("label_smoothing_factor", args.label_smoothing_factor != 0),
-        ):
-            if set_:
-                raise ValueError(
-                    f"{name} is not used by RecoveryTrainer, whose loss RecoveryArguments describe. Leave it out."
-                )
-        if teacher is not None and teacher is model:
-            raise ValueError("the teacher is the model itself; pass the dense model that was pruned.")
-        if model is not None and args.freeze_embeddings:
-            model.get_input_embeddings().requires_grad_(False)
-        super().__init__(model, args, **kwargs)
-        unwrapped = self.accelerator.unwrap_model(self.model)
-        self._loss_shifts_labels = predicts_next_token(unwrapped)  # Trainer misses the LMHeadModels
+        _check(model, args, teacher, kwargs)
+        self.teacher = teacher
+        self._loss = RecoveryLoss(args, model, teacher)
         self._loss_sums: dict[str, Tensor] = {}
         self._loss_count = 0
-        self.teacher = teacher
+        if args.lora_rank > 0:
+            prepared: nn.Module = with_adapters(
+                model, rank=args.lora_rank, alpha=args.lora_alpha, dropout=args.lora_dropout
+            )
+        else:
+            prepared = model
+            choose_trainable(model, args.trainable, freeze_embeddings=args.freeze_embeddings)
+        super().__init__(prepared, args, **kwargs)
         if teacher is not None:
             teacher.eval()
             if not hasattr(teacher, "hf_device_map"):
                 teacher.to(args.device)
+
+    @property
+    def gradual(self) -> GradualPruning | None:
+        """The gradual pruning among the callbacks, if there is one."""
+        return gradual_in(self.callback_handler.callbacks)
+
+    def _plain_model(self) -> PreTrainedModel:
+        """The model, out of what accelerate and peft put around it."""
+        unwrapped = self.accelerator.unwrap_model(self.model)
+        plain: PreTrainedModel = unwrapped.get_base_model() if self.args.lora_rank > 0 else unwrapped
+        return plain
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train as `Trainer` does; then merge adapters, or cut what gradual pruning gated off.
+
+        Args:
+            resume_from_checkpoint: As for `Trainer`.
+            **kwargs: As for `Trainer`.
+
+        Returns:
+            What `Trainer.train` returns.
+        """
+        result = super().train(resume_from_checkpoint, **kwargs)
+        unwrapped = self.accelerator.unwrap_model(self.model)
+        if self.gradual is not None and self.gradual.finished:
+            self._replace_model(self.gradual.cut(unwrapped))
+        elif self.gradual is not None:
+            logger.warning(
+                "training ended at step %d, before gradual pruning reached its target: the model is not cut. Go on "
+                "with train(resume_from_checkpoint=...).",
+                self.state.global_step,
+            )
+        elif self.args.lora_rank > 0:
+            self._replace_model(merged(unwrapped))
+        return result
+
+    def _replace_model(self, model: PreTrainedModel) -> None:
+        """Go on with another model; what belonged to the parameters of the old one is forgotten."""
+        self.model = self.model_wrapped = self.callback_handler.model = model
+        self.optimizer: Any = None
+        self.lr_scheduler: Any = None
+        self.accelerator.free_memory()
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As `Trainer`, with a learning rate of its own for the base model if that is asked for.
+
+        Args:
+            model: As for `Trainer`.
+
+        Returns:
+            The optimizer.
+        """
+        fresh = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if fresh and self.args.base_model_lr_factor != 1:
+            slow_base_model(optimizer, self._plain_model(), self.args.base_model_lr_factor)
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """As `Trainer`, or stepwise decay if `lr_steps` are given.
+
+        Args:
+            num_training_steps: Steps in all.
+            optimizer: As for `Trainer`.
+
+        Returns:
+            The scheduler.
+        """
+        if not self.args.lr_steps or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        scheduler = stepwise(
+            optimizer or self.optimizer,
+            warmup_steps=self.args.get_warmup_steps(num_training_steps),
+            steps=num_training_steps,
+            drops=self.args.lr_steps,
+            factor=self.args.lr_step_factor,
+        )
+        self.lr_scheduler, self._created_lr_scheduler = scheduler, True
+        return scheduler
 
     def compute_loss(
         self,
@@ -95,81 +170,33 @@ class RecoveryTrainer(Trainer):
         refuse_head_mask(inputs)
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-any-return]
-        hidden = self.teacher is not None and self.args.hidden_states_weight > 0
-        extra = {"output_hidden_states": True} if hidden else {}
-        outputs = model(**inputs, **extra)
-        weights = {"task": self.args.task_weight if self.teacher is not None else 1.0}
-        parts = {}
-        if outputs.get("loss") is not None:
-            # a micro-batch without a label has a mean loss of 0 / 0, and its share is 0
-            parts["task"] = torch.nan_to_num(outputs["loss"]) if self._labels(inputs) == 0 else outputs["loss"]
-        if self.teacher is not None:
-            with torch.no_grad(), self.accelerator.autocast():
-                target = self.teacher(**{k: v for k, v in inputs.items() if k != "labels"} | extra)
-            parts |= self._distillation(inputs, outputs, target)
-            weights |= {"logits": self.args.logits_weight, "hidden_states": self.args.hidden_states_weight}
-        parts = {name: value for name, value in parts.items() if weights[name] > 0}
-        if not parts:
-            raise ValueError(
-                f"there is nothing to learn from: the batch has {', '.join(inputs)} but no labels that give a loss, "
-                "and there is no teacher with a positive weight. Pass labels, or teacher=."
-            )
+        if self.args.token_dropout > 0:
+            inputs = {**inputs, "input_ids": self._with_dropped_tokens(inputs["input_ids"])}
+        student = self._plain_model()
+        parts, weights, outputs = self._loss.parts(model, student, inputs, self.accelerator.autocast())
+        loss = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+        loss = loss * self._share(inputs, num_items_in_batch)
+        for name, value in self._loss.penalties(student).items():
+            parts[name] = value
+            loss = loss + getattr(self.args, name) * value
         for name, value in parts.items():
             self._loss_sums[name] = self._loss_sums.get(name, 0.0) + value.detach()
         self._loss_count += 1
-        loss = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
-        loss = loss * self._share(inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def _distillation(self, inputs: dict[str, Any], outputs: Any, target: Any) -> dict[str, Tensor]:
-        config = self.accelerator.unwrap_model(self.model).config
-        problem = config.problem_type or "single_label_classification"
-        if outputs.get("logits") is not None and outputs["logits"].shape[-1] == 1:
-            problem = "regression"
-        parts = {}
-        if self.args.logits_weight > 0:
-            mask, losses = self._token_mask(inputs), []
-            for name in (name for name in _LOGITS if outputs.get(name) is not None):
-                mine, theirs = outputs[name], target[name]
-                if name != "logits":
-                    mine, theirs = without_padding(mine, inputs), without_padding(theirs, inputs)
-                losses.append(logits_loss(mine, theirs, temperature=self.args.temperature, problem=problem, mask=mask))
-            parts["logits"] = torch.stack(losses).mean()
-        if self.args.hidden_states_weight > 0:
-            losses = [
-                # the first entry is the embeddings', which pruning does not touch
-                hidden_states_loss(
-                    outputs[name][1:],
-                    target[name][1:],
-                    mask=None if name == "decoder_hidden_states" else inputs.get("attention_mask"),
-                )
-                for name in _HIDDEN_STATES
-                if outputs.get(name) is not None
-            ]
-            parts["hidden_states"] = torch.stack(losses).mean()
-        return parts
-
-    def _token_mask(self, inputs: dict[str, Any]) -> Tensor | None:
-        """Which tokens' predictions count: the labelled ones, else those that are not padding."""
-        labels: Tensor | None = inputs.get("labels")
-        if labels is None or labels.ndim != 2 or labels.is_floating_point():
-            return inputs.get("attention_mask")
-        if not self._loss_shifts_labels:
-            return labels != -100
-        mask = torch.zeros_like(labels, dtype=torch.bool)
-        mask[:, :-1] = labels[:, 1:] != -100
-        return mask
-
-    def _labels(self, inputs: dict[str, Any]) -> Tensor | None:
-        """How many labels a micro-batch has; None where it has no `labels`."""
-        labels: Tensor | None = inputs.get("labels")
-        if labels is None:
-            return None
-        return ((labels[..., 1:] if self._loss_shifts_labels else labels) != -100).sum()
+    def _with_dropped_tokens(self, ids: Tensor) -> Tensor:
+        tokenizer = self.processing_class
+        return drop_tokens(
+            ids,
+            self.args.token_dropout,
+            keep=tokenizer.all_special_ids,
+            mask_token=tokenizer.mask_token_id,
+            vocabulary=self._plain_model().config.get_text_config().vocab_size,
+        )
 
     def _share(self, inputs: dict[str, Any], total: Tensor | int | None) -> Tensor | float:
         """Makes the mean over a micro-batch count for its share of the labels of the whole step."""
-        labels = self._labels(inputs)
+        labels = self._loss.labels(inputs)
         if total is None or labels is None:
             return 1.0
         processes = self.args.world_size if self.args.average_tokens_across_devices else 1
@@ -177,25 +204,89 @@ class RecoveryTrainer(Trainer):
         return labels * factor / total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log like Trainer, with the mean of each part of the loss since the last time."""
+        """Log like Trainer, with the mean of each part of the loss since the last time, and the sparsity."""
+        logs |= self._sparsity()
         if "loss" in logs and self._loss_count:
             logs |= {f"loss_{name}": (total / self._loss_count).item() for name, total in self._loss_sums.items()}
             self._loss_sums, self._loss_count = {}, 0
         super().log(logs, start_time)
 
+    def _sparsity(self) -> dict[str, float]:
+        """The fraction of the dense model's prunable cost that is gone at this moment."""
+        if self.gradual is not None and self.gradual.attached:
+            return self.gradual.logs()
+        plan = getattr(self._plain_model(), "pruning_plan", None)
+        return {} if plan is None else {"sparsity": plan.sparsity("macs")}
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        prepared: dict[str, Any] = super()._prepare_inputs(inputs)
+        if not self.model.training:
+            prepared.pop(TEACHER_LOGITS, None)
+        return prepared
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: list[str] = self._signature_columns
+        if TEACHER_LOGITS not in columns:
+            columns.append(TEACHER_LOGITS)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        if self.gradual is not None and not self.gradual.finished:
+            return False  # with more units than it will have in the end
+        return bool(super()._determine_best_metric(metrics, trial))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self.gradual is not None:
+            self.gradual.gather()
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.gradual is not None:
+            self.gradual.load(Path(resume_from_checkpoint), self._plain_model())
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
-            write_attachments(self.accelerator.unwrap_model(self.model), folder)
+            write_attachments(self._plain_model(), folder)
+            if self.gradual is not None and self.gradual.attached:
+                self.gradual.save(folder)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write no card: `hfprune.save` draws it from the record, and Trainer's would replace it."""
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.is_world_process_zero():
-            model = self.accelerator.unwrap_model(self.model)
+            model = self._plain_model()
             write_attachments(model, Path(self.args.output_dir))
             if isinstance(model, PrunedModel):
                 write_loader(Path(self.args.output_dir))
         super()._push_from_checkpoint(checkpoint_folder)
+
+
+def _check(model: Any, args: Any, teacher: PreTrainedModel | None, kwargs: dict[str, Any]) -> None:
+    """Refuse, before anything is changed, what a RecoveryTrainer cannot do."""
+    if not isinstance(args, RecoveryArguments):
+        raise TypeError(
+            f"args must be RecoveryArguments, got {type(args).__name__}. They are TrainingArguments with the "
+            "weights of the recovery loss: RecoveryArguments(output_dir=..., ...)."
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"model must be the pruned model itself, got {type(model).__name__}; model_init is not used.")
+    for name, is_set in (
+        ("compute_loss_func", kwargs.get("compute_loss_func") is not None),
+        ("label_smoothing_factor", args.label_smoothing_factor != 0),
+    ):
+        if is_set:
+            raise ValueError(
+                f"{name} is not used by RecoveryTrainer, whose loss RecoveryArguments describe. Leave it out."
+            )
+    if teacher is model:
+        raise ValueError("the teacher is the model itself; pass the dense model that was pruned.")
+    if args.token_dropout > 0 and not hasattr(kwargs.get("processing_class"), "all_special_ids"):
+        raise ValueError(
+            f"token_dropout={args.token_dropout} needs to know the special tokens: pass processing_class=tokenizer."
+        )
+    if args.lora_rank > 0 and gradual_in(kwargs.get("callbacks") or []) is not None:
+        raise ValueError("lora_rank and GradualPruning do not go together: cutting needs whole weights. Drop one.")

@@ -3,9 +3,15 @@
 import importlib.metadata
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedModel
+
+from hfprune.measure import Size, dense_size, measure_size
+from hfprune.structure.modeling_pruned import base_class
 
 FORMAT_VERSION = 1
 _PACKAGES = ("hfprune", "torch", "transformers", "datasets", "accelerate", "evaluate", "huggingface_hub")
@@ -90,6 +96,41 @@ class PruningRecord:
             return cls(**data)
         except TypeError as error:
             raise ValueError(f"not a pruning record: {error}") from error
+
+
+def record_of(
+    model: PreTrainedModel,
+    before: Size,
+    small: PreTrainedModel,
+    asked: dict[str, Any],
+    rounds: Sequence[dict[str, Any]],
+) -> PruningRecord:
+    """The record of a pruning that was just done.
+
+    Args:
+        model: The model before it.
+        before: What that measured.
+        small: The model after it, with its plan.
+        asked: The config, as plain values.
+        rounds: What happened in each round.
+
+    Returns:
+        A record that knows the records of earlier prunings of the model.
+    """
+    earlier: PruningRecord | None = getattr(model, "pruning_record", None)
+    history = [] if earlier is None else [*earlier.earlier, {**asdict(earlier), "earlier": []}]
+    return PruningRecord(
+        base_model=earlier.base_model if earlier else public_name(model.config._name_or_path or ""),
+        model_class=base_class(type(model)).__name__,
+        config=asked,
+        rounds=list(rounds),
+        plan_digest=small.pruning_plan.digest,
+        sizes={
+            "dense": asdict(dense_size(model, before)),
+            "pruned": asdict(measure_size(small, sequence_length=before.sequence_length)),
+        },
+        earlier=history,
+    )
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,86 @@
+"""What of a model learns, and how fast: trainable parameters, learning rates by part, stepwise decay."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
+
+from hfprune.structure.blocks import base_model_prefix, find_blocks
+
+
+def choose_trainable(model: PreTrainedModel, trainable: Sequence[str], *, freeze_embeddings: bool = False) -> None:
+    """Freeze what shall not learn, in place; nothing that is frozen already is thawed.
+
+    Args:
+        model: The model.
+        trainable: `["all"]`; `["input_output"]`: embeddings, the first and the last layer, and all that is outside of
+            the layers (the article's advice: what is nearest to input and output first); or shell-style patterns of
+            parameter names.
+        freeze_embeddings: Freeze the input embeddings, whatever the patterns say.
+
+    Raises:
+        ValueError: A pattern matches no parameter.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if list(trainable) == ["input_output"]:
+        layers = list(dict.fromkeys(block.layer for block in find_blocks(model)))
+        inner = tuple(f"{base_model_prefix(model)}{layer}." for layer in layers[1:-1])
+        learns = {name for name in names if not name.startswith(inner)}
+    elif list(trainable) == ["all"]:
+        learns = set(names)
+    else:
+        learns = set()
+        for pattern in trainable:
+            found = {name for name in names if fnmatchcase(name, pattern)}
+            if not found:
+                raise ValueError(
+                    f"trainable: no parameter matches {pattern!r}. It is `all`, `input_output`, or patterns of "
+                    f"parameter names, such as *.{names[len(names) // 2].split('.', 1)[-1]}"
+                )
+            learns |= found
+    for name, parameter in model.named_parameters():
+        if name not in learns:
+            parameter.requires_grad_(False)
+    if freeze_embeddings:
+        model.get_input_embeddings().requires_grad_(False)
+
+
+def slow_base_model(optimizer: Optimizer, model: PreTrainedModel, factor: float) -> None:
+    """Give the parameters of the base model a learning rate of their own, before the first step.
+
+    Args:
+        optimizer: The optimizer; its groups are split in place.
+        model: The model with its head.
+        factor: What the learning rate of the base model is multiplied by.
+    """
+    base = {id(parameter) for parameter in model.base_model.parameters()}
+    groups = []
+    for group in optimizer.param_groups:
+        for slow in (True, False):
+            members = [parameter for parameter in group["params"] if (id(parameter) in base) is slow]
+            if members:
+                groups.append({**group, "params": members, "lr": group["lr"] * (factor if slow else 1)})
+    optimizer.param_groups = groups
+
+
+def stepwise(optimizer: Optimizer, *, warmup_steps: int, steps: int, drops: Sequence[float], factor: float) -> LambdaLR:
+    """A scheduler that warms up linearly and then multiplies the learning rate by a factor after given fractions.
+
+    Args:
+        optimizer: The optimizer.
+        warmup_steps: Steps of warm-up.
+        steps: Steps in all.
+        drops: Fractions of the steps, increasing.
+        factor: What the rate is multiplied by at each of them.
+
+    Returns:
+        The scheduler.
+    """
+
+    def rate(step: int) -> float:
+        warm = min(1.0, step / warmup_steps) if warmup_steps else 1.0
+        return warm * factor ** sum(step >= drop * steps for drop in drops)
+
+    return LambdaLR(optimizer, rate)

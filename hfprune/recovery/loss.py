@@ -1,0 +1,161 @@
+"""The recovery loss of a micro-batch: what `RecoveryArguments` weigh, from one pass of student and teacher each."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hfprune.recovery.arguments import PENALTIES, TEACHER_WEIGHTS, RecoveryArguments
+from hfprune.recovery.distillation import attention_outputs_loss, hidden_states_loss, logits_loss
+from hfprune.recovery.regularisation import unit_penalties
+from hfprune.recovery.teacher import TEACHER_LOGITS, outputs_of
+from hfprune.scoring.objectives import predicts_next_token, without_padding
+from hfprune.structure.blocks import find_blocks
+
+_LOGITS = ("logits", "start_logits", "end_logits")
+_HIDDEN_STATES = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
+
+
+class RecoveryLoss:
+    """Gives the parts of the loss, unweighted, and their weights.
+
+    Args:
+        args: The weights.
+        student: The model that learns, before anything is wrapped around it.
+        teacher: The model that it learns from, or None.
+    """
+
+    def __init__(self, args: RecoveryArguments, student: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
+        self.args, self.teacher = args, teacher
+        self.shifts_labels = predicts_next_token(student)  # Trainer misses the LMHeadModels
+        self.penalised = [name for name in PENALTIES if getattr(args, name) > 0]
+        matched = args.attention_outputs_weight > 0
+        self.blocks = [b for b in find_blocks(student) if b.units] if self.penalised or matched else []
+        self._attention = [b.consumer for b in self.blocks if matched and b.kind == "attention"]
+
+    def parts(
+        self,
+        model: nn.Module,
+        student: PreTrainedModel,
+        inputs: dict[str, Any],
+        autocast: AbstractContextManager[Any],
+    ) -> tuple[dict[str, Tensor], dict[str, float], Any]:
+        """Run both models over a micro-batch.
+
+        Args:
+            model: The student as prepared by accelerate.
+            student: The same model, out of its wrappers.
+            inputs: The micro-batch, with the teacher's logits where they were computed before.
+            autocast: The precision that the teacher runs in.
+
+        Returns:
+            The parts by name, their weights, and the student's outputs.
+
+        Raises:
+            ValueError: There is nothing to learn from.
+        """
+        inputs = dict(inputs)
+        known = inputs.pop(TEACHER_LOGITS, None)
+        runs_teacher = self.teacher is not None and (known is None or self._needs_more_than_logits())
+        outputs, attention = self._run(model, student, inputs)
+        parts: dict[str, Tensor] = {}
+        if outputs.get("loss") is not None:
+            # a micro-batch without a label has a mean loss of 0 / 0, and its share is 0
+            parts["task"] = torch.nan_to_num(outputs["loss"]) if self.labels(inputs) == 0 else outputs["loss"]
+        if runs_teacher and self.teacher is not None:
+            with torch.no_grad(), autocast:
+                unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
+                target, target_attention = self._run(self.teacher, self.teacher, unlabelled)
+            parts |= self._distillation(student, inputs, outputs, target)
+            if self._attention:
+                parts["attention_outputs"] = self._attention_part(inputs, attention, target_attention)
+        elif known is not None and self.args.logits_weight > 0:
+            parts["logits"] = self._logits(student, inputs, outputs, {"logits": known})
+        weights = {name.removesuffix("_weight"): getattr(self.args, name) for name in TEACHER_WEIGHTS}
+        weights["task"] = self.args.task_weight if runs_teacher or known is not None else 1.0
+        parts = {name: value for name, value in parts.items() if weights[name] > 0}
+        if not parts:
+            raise ValueError(
+                f"there is nothing to learn from: the batch has {', '.join(inputs)} but no labels that give a loss, "
+                "and there is no teacher with a positive weight. Pass labels, or teacher=."
+            )
+        return parts, weights, outputs
+
+    def penalties(self, student: PreTrainedModel) -> dict[str, Tensor]:
+        """The penalties on units that have a weight, unweighted."""
+        if not self.penalised:
+            return {}
+        found = unit_penalties(student, self.blocks)
+        return {name: found[name] for name in self.penalised}
+
+    def _needs_more_than_logits(self) -> bool:
+        weights = (getattr(self.args, name) for name in TEACHER_WEIGHTS if name != "logits_weight")
+        return any(weight > 0 for weight in weights) or self.args.token_dropout > 0
+
+    def _run(self, model: nn.Module, plain: PreTrainedModel, inputs: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
+        """A forward pass with all that the loss wants of it."""
+        taught = self.teacher is not None
+        extra = {"output_hidden_states": True} if taught and self.args.hidden_states_weight > 0 else {}
+        with outputs_of(plain.base_model, self._attention if taught else ()) as attention:
+            return model(**inputs, **extra), attention
+
+    def _distillation(
+        self, student: PreTrainedModel, inputs: dict[str, Any], outputs: Any, target: Any
+    ) -> dict[str, Tensor]:
+        parts = {}
+        if self.args.logits_weight > 0:
+            parts["logits"] = self._logits(student, inputs, outputs, target)
+        if self.args.hidden_states_weight > 0:
+            losses = [
+                # the first entry is the embeddings', which pruning does not touch
+                hidden_states_loss(
+                    outputs[name][1:],
+                    target[name][1:],
+                    mask=None if name == "decoder_hidden_states" else inputs.get("attention_mask"),
+                )
+                for name in _HIDDEN_STATES
+                if outputs.get(name) is not None
+            ]
+            parts["hidden_states"] = torch.stack(losses).mean()
+        return parts
+
+    def _logits(self, student: PreTrainedModel, inputs: dict[str, Any], outputs: Any, target: Any) -> Tensor:
+        problem = student.config.problem_type or "single_label_classification"
+        if outputs.get("logits") is not None and outputs["logits"].shape[-1] == 1:
+            problem = "regression"
+        mask, losses = self._token_mask(inputs), []
+        for name in (name for name in _LOGITS if outputs.get(name) is not None):
+            mine, theirs = outputs[name], target[name]
+            if name != "logits":
+                mine, theirs = without_padding(mine, inputs), without_padding(theirs, inputs)
+            losses.append(logits_loss(mine, theirs, temperature=self.args.temperature, problem=problem, mask=mask))
+        return torch.stack(losses).mean()
+
+    def _attention_part(self, inputs: dict[str, Any], mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> Tensor:
+        mask = inputs.get("attention_mask")
+
+        def by_token(value: Tensor) -> Tensor:  # some models flatten samples and tokens before the projection
+            return value if mask is None else value.reshape(*mask.shape, value.shape[-1])
+
+        pairs = [(by_token(mine[path]), by_token(theirs[path])) for path in self._attention]
+        return attention_outputs_loss([a for a, _ in pairs], [b for _, b in pairs], mask=mask)
+
+    def _token_mask(self, inputs: dict[str, Any]) -> Tensor | None:
+        """Which tokens' predictions count: the labelled ones, else those that are not padding."""
+        labels: Tensor | None = inputs.get("labels")
+        if labels is None or labels.ndim != 2 or labels.is_floating_point():
+            return inputs.get("attention_mask")
+        if not self.shifts_labels:
+            return labels != -100
+        mask = torch.zeros_like(labels, dtype=torch.bool)
+        mask[:, :-1] = labels[:, 1:] != -100
+        return mask
+
+    def labels(self, inputs: dict[str, Any]) -> Tensor | None:
+        """How many labels a micro-batch has; None where it has no `labels`."""
+        labels: Tensor | None = inputs.get("labels")
+        if labels is None:
+            return None
+        return ((labels[..., 1:] if self.shifts_labels else labels) != -100).sum()

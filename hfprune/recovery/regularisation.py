@@ -1,0 +1,72 @@
+"""Regularisation while recovering: penalties on units, and token dropout."""
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hfprune.structure.blocks import Block, unit_slices
+
+
+def unit_penalties(model: PreTrainedModel, blocks: Sequence[Block]) -> dict[str, Tensor]:
+    """How large the units of a model are, each a mean over all its units.
+
+    What: `unit_l1` Σ|w|, `unit_l2` Σw², and `unit_group_lasso` √p ‖w‖₂ over the p weights w of a unit (its rows of
+    the producers and its columns of the consumer).
+    Inputs: a model and its blocks.
+    Requirements: whole weights on one device; not shards (FSDP).
+    Reference: Yuan & Lin 2006, "Model selection and estimation in regression with grouped variables", for the last.
+    Example: `unit_penalties(model, find_blocks(model))["unit_group_lasso"]`
+
+    Args:
+        model: The model.
+        blocks: Its blocks.
+
+    Returns:
+        Three scalars by name.
+    """
+    sums: dict[str, list[Tensor]] = {"unit_l1": [], "unit_l2": [], "unit_group_lasso": []}
+    for block in blocks:
+        parts = unit_slices(model, block)
+        squares = torch.stack([part.square().sum(1) for part in parts]).sum(0)
+        sums["unit_l1"].append(torch.stack([part.abs().sum() for part in parts]).sum())
+        sums["unit_l2"].append(squares.sum())
+        weights = sum(part.shape[1] for part in parts)
+        # the square root has no gradient at 0, where a unit is gone already
+        sums["unit_group_lasso"].append(weights**0.5 * squares.clamp(min=1e-24).sqrt().sum())
+    units = sum(block.units for block in blocks)
+    return {name: torch.stack(values).sum() / units for name, values in sums.items()}
+
+
+def drop_tokens(
+    ids: Tensor,
+    share: float,
+    *,
+    keep: Collection[int],
+    mask_token: int | None,
+    vocabulary: int,
+) -> Tensor:
+    """Replace some tokens at random.
+
+    What: every token, special ones apart, is replaced with probability `share`, by the mask token, or by a token that
+    is drawn from the vocabulary.
+    Inputs: token ids of any shape.
+    Requirements: none; the random generator of the ids' device is used.
+    Reference: Dai & Le 2015, "Semi-supervised Sequence Learning" (word dropout).
+    Example: `drop_tokens(ids, 0.1, keep=tokenizer.all_special_ids, mask_token=tokenizer.mask_token_id, vocabulary=100)`
+
+    Args:
+        ids: Token ids.
+        share: Of the tokens to replace, in [0, 1).
+        keep: Ids that are left: padding and other special tokens.
+        mask_token: What stands for a dropped token; None draws one for each.
+        vocabulary: Size of the vocabulary to draw from.
+
+    Returns:
+        New ids of the same shape.
+    """
+    special = torch.tensor(sorted(keep), dtype=ids.dtype, device=ids.device)
+    chosen = (torch.rand(ids.shape, device=ids.device) < share) & ~torch.isin(ids, special)
+    new = torch.randint_like(ids, vocabulary) if mask_token is None else torch.full_like(ids, mask_token)
+    return torch.where(chosen, new, ids)
