@@ -28,7 +28,7 @@ def test_readme(tmp_path, monkeypatch):
     tokenizer = tiny_tokenizer()
     names = {"tokenized_dataset": tiny_tokenized(520), "tokenizer": tokenizer}
     names["collator"] = DataCollatorWithPadding(tokenizer)
-    main, steps = blocks_of("README.md")
+    main, steps, gradual, rounds = blocks_of("README.md")
     assert len(main.strip().splitlines()) <= 12
     main = main.replace("me/bert-base-sst2", "dense").replace("num_train_epochs=3", "max_steps=1, use_cpu=True")
     exec(main, names)
@@ -37,6 +37,10 @@ def test_readme(tmp_path, monkeypatch):
     assert torch.equal(names["again"](ids).logits, hfprune.load("small")(ids).logits)
     exec(steps, names)
     assert names["small"].pruning_plan == names["again"].pruning_plan
+    exec(gradual, names)
+    assert hfprune.load("smaller").pruning_plan.sparsity("macs") >= 0.7
+    exec(rounds, names)
+    assert len(names["small"].pruning_record.rounds) == 4
 
 
 def test_contributing(monkeypatch):

@@ -1,5 +1,6 @@
 """prune(): the whole job equals its steps, on models dense and pruned."""
 
+import copy
 import itertools
 from itertools import pairwise
 
@@ -298,3 +299,39 @@ def test_nothing_left():
     assert "0 of 0" in str(hfprune.plan(nothing, scores, config(), sparsity={}))
     with pytest.raises(BudgetError, match=r"has 100.0% of its dense macs removed already"):
         hfprune.prune(nothing, BATCHES, config(sparsity=0.5))
+
+
+class TestRoundsWithRecovery:
+    def test_every_round_trains_and_the_next_one_scores_what_was_trained(self):
+        dense = tiny_model("bert", num_labels=3)
+        seen = []
+
+        def recover(small, teacher):
+            assert teacher is dense
+            seen.append((small.pruning_plan.sparsity("macs"), small.classifier.weight.clone()))
+            with torch.no_grad():
+                small.classifier.weight += 1.0
+            return "what Trainer.train returns does not count"
+
+        small = pipeline.prune(dense, [tiny_batch()], PruningConfig(sparsity=0.7, sequence_length=8), recover=recover)
+        kept = [1.0, *(1 - sparsity for sparsity, _ in seen)]
+        assert len(seen) == 3  # 1.5³ = 3.4 > 1 / 0.3
+        assert all(before / after < 1.7 for before, after in pairwise(kept))  # whole heads
+        for number, (_, weight) in enumerate(seen):
+            torch.testing.assert_close(weight, dense.classifier.weight + number)
+        assert all(round_["recovery_seconds"] >= 0 for round_ in small.pruning_record.rounds)
+
+    def test_the_model_that_it_returns_goes_on(self):
+        dense = tiny_model("bert", num_labels=3)
+        made = []
+
+        def recover(small, _):
+            made.append(copy.deepcopy(small))
+            return made[-1]
+
+        small = pipeline.prune(dense, [tiny_batch()], PruningConfig(sparsity=0.5, sequence_length=8), recover=recover)
+        assert small is made[-1]
+        with pytest.raises(ValueError, match="without the pruned model's plan"):
+            pipeline.prune(
+                dense, [tiny_batch()], PruningConfig(sequence_length=8), recover=lambda *_: tiny_model("bert")
+            )

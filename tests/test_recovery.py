@@ -5,15 +5,15 @@ import copy
 import pytest
 import torch
 from datasets import Dataset
-from transformers import DataCollatorWithPadding, TrainerCallback, TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainingArguments, set_seed
 
 import hfprune
-from hfprune import RecoveryArguments, RecoveryTrainer
+from hfprune import RecoveryTrainer
 from hfprune.metrics import compute_metrics_for
 from hfprune.recovery.distillation import hidden_states_loss, logits_loss
 from tests.support.plans import uneven_plan
 from tests.support.tiny import tiny_batch, tiny_model
-from tests.support.tiny_data import tiny_tokenized, tiny_tokenizer
+from tests.support.training import arguments, pruned_pair, trainer_of
 
 
 class TestLosses:
@@ -46,39 +46,6 @@ class TestLosses:
             logits_loss(torch.ones(2, 3), torch.ones(2, 4), temperature=1.0, problem="regression")
         with pytest.raises(ValueError, match="Set hidden_states_weight=0"):
             hidden_states_loss([torch.ones(2, 3, 4)], [torch.ones(2, 3, 5)])
-
-
-def arguments(folder, **options):
-    defaults = {
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-2,
-        "num_train_epochs": 1,
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "logging_strategy": "no",
-        "save_strategy": "no",
-    }
-    return RecoveryArguments(output_dir=str(folder), **{**defaults, **options})
-
-
-def pruned_pair(model_type="bert", head="AutoModelForSequenceClassification", **changes):
-    dense = tiny_model(model_type, head, **changes)
-    return hfprune.apply_plan(dense, uneven_plan(dense)), dense
-
-
-def trainer_of(model, teacher, args, data=None, **options):
-    data = tiny_tokenized() if data is None else data
-    return RecoveryTrainer(
-        model,
-        args,
-        teacher=teacher,
-        train_dataset=data,
-        eval_dataset=data,
-        data_collator=DataCollatorWithPadding(tiny_tokenizer()),
-        processing_class=tiny_tokenizer(),
-        **options,
-    )
 
 
 class TestArguments:

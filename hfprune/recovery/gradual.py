@@ -134,7 +134,7 @@ class GradualPruning(TrainerCallback):
     def _gate(self, block: Block) -> Callable[[Tensor], Tensor]:
         def change(x: Tensor) -> Tensor:
             gate = self._gates[block.name].to(x.dtype).repeat_interleave(block.width)
-            if not torch.is_grad_enabled() or not x.requires_grad:
+            if self.finished or not torch.is_grad_enabled() or not x.requires_grad:
                 return x * gate
             return _Gate.apply(x, gate, self._samples, lambda gamma: self._add(block, gamma))  # type: ignore[no-untyped-call,no-any-return]
 

@@ -59,6 +59,11 @@ class RecoveryLoss:
         inputs = dict(inputs)
         known = inputs.pop(TEACHER_LOGITS, None)
         runs_teacher = self.teacher is not None and (known is None or self._needs_more_than_logits())
+        if known is not None and not runs_teacher and self.args.token_dropout > 0:
+            raise ValueError(
+                f"{TEACHER_LOGITS} are of whole texts, and token_dropout={self.args.token_dropout} changes the texts: "
+                "pass teacher=, or drop one of the two."
+            )
         outputs, attention = self._run(model, student, inputs)
         parts: dict[str, Tensor] = {}
         if outputs.get("loss") is not None:

@@ -288,5 +288,6 @@ def _check(model: Any, args: Any, teacher: PreTrainedModel | None, kwargs: dict[
         raise ValueError(
             f"token_dropout={args.token_dropout} needs to know the special tokens: pass processing_class=tokenizer."
         )
-    if args.lora_rank > 0 and gradual_in(kwargs.get("callbacks") or []) is not None:
+    gradual = gradual_in(kwargs.get("callbacks") or [])
+    if args.lora_rank > 0 and gradual is not None:
         raise ValueError("lora_rank and GradualPruning do not go together: cutting needs whole weights. Drop one.")

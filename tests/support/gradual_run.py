@@ -1,0 +1,43 @@
+"""A gradual pruning in a process of its own: `python -m tests.support.gradual_run FOLDER [--slow] [--resume FROM]`."""
+
+import argparse
+import copy
+import time
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback, set_seed
+
+import hfprune
+from hfprune import GradualPruning, PruningConfig
+from tests.support.tiny import tiny_model
+from tests.support.training import arguments, trainer_of
+
+
+class Slow(TrainerCallback):
+    """Leaves time to be killed."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        time.sleep(0.2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--slow", action="store_true")
+    parser.add_argument("--resume")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    set_seed(0)
+    dense = tiny_model("bert", num_labels=3)
+    args = arguments(options.folder, num_train_epochs=8, save_strategy="steps", save_steps=4, seed=1)
+    pruning = GradualPruning(PruningConfig(sparsity=0.6, sequence_length=8), every=3)
+    callbacks = [pruning, *([Slow()] if options.slow else [])]
+    trainer = trainer_of(copy.deepcopy(dense), dense, args, callbacks=callbacks)
+    trainer.train(resume_from_checkpoint=options.resume)
+    if trainer.is_world_process_zero():
+        hfprune.save(trainer.model, options.folder / "small")
+
+
+if __name__ == "__main__":
+    main()
