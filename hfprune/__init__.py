@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from hfprune.recovery.reconstruction import reconstruct
     from hfprune.recovery.trainer import RecoveryTrainer
     from hfprune.scoring.scorers import score
+    from hfprune.sweeping.curve import Sweep
+    from hfprune.sweeping.run import sweep
+    from hfprune.sweeping.search import prune_within
 
 __version__ = "0.1.0"
 __all__ = [
@@ -36,14 +39,17 @@ __all__ = [
     "PruningRecord",
     "RecoveryArguments",
     "RecoveryTrainer",
+    "Sweep",
     "apply_plan",
     "errors",
     "load",
     "plan",
     "prune",
+    "prune_within",
     "reconstruct",
     "save",
     "score",
+    "sweep",
     "trade_off",
 ]
 
@@ -58,13 +64,16 @@ _WHERE = {
     "PruningConfig": "hfprune.config",
     "RecoveryArguments": "hfprune.recovery.arguments",
     "RecoveryTrainer": "hfprune.recovery.trainer",
+    "Sweep": "hfprune.sweeping.curve",
     "apply_plan": "hfprune.pipeline",
     "load": "hfprune.publishing.checkpoint",
     "plan": "hfprune.planner",
     "prune": "hfprune.pipeline",
+    "prune_within": "hfprune.sweeping.search",
     "reconstruct": "hfprune.recovery.reconstruction",
     "save": "hfprune.publishing.checkpoint",
     "score": "hfprune.scoring.scorers",
+    "sweep": "hfprune.sweeping.run",
     "trade_off": "hfprune.planner",
 }
 
