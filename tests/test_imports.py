@@ -27,6 +27,8 @@ LEVELS = {
     "pipeline": 6,
     "tasks": 6,
     "sweeping": 7,
+    "cli_common": 8,
+    "cli_sweep": 8,
     "cli": 8,
     "__init__": 9,
 }
