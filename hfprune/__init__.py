@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from hfprune.recovery.teacher import add_teacher_logits
     from hfprune.recovery.trainer import RecoveryTrainer
     from hfprune.scoring.scorers import score
+    from hfprune.sweeping.curve import Sweep
+    from hfprune.sweeping.run import sweep
+    from hfprune.sweeping.search import prune_within
 
 __version__ = "0.1.0"
 __all__ = [
@@ -39,15 +42,18 @@ __all__ = [
     "PruningRecord",
     "RecoveryArguments",
     "RecoveryTrainer",
+    "Sweep",
     "add_teacher_logits",
     "apply_plan",
     "errors",
     "load",
     "plan",
     "prune",
+    "prune_within",
     "reconstruct",
     "save",
     "score",
+    "sweep",
     "trade_off",
 ]
 
@@ -65,12 +71,15 @@ _WHERE = {
     "RecoveryTrainer": "hfprune.recovery.trainer",
     "add_teacher_logits": "hfprune.recovery.teacher",
     "apply_plan": "hfprune.planner",
+    "Sweep": "hfprune.sweeping.curve",
     "load": "hfprune.publishing.checkpoint",
     "plan": "hfprune.planner",
     "prune": "hfprune.pipeline",
+    "prune_within": "hfprune.sweeping.search",
     "reconstruct": "hfprune.recovery.reconstruction",
     "save": "hfprune.publishing.checkpoint",
     "score": "hfprune.scoring.scorers",
+    "sweep": "hfprune.sweeping.run",
     "trade_off": "hfprune.planner",
 }
 

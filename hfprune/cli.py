@@ -1,39 +1,47 @@
-"""The `hfprune` command: inspect, prune, evaluate and verify, thin over the API."""
+"""The `hfprune` command: inspect, prune, sweep, evaluate and verify, thin over the API."""
 
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
-from datasets import DatasetDict
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
 )
 
+from hfprune.cli_common import (
+    Budget,
+    DataName,
+    LabelColumn,
+    MaxDrop,
+    MaxLength,
+    ModelName,
+    PairColumn,
+    Seed,
+    TextColumn,
+    errors_in_one_line,
+    load_model,
+    split_of,
+    tokenized,
+)
+from hfprune.cli_sweep import sweep
 from hfprune.config import PruningConfig
-from hfprune.data import align_labels, load_text_dataset, resolve_model, tokenize
+from hfprune.data import resolve_model
 from hfprune.errors import HfpruneError
 from hfprune.measure import measure_latency, measure_size
 from hfprune.metrics import compute_metrics_for, default_metrics
 from hfprune.pipeline import prune as prune_model
-from hfprune.publishing.checkpoint import load, save
-from hfprune.publishing.verification import PLAN_FILE, class_of
+from hfprune.publishing.checkpoint import save
 from hfprune.publishing.verification import verify as verify_folder
 from hfprune.report import command_line, comparison_table
 from hfprune.structure.blocks import find_blocks
+from hfprune.sweeping import correctness, prune_within
 
 app = typer.Typer(
     help="Structured pruning for Hugging Face transformers.",
@@ -41,63 +49,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class Budget(StrEnum):
-    """What a sparsity can count."""
-
-    macs = "macs"
-    params = "params"
-
-
-ModelName = Annotated[str, typer.Argument(help="Folder or Hub name; minilm-l6 comes from an installed package.")]
-DataName = Annotated[
-    str, typer.Option("--data", help="Hub name, trec, movie_reviews, sms_spam, or a csv/json/parquet file.")
-]
-TextColumn = Annotated[str, typer.Option(help="Column with the text.")]
-PairColumn = Annotated[str | None, typer.Option(help="Column with the second text of a pair.")]
-LabelColumn = Annotated[str, typer.Option(help="Column with the labels.")]
-MaxLength = Annotated[int, typer.Option(help="Longer texts are cut to so many tokens.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
-
-
-@contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    """What the user did wrong is said in one line on stderr, and the exit code is 1."""
-    try:
-        yield
-    except (HfpruneError, ValueError, OSError) as error:
-        typer.echo(f"hfprune: {error}", err=True)
-        raise typer.Exit(1) from None
-
-
-def _load(name: str, **kwargs: Any) -> PreTrainedModel:
-    """A pruned checkpoint with its plan, or any other model in the class that its config names."""
-    source = resolve_model(name)
-    if (Path(source) / PLAN_FILE).is_file():
-        return load(source, **kwargs)
-    config = AutoConfig.from_pretrained(source)
-    model: PreTrainedModel = class_of(config.architectures or [], name).from_pretrained(source, **kwargs)
-    return model
-
-
-def _tokenized(
-    data: str,
-    source: str,
-    text: str,
-    pair: str | None,
-    label: str,
-    max_length: int,
-    seed: int,
-) -> tuple[DatasetDict, PreTrainedTokenizerBase]:
-    """The data as the model of a folder or repository takes it, and its tokenizer."""
-    is_file = Path(data).suffix in (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-    files = {"train": data} if is_file else None
-    splits = load_text_dataset(None if is_file else data, files=files, label_column=label, seed=seed)
-    splits = align_labels(splits, AutoConfig.from_pretrained(source), label)
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    columns = {"text_column": text, "label_column": label}
-    return tokenize(splits, tokenizer, pair_column=pair, max_length=max_length, **columns), tokenizer
 
 
 _DEFAULTS = PruningConfig()
@@ -110,8 +61,8 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """Show the blocks of a model, what they cost, and what was pruned."""
-    with _errors_in_one_line():
-        loaded = _load(model)
+    with errors_in_one_line():
+        loaded = load_model(model)
         blocks, size = find_blocks(loaded), measure_size(loaded, sequence_length=sequence_length)
         plan = getattr(loaded, "pruning_plan", None)
         if as_json:
@@ -146,7 +97,11 @@ def prune(
     model: Annotated[str, typer.Argument(help="A fine-tuned text classifier: folder or Hub name.")],
     output: Annotated[Path, typer.Argument(help="Folder to write.")],
     data: DataName,
-    sparsity: Annotated[float, typer.Option(help="Fraction of the prunable cost to remove.")] = 0.5,
+    sparsity: Annotated[
+        float | None,
+        typer.Option(help="Fraction of the prunable cost to remove: 0.5 if --max-drop is not given either."),
+    ] = None,
+    max_drop: MaxDrop = None,
     budget: Annotated[Budget, typer.Option(help="What the sparsity counts.")] = Budget.macs,
     scorer: Annotated[str, typer.Option(help="Which units matter.")] = _DEFAULTS.scorer,
     allocation: Annotated[
@@ -174,11 +129,13 @@ def prune(
     seed: Seed = 0,
 ) -> None:
     """Prune a text classifier without training, and save it with its plan, record and card."""
-    with _errors_in_one_line():
+    with errors_in_one_line():
         if output.is_dir() and any(output.iterdir()) and not overwrite:
             raise HfpruneError(f"{output} exists and is not empty. Choose another folder, or pass --overwrite.")
+        if sparsity is not None and max_drop is not None:
+            raise ValueError("--sparsity says how much to remove, --max-drop has it found: give one of them.")
         config = PruningConfig(
-            sparsity=sparsity,
+            sparsity=_DEFAULTS.sparsity if sparsity is None else sparsity,
             budget=budget.value,
             sequence_length=max_length,
             scorer=scorer,
@@ -194,13 +151,29 @@ def prune(
             seed=seed,
         )
         source = resolve_model(model)
-        splits, tokenizer = _tokenized(data, source, text_column, pair_column, label_column, max_length, seed)
-        small = prune_model(_load(model), splits["train"], config, collator=DataCollatorWithPadding(tokenizer))
+        splits, tokenizer = tokenized(data, source, text_column, pair_column, label_column, max_length, seed)
+        collator = DataCollatorWithPadding(tokenizer)
+        if max_drop is None:
+            small = prune_model(load_model(model), splits["train"], config, collator=collator)
+        else:
+            small, tried = prune_within(
+                load_model(model),
+                splits["train"],
+                config,
+                max_drop=max_drop,
+                evaluate=correctness(splits["validation"], collator=collator),
+                collator=collator,
+                metric="accuracy",
+            )
+            typer.echo(tried.table())
         small.pruning_record = small.pruning_record.with_(command=command_line("hfprune"), datasets=[Path(data).name])
         folder = save(small, output, tokenizer=tokenizer, overwrite=overwrite)
         typer.echo(str(small.pruning_plan))
         typer.echo(comparison_table(small.pruning_record))
         typer.echo(f"saved in {folder}")
+
+
+app.command()(sweep)
 
 
 @app.command()
@@ -218,12 +191,11 @@ def evaluate(
     seed: Seed = 0,
 ) -> None:
     """Evaluate a text classifier, dense or pruned, and print its metrics as JSON."""
-    with _errors_in_one_line():
+    with errors_in_one_line():
         source = resolve_model(model)
         loaded = AutoModelForSequenceClassification.from_pretrained(source)
-        splits, tokenizer = _tokenized(data, source, text_column, pair_column, label_column, max_length, seed)
-        if split not in splits:
-            raise ValueError(f"there is no split {split!r}, only {', '.join(splits)}.")
+        splits, tokenizer = tokenized(data, source, text_column, pair_column, label_column, max_length, seed)
+        tested = split_of(splits, split)
         with tempfile.TemporaryDirectory() as scratch:
             trainer = Trainer(
                 loaded,
@@ -238,7 +210,7 @@ def evaluate(
                     metrics or default_metrics(loaded.config.num_labels), regression=loaded.config.num_labels == 1
                 ),
             )
-            found = trainer.predict(splits[split], metric_key_prefix="").metrics
+            found = trainer.predict(tested, metric_key_prefix="").metrics
         results = {name.removeprefix("_"): value for name, value in found.items() if "per_second" not in name}
         if latency:
             results["latency"] = asdict(measure_latency(loaded, sequence_length=max_length))

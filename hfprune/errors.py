@@ -31,3 +31,7 @@ class PlanMismatchError(HfpruneError, ValueError):
 
 class CheckpointError(HfpruneError, OSError):
     """A checkpoint folder is incomplete, damaged or contradicts itself."""
+
+
+class MissingDependencyError(HfpruneError, ImportError):
+    """A package that hfprune can do without is needed for this; the message has the command that installs it."""

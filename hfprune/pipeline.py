@@ -95,8 +95,7 @@ def prune(
         if config.reconstruct:
             reconstruct(small, model, batches)
         repaired = time.perf_counter()
-        if recover:
-            small = _recovered(recover, small, model)
+        small = recovered(small, model, recover)
         rounds.append(
             {
                 "sparsity": step,
@@ -114,8 +113,32 @@ def prune(
     return small
 
 
-def _recovered(recover: Recover, small: PreTrainedModel, dense: PreTrainedModel) -> PreTrainedModel:
-    """What goes on after a short recovery; it must still be what the plan says."""
+def _targets(model: PreTrainedModel, config: PruningConfig, sparsity: Step) -> list[Step]:
+    """What one round asks of `plan`: all at once, or for `layerwise` block by block from the deepest."""
+    if config.allocation != "layerwise":
+        return [sparsity]
+    goal = plan(model, no_scores(model, config), config, sparsity=sparsity)
+    dense = dense_units(model)
+    deepest_first = reversed(list(goal.blocks.items()))
+    return [{name: 1 - len(b.kept) / dense[name]} for name, b in deepest_first if len(b.kept) < b.units] or [{}]
+
+
+def recovered(small: PreTrainedModel, dense: PreTrainedModel, recover: Recover | None) -> PreTrainedModel:
+    """Train a pruned model with a function of the user's.
+
+    Args:
+        small: The pruned model.
+        dense: The dense one.
+        recover: What trains; None changes nothing.
+
+    Returns:
+        The model to go on with: the one that `recover` returned, or else `small`.
+
+    Raises:
+        ValueError: `recover` returned a model that is not what the plan says.
+    """
+    if recover is None:
+        return small
     made = recover(small, dense)
     if not isinstance(made, PreTrainedModel):
         return small
@@ -125,16 +148,6 @@ def _recovered(recover: Recover, small: PreTrainedModel, dense: PreTrainedModel)
             "the first model that it is called with, and may return that."
         )
     return made
-
-
-def _targets(model: PreTrainedModel, config: PruningConfig, sparsity: Step) -> list[Step]:
-    """What one round asks of `plan`: all at once, or for `layerwise` block by block from the deepest."""
-    if config.allocation != "layerwise":
-        return [sparsity]
-    goal = plan(model, no_scores(model, config), config, sparsity=sparsity)
-    dense = dense_units(model)
-    deepest_first = reversed(list(goal.blocks.items()))
-    return [{name: 1 - len(b.kept) / dense[name]} for name, b in deepest_first if len(b.kept) < b.units] or [{}]
 
 
 def batches_for(

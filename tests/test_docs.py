@@ -28,13 +28,18 @@ def test_readme(tmp_path, monkeypatch):
     tokenizer = tiny_tokenizer()
     names = {"tokenized_dataset": tiny_tokenized(520), "tokenizer": tokenizer}
     names["collator"] = DataCollatorWithPadding(tokenizer)
-    main, steps, gradual, rounds = blocks_of("README.md")
+    main, how_much, steps, gradual, rounds = blocks_of("README.md")
     assert len(main.strip().splitlines()) <= 12
     main = main.replace("me/bert-base-sst2", "dense").replace("num_train_epochs=3", "max_steps=1, use_cpu=True")
     exec(main, names)
     assert type(names["again"]).__name__ == "PrunedBertForSequenceClassification"
     ids = torch.arange(4, 9)[None]
     assert torch.equal(names["again"](ids).logits, hfprune.load("small")(ids).logits)
+    names["validation_dataset"] = tiny_tokenized(60)
+    exec(how_much.replace("max_drop=0.01", "max_drop=2, step=0.3"), names)
+    assert [point.sparsity for point in names["measured"].points] == [0, 0.3, 0.5, 0.7]
+    assert (tmp_path / "sweep.png").is_file()
+    assert names["small"].pruning_record.config["sparsity"] == 0.6
     exec(steps, names)
     assert names["small"].pruning_plan == names["again"].pruning_plan
     exec(gradual, names)

@@ -18,6 +18,7 @@ from hfprune.metrics import compute_metrics_for
 from hfprune.planning.schedule import GRADUAL_SCHEDULES, sparsity_at
 from hfprune.structure.blocks import find_blocks
 from hfprune.structure.gates import frozen, gate_gradients
+from tests.support.processes import run_python
 from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.training import arguments, trainer_of
 
@@ -227,6 +228,16 @@ class TestResuming:
             plans.append(hfprune.load(tmp_path / folder / "small").pruning_plan)
         assert plans[0].digest == plans[1].digest
         assert plans[0].sparsity("macs") >= 0.6
+
+    @pytest.mark.distributed
+    def test_two_processes_end_with_the_plan_of_one_and_resume_to_it(self, tmp_path):
+        """Equal global batches; and one process goes on from a checkpoint of two."""
+        run = ("-m", "tests.support.gradual_run")
+        run_python(*run, tmp_path / "alone")
+        run_python(*run, tmp_path / "two", processes=2)
+        run_python(*run, tmp_path / "resumed", "--resume", tmp_path / "two" / "checkpoint-8")
+        plans = [hfprune.load(tmp_path / folder / "small").pruning_plan for folder in ("alone", "two", "resumed")]
+        assert len({plan.digest for plan in plans}) == 1
 
     def test_a_checkpoint_of_another_run(self, tmp_path):
         set_seed(0)

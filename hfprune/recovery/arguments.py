@@ -29,8 +29,8 @@ class RecoveryArguments(TrainingArguments):
         unit_l1: Weight of the L1 penalty on the weights of units, a mean over units.
         unit_l2: Weight of their L2 penalty.
         unit_group_lasso: Weight of the group lasso on units, which draws whole units towards 0.
-        token_dropout: Share of the tokens (special ones apart) that are replaced at random in every training batch, by
-            the tokenizer's mask token or, without one, by any token. The teacher sees the same text.
+        token_dropout: Share of the tokens (special ones apart) that are replaced by tokens drawn from the same training
+            batch: more texts to follow the teacher on, which sees the same ones. Give the labels little weight then.
         trainable: What learns: `all`; `input_output`, the embeddings, the first and the last layer, and the head; or
             shell-style patterns of parameter names.
         freeze_embeddings: Leave the input embeddings as they are: less memory and time for little accuracy.
@@ -52,7 +52,7 @@ class RecoveryArguments(TrainingArguments):
     unit_l1: float = field(default=0.0, metadata={"help": "Weight of the L1 penalty on units."})
     unit_l2: float = field(default=0.0, metadata={"help": "Weight of the L2 penalty on units."})
     unit_group_lasso: float = field(default=0.0, metadata={"help": "Weight of the group lasso on units."})
-    token_dropout: float = field(default=0.0, metadata={"help": "Share of the tokens to replace at random."})
+    token_dropout: float = field(default=0.0, metadata={"help": "Share of the tokens to swap for others of the batch."})
     trainable: list[str] = field(
         default_factory=lambda: ["all"], metadata={"help": "all, input_output, or patterns of parameter names."}
     )

@@ -1,4 +1,4 @@
-"""Regularisation while recovering: penalties on units, and token dropout."""
+"""Regularisation while recovering: penalties on units, and token dropout with words of the batch."""
 
 from collections.abc import Collection, Sequence
 
@@ -39,34 +39,28 @@ def unit_penalties(model: PreTrainedModel, blocks: Sequence[Block]) -> dict[str,
     return {name: torch.stack(values).sum() / units for name, values in sums.items()}
 
 
-def drop_tokens(
-    ids: Tensor,
-    share: float,
-    *,
-    keep: Collection[int],
-    mask_token: int | None,
-    vocabulary: int,
-) -> Tensor:
-    """Replace some tokens at random.
+def swap_tokens(ids: Tensor, share: float, *, keep: Collection[int]) -> Tensor:
+    """Replace some tokens at random by others of the same batch.
 
-    What: every token, special ones apart, is replaced with probability `share`, by the mask token, or by a token that
-    is drawn from the vocabulary.
+    What: every token, special ones apart, is replaced with probability `share` by a token drawn from all that the
+    batch has, so by frequent ones more often.
     Inputs: token ids of any shape.
     Requirements: none; the random generator of the ids' device is used.
-    Reference: Dai & Le 2015, "Semi-supervised Sequence Learning" (word dropout).
-    Example: `drop_tokens(ids, 0.1, keep=tokenizer.all_special_ids, mask_token=tokenizer.mask_token_id, vocabulary=100)`
+    Reference: token dropout (Dai & Le 2015, "Semi-supervised Sequence Learning") with words instead of gaps, as in
+    Wang et al. 2018, "SwitchOut".
+    Example: `swap_tokens(ids, 0.15, keep=tokenizer.all_special_ids)`
 
     Args:
         ids: Token ids.
         share: Of the tokens to replace, in [0, 1).
         keep: Ids that are left: padding and other special tokens.
-        mask_token: What stands for a dropped token; None draws one for each.
-        vocabulary: Size of the vocabulary to draw from.
 
     Returns:
         New ids of the same shape.
     """
-    special = torch.tensor(sorted(keep), dtype=ids.dtype, device=ids.device)
-    chosen = (torch.rand(ids.shape, device=ids.device) < share) & ~torch.isin(ids, special)
-    new = torch.randint_like(ids, vocabulary) if mask_token is None else torch.full_like(ids, mask_token)
-    return torch.where(chosen, new, ids)
+    replaceable = ~torch.isin(ids, torch.tensor(sorted(keep), dtype=ids.dtype, device=ids.device))
+    pool = ids[replaceable]
+    if len(pool) == 0:
+        return ids
+    chosen = (torch.rand(ids.shape, device=ids.device) < share) & replaceable
+    return torch.where(chosen, pool[torch.randint(len(pool), ids.shape, device=ids.device)], ids)

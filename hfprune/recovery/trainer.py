@@ -13,7 +13,7 @@ from hfprune.recovery.gradual import GradualPruning, gradual_in
 from hfprune.recovery.learning import choose_trainable, slow_base_model, stepwise
 from hfprune.recovery.lora import merged, with_adapters
 from hfprune.recovery.loss import RecoveryLoss
-from hfprune.recovery.regularisation import drop_tokens
+from hfprune.recovery.regularisation import swap_tokens
 from hfprune.recovery.teacher import TEACHER_LOGITS
 from hfprune.structure.gates import refuse_head_mask
 from hfprune.structure.modeling_pruned import PrunedModel, write_attachments, write_loader
@@ -171,7 +171,8 @@ class RecoveryTrainer(Trainer):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-any-return]
         if self.args.token_dropout > 0:
-            inputs = {**inputs, "input_ids": self._with_dropped_tokens(inputs["input_ids"])}
+            special = self.processing_class.all_special_ids
+            inputs = {**inputs, "input_ids": swap_tokens(inputs["input_ids"], self.args.token_dropout, keep=special)}
         student = self._plain_model()
         parts, weights, outputs = self._loss.parts(model, student, inputs, self.accelerator.autocast())
         loss = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
@@ -183,16 +184,6 @@ class RecoveryTrainer(Trainer):
             self._loss_sums[name] = self._loss_sums.get(name, 0.0) + value.detach()
         self._loss_count += 1
         return (loss, outputs) if return_outputs else loss
-
-    def _with_dropped_tokens(self, ids: Tensor) -> Tensor:
-        tokenizer = self.processing_class
-        return drop_tokens(
-            ids,
-            self.args.token_dropout,
-            keep=tokenizer.all_special_ids,
-            mask_token=tokenizer.mask_token_id,
-            vocabulary=self._plain_model().config.get_text_config().vocab_size,
-        )
 
     def _share(self, inputs: dict[str, Any], total: Tensor | int | None) -> Tensor | float:
         """Makes the mean over a micro-batch count for its share of the labels of the whole step."""

@@ -1,7 +1,8 @@
-"""A gradual pruning in a process of its own: `python -m tests.support.gradual_run FOLDER [--slow] [--resume FROM]`."""
+"""A gradual pruning in a process of its own, or in several (torchrun): a global batch of 8 without dropout."""
 
 import argparse
 import copy
+import os
 import time
 from pathlib import Path
 
@@ -29,8 +30,16 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     set_seed(0)
-    dense = tiny_model("bert", num_labels=3)
-    args = arguments(options.folder, num_train_epochs=8, save_strategy="steps", save_steps=4, seed=1)
+    dense = tiny_model("bert", num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    args = arguments(
+        options.folder,
+        num_train_epochs=8,
+        per_device_train_batch_size=8 // int(os.environ.get("WORLD_SIZE", "1")),
+        train_sampling_strategy="sequential",
+        save_strategy="steps",
+        save_steps=4,
+        seed=1,
+    )
     pruning = GradualPruning(PruningConfig(sparsity=0.6, sequence_length=8), every=3)
     callbacks = [pruning, *([Slow()] if options.slow else [])]
     trainer = trainer_of(copy.deepcopy(dense), dense, args, callbacks=callbacks)
