@@ -1,10 +1,14 @@
 """Scoring a model that accelerate spread or offloaded: the scores of the same model in one place."""
 
 import copy
+import dataclasses
+import pickle
+from pathlib import Path
 
 import accelerate
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import hfprune
@@ -16,6 +20,7 @@ from tests.support.tiny import tiny_batch, tiny_model
 #: At least one of each kind of pass.
 SCORERS = ("fisher", "logit_fisher", "residual_logit_fisher", "l2", "fluctuation", "obs", "hybrid(l1, kl_fisher, rank)")
 GRADIENT_SCORERS = ("gradient", "movement")
+CONFIGS = Path(__file__).parent.parent / "scripts" / "accelerate_configs"
 MODELS = {"bert": "AutoModelForSequenceClassification", "llama": "AutoModelForCausalLM"}
 MIXED = {
     "bert": {
@@ -132,3 +137,38 @@ def test_weights_that_nothing_loads_are_refused():
     model.bert.encoder.layer[1].to("meta")
     with pytest.raises(StructureError, match=r"on cpu, meta, and nothing brings bert.encoder.layer.1.* \(16 such\)"):
         score(model, [tiny_batch()])
+
+
+@pytest.mark.parametrize("model_type", ["bert", "mpnet"])
+def test_a_copy_for_data_parallel_runs_with_its_own_weights(model_type):
+    """torch.nn.DataParallel copies the instance's attributes, a replaced `forward` among them."""
+    dense = tiny_model(model_type)
+    config = hfprune.PruningConfig(min_units=0, sequence_length=8, rounds=1, reconstruct=False)
+    small = hfprune.prune(dense, [tiny_batch(model_type)], config, sparsity={"*.0.attention": 1.0})
+    for module in (small, pickle.loads(pickle.dumps(small)), copy.deepcopy(small)):
+        (path,) = module.config.pruning_config["bypassed"]
+        removed = module.base_model.get_submodule(path)
+        (replica,) = (made for made in [removed._replicate_for_data_parallel()] if made is not removed)
+        for name, child in removed._modules.items():  # as torch.nn.parallel.replicate goes on
+            replica._modules[name] = copy.deepcopy(child).to("meta")
+        assert replica.forward.args == (replica,)
+        assert removed.forward.args == (removed,)
+        hidden = torch.ones(2, 3, 32)
+        assert removed(hidden)[0].device.type == "cpu"
+        if removed.bypassed_consumer:  # the bias of the copy, on the copy's device
+            assert replica(hidden.to("meta"))[0].device.type == "meta"
+            with pytest.raises(RuntimeError, match="meta"):
+                replica(hidden)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_its_configs(path):
+    config = load_config_from_file(str(path))  # raises on unknown keys
+    assert (config.distributed_type.value, config.num_processes) == {
+        "one_gpu": ("NO", 1),
+        "several_gpus": ("MULTI_GPU", 2),
+        "fsdp": ("FSDP", 2),
+        "cpu_two_processes": ("MULTI_GPU", 2),
+    }[path.stem]
+    known = {f"fsdp_{field.name}" for field in dataclasses.fields(accelerate.FullyShardedDataParallelPlugin)}
+    assert set(config.fsdp_config) <= known | {"fsdp_version", "fsdp_offload_params", "fsdp_auto_wrap_policy"}

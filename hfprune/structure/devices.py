@@ -1,4 +1,4 @@
-"""Where a model runs and where its weights are: spread over devices or offloaded by accelerate's hooks, or in one place.
+"""Where a model runs and where its weights are: in one place, or spread or offloaded by accelerate's hooks.
 
 `device_map` of `from_pretrained` and `accelerate.dispatch_model`, `cpu_offload` and `disk_offload` hang a hook on every
 module. It moves the module's inputs to the device where it runs, and brings offloaded weights, which are on `meta`
