@@ -148,7 +148,7 @@ def test_a_copy_for_data_parallel_runs_with_its_own_weights(model_type):
     for module in (small, pickle.loads(pickle.dumps(small)), copy.deepcopy(small)):
         (path,) = module.config.pruning_config["bypassed"]
         removed = module.base_model.get_submodule(path)
-        (replica,) = (made for made in [removed._replicate_for_data_parallel()] if made is not removed)
+        replica = removed._replicate_for_data_parallel()
         for name, child in removed._modules.items():  # as torch.nn.parallel.replicate goes on
             replica._modules[name] = copy.deepcopy(child).to("meta")
         assert replica.forward.args == (replica,)

@@ -34,8 +34,8 @@ def save(
 
     All of it is written into a folder beside `path` and then takes its place in one step, so a run that fails or is
     killed leaves either what was there before or the whole new checkpoint. Of several processes only the main one
-    writes; the others return at once, whether or not it has finished, so it may also be called by the main process alone.
-    Wait (`accelerator.wait_for_everyone()`) before all of them read it.
+    writes; the others return at once, whether or not it has finished, so it may also be called in the main process
+    alone. Wait (`accelerator.wait_for_everyone()`) before all of them read it.
 
     Args:
         model: A model that `prune` or `apply_plan` returned, or that was loaded from such a checkpoint.
