@@ -6,6 +6,7 @@ Every process must hold the same list of batches and make the same calls, as und
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -14,6 +15,15 @@ Item = TypeVar("Item")
 
 def _started() -> bool:
     return dist.is_available() and dist.is_initialized()
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes: the first of several, or the only one.
+
+    >>> is_main_process()
+    True
+    """
+    return not _started() or dist.get_rank() == 0
 
 
 def share_of(items: Sequence[Item]) -> list[tuple[int, Item]]:
@@ -30,9 +40,28 @@ def add_over_processes(tensors: Iterable[Tensor]) -> None:
     """Add up tensors over all processes, in place; nothing in one process."""
     if _started():
         for tensor in tensors:
-            dist.all_reduce(tensor)
+            sent = tensor.to(_sendable(tensor.device))
+            dist.all_reduce(sent)
+            if sent is not tensor:
+                tensor.copy_(sent)
 
 
-def is_main_process() -> bool:
-    """Whether this is the process that writes; true in one process."""
-    return not _started() or dist.get_rank() == 0
+def from_main_process(tensors: Iterable[Tensor]) -> None:
+    """Put the main process's values into the tensors of all processes, in place; nothing in one process.
+
+    Sums are the same to the last bit in all processes, but what is computed from them may not be where the processes
+    run on different hardware.
+    """
+    if _started():
+        for tensor in tensors:
+            sent = tensor.contiguous().to(_sendable(tensor.device))
+            dist.broadcast(sent, src=0)
+            if sent is not tensor:
+                tensor.copy_(sent)
+
+
+def _sendable(device: torch.device) -> torch.device:
+    """A device, or where tensors on it must go to be sent: NCCL takes none from the CPU."""
+    backends = dist.get_backend_config().split(",")  # such as "cpu:gloo,cuda:nccl"
+    kinds = [backend.partition(":")[0] for backend in backends]
+    return device if device.type in kinds else torch.device(kinds[0])

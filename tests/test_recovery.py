@@ -125,7 +125,8 @@ class TestTraining:
                 optim="sgd",
                 learning_rate=0.1,
                 lr_scheduler_type="constant",
-                hidden_states_weight=0.0,
+                hidden_states_weight=1.0,
+                attention_outputs_weight=1.0,
                 max_grad_norm=0.0,
                 train_sampling_strategy="sequential",
             )

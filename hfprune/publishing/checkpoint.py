@@ -1,6 +1,7 @@
 """Save and load pruned checkpoints: whole or not at all."""
 
 import ctypes
+import logging
 import os
 import shutil
 from dataclasses import replace
@@ -9,11 +10,14 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from hfprune.distributed import is_main_process
 from hfprune.errors import CheckpointError
 from hfprune.publishing.card import write_card
 from hfprune.publishing.verification import RECORD_FILE, check_loadable, class_of, sha256
 from hfprune.record import PruningRecord
 from hfprune.structure.modeling_pruned import HUB_ARGUMENTS, PrunedModel, read_attachments, write_attachments
+
+logger = logging.getLogger(__name__)
 
 _RENAME_EXCHANGE = 2  # from linux/fs.h
 _AT_FDCWD = -100  # from fcntl.h
@@ -29,7 +33,9 @@ def save(
     """Write a checkpoint: weights, config, tokenizer, plan, record, card, and loader code where it is needed.
 
     All of it is written into a folder beside `path` and then takes its place in one step, so a run that fails or is
-    killed leaves either what was there before or the whole new checkpoint.
+    killed leaves either what was there before or the whole new checkpoint. Of several processes only the main one
+    writes; the others return at once, whether or not it has finished, so it may also be called in the main process
+    alone. Wait (`accelerator.wait_for_everyone()`) before all of them read it.
 
     Args:
         model: A model that `prune` or `apply_plan` returned, or that was loaded from such a checkpoint.
@@ -49,6 +55,9 @@ def save(
             "the model has no pruning plan: it was not pruned by hfprune, or was loaded without its plan. Save a dense "
             "model with model.save_pretrained; load a pruned stock checkpoint with hfprune.load."
         )
+    if not is_main_process():
+        logger.info("the main process writes %s", path)
+        return path
     if path.exists() and not path.is_dir():
         raise CheckpointError(f"{path} is a file; a checkpoint is a folder.")
     if path.is_dir() and any(path.iterdir()) and not overwrite:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hfprune.config import PruningConfig
-from hfprune.distributed import add_over_processes, is_main_process
+from hfprune.distributed import add_over_processes, from_main_process, is_main_process
 from hfprune.measure import check_length, measure_size
 from hfprune.planner import apply_plan, no_scores, plan, sparsity_of
 from hfprune.planning import PruningPlan
@@ -197,6 +197,7 @@ class GradualPruning(TrainerCallback):
             gate, sums = self._gates[block.name], self._sums[block.name]
             new = torch.zeros_like(gate)
             new[torch.tensor(chosen.kept[block.name], dtype=torch.long, device=gate.device)] = 1
+            from_main_process([new])
             changed = (new != gate).cpu()
             self.regrown += int((new > gate).sum())
             sums *= DECAY if is_main_process() else 0

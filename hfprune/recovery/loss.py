@@ -1,5 +1,6 @@
 """The recovery loss of a micro-batch: what `RecoveryArguments` weigh, from one pass of student and teacher each."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,6 +17,16 @@ from hfprune.structure.blocks import find_blocks
 
 _LOGITS = ("logits", "start_logits", "end_logits")
 _HIDDEN_STATES = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
+#: Parts that are means over tokens; the others are means over labels.
+TOKEN_MEANS = ("hidden_states", "attention_outputs")
+
+
+def token_count(inputs: Mapping[str, Any]) -> Tensor | int | None:
+    """How many tokens of a batch are no padding; None if it does not say."""
+    mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
+    if isinstance(mask, Tensor):
+        return mask.sum()
+    return ids.numel() if isinstance(ids, Tensor) else None
 
 
 class RecoveryLoss:

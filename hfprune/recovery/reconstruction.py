@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import tqdm
 
-from hfprune.distributed import add_over_processes, share_of
+from hfprune.distributed import add_over_processes, from_main_process, share_of
 from hfprune.errors import NonFiniteScoreError, PlanMismatchError
 from hfprune.scoring.calibration import check_batches
 from hfprune.structure.blocks import Block, check_in_one_place, features_of, find_blocks
@@ -95,7 +95,7 @@ def reconstruct(pruned: PreTrainedModel, dense: PreTrainedModel, batches: Sequen
     what the dense one has at the targets of a layer, and one Gram matrix.
 
     Where `torch.distributed` is initialised, all processes must call it with the same batches: each takes its share,
-    the sums are added up, and all get the same weights.
+    the sums are added up, and all get the main process's weights.
 
     Args:
         pruned: A pruned model. Only weights and biases of its consumers change; after an error they are as before.
@@ -234,6 +234,7 @@ def _repair(model: PreTrainedModel, block: Block, fit: _Gram, held_out: _Gram, t
         ridge = min(RIDGES, key=lambda ridge: held_out.error(_solve(fit, ridge, block.name)[0]))
     everything = fit.plus(held_out)
     change, ridge = _solve(everything, ridge, block.name)
+    from_main_process([change])
     consumer = model.base_model.get_submodule(block.consumer)
     weight = change if consumer.bias is None else change[:, :-1]
     consumer.weight.add_((weight.T if isinstance(consumer, Conv1D) else weight).to(consumer.weight))

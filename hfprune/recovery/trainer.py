@@ -12,7 +12,7 @@ from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.recovery.gradual import GradualPruning, gradual_in
 from hfprune.recovery.learning import choose_trainable, slow_base_model, stepwise
 from hfprune.recovery.lora import merged, with_adapters
-from hfprune.recovery.loss import RecoveryLoss
+from hfprune.recovery.loss import TOKEN_MEANS, RecoveryLoss, token_count
 from hfprune.recovery.regularisation import swap_tokens
 from hfprune.recovery.teacher import TEACHER_LOGITS
 from hfprune.structure.gates import refuse_head_mask
@@ -57,6 +57,7 @@ class RecoveryTrainer(Trainer):
         self._loss = RecoveryLoss(args, model, teacher)
         self._loss_sums: dict[str, Tensor] = {}
         self._loss_count = 0
+        self._step_tokens: Tensor | None = None
         if args.lora_rank > 0:
             prepared: nn.Module = with_adapters(
                 model, rank=args.lora_rank, alpha=args.lora_alpha, dropout=args.lora_dropout
@@ -92,6 +93,7 @@ class RecoveryTrainer(Trainer):
             What `Trainer.train` returns.
         """
         result = super().train(resume_from_checkpoint, **kwargs)
+        self._step_tokens = None
         unwrapped = self.accelerator.unwrap_model(self.model)
         if self.gradual is not None and self.gradual.finished:
             self._replace_model(self.gradual.cut(unwrapped))
@@ -175,8 +177,10 @@ class RecoveryTrainer(Trainer):
             inputs = {**inputs, "input_ids": swap_tokens(inputs["input_ids"], self.args.token_dropout, keep=special)}
         student = self._plain_model()
         parts, weights, outputs = self._loss.parts(model, student, inputs, self.accelerator.autocast())
-        loss = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
-        loss = loss * self._share(inputs, num_items_in_batch)
+        by_label = self._share(self._loss.labels(inputs), num_items_in_batch)
+        by_token = self._share(token_count(inputs), self._step_tokens)
+        shares = {name: by_token if name in TOKEN_MEANS else by_label for name in parts}
+        loss = torch.stack([weights[name] * shares[name] * value for name, value in parts.items()]).sum()
         for name, value in self._loss.penalties(student).items():
             parts[name] = value
             loss = loss + getattr(self.args, name) * value
@@ -185,14 +189,33 @@ class RecoveryTrainer(Trainer):
         self._loss_count += 1
         return (loss, outputs) if return_outputs else loss
 
-    def _share(self, inputs: dict[str, Any], total: Tensor | int | None) -> Tensor | float:
-        """Makes the mean over a micro-batch count for its share of the labels of the whole step."""
-        labels = self._loss.labels(inputs)
-        if total is None or labels is None:
+    def _share(self, count: Tensor | int | None, total: Tensor | int | None) -> Tensor | float:
+        """Makes the mean over a micro-batch count for its share of the labels, or tokens, of the whole step."""
+        if total is None or count is None:
             return 1.0
         processes = self.args.world_size if self.args.average_tokens_across_devices else 1
         factor: int = self.current_gradient_accumulation_steps * processes
-        return labels * factor / total
+        return count * factor / total
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """As `Trainer`, and counts the tokens of the step.
+
+        Args:
+            epoch_iterator: As for `Trainer`.
+            num_batches: As for `Trainer`.
+            device: As for `Trainer`.
+
+        Returns:
+            What `Trainer.get_batch_samples` returns.
+        """
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts = [token_count(batch) for batch in batches]
+        self._step_tokens = None
+        if counts and all(count is not None for count in counts):
+            self._step_tokens = torch.stack([torch.as_tensor(count) for count in counts]).sum().to(device)
+            if self.args.average_tokens_across_devices and self.args.world_size > 1:
+                self._step_tokens = self.accelerator.gather(self._step_tokens).sum()
+        return batches, items
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log like Trainer, with the mean of each part of the loss since the last time, and the sparsity."""

@@ -18,6 +18,7 @@ from hfprune.distributed import add_over_processes, share_of
 from hfprune.scoring.registry import register_scorer
 from hfprune.scoring.scores import check_finite
 from hfprune.structure.blocks import Block
+from hfprune.structure.devices import loaded, running_device
 from hfprune.structure.gates import Batch, count_samples, frozen, input_hooks, inputs_of, token_mask
 
 #: An activation smaller than this counts as zero for `apoz`: GELU and SiLU are nearly never exactly 0.
@@ -117,26 +118,25 @@ def read_activations(
     model: PreTrainedModel, blocks: Sequence[Block], batches: Sequence[Batch]
 ) -> dict[str, ActivationStatistics]:
     """What scorers that read `activations` get, by block name."""
-    float64 = {"dtype": torch.float64, "device": model.device}
-    moments = {block.name: torch.zeros(3, block.units * block.width, **float64) for block in blocks}
-    norms = {block.name: torch.zeros(block.units, **float64) for block in blocks}
+    moments = {block.name: torch.zeros(3, block.units * block.width, dtype=torch.float64) for block in blocks}
+    norms = {block.name: torch.zeros(block.units, dtype=torch.float64) for block in blocks}
 
     def add(block: Block, x: Tensor, mask: Tensor) -> None:
         small = (x.abs() < NEARLY_ZERO) & mask
-        moments[block.name] += torch.stack([value.sum((0, 1)) for value in (x, x.square(), small)])
-        norms[block.name] += x.square().reshape(*x.shape[:2], block.units, -1).sum((1, 3)).sqrt().sum(0)
+        moments[block.name] += torch.stack([value.sum((0, 1)) for value in (x, x.square(), small)]).cpu()
+        norms[block.name] += x.square().reshape(*x.shape[:2], block.units, -1).sum((1, 3)).sqrt().sum(0).cpu()
 
     tokens, samples = _run(model, blocks, batches, add)
     add_over_processes([*moments.values(), *norms.values()])
     found = {}
     for block in blocks:
-        mean, square, zeros = (moments[block.name] / tokens).cpu()
+        mean, square, zeros = moments[block.name] / tokens
         found[block.name] = ActivationStatistics(
             block=block,
             mean=mean.float(),
             variance=(square - mean.square()).clamp(min=0).float(),
             zero_share=zeros.float(),
-            norm=(norms[block.name] / samples).cpu().float(),
+            norm=(norms[block.name] / samples).float(),
             weight=_consumer_weight(model, block).float(),
         )
     return found
@@ -147,11 +147,14 @@ def read_gram(
 ) -> Iterator[tuple[str, GramStatistics]]:
     """What scorers that read `gram` get, with block names; some blocks at a time, to bound the memory."""
     for group in groups_of(blocks):
-        sizes = {block.name: block.units * block.width + 1 for block in group}
-        grams = {name: torch.zeros(size, size, device=model.device) for name, size in sizes.items()}
+        grams = {}
+        for block in group:
+            size = block.units * block.width + 1
+            grams[block.name] = torch.zeros(size, size, device=consumer_device(model, block))
 
         def add(block: Block, x: Tensor, mask: Tensor, grams: dict[str, Tensor] = grams) -> None:
             flat = torch.cat([x, mask.to(x.dtype)], -1).reshape(-1, x.shape[-1] + 1)
+            flat = flat.to(grams[block.name].device)
             grams[block.name].addmm_(flat.T, flat)
 
         _run(model, group, batches, add)
@@ -176,10 +179,16 @@ def groups_of(blocks: Sequence[Block]) -> list[list[Block]]:
     return groups
 
 
+def consumer_device(model: PreTrainedModel, block: Block) -> torch.device:
+    """Where a block's consumer runs, and so where its input is."""
+    return running_device(model.base_model.get_submodule(block.consumer))
+
+
 def _consumer_weight(model: PreTrainedModel, block: Block) -> Tensor:
     """`(outputs, columns)`, on the CPU."""
     consumer = model.base_model.get_submodule(block.consumer)
-    weight = consumer.get_parameter("weight").detach().cpu()
+    with loaded([consumer]):
+        weight = consumer.get_parameter("weight").detach().cpu()
     found: Tensor = weight.T if isinstance(consumer, Conv1D) else weight
     return found
 
@@ -202,7 +211,7 @@ def _run(
     Returns:
         The number of tokens without padding, and of samples.
     """
-    counts = torch.zeros(2, dtype=torch.float64, device=model.device)
+    counts = torch.zeros(2, dtype=torch.float64)
     with frozen(model), torch.no_grad():
         for index, batch in tqdm(share_of(batches), desc="Scoring", unit="batch"):
             samples = count_samples(batch)
@@ -221,7 +230,7 @@ def _run(
                 )
                 real = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask.to(x.device)
                 if block is blocks[0]:
-                    counts[0] += real.sum()
+                    counts[0] += real.sum().cpu()
                 add(block, x * real[..., None], real[..., None])
                 return values
 

@@ -13,11 +13,18 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from hfprune.distributed import add_over_processes, share_of
-from hfprune.scoring.activation_scorers import GramStatistics, groups_of, read_gram, regularised_inverse
+from hfprune.scoring.activation_scorers import (
+    GramStatistics,
+    consumer_device,
+    groups_of,
+    read_gram,
+    regularised_inverse,
+)
 from hfprune.scoring.objectives import summed_loss
 from hfprune.scoring.registry import Scorer, register_scorer
 from hfprune.scoring.scores import check_finite
 from hfprune.structure.blocks import Block
+from hfprune.structure.devices import input_device
 from hfprune.structure.gates import Batch, count_samples, frozen, gate_gradients, on_device
 
 
@@ -144,7 +151,8 @@ def read_gates(
         return _read_group(model, blocks, batches, losses, teacher, maps=None)
     found: dict[str, GateStatistics] = {}
     for group in groups_of(blocks):
-        maps = {name: m.to(model.device) for name, m in residual_maps(read_gram(model, group, batches)).items()}
+        maps = residual_maps(read_gram(model, group, batches))
+        maps = {block.name: maps[block.name].to(consumer_device(model, block)) for block in group}
         found |= _read_group(model, group, batches, losses, teacher, maps=maps)
     return found
 
@@ -158,17 +166,18 @@ def _read_group(
     *,
     maps: Mapping[str, Tensor] | None,
 ) -> dict[str, GateStatistics]:
-    sums = {block.name: torch.zeros(3, block.units, dtype=torch.float64, device=model.device) for block in blocks}
+    sums = {block.name: torch.zeros(3, block.units, dtype=torch.float64) for block in blocks}
+    device = input_device(model)
     with frozen(model), frozen(teacher):
         for index, batch in tqdm(share_of(batches), desc="Scoring", unit="batch"):
-            gammas = gate_gradients(model, blocks, on_device(batch, model.device), losses[index], maps=maps)
+            gammas = gate_gradients(model, blocks, on_device(batch, device), losses[index], maps=maps)
             for name, gamma in gammas.items():
                 check_finite(name, gamma, f" in calibration batch {index}")
-                sums[name] += torch.stack([gamma.sum(0), gamma.abs().sum(0), gamma.square().sum(0)])
+                sums[name] += torch.stack([gamma.sum(0), gamma.abs().sum(0), gamma.square().sum(0)]).cpu()
     add_over_processes(sums.values())
     samples = sum(count_samples(batch) for batch in batches)
     found = {}
     for block in blocks:
-        mean, mean_abs, mean_square = (sums[block.name] / samples).cpu().float()
+        mean, mean_abs, mean_square = (sums[block.name] / samples).float()
         found[block.name] = GateStatistics(block=block, mean=mean, mean_abs=mean_abs, mean_square=mean_square)
     return found

@@ -13,7 +13,8 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from hfprune.errors import CalibrationError
 from hfprune.scoring.registry import Labels
-from hfprune.structure.gates import Batch, count_samples
+from hfprune.structure.devices import input_device
+from hfprune.structure.gates import Batch, count_samples, on_device
 
 _LABELS = ("labels", "start_positions", "end_positions", "next_sentence_label")
 
@@ -119,11 +120,12 @@ def sampled_loss(model: PreTrainedModel, batch: Batch, *, teacher: PreTrainedMod
         drawn_from = output
     else:
         with torch.no_grad():
-            drawn_from = teacher(**_without_cache(teacher, inputs))
+            drawn_from = teacher(**_without_cache(teacher, on_device(inputs, input_device(teacher))))
     generator = torch.Generator().manual_seed(seed)
     losses = []
     for name in _logits_in(model, output):
-        mine, source = output[name], drawn_from[name].detach()
+        mine = output[name]
+        source = drawn_from[name].detach().to(mine.device)
         if name != "logits":
             mine, source = without_padding(mine, inputs), without_padding(source, inputs)
         losses.append(_draw(model, inputs, mine, source, generator))
@@ -160,7 +162,7 @@ def projected_loss(model: PreTrainedModel, batch: Batch, *, seed: int) -> Tensor
             if name != "logits":  # a span: the softmax goes over the tokens of a text
                 real = mask.to(logits)
             elif logits.ndim == 3:
-                logits = logits[mask.bool()]
+                logits = logits[mask.bool().to(logits.device)]
         direction = torch.randn(logits.shape, generator=generator).to(logits.device)
         direction = direction if real is None else direction * real
         if _has_softmax(model, logits):
@@ -199,7 +201,7 @@ def without_padding(logits: Tensor, batch: Batch) -> Tensor:
     mask = batch.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.shape != logits.shape:
         return logits
-    return logits.masked_fill(mask == 0, torch.finfo(logits.dtype).min)
+    return logits.masked_fill(mask.to(logits.device) == 0, torch.finfo(logits.dtype).min)
 
 
 def _draw(model: PreTrainedModel, batch: Batch, logits: Tensor, source: Tensor, generator: torch.Generator) -> Tensor:
@@ -207,7 +209,8 @@ def _draw(model: PreTrainedModel, batch: Batch, logits: Tensor, source: Tensor, 
     if logits.ndim == 3:
         mask = batch.get("attention_mask")
         if isinstance(mask, Tensor) and mask.shape == logits.shape[:2]:
-            logits, source = logits[mask.bool()], source[mask.bool()]
+            mask = mask.bool().to(logits.device)
+            logits, source = logits[mask], source[mask]
         logits, source = logits.reshape(-1, logits.shape[-1]), source.reshape(-1, source.shape[-1])
     problem = getattr(model.config, "problem_type", None)
     if problem == "regression" or logits.shape[-1] == 1:

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hfprune.distributed import from_main_process
 from hfprune.scoring.activation_scorers import read_activations, read_gram
 from hfprune.scoring.calibration import check_batches
 from hfprune.scoring.gate_scorers import read_gates
 from hfprune.scoring.registry import Scorer, get_scorer
 from hfprune.scoring.scores import Scores
 from hfprune.scoring.weight_scorers import read_weight_gradients, read_weights
-from hfprune.structure.blocks import Block, check_in_one_place, find_blocks
+from hfprune.structure.blocks import Block, find_blocks
+from hfprune.structure.devices import check_can_run
 from hfprune.structure.gates import Batch, count_samples
 
 #: How a hybrid joins two rankings of the units.
@@ -55,7 +57,8 @@ def score(
     """Score every unit of a model. The model is exactly as before afterwards, also after an error.
 
     Where `torch.distributed` is initialised, all processes must call it with the same batches: each takes its share,
-    and all get the same scores.
+    and all get the main process's scores. The model may be spread over devices or offloaded (`device_map`); scorers of
+    weight gradients refuse offloaded weights.
 
     Args:
         model: The model, dense or pruned.
@@ -71,18 +74,21 @@ def score(
     Raises:
         ValueError: No scorer has that name.
         CalibrationError: There are no batches, or they lack what the scorer needs.
+        StructureError: The model does not look as its entry says, or has weights that the scorer cannot reach.
         NonFiniteScoreError: A score is NaN or infinite; the message names block, units and batch.
     """
     entries, rule = scorers_in(scorer)
     batches = check_batches(batches, model, taker="score")
     every = find_blocks(model)
     blocks = [block for block in every if block.units]
-    check_in_one_place(model)
+    check_can_run(model)
+    check_can_run(teacher or model)
     samples = sum(count_samples(batch) for batch in batches)
     by_block = {block.name: torch.zeros(block.units) for block in every}
     if blocks:
         found = [_score(model, blocks, batches, entry, seed, teacher or model) for entry in entries]
         by_block |= found[0] if rule is None else hybrid(found[0], found[1], blocks, rule)
+    from_main_process(by_block.values())
     return Scores(by_block=by_block, scorer=scorer, samples=samples)
 
 

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hfprune.distributed import is_main_process
 from hfprune.errors import NonFiniteScoreError
 
 
@@ -41,9 +42,10 @@ class Scores(Mapping[str, Tensor]):
         return len(self.by_block)
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file."""
+        """Write a safetensors file; of several processes the main one does."""
         metadata = {"hfprune": json.dumps({"scorer": self.scorer, "samples": self.samples})}
-        save_file({name: value.contiguous() for name, value in self.by_block.items()}, path, metadata=metadata)
+        if is_main_process():
+            save_file({name: value.contiguous() for name, value in self.by_block.items()}, path, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "Scores":

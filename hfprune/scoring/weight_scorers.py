@@ -13,9 +13,11 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from hfprune.distributed import add_over_processes, share_of
+from hfprune.errors import StructureError
 from hfprune.scoring.objectives import summed_loss
 from hfprune.scoring.registry import Scorer, register_scorer
 from hfprune.structure.blocks import Block, unit_slices
+from hfprune.structure.devices import input_device, loaded, offloaded
 from hfprune.structure.gates import Batch, count_samples, frozen, on_device
 
 #: Step size of the fine-tuning that `movement` watches.
@@ -108,7 +110,8 @@ def read_weights(model: PreTrainedModel, blocks: Sequence[Block], seed: int) -> 
     """What scorers that read `weights` get, with block names, one block at a time."""
     generator = torch.Generator().manual_seed(seed)
     for block in blocks:
-        weights = torch.cat([part.detach().float().cpu() for part in unit_slices(model, block)], 1)
+        with loaded(model.base_model.get_submodule(path) for path in (*block.producers, block.consumer)):
+            weights = torch.cat([part.detach().float().cpu() for part in unit_slices(model, block)], 1)
         yield block.name, WeightStatistics(block=block, weights=weights, generator=generator)
 
 
@@ -123,13 +126,35 @@ def read_weight_gradients(
 ) -> dict[str, WeightGradientStatistics]:
     """What scorers that read `weight_gradients` or `fine_tuning` get, by block name.
 
-    The loss of a batch is its mean over samples. Several processes each take their share of the batches; for
-    `fine_tuning` each trains a copy of its own.
+    The loss of a batch is its mean over samples. Several processes each take their share of the batches; but for
+    `fine_tuning`, where each step starts from the one before, every process takes all of them.
+
+    Args:
+        model: The model; its weights may be on several devices, but not offloaded.
+        blocks: Its blocks.
+        batches: The batches of all processes.
+        scorer: Which scorer will read the statistics.
+        seed: Of everything that is drawn.
+        teacher: Draws the labels for scorers with `labels="model"`.
+
+    Returns:
+        By block name.
+
+    Raises:
+        StructureError: Weights are offloaded: their gradients would be lost with them.
     """
+    away = offloaded(model)
+    if away:
+        raise StructureError(
+            f"the scorer {scorer.name!r} reads gradients of weights, and those of {len(away)} modules, such as "
+            f"{away[0]}, are offloaded, so they keep none. Load the model without offloading, or use a scorer that "
+            "reads gates, such as fisher or kl_fisher."
+        )
     training = scorer.reads == "fine_tuning"
     if training:
         model = copy.deepcopy(model)
-    sums = {block.name: torch.zeros(3, block.units, device=model.device) for block in blocks}
+    sums = {block.name: torch.zeros(3, block.units) for block in blocks}
+    device = input_device(model)
     projections = [
         parameter
         for block in blocks
@@ -143,10 +168,9 @@ def read_weight_gradients(
             parameter.grad = None
         optimizer = torch.optim.AdamW(projections, lr=MOVEMENT_LEARNING_RATE) if training else None
         try:
-            for index, batch in tqdm(share_of(batches), desc="Scoring", unit="batch"):
-                loss = summed_loss(scorer.labels, index, seed=seed, teacher=teacher)(
-                    model, on_device(batch, model.device)
-                )
+            share = list(enumerate(batches)) if training else share_of(batches)
+            for index, batch in tqdm(share, desc="Scoring", unit="batch"):
+                loss = summed_loss(scorer.labels, index, seed=seed, teacher=teacher)(model, on_device(batch, device))
                 (loss / count_samples(batch)).backward()  # type: ignore[no-untyped-call]
                 _add(sums, model, blocks)
                 if optimizer is not None:
@@ -157,7 +181,8 @@ def read_weight_gradients(
             for parameter, gradient in zip(projections, earlier, strict=True):
                 parameter.requires_grad_(False)  # `frozen` gives back what was trainable
                 parameter.grad = gradient
-    add_over_processes(sums.values())
+    if not training:
+        add_over_processes(sums.values())
     return _statistics(blocks, sums, len(batches))
 
 
@@ -168,7 +193,7 @@ def _add(sums: Mapping[str, Tensor], model: PreTrainedModel, blocks: Sequence[Bl
         product = sum((w * g).float().sum(1) for w, g in zip(weights, gradients, strict=True))
         assert isinstance(size, Tensor)
         assert isinstance(product, Tensor)
-        sums[block.name].add_(torch.stack([size, product.abs(), product]).detach())
+        sums[block.name].add_(torch.stack([size, product.abs(), product]).detach().cpu())
 
 
 def _statistics(
@@ -176,7 +201,7 @@ def _statistics(
 ) -> dict[str, WeightGradientStatistics]:
     found = {}
     for block in blocks:
-        size, product_abs, product = sums[block.name].cpu()
+        size, product_abs, product = sums[block.name]
         found[block.name] = WeightGradientStatistics(
             block=block, gradient=size / batches, sensitivity=product_abs / batches, signed=product
         )

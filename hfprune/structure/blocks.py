@@ -168,7 +168,7 @@ def find_blocks(model: PreTrainedModel) -> list[Block]:
 
 
 def check_in_one_place(model: PreTrainedModel) -> None:
-    """Refuse a model that is spread over devices or offloaded.
+    """Refuse a model that is spread over devices or offloaded, where weights are to be changed.
 
     Args:
         model: The model.
@@ -179,8 +179,9 @@ def check_in_one_place(model: PreTrainedModel) -> None:
     devices = sorted({str(parameter.device) for parameter in model.parameters()})
     if len(devices) > 1 or devices == ["meta"]:
         raise StructureError(
-            f"the model's weights are on {', '.join(devices)}: scoring and surgery need all of them on one device. "
-            "Load it without device_map, or with device_map='cpu'."
+            f"the model's weights are on {', '.join(devices)}: surgery and reconstruction need all of them on one "
+            "device. Load it without device_map, or with device_map='cpu'. Scoring works as it is: keep what "
+            "hfprune.score (Scores.save) or hfprune.plan (to_json) gives, and apply the plan to the model on the CPU."
         )
 
 

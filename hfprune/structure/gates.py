@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfprune.structure.blocks import Block
+from hfprune.structure.devices import input_device
 
 Batch = dict[str, Any]
 
@@ -64,22 +65,29 @@ def gate_gradients(
         maps: By block name, `(columns + 1, columns)` float32: take [x, 1] · map for x in the formula.
 
     Returns:
-        By block name: `(N, units)` float32, on the model's device.
+        By block name: `(N, units)` float32, where the consumer's input is.
     """
     samples = count_samples(batch)
-    device = model.device
-    gates = {block: torch.ones(samples, block.units, device=device, requires_grad=True) for block in blocks}
+    gates: dict[Block, Tensor] = {}
 
     def probe(block: Block) -> Callable[[Tensor], Tensor]:
         change = None if maps is None else maps[block.name]
-        return lambda x: _Gate.apply(x, gates[block], change)  # type: ignore[no-untyped-call]
+
+        def gate(x: Tensor) -> Tensor:
+            if block not in gates:
+                gates[block] = torch.ones(samples, block.units, device=x.device, requires_grad=True)
+            gated: Tensor = _Gate.apply(x, gates[block], change)  # type: ignore[no-untyped-call]
+            return gated
+
+        return gate
 
     with torch.enable_grad(), input_hooks(model, {block: probe(block) for block in blocks}):
         total = loss(model, batch)
         found = torch.autograd.grad(total, list(gates.values()), allow_unused=True)
+    gradients = dict(zip(gates, found, strict=True))
     return {
-        block.name: torch.zeros_like(gates[block]) if gradient is None else gradient
-        for block, gradient in zip(gates, found, strict=True)
+        block.name: torch.zeros(samples, block.units) if gradients.get(block) is None else gradients[block]
+        for block in blocks
     }
 
 
@@ -103,15 +111,16 @@ def refuse_head_mask(batch: Mapping[str, Any]) -> None:
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no weight gradients, inside the `with`; exactly as before afterwards, also after an error."""
     modes = [(module, module.training) for module in model.modules()]
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # by name: accelerate makes offloaded parameters anew whenever their module runs
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     try:
         model.eval()
-        for parameter in trainable:
-            parameter.requires_grad_(False)
+        for name in trainable:
+            model.get_parameter(name).requires_grad_(False)
         yield
     finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+        for name in trainable:
+            model.get_parameter(name).requires_grad_(True)
         for module, mode in modes:
             module.training = mode
 
@@ -141,15 +150,15 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
-def inputs_of(module: nn.Module, batch: Batch) -> Batch:
-    """What a model, or a part of one, takes of a batch, on its device and without labels.
+def inputs_of(module: PreTrainedModel, batch: Batch) -> Batch:
+    """What a model, or the base model in one, takes of a batch, where it wants it and without labels.
 
     Scoring and reconstruction never generate, so a decoder is told not to build a key/value cache. The choices of a
     multiple choice are samples of their own, as its head makes them.
     """
     parameters = inspect.signature(module.forward).parameters
     taken = {name: value for name, value in batch.items() if name in parameters and name != "labels"}
-    taken = on_device(taken, next(module.parameters()).device)
+    taken = on_device(taken, input_device(module))
     ids = taken.get("input_ids")
     if isinstance(ids, Tensor) and ids.ndim == 3:
         taken = {

@@ -139,7 +139,18 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
     for path, consumer in table.get("bypassed", {}).items():
         module = base.get_submodule(path)
         module.bypassed_consumer = consumer
-        module.forward = partial(_without_heads, module)
+        _bypass(module)
+
+
+def _bypass(module: Any) -> Any:
+    """Leave out a module without heads, also in the copies that torch.nn.DataParallel makes of it."""
+    module.forward = partial(_without_heads, module)
+    module._replicate_for_data_parallel = partial(_replicate, module)
+    return module
+
+
+def _replicate(module: Any) -> Any:
+    return _bypass(type(module)._replicate_for_data_parallel(module))  # else it would run with the original's weights
 
 
 def _without_heads(module: Any, hidden_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,130 @@
+"""Run alone or by torchrun in a test: plans of all kinds of scorers, training on equal batches, and who writes.
+
+Every process writes what it found into the folder that is its argument, as `report-<rank>.json` and
+`<task>-<rank>.safetensors`; the rank of a process alone is `alone`.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from datasets import Dataset
+from safetensors.torch import save_file
+from transformers import set_seed
+
+import hfprune
+from hfprune.publishing import checkpoint
+from hfprune.recovery import reconstruction
+from hfprune.scoring import scorers
+from tests.support.tiny import tiny_batch, tiny_model
+
+#: One of every kind of pass, and a hybrid.
+SCORERS = ("fisher", "kl_fisher", "residual_fisher", "l2", "gradient", "movement", "fluctuation", "obs")
+HYBRID = "hybrid(sparsity_measure, logit_fisher, rank)"
+TASKS = ("SequenceClassification", "TokenClassification")
+
+
+def plans() -> dict[str, str]:
+    """The digests of the plans of every scorer, and of the whole default pipeline."""
+    batches = [tiny_batch(samples=6, length=12, seed=seed) for seed in range(5)]
+    for seed, batch in enumerate(batches):
+        batch["labels"] = torch.randint(2, (6,), generator=torch.Generator().manual_seed(seed))
+    config = hfprune.PruningConfig(sparsity=0.5, sequence_length=12)
+    model = tiny_model("bert")
+    found = {"default": hfprune.prune(model, batches, config).pruning_plan.digest}
+    for name in (*SCORERS, HYBRID):
+        found[name] = hfprune.plan(model, hfprune.score(model, batches, scorer=name), config).digest
+    return found
+
+
+def unlike_hardware() -> str:
+    """The digest of all weights after pruning and repair where this process computes otherwise than the main one."""
+    offset = 0.1 * int(os.environ.get("RANK", "0"))
+    score, solve = scorers._score, reconstruction._solve
+    scorers._score = lambda *args: {
+        name: value + offset * torch.rand(len(value)) for name, value in score(*args).items()
+    }
+    reconstruction._solve = lambda *args: ((1 + offset) * solve(*args)[0], solve(*args)[1])
+    try:
+        small = hfprune.prune(
+            tiny_model("bert"),
+            [tiny_batch(seed=seed) for seed in range(3)],
+            hfprune.PruningConfig(sparsity=0.5, rounds=2, sequence_length=8),
+        )
+    finally:
+        scorers._score, reconstruction._solve = score, solve
+    total = sum(value.double().abs().sum() for value in small.state_dict().values())
+    return f"{small.pruning_plan.digest} {total.item()!r}"
+
+
+def rows(task: str) -> Dataset:
+    """24 samples; token labels are of unequal counts from row to row and from one half of a batch to the other."""
+    batch = tiny_batch(samples=24, length=9)
+    batch["attention_mask"][:] = 1
+    labels = torch.arange(24) % 2
+    if task == "TokenClassification":
+        labels = batch["input_ids"] % 2
+        for row in range(24):
+            labels[row, 1 + row % 8 :] = -100
+    return Dataset.from_dict({**{name: value.tolist() for name, value in batch.items()}, "labels": labels.tolist()})
+
+
+def train(task: str, folder: Path, processes: int) -> tuple[dict[str, object], hfprune.RecoveryTrainer]:
+    """Three steps over 8 samples each, by all processes together; a whole attention block is gone."""
+    set_seed(0)
+    dense = tiny_model("bert", f"AutoModelFor{task}", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    config = hfprune.PruningConfig(min_units=0, sequence_length=9, rounds=1)
+    small = hfprune.prune(dense, [tiny_batch()], config, sparsity={"*.0.attention": 1.0, "*.ffn": 0.4})
+    args = hfprune.RecoveryArguments(
+        output_dir=str(folder / task),
+        per_device_train_batch_size=8 // processes,
+        num_train_epochs=1,
+        learning_rate=0.5,
+        hidden_states_weight=0.5,
+        optim="sgd",
+        lr_scheduler_type="constant",
+        train_sampling_strategy="sequential",
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=3,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = hfprune.RecoveryTrainer(small, args, teacher=dense, train_dataset=rows(task))
+    before = {name: value.clone() for name, value in small.state_dict().items()}
+    trainer.train()
+    moved = max(
+        (value - before[name]).abs().max().item() for name, value in small.state_dict().items() if value.numel()
+    )
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {"losses": losses, "moved": moved}, trainer
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder, rank = Path(sys.argv[1]), os.environ.get("RANK", "alone")
+    if rank != "alone":
+        dist.init_process_group("gloo")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    writes: list[str] = []
+    write = checkpoint._write
+    checkpoint._write = lambda model, path, tokenizer: (writes.append(str(path)), write(model, path, tokenizer))[1]
+
+    report = {"plans": plans(), "unlike": unlike_hardware(), "trained": {}}
+    for task in TASKS:
+        report["trained"][task], trainer = train(task, folder / f"of-{processes}", processes)
+        weights = trainer.accelerator.unwrap_model(trainer.model)
+        save_file(weights.state_dict(), folder / f"{task}-{rank}.safetensors")
+    hfprune.save(weights, folder / f"of-{processes}" / "saved")
+    report["writes"] = len(writes)
+    (folder / f"report-{rank}.json").write_text(json.dumps(report))
+    if rank != "alone":
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

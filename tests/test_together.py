@@ -1,0 +1,78 @@
+"""Two gloo processes on a CPU do what one does: the same plans, the same training, one writer."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import hfprune
+from hfprune import distributed
+from hfprune.publishing.verification import verify
+from tests.support.processes import run_python
+from tests.support.together import HYBRID, SCORERS, TASKS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What one process and two left of the same work: one start for all tests, as it takes seconds."""
+    found = tmp_path_factory.mktemp("together")
+    for processes in (1, 2):
+        run_python("-m", "tests.support.together", found, processes=processes, port=29717)
+    return found
+
+
+def reports(folder):
+    return [json.loads((folder / f"report-{rank}.json").read_text()) for rank in ("alone", "0", "1")]
+
+
+@pytest.mark.distributed
+def test_plans_of_every_kind_of_scorer(folder):
+    alone, *others = (report["plans"] for report in reports(folder))
+    assert set(alone) == {"default", *SCORERS, HYBRID}
+    assert others == [alone, alone]
+
+
+@pytest.mark.distributed
+def test_the_main_process_decides_where_others_compute_otherwise(folder):
+    alone, first, second = (report["unlike"] for report in reports(folder))
+    assert first == second
+    assert first.split()[0] == alone.split()[0]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("task", TASKS)
+def test_equal_global_batches_train_alike(folder, task):
+    alone, *others = (report["trained"][task] for report in reports(folder))
+    assert len(alone["losses"]) == 3
+    assert alone["moved"] > 2e-2
+    assert others[0]["losses"] == pytest.approx(alone["losses"], abs=1e-3)
+    expected = load_file(folder / f"{task}-alone.safetensors")
+    for rank in (0, 1):
+        found = load_file(folder / f"{task}-{rank}.safetensors")
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-3)
+
+
+@pytest.mark.distributed
+def test_only_the_main_process_writes_and_all_is_there(folder):
+    alone, first, second = (report["writes"] for report in reports(folder))
+    assert (alone, first, second) == (1, 1, 0)
+    for name in ("saved", *(f"{task}/checkpoint-3" for task in TASKS)):
+        assert verify(folder / "of-2" / name) == []
+    last = load_file(folder / f"{TASKS[-1]}-0.safetensors")
+    for name in ("saved", f"{TASKS[-1]}/checkpoint-3"):
+        again = hfprune.load(folder / "of-2" / name)
+        assert all(torch.equal(again.state_dict()[key], value) for key, value in last.items())
+    files = [{p.relative_to(folder / kind) for p in (folder / kind).rglob("*")} for kind in ("of-1", "of-2")]
+    extra = {str(path) for path in files[1] ^ files[0]}
+    assert all("rng_state" in path for path in extra)  # each process keeps its own random state
+
+
+@pytest.mark.parametrize(
+    ("config", "sent"),
+    [("cpu:gloo,cuda:gloo", "cpu"), ("cpu:gloo,cuda:nccl", "cpu"), ("cuda:nccl", "cuda"), ("xpu:xccl", "xpu")],
+)
+def test_tensors_go_where_the_backend_can_send_them(config, sent, monkeypatch):
+    monkeypatch.setattr(distributed.dist, "get_backend_config", lambda: config)
+    assert distributed._sendable(torch.device("cpu")).type == sent
