@@ -26,6 +26,7 @@ LEVELS = {
     "data": 6,
     "pipeline": 6,
     "tasks": 6,
+    "workflow": 6,
     "cli": 7,
     "__init__": 8,
 }
