@@ -9,10 +9,10 @@ from hfprune.tasks.arguments import (
     TokenArguments,
     parse,
 )
-from hfprune.tasks.masked_language_modelling import masked_language_modelling
+from hfprune.tasks.masked_text import masked_language_modelling
 from hfprune.tasks.task import Task
-from hfprune.tasks.text_classification import text_classification
-from hfprune.tasks.token_classification import token_classification
+from hfprune.tasks.texts import text_classification
+from hfprune.tasks.tokens import token_classification
 
 __all__ = [
     "Arguments",

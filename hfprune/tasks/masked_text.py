@@ -56,7 +56,13 @@ def masked_language_modelling(model: ModelArguments, data: MaskedTextArguments, 
     )
     source = resolve_model(model.model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
-    masking = {"mlm_probability": data.mask_probability}
+
+    def collator(masks_seed: int | None) -> Collator:
+        return _Collator(
+            masking=DataCollatorForLanguageModeling(tokenizer, mlm_probability=data.mask_probability, seed=masks_seed),
+            padding=DataCollatorForTokenClassification(tokenizer),
+        )
+
     packed = pack(raw, tokenizer, text_column=data.text_column, max_length=data.max_length)
     for split in ("validation", "test"):
         packed[split] = masked(packed[split], tokenizer, probability=data.mask_probability, seed=seed)
@@ -66,11 +72,8 @@ def masked_language_modelling(model: ModelArguments, data: MaskedTextArguments, 
         labels={},
         data=packed,
         tokenizer=tokenizer,
-        collator=_Collator(
-            training=DataCollatorForLanguageModeling(tokenizer, **masking),
-            evaluation=DataCollatorForTokenClassification(tokenizer),
-        ),
-        calibration_collator=DataCollatorForLanguageModeling(tokenizer, **masking, seed=seed),
+        collator=collator(None),
+        calibration_collator=collator(seed),
         metrics=metrics,
         compute_metrics=_scores,
         preprocess_logits=_losses_and_choices,
@@ -81,11 +84,17 @@ def masked_language_modelling(model: ModelArguments, data: MaskedTextArguments, 
 class _Collator:
     """Masks at random the rows that have no labels, and pads those that have."""
 
-    training: Collator
-    evaluation: Collator
+    masking: Collator
+    padding: Collator
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
-        return self.evaluation(rows) if "labels" in rows[0] else self.training(rows)
+        if "labels" in rows[0]:
+            return self.padding(rows)
+        for _ in range(100):  # a short batch may have drawn nothing to predict, and so no loss
+            batch = self.masking(rows)
+            if (batch["labels"] != -100).any():
+                break
+        return batch
 
 
 def pack(
