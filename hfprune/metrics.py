@@ -1,6 +1,6 @@
 """Metrics that work offline: `evaluate.Metric` modules that combine with the Hub's through `evaluate.combine`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -11,13 +11,14 @@ from sklearn import metrics as sk
 
 _LABELS = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
 _NUMBERS = {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
+_TAGS = {name: datasets.Sequence(datasets.Value("string")) for name in ("predictions", "references")}
 
 
 class _Metric(evaluate.Metric):
     """What the metrics here share: a description and the type of their columns."""
 
     title: str
-    columns: dict[str, datasets.Value]
+    columns: dict[str, Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"keep_in_memory": True, **kwargs})
@@ -144,3 +145,84 @@ def compute_metrics_for(names: Sequence[str], *, regression: bool = False) -> Ca
         return results
 
     return compute
+
+
+class Entities(_Metric):
+    """Precision, recall and F1 of named entities, and the accuracy of tags, from lists of IOB tags.
+
+    An entity is found if its type, its first and its last word are right; all types count together (Tjong Kim Sang & De
+    Meulder 2003, "Introduction to the CoNLL-2003 Shared Task").
+    """
+
+    title, columns = "entities", _TAGS
+    names = ("f1", "precision", "recall", "accuracy")
+
+    def _compute(self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
+        pairs = [(set(entities(p)), set(entities(r))) for p, r in zip(predictions, references, strict=True)]
+        right = sum(len(found & real) for found, real in pairs)
+        found, real = (sum(len(pair[i]) for pair in pairs) for i in (0, 1))
+        tags = [p == r for ps, rs in zip(predictions, references, strict=True) for p, r in zip(ps, rs, strict=True)]
+        return {
+            "f1": _fraction(2 * right, found + real),
+            "precision": _fraction(right, found),
+            "recall": _fraction(right, real),
+            "accuracy": _fraction(sum(tags), len(tags)),
+        }
+
+
+def _fraction(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def entities(tags: Iterable[str]) -> list[tuple[str, int, int]]:
+    """The entities in a sequence of IOB tags: type, first word, and the word after the last.
+
+    B- begins one; so does an I- that continues none of its type, as in the script of CoNLL. Any other tag is outside.
+
+    >>> entities(["B-PER", "I-PER", "O", "B-LOC", "B-LOC", "I-ORG"])
+    [('PER', 0, 2), ('LOC', 3, 4), ('LOC', 4, 5), ('ORG', 5, 6)]
+    """
+    spans: list[tuple[str, int, int]] = []
+    for i, tag in enumerate(tags):
+        prefix, _, kind = tag.partition("-")
+        if prefix == "I" and spans and spans[-1][0] == kind and spans[-1][2] == i:
+            spans[-1] = (kind, spans[-1][1], i + 1)
+        elif prefix in ("B", "I") and kind:
+            spans.append((kind, i, i + 1))
+    return spans
+
+
+def entity_metrics_for(
+    names: Sequence[str], tags: Mapping[int, str]
+) -> tuple[list[str], Callable[[Any], dict[str, float]]]:
+    """What to measure of tags, and a `compute_metrics` function for `Trainer` that does it.
+
+    Args:
+        names: Of `f1`, `precision`, `recall` and `accuracy`; if empty, all that the tags allow.
+        tags: Names of the tags by the model's numbers.
+
+    Returns:
+        The names, and a function from `EvalPrediction` with `(N, tokens)` tags, not logits, to a mapping from metric
+        to value. Tokens labelled -100 do not count.
+
+    Raises:
+        ValueError: A name is unknown, or is of entities where the tags are not IOB tags.
+    """
+    iob = any(name.startswith(("B-", "I-")) for name in tags.values())
+    fitting = Entities.names if iob else ("accuracy",)
+    for name in names:
+        if name not in fitting:
+            reason = "" if iob else f"; precision, recall and f1 need IOB tags, not {', '.join(tags.values())}"
+            raise ValueError(f"the metric {name!r} does not fit these tags; these do: {', '.join(fitting)}{reason}.")
+    metric = Entities()
+
+    def compute(prediction: Any) -> dict[str, float]:
+        labelled = [row != -100 for row in prediction.label_ids]
+        guesses, truth = (
+            [[tags[int(tag)] for tag in row[real]] for row, real in zip(rows, labelled, strict=True)]
+            for rows in (prediction.predictions, prediction.label_ids)
+        )
+        found = metric.compute(predictions=guesses, references=truth)
+        return {name: found[name] for name in fitting}
+
+    return list(names or fitting), compute

@@ -22,7 +22,7 @@ from hfprune.publishing.verification import verify
 from hfprune.report import command_line
 from hfprune.scoring import calibration_batches
 from hfprune.scoring.objectives import predicts_next_token
-from hfprune.tasks import clear_earlier_run
+from hfprune.workflow import clear_earlier_run
 from tests.support.plans import uneven_plan
 from tests.support.tiny import tiny_batch, tiny_model
 

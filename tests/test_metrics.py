@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from transformers import EvalPrediction
 
-from hfprune.metrics import METRICS, Accuracy, compute_metrics_for, load_metric
+from hfprune.metrics import METRICS, Accuracy, Entities, compute_metrics_for, entities, entity_metrics_for, load_metric
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,43 @@ def test_for_trainer():
 def test_every_metric_describes_itself():
     for name, metric in METRICS.items():
         assert metric().info.description == name
+
+
+@pytest.mark.parametrize(
+    ("tags", "found"),
+    [
+        ("O O", []),
+        ("B-A I-A O", [("A", 0, 2)]),
+        ("B-A B-A", [("A", 0, 1), ("A", 1, 2)]),
+        ("B-A I-B", [("A", 0, 1), ("B", 1, 2)]),  # another type begins another one
+        ("O I-A I-A", [("A", 1, 3)]),  # IOB1: I- after O begins one
+        ("B-A O I-A", [("A", 0, 1), ("A", 2, 3)]),
+        ("B-A-b I-A-b", [("A-b", 0, 2)]),
+        ("LABEL_3 NOUN B-", []),
+    ],
+)
+def test_entities_in_tags(tags, found):
+    assert entities(tags.split()) == found
+
+
+def test_entities_count_only_when_type_and_both_ends_are_right():
+    references = [["B-A", "I-A", "O", "B-B"], ["B-A", "O"], ["O", "O"]]
+    predictions = [["B-A", "I-A", "O", "B-A"], ["B-A", "I-A"], ["O", "O"]]
+    found = Entities().compute(predictions=predictions, references=references)
+    assert found == {"f1": pytest.approx(1 / 3), "precision": 1 / 3, "recall": 1 / 3, "accuracy": 6 / 8}
+    nothing = Entities().compute(predictions=[["O"]], references=[["O"]])
+    assert nothing == {"f1": 0.0, "precision": 0.0, "recall": 0.0, "accuracy": 1.0}
+
+
+def test_entities_for_trainer():
+    names, compute = entity_metrics_for([], {0: "O", 1: "B-A", 2: "I-A"})
+    assert names == ["f1", "precision", "recall", "accuracy"]
+    tags, labels = np.array([[0, 1, 2, 1], [1, 1, -100, -100]]), np.array([[-100, 1, -100, 2], [-100, 1, -100, -100]])
+    # B-A B-A against B-A I-A, and B-A against B-A
+    found = compute(EvalPrediction(predictions=tags, label_ids=labels))
+    assert found == {"f1": pytest.approx(0.4), "precision": pytest.approx(1 / 3), "recall": 0.5, "accuracy": 2 / 3}
+    assert entity_metrics_for(["recall"], {0: "I-A"})[0] == ["recall"]
+    parts, _ = entity_metrics_for([], {0: "NOUN", 1: "VERB"})
+    assert parts == ["accuracy"]
+    with pytest.raises(ValueError, match="'f1' does not fit these tags; these do: accuracy; .* IOB tags, not NOUN"):
+        entity_metrics_for(["f1"], {0: "NOUN"})

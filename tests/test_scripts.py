@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 import hfprune
@@ -17,8 +16,8 @@ from hfprune import PruningConfig
 from hfprune.cli import app
 from hfprune.publishing.verification import verify
 from tests.support.processes import run_python
+from tests.support.runs import mlm_home, settings, text_home, token_home, write
 from tests.support.tiny import tiny_batch, tiny_model
-from tests.support.tiny_data import tiny_texts, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "run_text_classification.py"
@@ -26,42 +25,13 @@ SCRIPT = ROOT / "scripts" / "run_text_classification.py"
 
 @pytest.fixture
 def home(tmp_path):
-    """A folder with a tiny dense classifier, `dense`, and a tiny file of texts, `data.csv`."""
-    model = tiny_model("bert", num_labels=3, id2label={0: "what", 1: "where", 2: "who"})
-    model.save_pretrained(tmp_path / "dense")
-    tiny_tokenizer().save_pretrained(tmp_path / "dense")
-    names = ["who", "what", "where"]
-    rows = [f"{row['text']},{names[row['label']]}" for row in tiny_texts(80)]
-    (tmp_path / "data.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
-    return tmp_path
+    return text_home(tmp_path)
 
 
-def settings(home, **changes):
-    return {
-        "model_name_or_path": str(home / "dense"),
-        "train_file": str(home / "data.csv"),
-        "output_dir": str(home / "out"),
-        "sparsity": 0.4,
-        "sequence_length": 16,
-        "max_length": 16,
-        "calibration_samples": 32,
-        "num_train_epochs": 2,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 0.001,
-        "metrics": ["accuracy", "f1"],
-        "latency_batch_size": 2,
-        "latency_length": 8,
-        "use_cpu": True,
-        "save_strategy": "epoch",
-        "report_to": "none",
-        **changes,
-    }
-
-
-def run(*arguments):
+def run(*arguments, script=SCRIPT):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        [sys.executable, str(script), *map(str, arguments)],
         capture_output=True,
         text=True,
         env=environment,
@@ -70,16 +40,10 @@ def run(*arguments):
     )
 
 
-def write(home, values):
-    path = home / "settings.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
-
-
 @pytest.mark.script
 class TestScript:
     def test_the_whole_story_from_a_yaml_file(self, home):
-        done = run(write(home, settings(home, dense_epochs=1)))
+        done = run(write(home, settings(home, dense_epochs=1, metrics=["accuracy", "f1"])))
         assert done.returncode == 0, done.stderr[-3000:]
         results = json.loads((home / "out" / "results.json").read_text())
         assert set(results) >= {
@@ -163,6 +127,25 @@ class TestScript:
         assert message in done.stderr
         assert not (home / "out" / "dense_training").exists()
         assert not (home / "out" / "dense").exists()
+
+    @pytest.mark.parametrize(
+        ("name", "make_home", "data", "metric"),
+        [
+            ("run_token_classification.py", token_home, "data.jsonl", "f1"),
+            ("run_mlm.py", mlm_home, "data.txt", "perplexity"),
+        ],
+    )
+    def test_the_other_scripts(self, tmp_path, name, make_home, data, metric):
+        home = make_home(tmp_path)
+        path = write(home, settings(home, train_file=str(home / data), num_train_epochs=1))
+        done = run(path, script=SCRIPT.parent / name)
+        assert done.returncode == 0, done.stderr[-3000:]
+        results = json.loads((home / "out" / "results.json").read_text())
+        assert f"recovered_{metric}" in results
+        assert "recovered" in done.stdout
+        assert verify(home / "out" / "model") == []
+        record = hfprune.load(home / "out" / "model").pruning_record
+        assert record.command.startswith(f"python scripts/{name} ")
 
     def test_help_names_every_choice(self):
         done = run("--help")

@@ -10,7 +10,8 @@ WORDS = ["who", "what", "where", "is", "the", "a", "dog", "cat", "city", "river"
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {"[UNK]": 0, "[PAD]": 1, "[BOS]": 2, "[EOS]": 3, **{word: i + 4 for i, word in enumerate(WORDS)}}
+    words = [*WORDS, "[MASK]"]
+    vocabulary = {"[UNK]": 0, "[PAD]": 1, "[BOS]": 2, "[EOS]": 3, **{word: i + 4 for i, word in enumerate(words)}}
     assert len(vocabulary) <= VOCABULARY
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -18,7 +19,12 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         single="[BOS] $A [EOS]", pair="[BOS] $A [EOS] $B [EOS]", special_tokens=[("[BOS]", 2), ("[EOS]", 3)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]"
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        bos_token="[BOS]",
+        eos_token="[EOS]",
+        mask_token="[MASK]",
     )
 
 
@@ -29,6 +35,13 @@ def tiny_texts(rows: int = 24) -> Dataset:
     texts = [f"{WORDS[label]} {text}" for label, text in zip(labels, texts, strict=True)]
     data = Dataset.from_dict({"text": texts, "label": labels})
     return data.cast_column("label", ClassLabel(names=["who", "what", "where"]))
+
+
+def tiny_tags(rows: int = 80) -> list[dict[str, list[str]]]:
+    """The same texts as words with IOB tags: an entity begins at an animal and goes on with `of`."""
+    tags = {"dog": "B-X", "cat": "B-X", "of": "I-X"}
+    words = [text.split() for text in tiny_texts(rows)["text"]]
+    return [{"tokens": text, "ner_tags": [tags.get(word, "O") for word in text]} for text in words]
 
 
 def tiny_tokenized(rows: int = 24) -> Dataset:

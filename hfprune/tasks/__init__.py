@@ -1,0 +1,29 @@
+"""What the scripts share: their arguments, and for each kind of task the data, model and trainer that it takes."""
+
+from hfprune.tasks.arguments import (
+    Arguments,
+    DataArguments,
+    MaskedTextArguments,
+    ModelArguments,
+    TextArguments,
+    TokenArguments,
+    parse,
+)
+from hfprune.tasks.masked_text import masked_language_modelling
+from hfprune.tasks.task import Task
+from hfprune.tasks.texts import text_classification
+from hfprune.tasks.tokens import token_classification
+
+__all__ = [
+    "Arguments",
+    "DataArguments",
+    "MaskedTextArguments",
+    "ModelArguments",
+    "Task",
+    "TextArguments",
+    "TokenArguments",
+    "masked_language_modelling",
+    "parse",
+    "text_classification",
+    "token_classification",
+]

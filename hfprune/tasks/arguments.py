@@ -1,0 +1,118 @@
+"""The arguments of the scripts, from the command line or from one file."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from typing import Any, NamedTuple
+
+from transformers import HfArgumentParser
+
+from hfprune.config import PruningConfig
+from hfprune.recovery.arguments import RecoveryArguments
+
+#: PruningConfig without its seed: --seed of the training arguments is for both.
+PruningArguments = make_dataclass(
+    "PruningArguments", [(f.name, f.type, f) for f in fields(PruningConfig) if f.name != "seed"]
+)
+
+
+@dataclass
+class ModelArguments:
+    """Which model, whether it must be fine-tuned first, what it learns from, and when it has learned enough."""
+
+    model_name_or_path: str = field(metadata={"help": "Hub name, folder, or minilm-l6 (from an installed package)."})
+    teacher_model: str | None = field(
+        default=None, metadata={"help": "Fine-tuned teacher for recovery, with the same labels; by default the dense."}
+    )
+    dense_epochs: float = field(default=0.0, metadata={"help": "Epochs of dense fine-tuning first; 0: it is done."})
+    dense_learning_rate: float = field(default=5e-5, metadata={"help": "Learning rate of the dense fine-tuning."})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many evaluations without a better metric_for_best_model."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    overwrite: bool = field(default=False, metadata={"help": "Clear what an earlier run left in output_dir."})
+
+
+@dataclass
+class DataArguments:
+    """Which data, and what is measured on it."""
+
+    dataset: str | None = field(default=None, metadata={"help": "Hub name, or trec, movie_reviews, sms_spam."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    train_file: str | None = field(default=None, metadata={"help": "csv, tsv, json, jsonl, parquet or txt."})
+    validation_file: str | None = field(default=None, metadata={"help": "The same; cut from train if not given."})
+    test_file: str | None = field(default=None, metadata={"help": "The same; cut from train if not given."})
+    max_length: int = field(default=128, metadata={"help": "The most tokens in a sequence."})
+    metrics: list[str] = field(
+        default_factory=list, metadata={"help": "What is measured, the first is reported; by default what is usual."}
+    )
+    latency_batch_size: int = field(default=32, metadata={"help": "Batch size of the latency measurement."})
+    latency_length: int = field(default=64, metadata={"help": "Sequence length of the latency measurement."})
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files that were named, by split."""
+        named = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
+        return {split: file for split, file in named.items() if file}
+
+
+@dataclass
+class TextArguments(DataArguments):
+    """Data of texts, or of pairs of texts, with one label each."""
+
+    text_column: str = field(default="text", metadata={"help": "Column with the text."})
+    pair_column: str | None = field(default=None, metadata={"help": "Column with the second text of a pair."})
+    label_column: str = field(default="label", metadata={"help": "Column with the labels; floats: a regression."})
+
+
+@dataclass
+class TokenArguments(DataArguments):
+    """Data of words with one tag each."""
+
+    token_column: str = field(default="tokens", metadata={"help": "Column with the words of a text, a list."})
+    tag_column: str = field(default="ner_tags", metadata={"help": "Column with the tag of each word, a list."})
+
+
+@dataclass
+class MaskedTextArguments(DataArguments):
+    """Plain text, of which some tokens are masked."""
+
+    text_column: str = field(default="text", metadata={"help": "Column with the text."})
+    mask_probability: float = field(default=0.15, metadata={"help": "The share of tokens to predict."})
+
+
+class Arguments(NamedTuple):
+    """All arguments of a script.
+
+    Attributes:
+        training: How to train.
+        model: Which model.
+        data: Which data, as the task takes it.
+        pruning: How to prune.
+    """
+
+    training: RecoveryArguments
+    model: ModelArguments
+    data: Any
+    pruning: PruningConfig
+
+
+def parse(data: type[DataArguments], description: str | None, argv: Sequence[str] | None = None) -> Arguments:
+    """The arguments of a script, from the command line or from the one YAML or JSON file that is named there.
+
+    Args:
+        data: The task's data arguments.
+        description: What `--help` says first.
+        argv: The command line, by default this process's.
+
+    Returns:
+        The arguments.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser((RecoveryArguments, ModelArguments, data, PruningArguments), description=description)
+    if len(argv) == 1 and argv[0].endswith((".yaml", ".yml", ".json")):
+        read = parser.parse_json_file if argv[0].endswith(".json") else parser.parse_yaml_file
+        training, model, data_arguments, pruning = read(argv[0])
+    else:
+        training, model, data_arguments, pruning = parser.parse_args_into_dataclasses(argv)
+    return Arguments(training, model, data_arguments, PruningConfig(**asdict(pruning), seed=training.seed))

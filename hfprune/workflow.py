@@ -1,0 +1,277 @@
+"""The story of every script: fine-tune if asked, prune, recover, measure, save, publish."""
+
+import copy
+import json
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from hfprune.errors import HfpruneError
+from hfprune.measure import checkpoint_bytes, measure_latencies
+from hfprune.pipeline import batches_for, check, prune
+from hfprune.planning import PruningPlan
+from hfprune.publishing.checkpoint import load, save
+from hfprune.publishing.hub import check_login, push_folder
+from hfprune.record import public_name
+from hfprune.recovery.arguments import RecoveryArguments
+from hfprune.recovery.trainer import RecoveryTrainer
+from hfprune.report import command_line, comparison_table, headline, recovery_settings
+from hfprune.tasks import Arguments, Task
+from hfprune.tasks.arguments import ModelArguments
+
+logger = logging.getLogger(__name__)
+
+
+class TaskLoader(Protocol):
+    """`hfprune.tasks.text_classification` and the like."""
+
+    def __call__(self, model: ModelArguments, data: Any, *, seed: int) -> Task:
+        """The task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        folder: The checkpoint.
+        results: The few numbers of `results.json`, which is beside it.
+        table: Dense, pruned and recovered side by side, in plain text.
+    """
+
+    folder: Path
+    results: dict[str, float]
+    table: str
+
+    def __str__(self) -> str:
+        where = f"Load it: hfprune.load({str(self.folder)!r}). Results: {self.folder.parent / 'results.json'}"
+        return f"{self.table}\n\n{where}"
+
+
+def run(load_task: TaskLoader, arguments: Arguments, *, script: str) -> Outcome | None:
+    """Do the whole job, alone or as one of several processes.
+
+    Args:
+        load_task: Reads the data and says what the task is.
+        arguments: All arguments of the script.
+        script: Its file, for the command in the record.
+
+    Returns:
+        What it came to; None in all processes but the main one.
+
+    Raises:
+        HfpruneError: An earlier run is in the way, or a teacher, early stopping or the Hub cannot be used.
+        ValueError: Model, data, metrics or settings do not fit.
+    """
+    began = time.perf_counter()
+    arguments = copy.deepcopy(arguments)
+    args, named, data_args, config = arguments
+    push, args.push_to_hub = args.push_to_hub, False  # Trainer would push what is not finished
+    args.resume_from_checkpoint = _flag(args.resume_from_checkpoint)
+    output, main_process = Path(args.output_dir), args.process_index == 0
+    set_seed(args.seed)
+
+    # Whatever can be found wrong is found before anything is trained.
+    if push and main_process:
+        check_login(args.hub_token)
+    task = _load(load_task, arguments)
+    dense = task.model(fine_tuned=output / "dense", trust_remote_code=named.trust_remote_code)
+    teacher = task.teacher(named, dense)
+    check(dense, config)
+    batches = batches_for(dense, task.data["train"], config, collator=task.calibration_collator)
+
+    dense_trainer = task.trainer(dense, _dense_arguments(args, named))
+    if named.dense_epochs > 0 and not (output / "dense").is_dir():
+        logger.info("Fine-tuning the dense model")
+        _train(dense_trainer, named.early_stopping_patience)
+        dense_trainer.save_model(str(output / "dense"))
+    metrics = {"dense": task.test(dense_trainer)}
+
+    if args.resume_from_checkpoint and (output / "pruned").is_dir():
+        pruned = load(output / "pruned")
+    else:
+        pruned = prune(dense, batches, config)
+        if main_process:
+            save(pruned, output / "pruned", tokenizer=task.tokenizer, overwrite=True)
+    logger.info("%s", pruned.pruning_plan)
+    trainer = task.trainer(pruned, args, teacher=teacher)
+    metrics["pruned"] = metrics["recovered"] = task.test(trainer)
+    trained = None
+    if args.num_train_epochs > 0:
+        logger.info("Recovering")
+        trainer.add_callback(_Announce(trainer, pruned.pruning_plan, metrics))
+        trained = _train(trainer, named.early_stopping_patience, resume=args.resume_from_checkpoint)
+        pruned = trainer.model
+        metrics["recovered"] = task.test(trainer)
+        trainer.log({f"recovered_{name}": value for name, value in metrics["recovered"].items()})
+    if not main_process:
+        return None
+
+    for model in (dense, pruned):  # out of the mixed precision of training
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    shape = {"batch_size": data_args.latency_batch_size, "sequence_length": data_args.latency_length}
+    slow, fast = measure_latencies([dense.to(pruned.device), pruned], **shape)
+    pruned.pruning_record = pruned.pruning_record.with_(
+        base_model=public_name(named.model_name_or_path),
+        metrics=metrics,
+        latencies={"dense": asdict(slow), "pruned": asdict(fast)},
+        datasets=[data_args.dataset] if data_args.dataset else [],
+        recovery=_recovery(args, named, trained),
+        command=command_line(f"python scripts/{Path(script).name}"),
+    )
+    outcome = _save(pruned, task, output, began)
+    if push:
+        _push(outcome.folder, args)
+    return outcome
+
+
+def _load(load_task: TaskLoader, arguments: Arguments) -> Task:
+    """The task, with the output folder free for it; the main process first, whose cache the others read."""
+    args, named, data_args, _ = arguments
+    with args.main_process_first(local=False):
+        if args.process_index == 0 and not args.resume_from_checkpoint:
+            clear_earlier_run(Path(args.output_dir), allowed=named.overwrite)
+        task = load_task(named, data_args, seed=args.seed)
+    check_early_stopping(args, named.early_stopping_patience, task.metrics)
+    return task
+
+
+def _push(folder: Path, args: RecoveryArguments) -> None:
+    url = push_folder(
+        folder,
+        args.hub_model_id or folder.resolve().parent.name,
+        private=args.hub_private_repo,
+        token=args.hub_token,
+        revision=args.hub_revision,
+    )
+    logger.info("Pushed to %s", url)
+
+
+def _flag(checkpoint: str | bool | None) -> str | bool | None:
+    """`--resume_from_checkpoint true` means the last checkpoint, as `true` in a file does."""
+    words = {"true": True, "false": False}
+    return words.get(checkpoint.lower(), checkpoint) if isinstance(checkpoint, str) else checkpoint
+
+
+def clear_earlier_run(output: Path, *, allowed: bool) -> None:
+    """Make way for a new run of a script.
+
+    Args:
+        output: Its output folder.
+        allowed: Whether what an earlier run left there may go. Nothing else in the folder is touched.
+
+    Raises:
+        HfpruneError: There is an earlier run, and it may not go.
+    """
+    names = ("dense", "dense_training", "pruned", "model", "checkpoint-*")
+    earlier = [path for name in names for path in sorted(output.glob(name))]
+    if earlier and not allowed:
+        raise HfpruneError(
+            f"{output} holds an earlier run ({', '.join(path.name for path in earlier)}). Choose another output_dir, "
+            "go on with --resume_from_checkpoint, or pass --overwrite."
+        )
+    for path in earlier:
+        shutil.rmtree(path)
+
+
+def check_early_stopping(args: TrainingArguments, patience: int | None, metrics: Sequence[str]) -> None:
+    """Find out before a long run whether it can be stopped early.
+
+    Args:
+        args: The training arguments.
+        patience: Evaluations without a better metric; None: no early stopping.
+        metrics: What is measured, beside the loss.
+
+    Raises:
+        HfpruneError: The patience is not positive, or the arguments do not say what is better, or it is not measured.
+    """
+    best = args.metric_for_best_model
+    if patience is not None and patience < 1:
+        raise HfpruneError(f"early_stopping_patience must be at least 1 evaluation, got {patience}.")
+    if patience is not None and not (args.load_best_model_at_end and best):
+        raise HfpruneError(
+            f"early_stopping_patience={patience} needs to know what is better and to keep it: set "
+            "load_best_model_at_end, metric_for_best_model (such as loss or "
+            f"{metrics[0]}), and eval_strategy and save_strategy alike."
+        )
+    if args.load_best_model_at_end and best.removeprefix("eval_") not in ("loss", *metrics):
+        raise HfpruneError(f"metric_for_best_model={best!r} is not measured; these are: loss, {', '.join(metrics)}.")
+
+
+def _dense_arguments(args: RecoveryArguments, named: ModelArguments) -> RecoveryArguments:
+    """Arguments of the dense fine-tuning: those of recovery without what is special to it."""
+    dense = copy.deepcopy(args)
+    plain = {f.name for f in fields(TrainingArguments)}
+    for own in fields(RecoveryArguments):
+        if own.name not in plain:
+            setattr(dense, own.name, own.default if own.default_factory is MISSING else own.default_factory())
+    dense.output_dir = str(Path(args.output_dir) / "dense_training")
+    dense.num_train_epochs, dense.learning_rate = named.dense_epochs, named.dense_learning_rate
+    return dense
+
+
+def _train(trainer: RecoveryTrainer, patience: int | None, *, resume: str | bool | None = None) -> Any:
+    """What `Trainer.train` returns; the patience counts only evaluations while training."""
+    stopping = [EarlyStoppingCallback(patience)] if patience is not None else []
+    for callback in stopping:
+        trainer.add_callback(callback)
+    trained = trainer.train(resume_from_checkpoint=resume)
+    for callback in stopping:
+        trainer.remove_callback(callback)
+    return trained
+
+
+class _Announce(TrainerCallback):
+    """Logs once, where `report_to` says, what was pruned and what it did to the metrics."""
+
+    def __init__(self, trainer: Trainer, plan: PruningPlan, metrics: dict[str, dict[str, float]]) -> None:
+        self._trainer = trainer
+        sparsities = {"mac_sparsity": plan.sparsity("macs"), "param_sparsity": plan.sparsity("params")}
+        measured = {f"{stage}_{name}": metrics[stage][name] for stage in ("dense", "pruned") for name in metrics[stage]}
+        self._values = {**sparsities, **measured}
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 (the Trainer's own is the one that logs)
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Log them, after the reporters have begun."""
+        self._trainer.log(self._values)
+
+
+def _recovery(args: RecoveryArguments, named: ModelArguments, trained: Any) -> dict[str, Any]:
+    """The settings of the recovery for the record, with the teacher and the patience where they were chosen."""
+    settings = recovery_settings(args, trained)
+    if settings and named.teacher_model is not None:
+        settings["teacher_model"] = public_name(named.teacher_model)
+    if settings and named.early_stopping_patience is not None:
+        settings["early_stopping_patience"] = named.early_stopping_patience
+    return settings
+
+
+def _save(pruned: PreTrainedModel, task: Task, output: Path, began: float) -> Outcome:
+    """The checkpoint with its card, `results.json` beside it, and both as a table."""
+    record = pruned.pruning_record
+    folder = save(pruned, output / "model", tokenizer=task.tokenizer, overwrite=True)
+    results = {**headline(record, pruned.pruning_plan), "seconds": time.perf_counter() - began}
+    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    dense_folder = output / "dense" if (output / "dense").is_dir() else task.source
+    sizes = {"dense": checkpoint_bytes(dense_folder), "pruned": checkpoint_bytes(folder)}
+    return Outcome(folder=output / "model", results=results, table=comparison_table(record, sizes))
