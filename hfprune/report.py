@@ -3,7 +3,10 @@
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from typing import Any
+
+from transformers import TrainingArguments
 
 from hfprune.planning.plan import PruningPlan
 from hfprune.record import PruningRecord
@@ -25,23 +28,28 @@ _SETTINGS = (
     "bf16",
     "seed",
 )
+#: Fields that any Trainer has.
+_TRAINING = {own.name for own in fields(TrainingArguments)}
 
 
-def recovery_settings(args: RecoveryArguments, trained: Any | None) -> dict[str, Any]:
-    """The hyper-parameters of a recovery, for the record; empty if there was none.
+def recovery_settings(args: RecoveryArguments, *, steps: int, seconds: float) -> dict[str, Any]:
+    """The hyper-parameters of a recovery, for the record.
 
     Args:
         args: The arguments of the recovery.
-        trained: What `Trainer.train` returned, or None.
+        steps: Training steps that were made.
+        seconds: How long they took.
 
     Returns:
-        Plain values.
+        Plain values: the usual ones, and those of RecoveryArguments that are not the default.
     """
-    if trained is None:
-        return {}
     values = {name: getattr(args, name) for name in _SETTINGS}
     values["lr_scheduler_type"] = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
-    return {**values, "steps": trained.global_step, "seconds": round(trained.metrics["train_runtime"], 1)}
+    for own in fields(RecoveryArguments):
+        default = own.default if own.default_factory is MISSING else own.default_factory()
+        if own.name not in values and own.name not in _TRAINING and getattr(args, own.name) != default:
+            values[own.name] = getattr(args, own.name)
+    return {**values, "steps": steps, "seconds": round(seconds, 1)}
 
 
 def command_line(program: str) -> str:

@@ -10,26 +10,16 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
-from transformers import (
-    EarlyStoppingCallback,
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from hfprune.errors import HfpruneError
 from hfprune.measure import checkpoint_bytes, measure_latencies
-from hfprune.pipeline import batches_for, check, prune
-from hfprune.planning import PruningPlan
-from hfprune.publishing.checkpoint import load, save
+from hfprune.methods import METHODS, Job, Made, check_method, train
+from hfprune.pipeline import batches_for
+from hfprune.publishing.checkpoint import save
 from hfprune.publishing.hub import check_login, push_folder
 from hfprune.record import public_name
 from hfprune.recovery.arguments import RecoveryArguments
-from hfprune.recovery.trainer import RecoveryTrainer
 from hfprune.report import command_line, comparison_table, headline, recovery_settings
 from hfprune.tasks import Arguments, Task
 from hfprune.tasks.arguments import ModelArguments
@@ -80,7 +70,7 @@ def run(load_task: TaskLoader, arguments: Arguments, *, script: str) -> Outcome 
     """
     began = time.perf_counter()
     arguments = copy.deepcopy(arguments)
-    args, named, data_args, config = arguments
+    args, named, data_args, config, _ = arguments
     push, args.push_to_hub = args.push_to_hub, False  # Trainer would push what is not finished
     args.resume_from_checkpoint = _flag(args.resume_from_checkpoint)
     output, main_process = Path(args.output_dir), args.process_index == 0
@@ -92,46 +82,32 @@ def run(load_task: TaskLoader, arguments: Arguments, *, script: str) -> Outcome 
     task = _load(load_task, arguments)
     dense = task.model(fine_tuned=output / "dense", trust_remote_code=named.trust_remote_code)
     teacher = task.teacher(named, dense)
-    check(dense, config)
+    check_method(arguments, dense)
     batches = batches_for(dense, task.data["train"], config, collator=task.calibration_collator)
 
     dense_trainer = task.trainer(dense, _dense_arguments(args, named))
     if named.dense_epochs > 0 and not (output / "dense").is_dir():
         logger.info("Fine-tuning the dense model")
-        _train(dense_trainer, named.early_stopping_patience)
+        train(dense_trainer, named.early_stopping_patience)
         dense_trainer.save_model(str(output / "dense"))
-    metrics = {"dense": task.test(dense_trainer)}
-
-    if args.resume_from_checkpoint and (output / "pruned").is_dir():
-        pruned = load(output / "pruned")
-    else:
-        pruned = prune(dense, batches, config)
-        if main_process:
-            save(pruned, output / "pruned", tokenizer=task.tokenizer, overwrite=True)
-    logger.info("%s", pruned.pruning_plan)
-    trainer = task.trainer(pruned, args, teacher=teacher)
-    metrics["pruned"] = metrics["recovered"] = task.test(trainer)
-    trained = None
-    if args.num_train_epochs > 0:
-        logger.info("Recovering")
-        trainer.add_callback(_Announce(trainer, pruned.pruning_plan, metrics))
-        trained = _train(trainer, named.early_stopping_patience, resume=args.resume_from_checkpoint)
-        pruned = trainer.model
-        metrics["recovered"] = task.test(trainer)
-        trainer.log({f"recovered_{name}": value for name, value in metrics["recovered"].items()})
+    job = Job(
+        task=task, arguments=arguments, dense=dense, teacher=teacher, batches=batches, metrics=task.test(dense_trainer)
+    )
+    made = METHODS[arguments.method.method](job)
+    pruned = made.model
     if not main_process:
         return None
 
     for model in (dense, pruned):  # out of the mixed precision of training
-        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        made.trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     shape = {"batch_size": data_args.latency_batch_size, "sequence_length": data_args.latency_length}
     slow, fast = measure_latencies([dense.to(pruned.device), pruned], **shape)
     pruned.pruning_record = pruned.pruning_record.with_(
         base_model=public_name(named.model_name_or_path),
-        metrics=metrics,
+        metrics={"dense": job.metrics, **made.metrics},
         latencies={"dense": asdict(slow), "pruned": asdict(fast)},
         datasets=[data_args.dataset] if data_args.dataset else [],
-        recovery=_recovery(args, named, trained),
+        recovery=_recovery(arguments, made),
         command=command_line(f"python scripts/{Path(script).name}"),
     )
     outcome = _save(pruned, task, output, began)
@@ -142,7 +118,7 @@ def run(load_task: TaskLoader, arguments: Arguments, *, script: str) -> Outcome 
 
 def _load(load_task: TaskLoader, arguments: Arguments) -> Task:
     """The task, with the output folder free for it; the main process first, whose cache the others read."""
-    args, named, data_args, _ = arguments
+    args, named, data_args, *_ = arguments
     with args.main_process_first(local=False):
         if args.process_index == 0 and not args.resume_from_checkpoint:
             clear_earlier_run(Path(args.output_dir), allowed=named.overwrite)
@@ -178,7 +154,7 @@ def clear_earlier_run(output: Path, *, allowed: bool) -> None:
     Raises:
         HfpruneError: There is an earlier run, and it may not go.
     """
-    names = ("dense", "dense_training", "pruned", "model", "checkpoint-*")
+    names = ("dense", "dense_training", "pruned", "rounds", "model", "checkpoint-*")
     earlier = [path for name in names for path in sorted(output.glob(name))]
     if earlier and not allowed:
         raise HfpruneError(
@@ -225,43 +201,17 @@ def _dense_arguments(args: RecoveryArguments, named: ModelArguments) -> Recovery
     return dense
 
 
-def _train(trainer: RecoveryTrainer, patience: int | None, *, resume: str | bool | None = None) -> Any:
-    """What `Trainer.train` returns; the patience counts only evaluations while training."""
-    stopping = [EarlyStoppingCallback(patience)] if patience is not None else []
-    for callback in stopping:
-        trainer.add_callback(callback)
-    trained = trainer.train(resume_from_checkpoint=resume)
-    for callback in stopping:
-        trainer.remove_callback(callback)
-    return trained
-
-
-class _Announce(TrainerCallback):
-    """Logs once, where `report_to` says, what was pruned and what it did to the metrics."""
-
-    def __init__(self, trainer: Trainer, plan: PruningPlan, metrics: dict[str, dict[str, float]]) -> None:
-        self._trainer = trainer
-        sparsities = {"mac_sparsity": plan.sparsity("macs"), "param_sparsity": plan.sparsity("params")}
-        measured = {f"{stage}_{name}": metrics[stage][name] for stage in ("dense", "pruned") for name in metrics[stage]}
-        self._values = {**sparsities, **measured}
-
-    def on_train_begin(
-        self,
-        args: TrainingArguments,  # noqa: ARG002 (the Trainer's own is the one that logs)
-        state: TrainerState,  # noqa: ARG002
-        control: TrainerControl,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
-    ) -> None:
-        """Log them, after the reporters have begun."""
-        self._trainer.log(self._values)
-
-
-def _recovery(args: RecoveryArguments, named: ModelArguments, trained: Any) -> dict[str, Any]:
+def _recovery(arguments: Arguments, made: Made) -> dict[str, Any]:
     """The settings of the recovery for the record, with the teacher and the patience where they were chosen."""
-    settings = recovery_settings(args, trained)
-    if settings and named.teacher_model is not None:
+    if made.seconds is None:
+        return {}
+    named, method = arguments.model, arguments.method.method
+    settings = recovery_settings(arguments.training, steps=made.steps, seconds=made.seconds)
+    if method != "before":
+        settings["method"] = method
+    if named.teacher_model is not None:
         settings["teacher_model"] = public_name(named.teacher_model)
-    if settings and named.early_stopping_patience is not None:
+    if named.early_stopping_patience is not None:
         settings["early_stopping_patience"] = named.early_stopping_patience
     return settings
 

@@ -27,6 +27,7 @@ LEVELS = {
     "data": 6,
     "pipeline": 6,
     "tasks": 6,
+    "methods": 6,
     "workflow": 6,
     "sweeping": 7,
     "cli_common": 8,

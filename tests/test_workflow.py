@@ -257,3 +257,40 @@ def test_files_may_be_json(home):
     (home / "settings.json").write_text(json.dumps(values))
     arguments = parse(TextArguments, None, [str(home / "settings.json")])
     assert (arguments.pruning.sparsity, arguments.pruning.seed, arguments.training.seed) == (0.3, 7, 7)
+
+
+class TestMethods:
+    def test_gradual(self, home):
+        outcome = classify(home, method="gradual", gradual_every=2, num_train_epochs=3, sparsity=0.5)
+        model = hfprune.load(outcome.folder)
+        record = model.pruning_record
+        assert model.pruning_plan.sparsity("macs") >= 0.5
+        assert set(record.metrics) == {"dense", "recovered"}
+        assert record.config["scorer"] == "gradual"
+        assert record.recovery["method"] == "gradual"
+        assert outcome.results["recovered_accuracy"] == record.metrics["recovered"]["accuracy"]
+
+    def test_rounds(self, home):
+        outcome = classify(home, method="rounds", schedule="geometric", num_train_epochs=3, sparsity=0.6)
+        model = hfprune.load(outcome.folder)
+        record = model.pruning_record
+        assert len(record.rounds) == 3
+        assert record.recovery["steps"] == 3 * 8  # an epoch of 64 rows each
+        kept = [1 - hfprune.load(home / "out" / "rounds" / str(n)).pruning_plan.sparsity("macs") for n in (1, 2, 3)]
+        assert kept == sorted(kept, reverse=True)
+        last = hfprune.load(home / "out" / "rounds" / "3").state_dict()
+        assert all((tensor == last[name]).all() for name, tensor in model.state_dict().items())
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"method": "after"}, "unknown method 'after'. Known: before, rounds, gradual."),
+            ({"method": "gradual", "num_train_epochs": 0}, "method=gradual trains, but num_train_epochs=0"),
+            ({"method": "rounds", "resume_from_checkpoint": "x"}, "a run in rounds cannot be resumed"),
+            ({"method": "gradual", "gradual_end": 60}, "start and end are fractions of the training steps"),
+        ],
+    )
+    def test_mistakes(self, home, changes, message):
+        with pytest.raises((HfpruneError, ValueError), match=message):
+            classify(home, **changes)
+        assert not (home / "out" / "pruned").exists()

@@ -34,6 +34,20 @@ class ModelArguments:
 
 
 @dataclass
+class MethodArguments:
+    """When units go."""
+
+    method: str = field(
+        default="before",
+        metadata={"help": "before: prune, then recover; rounds: in turn, several times; gradual: while it trains."},
+    )
+    gradual_schedule: str = field(default="cubic", metadata={"help": "cubic, linear, geometric or steps."})
+    gradual_start: float = field(default=0.0, metadata={"help": "Fraction of the training before units go."})
+    gradual_end: float = field(default=0.6, metadata={"help": "Fraction of it after which the sparsity is reached."})
+    gradual_every: int = field(default=10, metadata={"help": "Steps between two choices of units."})
+
+
+@dataclass
 class DataArguments:
     """Which data, and what is measured on it."""
 
@@ -89,12 +103,14 @@ class Arguments(NamedTuple):
         model: Which model.
         data: Which data, as the task takes it.
         pruning: How to prune.
+        method: When to prune.
     """
 
     training: RecoveryArguments
     model: ModelArguments
     data: Any
     pruning: PruningConfig
+    method: MethodArguments
 
 
 def parse(data: type[DataArguments], description: str | None, argv: Sequence[str] | None = None) -> Arguments:
@@ -109,10 +125,11 @@ def parse(data: type[DataArguments], description: str | None, argv: Sequence[str
         The arguments.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser((RecoveryArguments, ModelArguments, data, PruningArguments), description=description)
+    kinds = (RecoveryArguments, ModelArguments, data, PruningArguments, MethodArguments)
+    parser = HfArgumentParser(kinds, description=description)
     if len(argv) == 1 and argv[0].endswith((".yaml", ".yml", ".json")):
         read = parser.parse_json_file if argv[0].endswith(".json") else parser.parse_yaml_file
-        training, model, data_arguments, pruning = read(argv[0])
+        training, model, data_arguments, pruning, method = read(argv[0])
     else:
-        training, model, data_arguments, pruning = parser.parse_args_into_dataclasses(argv)
-    return Arguments(training, model, data_arguments, PruningConfig(**asdict(pruning), seed=training.seed))
+        training, model, data_arguments, pruning, method = parser.parse_args_into_dataclasses(argv)
+    return Arguments(training, model, data_arguments, PruningConfig(**asdict(pruning), seed=training.seed), method)
