@@ -74,11 +74,13 @@ def readme_accuracies():
     dataset = ""
     for line in section.splitlines():
         name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 7 and cells[0][:2].isdigit() and "%" not in cells[0]:
+        if len(cells) == 9 and cells[0][:2].isdigit() and "%" not in cells[0]:
             dataset = "trec" if name.startswith("TREC") else "movie_reviews" if name.startswith("Movie") else dataset
             scorer = next((known for known in ("random", "fisher") if known in name), hfprune.PruningConfig().scorer)
             repair = "rounds" if "default" in name else "repair" if "repaired" in name else "none"
-            yield from zip(cells, [dataset] * 6, [scorer] * 6, [repair] * 6, (60, 50, 40, 30, 20, 10), strict=False)
+            yield from zip(
+                cells, [dataset] * 8, [scorer] * 8, [repair] * 8, (80, 70, 60, 50, 40, 30, 20, 10), strict=False
+            )
         elif len(cells) == 5 and name.startswith("`"):
             yield from ((cells[i], "trec", name.strip("`"), how, 50) for i, how in ((2, "none"), (3, "repair")))
 
