@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test test-all lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement clean
+.PHONY: help setup demo test test-all lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -52,6 +52,9 @@ benchmark-reconstruction: setup ## what pruning without training costs, next to 
 
 benchmark-rearrangement: setup ## exchanging units within blocks, with and without: about 10 minutes
 	$(BIN)/python benchmarks/rearrangement.py --kept 50 30
+
+benchmark-recovery: setup ## recovery against a dense model of the same size: TREC, about 10 minutes (the script has the rest)
+	$(BIN)/python benchmarks/recovery.py --quick
 
 clean: ## remove the environment and everything that runs wrote
 	rm -rf $(VENV) runs

@@ -72,6 +72,7 @@ class Run:
         self.dense, self.seed, self.steps = dense, seed, steps
         self.seconds: dict[tuple[int, bool], float] = {}
         self.models: dict[tuple[int, bool], PreTrainedModel] = {}
+        self.shallow: dict[int, tuple[PreTrainedModel, float]] = {}
         self.batches = batches_for(dense.model, dense.train, self.config(50), collator=dense.task.collator)
 
     def config(self, kept: int, *, repair: bool = True) -> PruningConfig:
@@ -143,8 +144,9 @@ class Run:
             "gradual": lambda: self.train(
                 copy.deepcopy(self.dense.model), method, callbacks=[GradualPruning(self.config(kept))]
             ),
-            "fewer_layers": lambda: self.train(first_layers(self.dense.model, math.ceil(kept / 100 * 6)), method),
         }
+        if method == "fewer_layers":
+            return self.fewer_layers(math.ceil(kept / 100 * 6))
         if method in ready:
             began = time.perf_counter()
             model = ready[method]()
@@ -155,6 +157,14 @@ class Run:
         began = time.perf_counter()
         model = self.train(model, method)
         return model, time.perf_counter() - began + self.seconds[kept, repaired]
+
+    def fewer_layers(self, count: int) -> tuple[PreTrainedModel, float]:
+        """The first layers, trained once for all budgets that they stand for; and the seconds it took."""
+        if count not in self.shallow:
+            began = time.perf_counter()
+            model = self.train(first_layers(self.dense.model, count), "fewer_layers")
+            self.shallow[count] = model, time.perf_counter() - began
+        return self.shallow[count]
 
     def in_rounds(self, kept: int) -> PreTrainedModel:
         """Rounds of pruning, repair and an equal share of the training steps."""

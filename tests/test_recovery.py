@@ -202,6 +202,16 @@ class TestTraining:
         loss.backward()
         assert loss > 0
 
+    def test_a_micro_batch_without_labels_teaches_nothing(self, tmp_path):
+        small, dense = pruned_pair("bert", "AutoModelForTokenClassification")
+        batch = {**tiny_batch(), "labels": torch.full((4, 7), -100)}
+        trainer = RecoveryTrainer(small, arguments(tmp_path, hidden_states_weight=0.0), teacher=dense)
+        trainer.current_gradient_accumulation_steps = 2
+        loss = trainer.compute_loss(small.train(), batch, num_items_in_batch=torch.tensor(5))
+        loss.backward()
+        assert loss == 0
+        assert all(p.grad is None or not p.grad.any() for p in small.parameters())
+
     def test_regression(self, tmp_path):
         small, dense = pruned_pair(num_labels=1, problem_type="regression")
         batch = {**tiny_batch(), "labels": torch.rand(4)}

@@ -78,8 +78,7 @@ class RecoveryLoss:
         outputs, attention = self._run(model, student, inputs)
         parts: dict[str, Tensor] = {}
         if outputs.get("loss") is not None:
-            # a micro-batch without a label has a mean loss of 0 / 0, and its share is 0
-            parts["task"] = torch.nan_to_num(outputs["loss"]) if self.labels(inputs) == 0 else outputs["loss"]
+            parts["task"] = outputs["loss"]
         if runs_teacher and self.teacher is not None:
             with torch.no_grad(), autocast:
                 unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
@@ -89,6 +88,8 @@ class RecoveryLoss:
                 parts["attention_outputs"] = self._attention_part(inputs, attention, target_attention)
         elif known is not None and self.args.logits_weight > 0:
             parts["logits"] = self._logits(student, inputs, outputs, {"logits": known})
+        if self.labels(inputs) == 0:  # means of nothing, 0 / 0, whose share is 0
+            parts |= {name: torch.nan_to_num(parts[name]) for name in ("task", "logits") if name in parts}
         weights = {name.removesuffix("_weight"): getattr(self.args, name) for name in TEACHER_WEIGHTS}
         weights["task"] = self.args.task_weight if runs_teacher or known is not None else 1.0
         parts = {name: value for name, value in parts.items() if weights[name] > 0}
