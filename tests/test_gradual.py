@@ -101,6 +101,22 @@ class TestTraining:
         assert hfprune.load(tmp_path / "small").pruning_plan == small.pruning_plan
         assert trainer.evaluate()["eval_loss"] > 0
 
+    @pytest.mark.parametrize("model_type", ["distilbert", "gpt2", "llama", "opt"])
+    def test_other_architectures(self, model_type):
+        """Gates that were set from real gradients cut to a model with the same logits."""
+        pruning = gradual(sparsity=0.5)
+        model = tiny_model(model_type, num_labels=3)
+        batch = tiny_batch(model_type)
+        pruning.attach(model)
+        model.train()(**batch, labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+        assert all(sums[1].any() for sums in pruning._sums.values())
+        pruning._choose(model, 1.0)
+        with torch.no_grad():
+            gated = model.eval()(**batch).logits
+            small = pruning.cut(model)
+            torch.testing.assert_close(small(**batch).logits, gated, rtol=1e-5, atol=1e-6)
+        assert small.pruning_plan.sparsity("macs") >= 0.5
+
     def test_it_follows_the_schedule(self, tmp_path):
         pruning = gradual(schedule="linear", start=0.25, end=0.75, every=1)
         watch = Watch(pruning)
