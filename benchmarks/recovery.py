@@ -17,7 +17,8 @@ MiniLM-L6 is fine-tuned once for each data set and kept in runs/dense; it is the
     fewer_layers    the honest alternative: the first layers of the dense model, the fewest that have at least these
                     MACs (3, 2 and 2 of 6, so 33 % where 30 and 20 are asked), trained against labels and logits
 
-All that train do so for the same number of steps; those with a teacher swap 30 % of the tokens (`token_dropout`).
+All that train do so for the same number of steps, embeddings frozen; those with a teacher swap 30 % of the tokens
+(`token_dropout`), at the rates that SETTINGS says.
 Accuracy in per cent, on texts that no model saw. Rows go to runs/recovery.json as they are measured, and what is there
 is not measured again; `--show` only reports it. CPU, 2 threads, batch 32, training in bfloat16 (autocast) where the
 processor has it, MACs of 64 tokens; `seconds` is all that is done to the dense model.
@@ -55,12 +56,19 @@ METHODS = (
     "unrepaired",
 )
 QUICK = ("reconstructed", "distillation", "fewer_layers")
-#: What differs from 2e-4 and a token dropout of 0.3: adapters start from nothing, and labels are of whole texts.
+#: What all have: a low rate, as what was repaired is near already; and no labels where words are swapped.
+COMMON = {
+    "learning_rate": 5e-5,
+    "token_dropout": 0.3,
+    "task_weight": 0.0,
+    "logits_weight": 1.0,
+    "freeze_embeddings": True,
+}
 SETTINGS: dict[str, dict[str, float]] = {
-    "lora": {"learning_rate": 1e-3},
-    "fine_tuning": {"learning_rate": 5e-5, "token_dropout": 0.0},
-    # layers do not match one to one
-    "fewer_layers": {"hidden_states_weight": 0.0},
+    "lora": {"learning_rate": 5e-4},  # adapters start from nothing
+    "gradual": {"learning_rate": 2e-4},  # nothing is repaired
+    "fewer_layers": {"learning_rate": 2e-4, "hidden_states_weight": 0.0},  # layers do not match one to one
+    "fine_tuning": {"token_dropout": 0.0, "task_weight": 1.0},
 }
 NAMES = ("dataset", "method", "macs_kept", "seed")
 
@@ -120,7 +128,7 @@ class Run:
             report_to="none",
             disable_tqdm=True,
             logging_steps=10_000,
-            **{"learning_rate": 2e-4, "token_dropout": 0.3, **SETTINGS.get(method, {})},
+            **{**COMMON, **SETTINGS.get(method, {})},
         )
         trainer = RecoveryTrainer(
             model,
@@ -192,7 +200,7 @@ def measure(run: Run, method: str, kept: int) -> Row:
     return {
         "macs_kept": kept,
         "accuracy": accuracy(predictions(model, run.dense.test), run.dense.test),
-        "steps": run.steps if trains else 0,
+        "steps": run.steps if trains else 0,  # rounds leave out a remainder
         "seconds": round(seconds, 1),
     }
 

@@ -110,6 +110,8 @@ def check_method(arguments: Arguments, dense: PreTrainedModel) -> None:
         )
     if method == "gradual":
         _gradual(arguments)
+        if args.lora_rank > 0 or args.fp16:
+            raise HfpruneError("method=gradual needs whole weights and unscaled gradients: drop lora_rank and fp16.")
     check(dense, arguments.pruning)
 
 
@@ -139,16 +141,17 @@ def rounds(job: Job) -> Made:
     args = job.arguments.training
     count = len(check(job.dense, job.arguments.pruning, keeps=TRAINED_ROUND_KEEPS))
     trainers: list[RecoveryTrainer] = []
-    began, steps = time.perf_counter(), 0
+    began, steps, number = time.perf_counter(), 0, 0
 
     def recover(small: PreTrainedModel, _: PreTrainedModel) -> PreTrainedModel:
-        nonlocal steps
-        number = len(trainers) + 1
+        nonlocal steps, number
+        number += 1
         logger.info("Round %d of %d: %.1f %% of MACs gone", number, count, 100 * small.pruning_plan.sparsity("macs"))
         own = copy.deepcopy(args)
         own.output_dir = str(job.output / "rounds" / f"{number}_training")
         own.num_train_epochs = args.num_train_epochs / count
-        trainers.append(job.trainer(small, own))
+        own.max_steps = max(1, args.max_steps // count) if args.max_steps > 0 else args.max_steps
+        trainers[:] = [job.trainer(small, own)]  # the last one measures the result
         trainers[-1].add_callback(_Announce(trainers[-1], _named("dense", job.metrics)))
         steps += train(trainers[-1], job.arguments.model.early_stopping_patience).global_step
         job.save(trainers[-1].model, f"rounds/{number}")

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from hfprune.config import PruningConfig
 from hfprune.errors import BudgetError
 from hfprune.measure import check_length, dense_units, measure_size
-from hfprune.planner import apply_plan, no_scores, plan, sparsity_of
+from hfprune.planner import apply_plan, check_target, no_scores, plan, sparsity_of
 from hfprune.planning import sparsities
 from hfprune.planning.schedule import ROUND_KEEPS, TRAINED_ROUND_KEEPS
 from hfprune.record import record_of
@@ -109,6 +109,7 @@ def prune(
         )
         logger.info("removed %.1f %% of prunable %s", 100 * sparsity_of(small, config), config.budget)
     asked = config.to_dict() if sparsity is None else {**config.to_dict(), "sparsity": dict(sparsity)}
+    small.train(model.training)  # a trainer leaves it in training mode
     small.pruning_record = record_of(model, before, small, asked, rounds)
     return small
 
@@ -216,11 +217,5 @@ def check(
         rounds = len(sparsities(config.schedule, start=0, target=deepest, rounds=config.rounds, keeps=keeps))
         each = {p: sparsities(config.schedule, start=0, target=s, rounds=rounds) for p, s in sparsity.items()}
         return [{pattern: values[number] for pattern, values in each.items()} for number in range(rounds)]
-    start = sparsity_of(model, config)
-    if config.sparsity <= start and config.sparsity > 0:
-        raise BudgetError(
-            f"the model has {start:.1%} of its dense {config.budget} removed already, and sparsity={config.sparsity:g} "
-            "asks for no more than that. Sparsity always counts from the dense model: ask for a higher one."
-        )
-    plan(model, no_scores(model, config), config)  # raises what planning will raise
+    start = check_target(model, config)
     return sparsities(config.schedule, start=start, target=config.sparsity, rounds=config.rounds, keeps=keeps)

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hfprune.config import PruningConfig
-from hfprune.errors import PlanMismatchError
+from hfprune.errors import BudgetError, PlanMismatchError
 from hfprune.measure import dense_units
 from hfprune.planning import PruningPlan, TradeOff, allocate, trade_off_curve
 from hfprune.planning.costs import candidates_of, unit_cost, units_by_pattern
@@ -176,6 +176,30 @@ def _dense_cost(model: PreTrainedModel, config: PruningConfig) -> int:
     length = config.sequence_length
     units = dense_units(model)
     return sum(units[block.name] * unit_cost(block, config.budget, length) for block in find_blocks(model))
+
+
+def check_target(model: PreTrainedModel, config: PruningConfig) -> float:
+    """Find out before any work whether a model can be pruned to what is asked.
+
+    Args:
+        model: The model.
+        config: What is asked for.
+
+    Returns:
+        The sparsity that it has already.
+
+    Raises:
+        BudgetError: It has that sparsity already, or cannot reach it under the constraints.
+        ValueError: An unknown allocation, or a pattern that matches nothing.
+    """
+    start = sparsity_of(model, config)
+    if config.sparsity <= start and config.sparsity > 0:
+        raise BudgetError(
+            f"the model has {start:.1%} of its dense {config.budget} removed already, and sparsity={config.sparsity:g} "
+            "asks for no more than that. Sparsity always counts from the dense model: ask for a higher one."
+        )
+    plan(model, no_scores(model, config), config)  # raises what planning will raise
+    return start
 
 
 def no_scores(model: PreTrainedModel, config: PruningConfig) -> Scores:

@@ -197,6 +197,7 @@ def _dense_arguments(args: RecoveryArguments, named: ModelArguments) -> Recovery
         if own.name not in plain:
             setattr(dense, own.name, own.default if own.default_factory is MISSING else own.default_factory())
     dense.output_dir = str(Path(args.output_dir) / "dense_training")
+    dense.max_steps = -1  # of the recovery
     dense.num_train_epochs, dense.learning_rate = named.dense_epochs, named.dense_learning_rate
     return dense
 

@@ -14,6 +14,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
 import hfprune
 from hfprune import GradualPruning, PruningConfig
+from hfprune.errors import BudgetError
 from hfprune.metrics import compute_metrics_for
 from hfprune.planning.schedule import GRADUAL_SCHEDULES, sparsity_at
 from hfprune.structure.blocks import find_blocks
@@ -47,11 +48,13 @@ class Watch(TrainerCallback):
 class StopAt(TrainerCallback):
     """Ends training after a step."""
 
-    def __init__(self, step):
-        self.step = step
+    def __init__(self, step, pruning=None):
+        self.step, self.pruning, self.sums = step, pruning, {}
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop = state.global_step == self.step
+        if self.pruning is not None:
+            self.sums = {name: value.clone() for name, value in self.pruning._sums.items()}
 
 
 class TestSchedules:
@@ -130,36 +133,87 @@ class TestTraining:
         trainer.train()
         values = [entry["sparsity"] for entry in trainer.state.log_history if "loss" in entry]
         assert values == sorted(values)
-        assert values[-1] == 0.6
+        assert values[-1] == pytest.approx(trainer.model.pruning_plan.sparsity("macs"))
         assert all("regrown_units" in entry for entry in trainer.state.log_history if "loss" in entry)
 
-    def test_gradients_of_the_training_batches_are_the_gate_gradients(self, tmp_path):
-        """Σγ and Σγ² of a step equal those of a scoring pass on the same batch, gradient accumulation included."""
+    @pytest.mark.parametrize(("size", "accumulation", "batches_seen"), [(4, 2, 2), (4, 4, 6)])
+    def test_gradients_of_the_training_batches_are_the_gate_gradients(self, size, accumulation, batches_seen, tmp_path):
+        """Σγ and Σγ² are those of scoring passes on the same batches, also in a short last step of an epoch."""
         pruning = gradual(start=0.9, end=1.0)
         options = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         dense = tiny_model("bert", num_labels=3, **options)
         model = copy.deepcopy(dense)
         args = arguments(
             tmp_path,
-            max_steps=2,
-            per_device_train_batch_size=4,
-            gradient_accumulation_steps=2,
+            num_train_epochs=2,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            learning_rate=0.0,
         )
-        trainer = trainer_of(model, None, args, callbacks=[pruning, StopAt(1)])
+        stop = StopAt(-(-batches_seen // accumulation), pruning)
+        trainer = trainer_of(model, None, args, callbacks=[pruning, stop])
         batches = []
         original = trainer.compute_loss
         trainer.compute_loss = lambda model, inputs, **kw: batches.append(dict(inputs)) or original(model, inputs, **kw)
         trainer.train()
-        assert len(batches) == 2
+        assert len(batches) == batches_seen
         blocks = find_blocks(dense)
         with frozen(dense):
-            found = [gate_gradients(dense, blocks, b, lambda m, b: 4 * m(**b).loss) for b in batches]
+            found = [gate_gradients(dense, blocks, b, lambda m, b: size * m(**b).loss) for b in batches]
         for block in blocks:
             gamma = torch.cat([f[block.name] for f in found]).double()
-            count, total, square = pruning._sums[block.name]
-            assert count.tolist() == [8] * block.units
+            count, total, square = stop.sums[block.name]
+            assert count.tolist() == [size * batches_seen] * block.units
             torch.testing.assert_close(total, gamma.sum(0), rtol=1e-3, atol=1e-5)
             torch.testing.assert_close(square, gamma.square().sum(0), rtol=1e-3, atol=1e-5)
+
+    def test_what_is_below_the_trainable_parameters_is_scored_too(self, tmp_path):
+        pruning = gradual(start=0.5)
+        stop = StopAt(2, pruning)
+        trainer, _ = train(tmp_path, pruning, callbacks=[stop], trainable=["*.layer.1.*", "classifier.*"])
+        trainer.train()
+        assert all(sums[2].all() for sums in stop.sums.values())
+
+    def test_from_a_model_with_a_removed_block(self, tmp_path):
+        dense = tiny_model("bert", num_labels=3)
+        config = PruningConfig(min_units=0, sequence_length=8)
+        small = hfprune.prune(dense, [tiny_batch()], config, sparsity={"encoder.layer.0.attention": 1.0})
+        pruning = GradualPruning(PruningConfig(sparsity=0.7, sequence_length=8, min_units=0), every=2)
+        trainer = trainer_of(small, dense, arguments(tmp_path, num_train_epochs=4), callbacks=[pruning])
+        trainer.train()
+        assert trainer.model.pruning_plan.sparsity("macs") >= 0.7
+        assert trainer.model.pruning_plan.counts["encoder.layer.0.attention"] == (0, 4)
+
+    def test_a_callback_that_is_used_again_starts_anew(self, tmp_path):
+        """Gates of a run that stopped early are off its model, and the next model gets its own."""
+        pruning = gradual(end=1.0)
+        trainer, _ = train(tmp_path, pruning, callbacks=[StopAt(4)])
+        trainer.train()
+        first = trainer.model
+        assert not any(module._forward_pre_hooks for module in first.modules())
+        trainer, _ = train(tmp_path, pruning)
+        trainer.train()
+        assert trainer.model.pruning_plan.sparsity("macs") >= 0.6
+        assert not any(module._forward_pre_hooks for module in trainer.model.modules())
+        trainer.train()  # of the small one, which is pruned no further
+        assert len(trainer.model.pruning_record.earlier) == 0
+
+    def test_an_error_takes_the_gates_off(self, tmp_path):
+        class Fail(TrainerCallback):
+            def on_step_end(self, args, state, control, **kwargs):
+                raise RuntimeError("out of luck")
+
+        trainer, _ = train(tmp_path, gradual(), callbacks=[Fail()])
+        with pytest.raises(RuntimeError, match="out of luck"):
+            trainer.train()
+        assert not any(module._forward_pre_hooks for module in trainer.model.modules())
+
+    def test_a_model_that_is_pruned_so_far_already(self, tmp_path):
+        dense = tiny_model("bert", num_labels=3)
+        small = hfprune.prune(dense, [tiny_batch()], PruningConfig(sparsity=0.6, sequence_length=8))
+        trainer = trainer_of(small, dense, arguments(tmp_path), callbacks=[gradual(0.5)])
+        with pytest.raises(BudgetError, match="removed already, and sparsity=0.5 asks for no more than that"):
+            trainer.train()
 
     def test_a_removed_unit_that_would_help_comes_back(self):
         """The same gradients say `keep out` where they point up, `come back` where they surely point down."""
@@ -262,6 +316,13 @@ class TestResuming:
         trainer, _ = train(tmp_path, gradual())
         with pytest.raises(ValueError, match="has no gradual_pruning.safetensors: it was not written by a trainer"):
             trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+    def test_another_target(self, tmp_path):
+        trainer, _ = train(tmp_path, gradual(), save_strategy="epoch")
+        trainer.train()
+        trainer, _ = train(tmp_path, gradual(0.7))
+        with pytest.raises(ValueError, match="is of a gradual pruning to .*'sparsity': 0.6.*goes to .*0.7"):
+            trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
 
 
 class TestMistakes:

@@ -99,6 +99,20 @@ class TestTraining:
         trainer = trainer_of(small, dense, arguments(tmp_path))
         assert trainer.compute_loss(small.eval(), batch) == small(**batch).loss
 
+    def test_labels_are_counted_as_the_model_counts_them(self, tmp_path):
+        """A GPT-2, whose loss shifts them without telling Trainer: the first step is that of its own loss."""
+        model = tiny_model("gpt2", "AutoModelForCausalLM", attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0)
+        batch = tiny_batch("gpt2", samples=4, length=7)
+        data = Dataset.from_dict({**{k: v.tolist() for k, v in batch.items()}, "labels": batch["input_ids"].tolist()})
+        own = copy.deepcopy(model)
+        own(**batch, labels=batch["input_ids"]).loss.backward()
+        args = arguments(
+            tmp_path, max_steps=1, optim="sgd", learning_rate=0.1, lr_scheduler_type="constant", max_grad_norm=0.0
+        )
+        RecoveryTrainer(model, args, train_dataset=data).train()
+        for (name, parameter), before in zip(model.named_parameters(), own.parameters(), strict=True):
+            torch.testing.assert_close(parameter, before - 0.1 * before.grad, rtol=1e-4, atol=1e-5, msg=name)
+
     @pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification", "CausalLM"])
     def test_gradient_accumulation_is_the_whole_batch(self, head, tmp_path):
         """The first update with 1 × 8 samples and with 4 × 2: the same weights, unequal label counts included."""

@@ -55,7 +55,8 @@ class TestAttentionOutputs:
         small, dense = pruned_pair(model_type, "AutoModelForCausalLM")
         batch = tiny_batch(model_type)
         batch["labels"] = batch["input_ids"].clone()
-        args = arguments(tmp_path, attention_outputs_weight=1.0)
+        none = {"task_weight": 0.0, "logits_weight": 0.0, "hidden_states_weight": 0.0}
+        args = arguments(tmp_path, attention_outputs_weight=1.0, **none)
         loss = hfprune.RecoveryTrainer(small, args, teacher=dense).compute_loss(small.train(), batch)
         loss.backward()
         assert loss > 0
@@ -177,6 +178,13 @@ class TestWhatLearns:
         assert {name.split(".")[3] for name in found if "encoder.layer" in name} == {"1"}
         assert {name for name in found if "encoder" not in name} == {"classifier.weight", "classifier.bias"}
 
+    def test_the_model_is_as_trainable_as_before_afterwards(self, tmp_path):
+        model = tiny_model("bert", num_labels=3)
+        model.classifier.bias.requires_grad_(False)
+        trainer_of(model, None, arguments(tmp_path, trainable=["*.layer.1.*"], freeze_embeddings=True)).train()
+        frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+        assert frozen == ["classifier.bias"]
+
     def test_a_pattern_that_matches_nothing(self):
         with pytest.raises(ValueError, match=r"no parameter matches '\*.layer.9.\*'"):
             choose_trainable(tiny_model("bert"), ["*.layer.9.*"])
@@ -253,7 +261,30 @@ class TestLora:
         with torch.no_grad():
             torch.testing.assert_close(again(**batch).logits, small.eval()(**batch).logits)
 
-    def test_the_best_adapters_come_back_and_a_cut_run_goes_on(self, tmp_path):
+    def test_the_trainer_works_on_after_the_merge(self, tmp_path):
+        small, dense = pruned_pair(num_labels=3)
+        args = arguments(
+            tmp_path, lora_rank=2, eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True
+        )
+        trainer = trainer_of(small, dense, args)
+        trainer.train()
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-3)
+        trainer.save_model(str(tmp_path / "saved"))
+        assert hfprune.load(tmp_path / "saved").pruning_plan == small.pruning_plan
+        with pytest.raises(RuntimeError, match="Make a new RecoveryTrainer to train again"):
+            trainer.train()
+
+    def test_an_error_takes_the_adapters_off(self, tmp_path):
+        small, dense = pruned_pair(num_labels=3)
+        before = set(small.state_dict())
+        trainer = trainer_of(small, dense, arguments(tmp_path, lora_rank=2))
+        trainer.compute_loss = lambda *_, **__: 1 / 0
+        with pytest.raises(ZeroDivisionError):
+            trainer.train()
+        assert set(small.state_dict()) == before
+        assert all(parameter.requires_grad for parameter in small.parameters())
+
+    def test_a_cut_run_goes_on(self, tmp_path):
         ends = []
         for resume in (None, "checkpoint-3"):
             torch.manual_seed(0)

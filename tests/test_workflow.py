@@ -281,12 +281,17 @@ class TestMethods:
         last = hfprune.load(home / "out" / "rounds" / "3").state_dict()
         assert all((tensor == last[name]).all() for name, tensor in model.state_dict().items())
 
+    def test_adapters(self, home):
+        outcome = classify(home, lora_rank=2)
+        assert hfprune.load(outcome.folder).pruning_record.recovery["lora_rank"] == 2
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
             ({"method": "after"}, "unknown method 'after'. Known: before, rounds, gradual."),
             ({"method": "gradual", "num_train_epochs": 0}, "method=gradual trains, but num_train_epochs=0"),
             ({"method": "rounds", "resume_from_checkpoint": "x"}, "a run in rounds cannot be resumed"),
+            ({"method": "gradual", "lora_rank": 2}, "needs whole weights"),
             ({"method": "gradual", "gradual_end": 60}, "start and end are fractions of the training steps"),
         ],
     )

@@ -38,8 +38,8 @@ class RecoveryArguments(TrainingArguments):
         lr_steps: Stepwise decay in place of `lr_scheduler_type`: after each of these fractions of the training the
             learning rate is multiplied by `lr_step_factor`. Warm-up stays.
         lr_step_factor: See `lr_steps`.
-        lora_rank: Above 0 only low-rank adapters of this rank learn, at every projection of the blocks, and the head;
-            they are merged at the end of training (Hu et al. 2021, "LoRA"). Needs peft.
+        lora_rank: Above 0 only low-rank adapters of this rank learn, at every projection of the blocks, and a head
+            that does not share the embeddings; merged at the end of training (Hu et al. 2021, "LoRA"). Needs peft.
         lora_alpha: Adapters are scaled by `lora_alpha / lora_rank`.
         lora_dropout: Dropout before the adapters.
     """

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from hfprune.config import PruningConfig
 from hfprune.distributed import add_over_processes, from_main_process, is_main_process
 from hfprune.measure import check_length, measure_size
-from hfprune.planner import apply_plan, no_scores, plan, sparsity_of
+from hfprune.planner import apply_plan, check_target, plan, sparsity_of
 from hfprune.planning import PruningPlan
 from hfprune.planning.schedule import sparsity_at
 from hfprune.record import record_of
@@ -58,7 +58,7 @@ class GradualPruning(TrainerCallback):
     Args:
         config: What to reach: sparsity, budget, allocation and constraints. Its scorer, rounds and schedule do not
             count here.
-        schedule: `cubic`, `linear`, `geometric` or `steps`, see `hfprune.planning.schedule.sparsity_at`.
+        schedule: `cubic`, `linear`, `geometric` or `steps`, see `sparsity_at`.
         start: Fraction of the training steps before the first unit goes.
         end: Fraction of the training steps after which the target is reached.
         every: Steps between two choices of units.
@@ -86,14 +86,16 @@ class GradualPruning(TrainerCallback):
         self.config = config or PruningConfig()
         self.schedule, self.start, self.end, self.every = schedule, start, end, every
         self.finished = False
-        self.sparsity = 0.0
+        self.sparsity = self.reached = 0.0
         self.regrown = 0
         self._blocks: list[Block] = []
         self._gates: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
         self._hooks = ExitStack()
         self._samples = 0
-        self._scale = 1.0
+        self._resumed = False
+        #: Samples in all micro-batches of the present step, which RecoveryTrainer says.
+        self.step_samples: int | None = None
 
     @property
     def attached(self) -> bool:
@@ -107,16 +109,16 @@ class GradualPruning(TrainerCallback):
             model: The model that will train.
 
         Raises:
-            BudgetError: The sparsity cannot be reached under the constraints.
+            BudgetError: The sparsity cannot be reached under the constraints, or the model has it already.
         """
         if self.attached:
             return
         check_in_one_place(model)
         check_length(model, self.config.sequence_length)
-        plan(model, no_scores(model, self.config), self.config)  # raises what planning will raise
+        check_target(model, self.config)
         self._blocks = find_blocks(model)
         self._before = measure_size(model, sequence_length=self.config.sequence_length)
-        self._from = self.sparsity = sparsity_of(model, self.config)
+        self._from = self.sparsity = self.reached = sparsity_of(model, self.config)
         self.finished = False
         for block in self._blocks:
             device = model.base_model.get_submodule(block.consumer).weight.device
@@ -128,21 +130,28 @@ class GradualPruning(TrainerCallback):
         counter = model.register_forward_pre_hook(self._count, with_kwargs=True)
         self._hooks.callback(counter.remove)
 
+    def detach(self) -> None:
+        """Take the gates off; what they were is forgotten."""
+        self._hooks.close()
+        self._gates, self._sums, self._blocks = {}, {}, []
+
     def _count(self, _: object, __: object, inputs: dict[str, Any]) -> None:
         self._samples = count_samples(inputs)
 
     def _gate(self, block: Block) -> Callable[[Tensor], Tensor]:
         def change(x: Tensor) -> Tensor:
             gate = self._gates[block.name].to(x.dtype).repeat_interleave(block.width)
-            if self.finished or not torch.is_grad_enabled() or not x.requires_grad:
+            if self.finished or not torch.is_grad_enabled():
                 return x * gate
+            gate.requires_grad_()  # so that the backward pass comes here where all below is frozen
             return _Gate.apply(x, gate, self._samples, lambda gamma: self._add(block, gamma))  # type: ignore[no-untyped-call,no-any-return]
 
         return change
 
     def _add(self, block: Block, gamma: Tensor) -> None:
         """Take in the gradients of a batch by its gates, `(samples, columns)`."""
-        by_unit = gamma.reshape(len(gamma), block.units, -1).sum(-1) * (len(gamma) * self._scale)
+        # the loss is a mean over the samples of the step
+        by_unit = gamma.reshape(len(gamma), block.units, -1).sum(-1) * (self.step_samples or len(gamma))
         terms = torch.stack([torch.ones_like(by_unit).sum(0), by_unit.sum(0), by_unit.square().sum(0)])
         if bool(torch.isfinite(terms).all()):  # a step that overflows is skipped by the optimizer too
             self._sums[block.name] += terms.cpu()
@@ -154,26 +163,25 @@ class GradualPruning(TrainerCallback):
             for sums in self._sums.values():
                 sums.zero_()
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,  # noqa: ARG002 (Trainer's signature, here and below)
-        control: TrainerControl,  # noqa: ARG002
-        **kwargs: Any,
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, _: TrainerControl, **kwargs: Any) -> None:
         """Put the gates on."""
         if args.fp16:
             raise ValueError("gradual pruning reads gradients, which fp16=True scales: train with bf16=True instead.")
+        if not self._resumed:
+            self.detach()
+        self._resumed = False
         self.attach(kwargs["model"])
-        self._scale = args.gradient_accumulation_steps  # Trainer divides the loss by it
+        choices = (self.end - self.start) * state.max_steps / self.every
+        if choices < 3:
+            logger.warning(
+                "gradual pruning will choose units %d times only, every %d of %d steps, so much goes at once. Lower "
+                "`every`, or train longer.",
+                max(1, round(choices)),
+                self.every,
+                state.max_steps,
+            )
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
-        **kwargs: Any,
-    ) -> None:
+    def on_step_end(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **kwargs: Any) -> None:
         """Choose the units anew, every so many steps until the target is reached."""
         if self.finished:
             return
@@ -192,6 +200,7 @@ class GradualPruning(TrainerCallback):
         add_over_processes(self._sums.values())
         self.sparsity = sparsity_at(self.schedule, progress, start=self._from, target=self.config.sparsity)
         chosen = self._plan(model)
+        self.reached = 1 - (1 - self._from) * (1 - chosen.sparsity(self.config.budget))
         self.regrown = 0
         for block in self._blocks:
             gate, sums = self._gates[block.name], self._sums[block.name]
@@ -212,8 +221,12 @@ class GradualPruning(TrainerCallback):
             mean, half, error = total / count, square / count / 2, square.sqrt() / count
             gain = (-mean - half - CERTAINTY * error).clamp(min=0)
             scores[block.name] = torch.where(self._gates[block.name].cpu() > 0, half, gain).float()
-        found = Scores(by_block=scores, scorer="gradual", samples=int(self._sums[self._blocks[0].name][0].max()))
+        found = Scores(by_block=scores, scorer="gradual", samples=self._seen())
         return plan(model, found, self.config, sparsity=max(self.sparsity, 0.0))
+
+    def _seen(self) -> int:
+        """Samples that the longest-standing unit has gradients of, lately."""
+        return max((int(sums[0].max()) for sums in self._sums.values() if sums.numel()), default=0)
 
     def cut(self, model: PreTrainedModel) -> PreTrainedModel:
         """Do the surgery, once the target is reached.
@@ -225,9 +238,10 @@ class GradualPruning(TrainerCallback):
             The small model, with plan and record.
         """
         kept = {name: torch.nonzero(gate).flatten().tolist() for name, gate in self._gates.items()}
-        self._hooks.close()
+        blocks, samples = self._blocks, self._seen()
+        self.detach()
         chosen = PruningPlan.keep(
-            self._blocks,
+            blocks,
             kept,
             model_type=base_model_type(model.config.model_type),
             sequence_length=self.config.sequence_length,
@@ -235,14 +249,14 @@ class GradualPruning(TrainerCallback):
         small = apply_plan(model, chosen)
         steps = {"schedule": self.schedule, "start": self.start, "end": self.end, "every": self.every}
         asked = {**self.config.to_dict(), "scorer": "gradual", "rounds": None, **steps, "reconstruct": False}
-        done = [{"sparsity": self.config.sparsity, "plan_digest": small.pruning_plan.digest}]
+        digest = small.pruning_plan.digest
+        done = [{"sparsity": self.config.sparsity, "samples": samples, "plan_digest": digest}]
         small.pruning_record = record_of(model, self._before, small, asked, done)
-        self._gates, self._sums = {}, {}
         return small
 
     def logs(self) -> dict[str, float]:
-        """What to log: the sparsity of the moment, and how many units came back at the last choice."""
-        return {"sparsity": self.sparsity, "regrown_units": float(self.regrown)}
+        """What to log: the fraction of the budget that is gated off, and how many units came back lately."""
+        return {"sparsity": self.reached, "regrown_units": float(self.regrown)}
 
     def save(self, folder: Path) -> None:
         """Write gates and sums into a checkpoint; `gather` must have been called.
@@ -250,7 +264,8 @@ class GradualPruning(TrainerCallback):
         Args:
             folder: The checkpoint.
         """
-        about = {"finished": self.finished, "sparsity": self.sparsity, "from": self._from, "regrown": self.regrown}
+        progress = {name: getattr(self, name) for name in ("finished", "sparsity", "reached", "regrown")}
+        about = {**progress, "from": self._from, "target": self._target()}
         gates = {f"gate.{name}": gate.cpu() for name, gate in self._gates.items()}
         sums = {f"sums.{name}": value for name, value in self._sums.items()}
         save_file({**gates, **sums}, folder / STATE_FILE, metadata={"hfprune": json.dumps(about)})
@@ -263,21 +278,34 @@ class GradualPruning(TrainerCallback):
             model: The model that will train.
 
         Raises:
-            ValueError: The checkpoint is not of gradual pruning.
+            ValueError: The checkpoint is not of gradual pruning, or of one with another target.
         """
         if not (folder / STATE_FILE).is_file():
             raise ValueError(
                 f"{folder} has no {STATE_FILE}: it was not written by a trainer with GradualPruning. Resume from a "
                 "checkpoint of such a run, or start anew."
             )
-        self.attach(model)
         with safe_open(folder / STATE_FILE, framework="pt") as file:
             about = json.loads(file.metadata()["hfprune"])
+        if about["target"] != self._target():
+            raise ValueError(
+                f"{folder} is of a gradual pruning to {about['target']}, and this one goes to {self._target()}. Resume "
+                "with the same settings, or start anew."
+            )
+        self.detach()
+        self.attach(model)
+        self._resumed = True
+        with safe_open(folder / STATE_FILE, framework="pt") as file:
             for name, gate in self._gates.items():
                 gate.copy_(file.get_tensor(f"gate.{name}"))
                 self._sums[name].copy_(file.get_tensor(f"sums.{name}") * is_main_process())
-        self.finished, self.sparsity = about["finished"], about["sparsity"]
-        self._from, self.regrown = about["from"], about["regrown"]
+        for name in ("finished", "sparsity", "reached", "regrown"):
+            setattr(self, name, about[name])
+        self._from = about["from"]
+
+    def _target(self) -> dict[str, Any]:
+        config = self.config
+        return {"sparsity": config.sparsity, "budget": config.budget, "schedule": self.schedule, "end": self.end}
 
 
 def gradual_in(callbacks: Sequence[object]) -> GradualPruning | None:
@@ -308,9 +336,9 @@ class _Gate(torch.autograd.Function):
         return x * gate
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None, None]:
         x, gate = ctx.saved_tensors
         (gradient,) = grad_outputs
         wide = x.reshape(ctx.samples, -1, x.shape[-1]).float()
         ctx.take((wide * gradient.reshape(wide.shape)).sum(1))
-        return gradient * gate, None, None, None
+        return gradient * gate if ctx.needs_input_grad[0] else None, None, None, None

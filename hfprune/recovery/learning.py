@@ -10,36 +10,52 @@ from transformers import PreTrainedModel
 from hfprune.structure.blocks import base_model_prefix, find_blocks
 
 
-def choose_trainable(model: PreTrainedModel, trainable: Sequence[str], *, freeze_embeddings: bool = False) -> None:
-    """Freeze what shall not learn, in place; nothing that is frozen already is thawed.
+def learning_names(model: PreTrainedModel, trainable: Sequence[str]) -> set[str]:
+    """Names of the parameters that shall learn.
 
     Args:
         model: The model.
         trainable: `["all"]`; `["input_output"]`: embeddings, the first and the last layer, and all that is outside of
             the layers (the article's advice: what is nearest to input and output first); or shell-style patterns of
             parameter names.
-        freeze_embeddings: Freeze the input embeddings, whatever the patterns say.
+
+    Returns:
+        The names.
 
     Raises:
         ValueError: A pattern matches no parameter.
     """
     names = [name for name, _ in model.named_parameters()]
+    if list(trainable) == ["all"]:
+        return set(names)
     if list(trainable) == ["input_output"]:
         layers = list(dict.fromkeys(block.layer for block in find_blocks(model)))
         inner = tuple(f"{base_model_prefix(model)}{layer}." for layer in layers[1:-1])
-        learns = {name for name in names if not name.startswith(inner)}
-    elif list(trainable) == ["all"]:
-        learns = set(names)
-    else:
-        learns = set()
-        for pattern in trainable:
-            found = {name for name in names if fnmatchcase(name, pattern)}
-            if not found:
-                raise ValueError(
-                    f"trainable: no parameter matches {pattern!r}. It is `all`, `input_output`, or patterns of "
-                    f"parameter names, such as *.{names[len(names) // 2].split('.', 1)[-1]}"
-                )
-            learns |= found
+        return {name for name in names if not name.startswith(inner)}
+    learns: set[str] = set()
+    for pattern in trainable:
+        found = {name for name in names if fnmatchcase(name, pattern)}
+        if not found:
+            raise ValueError(
+                f"trainable: no parameter matches {pattern!r}. It is `all`, `input_output`, or patterns of "
+                f"parameter names, such as *.{names[len(names) // 2].split('.', 1)[-1]}"
+            )
+        learns |= found
+    return learns
+
+
+def choose_trainable(model: PreTrainedModel, trainable: Sequence[str], *, freeze_embeddings: bool = False) -> None:
+    """Freeze what shall not learn, in place; nothing that is frozen already is thawed.
+
+    Args:
+        model: The model.
+        trainable: As for `learning_names`.
+        freeze_embeddings: Freeze the input embeddings, whatever the patterns say.
+
+    Raises:
+        ValueError: A pattern matches no parameter.
+    """
+    learns = learning_names(model, trainable)
     for name, parameter in model.named_parameters():
         if name not in learns:
             parameter.requires_grad_(False)

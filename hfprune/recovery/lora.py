@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def with_adapters(model: PreTrainedModel, *, rank: int, alpha: int, dropout: float) -> "PeftModel":
-    """Attach adapters to every projection of a model's blocks; they and the head learn, the rest is frozen.
+    """Attach adapters to every projection of a model's blocks; they and a head of its own learn, the rest is frozen.
 
     Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
 
@@ -55,6 +55,11 @@ def with_adapters(model: PreTrainedModel, *, rank: int, alpha: int, dropout: flo
     return get_peft_model(model, config)
 
 
+def has_adapters(model: nn.Module) -> bool:
+    """Whether `with_adapters` made a model, and it was not merged since."""
+    return hasattr(model, "merge_and_unload")
+
+
 def merged(model: "PeftModel") -> PreTrainedModel:
     """The model that adapters were attached to, with what they learned in its weights.
 
@@ -62,9 +67,7 @@ def merged(model: "PeftModel") -> PreTrainedModel:
         model: What `with_adapters` returned.
 
     Returns:
-        The model, of its own class, without peft.
+        The model, of its own class, without peft; its base is still frozen.
     """
     plain: PreTrainedModel = model.merge_and_unload()
-    for parameter in plain.parameters():
-        parameter.requires_grad_(parameter.numel() > 0)
     return plain

@@ -86,6 +86,9 @@ def outputs_of(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Ten
 
     Yields:
         By path, what the module put out last.
+
+    Raises:
+        ValueError: A model has no such module.
     """
     found: dict[str, Tensor] = {}
 
@@ -97,5 +100,12 @@ def outputs_of(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Ten
 
     with ExitStack() as stack:
         for path in paths:
+            try:
+                model.get_submodule(path)
+            except AttributeError:
+                raise ValueError(
+                    f"{type(model).__name__} has no {path!r}, whose output is to be compared. Set "
+                    "attention_outputs_weight=0, or use the dense model that was pruned as teacher."
+                ) from None
             stack.callback(model.get_submodule(path).register_forward_hook(keep(path)).remove)
         yield found

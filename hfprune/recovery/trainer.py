@@ -1,6 +1,7 @@
 """RecoveryTrainer: `Trainer` that fine-tunes a pruned model, optionally against its dense teacher."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ from transformers import PreTrainedModel, Trainer
 
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.recovery.gradual import GradualPruning, gradual_in
-from hfprune.recovery.learning import choose_trainable, slow_base_model, stepwise
-from hfprune.recovery.lora import merged, with_adapters
+from hfprune.recovery.learning import choose_trainable, learning_names, slow_base_model, stepwise
+from hfprune.recovery.lora import has_adapters, merged, with_adapters
 from hfprune.recovery.loss import TOKEN_MEANS, RecoveryLoss, token_count
 from hfprune.recovery.regularisation import swap_tokens
 from hfprune.recovery.teacher import TEACHER_LOGITS
-from hfprune.structure.gates import refuse_head_mask
+from hfprune.structure.gates import count_samples, refuse_head_mask
 from hfprune.structure.modeling_pruned import PrunedModel, write_attachments, write_loader
 
 logger = logging.getLogger(__name__)
@@ -58,13 +59,11 @@ class RecoveryTrainer(Trainer):
         self._loss_sums: dict[str, Tensor] = {}
         self._loss_count = 0
         self._step_tokens: Tensor | None = None
+        self._learned = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        learning_names(model, args.trainable)  # raises what training would raise
+        prepared: nn.Module = model
         if args.lora_rank > 0:
-            prepared: nn.Module = with_adapters(
-                model, rank=args.lora_rank, alpha=args.lora_alpha, dropout=args.lora_dropout
-            )
-        else:
-            prepared = model
-            choose_trainable(model, args.trainable, freeze_embeddings=args.freeze_embeddings)
+            prepared = with_adapters(model, rank=args.lora_rank, alpha=args.lora_alpha, dropout=args.lora_dropout)
         super().__init__(prepared, args, **kwargs)
         if teacher is not None:
             teacher.eval()
@@ -79,7 +78,7 @@ class RecoveryTrainer(Trainer):
     def _plain_model(self) -> PreTrainedModel:
         """The model, out of what accelerate and peft put around it."""
         unwrapped = self.accelerator.unwrap_model(self.model)
-        plain: PreTrainedModel = unwrapped.get_base_model() if self.args.lora_rank > 0 else unwrapped
+        plain: PreTrainedModel = unwrapped.get_base_model() if has_adapters(unwrapped) else unwrapped
         return plain
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
@@ -92,24 +91,45 @@ class RecoveryTrainer(Trainer):
         Returns:
             What `Trainer.train` returns.
         """
-        result = super().train(resume_from_checkpoint, **kwargs)
-        self._step_tokens = None
-        unwrapped = self.accelerator.unwrap_model(self.model)
-        if self.gradual is not None and self.gradual.finished:
-            self._replace_model(self.gradual.cut(unwrapped))
-        elif self.gradual is not None:
+        adapted = has_adapters(self.accelerator.unwrap_model(self.model))
+        if self.args.lora_rank > 0 and not adapted:
+            raise RuntimeError("the adapters were merged when train ended. Make a new RecoveryTrainer to train again.")
+        _check_together(self.args, self.gradual)
+        if not adapted:
+            choose_trainable(self._plain_model(), self.args.trainable, freeze_embeddings=self.args.freeze_embeddings)
+        try:
+            result = super().train(resume_from_checkpoint, **kwargs)
+            self._cut_or_merge()
+        finally:
+            if self.gradual is not None:
+                self.gradual.detach()
+            unwrapped = self.accelerator.unwrap_model(self.model)
+            if has_adapters(unwrapped):  # an error came
+                self._replace_model(unwrapped.unload())
+            for name, parameter in self._plain_model().named_parameters():
+                parameter.requires_grad_(self._learned[name] and parameter.numel() > 0)
+            self._step_tokens, self._loss_sums, self._loss_count = None, {}, 0
+        return result
+
+    def _cut_or_merge(self) -> None:
+        """What turns the model that was trained into the one that is wanted."""
+        unwrapped, gradual = self.accelerator.unwrap_model(self.model), self.gradual
+        if gradual is not None and gradual.finished:
+            self._replace_model(gradual.cut(unwrapped))
+            self.remove_callback(gradual)
+        elif gradual is not None:
             logger.warning(
-                "training ended at step %d, before gradual pruning reached its target: the model is not cut. Go on "
-                "with train(resume_from_checkpoint=...).",
+                "training ended at step %d, before gradual pruning reached its target: the model is not cut, and its "
+                "gates are off. Go on with train(resume_from_checkpoint=...).",
                 self.state.global_step,
             )
-        elif self.args.lora_rank > 0:
+        elif has_adapters(unwrapped):
             self._replace_model(merged(unwrapped))
-        return result
 
     def _replace_model(self, model: PreTrainedModel) -> None:
         """Go on with another model; what belonged to the parameters of the old one is forgotten."""
         self.model = self.model_wrapped = self.callback_handler.model = model
+        self._loss = RecoveryLoss(self.args, model, self.teacher)
         self.optimizer: Any = None
         self.lr_scheduler: Any = None
         self.accelerator.free_memory()
@@ -180,6 +200,8 @@ class RecoveryTrainer(Trainer):
         by_label = self._share(self._loss.labels(inputs), num_items_in_batch)
         by_token = self._share(token_count(inputs), self._step_tokens)
         shares = {name: by_token if name in TOKEN_MEANS else by_label for name in parts}
+        if self._loss.labels(inputs) is None and outputs.get("logits") is not None and outputs["logits"].ndim == 3:
+            shares["logits"] = by_token  # there it is a mean over tokens too
         loss = torch.stack([weights[name] * shares[name] * value for name, value in parts.items()]).sum()
         for name, value in self._loss.penalties(student).items():
             parts[name] = value
@@ -198,7 +220,7 @@ class RecoveryTrainer(Trainer):
         return count * factor / total
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """As `Trainer`, and counts the tokens of the step.
+        """As `Trainer`, and counts labels and tokens of the step as the loss does.
 
         Args:
             epoch_iterator: As for `Trainer`.
@@ -209,13 +231,21 @@ class RecoveryTrainer(Trainer):
             What `Trainer.get_batch_samples` returns.
         """
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = [token_count(batch) for batch in batches]
-        self._step_tokens = None
-        if counts and all(count is not None for count in counts):
-            self._step_tokens = torch.stack([torch.as_tensor(count) for count in counts]).sum().to(device)
-            if self.args.average_tokens_across_devices and self.args.world_size > 1:
-                self._step_tokens = self.accelerator.gather(self._step_tokens).sum()
-        return batches, items
+        self._step_tokens = self._total([token_count(batch) for batch in batches], device)
+        labels = self._total([self._loss.labels(batch) for batch in batches], device)
+        if self.gradual is not None:
+            self.gradual.step_samples = sum(count_samples(batch) for batch in batches)
+        return batches, items if labels is None else labels
+
+    def _total(self, counts: Sequence[Tensor | int | None], device: torch.device) -> Tensor | None:
+        """The sum of counts of micro-batches, over all processes where Trainer averages over them."""
+        known = [torch.as_tensor(count) for count in counts if count is not None]
+        if not known or len(known) < len(counts):
+            return None
+        total = torch.stack(known).sum().to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            total = self.accelerator.gather(total).sum()
+        return total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log like Trainer, with the mean of each part of the loss since the last time, and the sparsity."""
@@ -302,6 +332,12 @@ def _check(model: Any, args: Any, teacher: PreTrainedModel | None, kwargs: dict[
         raise ValueError(
             f"token_dropout={args.token_dropout} needs to know the special tokens: pass processing_class=tokenizer."
         )
-    gradual = gradual_in(kwargs.get("callbacks") or [])
+    given = kwargs.get("optimizers") or (None, None)
+    if any(given) and (args.lr_steps or args.base_model_lr_factor != 1):
+        raise ValueError("lr_steps and base_model_lr_factor are not used with optimizers of your own. Leave them out.")
+    _check_together(args, gradual_in(kwargs.get("callbacks") or []))
+
+
+def _check_together(args: RecoveryArguments, gradual: GradualPruning | None) -> None:
     if args.lora_rank > 0 and gradual is not None:
         raise ValueError("lora_rank and GradualPruning do not go together: cutting needs whole weights. Drop one.")
