@@ -19,10 +19,10 @@ MiniLM-L6 is fine-tuned once for each data set and kept in runs/dense; it is the
 
 All that train do so for the same number of steps, embeddings frozen; those with a teacher swap 30 % of the tokens
 (`token_dropout`), at the rates that SETTINGS says.
-Accuracy in per cent, and the divergence KL(dense ‖ model) in thousandths of a nat, which is less noisy, on texts that no
-model saw. Rows go to runs/recovery.json as they are measured, and what is there is not measured again; `--show` only
-reports it. CPU, 2 threads, batch 32, training in bfloat16 (autocast) where the
-processor has it, MACs of 64 tokens; `seconds` is all that is done to the dense model.
+Accuracy in per cent, and the divergence KL(dense ‖ model) in thousandths of a nat, which is less noisy, on texts that
+no model saw. Rows go to runs/recovery.json as they are measured, and what is there is not measured again; `--show` only
+reports it. CPU, 2 threads, batch 32, training in bfloat16 (autocast) where the processor has it, MACs of 64 tokens;
+`seconds` is all that is done to the dense model.
 """
 
 import argparse
