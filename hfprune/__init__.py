@@ -11,6 +11,7 @@ loads through the Auto classes, the plan, a **record** of what happened, and a m
 """
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfprune import errors
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from hfprune.pipeline import prune
     from hfprune.planner import apply_plan, plan, trade_off
     from hfprune.publishing.checkpoint import load, save
+    from hfprune.publishing.push import push_to_hub
     from hfprune.recovery.arguments import RecoveryArguments
     from hfprune.recovery.gradual import GradualPruning
     from hfprune.recovery.reconstruction import reconstruct
@@ -50,6 +52,7 @@ __all__ = [
     "plan",
     "prune",
     "prune_within",
+    "push_to_hub",
     "reconstruct",
     "save",
     "score",
@@ -62,6 +65,15 @@ for _model_type in known_architectures():
     modeling_pruned.register_config(_model_type)
 modeling_pruned.ATTACHMENTS["pruning_plan.json"] = ("pruning_plan", PruningPlan.from_json, PruningPlan.to_json)
 modeling_pruned.ATTACHMENTS["pruning_record.json"] = ("pruning_record", PruningRecord.of_model, PruningRecord.to_json)
+
+
+def _warn_if_unchecked(folder: Path) -> None:
+    from hfprune.publishing.verification import warn_if_unchecked
+
+    warn_if_unchecked(folder)
+
+
+modeling_pruned.AFTER_LOADING.append(_warn_if_unchecked)
 
 # Trainer and datasets take seconds to import, so what needs them is imported when first used.
 _WHERE = {
@@ -76,6 +88,7 @@ _WHERE = {
     "plan": "hfprune.planner",
     "prune": "hfprune.pipeline",
     "prune_within": "hfprune.sweeping.search",
+    "push_to_hub": "hfprune.publishing.push",
     "reconstruct": "hfprune.recovery.reconstruction",
     "save": "hfprune.publishing.checkpoint",
     "score": "hfprune.scoring.scorers",

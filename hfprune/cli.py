@@ -1,4 +1,4 @@
-"""The `hfprune` command: inspect, prune, sweep, evaluate and verify, thin over the API."""
+"""The `hfprune` command: prune, sweep, evaluate, and what one does with checkpoints, thin over the API."""
 
 import json
 import tempfile
@@ -30,17 +30,17 @@ from hfprune.cli_common import (
     split_of,
     tokenized,
 )
+from hfprune.cli_publish import diff, import_, inspect, push, verify
 from hfprune.cli_sweep import sweep
 from hfprune.config import PruningConfig
 from hfprune.data import resolve_model
 from hfprune.errors import HfpruneError
-from hfprune.measure import measure_latency, measure_size
+from hfprune.measure import measure_latency
 from hfprune.metrics import compute_metrics_for, default_metrics
 from hfprune.pipeline import prune as prune_model
 from hfprune.publishing.checkpoint import save
-from hfprune.publishing.verification import verify as verify_folder
+from hfprune.record import public_name
 from hfprune.report import command_line, comparison_table
-from hfprune.structure.blocks import find_blocks
 from hfprune.sweeping import correctness, prune_within
 
 app = typer.Typer(
@@ -52,44 +52,6 @@ app = typer.Typer(
 
 
 _DEFAULTS = PruningConfig()
-
-
-@app.command()
-def inspect(
-    model: ModelName,
-    sequence_length: Annotated[int, typer.Option(help="Tokens in a sequence, for the multiply-adds.")] = 128,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
-) -> None:
-    """Show the blocks of a model, what they cost, and what was pruned."""
-    with errors_in_one_line():
-        loaded = load_model(model)
-        blocks, size = find_blocks(loaded), measure_size(loaded, sequence_length=sequence_length)
-        plan = getattr(loaded, "pruning_plan", None)
-        if as_json:
-            table = [
-                {
-                    "name": block.name,
-                    "kind": block.kind,
-                    "units": block.units,
-                    "unit_params": block.unit_params,
-                    "unit_macs": block.unit_macs(sequence_length),
-                }
-                for block in blocks
-            ]
-            digest = plan.digest if plan else None
-            about = {"class": type(loaded).__name__, "plan_digest": digest, "size": asdict(size), "blocks": table}
-            typer.echo(json.dumps(about, indent=1))
-            return
-        typer.echo(
-            f"{type(loaded).__name__}: {size.params:,} parameters ({size.prunable_params:,} prunable), {size.macs:,} "
-            f"MACs for {sequence_length} tokens ({size.prunable_macs:,} prunable), {size.weight_bytes:,} bytes"
-        )
-        if plan is not None:
-            typer.echo(str(plan))
-            return
-        for block in blocks:
-            unit = "neurons" if block.kind == "ffn" else "heads" if block.heads == 1 else "key/value groups"
-            typer.echo(f"{block.name:<36} {block.units:>6} {unit}")
 
 
 @app.command()
@@ -166,7 +128,7 @@ def prune(
                 metric="accuracy",
             )
             typer.echo(tried.table())
-        small.pruning_record = small.pruning_record.with_(command=command_line("hfprune"), datasets=[Path(data).name])
+        small.pruning_record = small.pruning_record.with_(command=command_line("hfprune"), datasets=[public_name(data)])
         folder = save(small, output, tokenizer=tokenizer, overwrite=overwrite)
         typer.echo(str(small.pruning_plan))
         typer.echo(comparison_table(small.pruning_record))
@@ -217,15 +179,11 @@ def evaluate(
         typer.echo(json.dumps(results, indent=1))
 
 
-@app.command()
-def verify(folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")]) -> None:
-    """Check that weights, config, plan and record of a checkpoint agree; exit code 1 and the reasons if not."""
-    problems = verify_folder(folder)
-    for problem in problems:
-        typer.echo(f"{folder}: {problem}", err=True)
-    if problems:
-        raise typer.Exit(1)
-    typer.echo(f"{folder}: weights, config, plan and record agree, and the weights are those that were saved")
+app.command()(inspect)
+app.command()(verify)
+app.command()(diff)
+app.command("import")(import_)
+app.command()(push)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from datasets import Dataset, DatasetDict
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from hfprune.data import align_labels, load_text_dataset, resolve_model, tokenize
 from hfprune.errors import HfpruneError
@@ -48,13 +49,13 @@ def errors_in_one_line() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def load_model(name: str, **kwargs: Any) -> PreTrainedModel:
+def load_model(name: str, *, revision: str | None = None) -> PreTrainedModel:
     """A pruned checkpoint with its plan, or any other model in the class that its config names."""
     source = resolve_model(name)
-    if (Path(source) / PLAN_FILE).is_file():
-        return load(source, **kwargs)
-    config = AutoConfig.from_pretrained(source)
-    model: PreTrainedModel = class_of(config.architectures or [], name).from_pretrained(source, **kwargs)
+    if cached_file(source, PLAN_FILE, revision=revision, _raise_exceptions_for_missing_entries=False) is not None:
+        return load(source, revision=revision)
+    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    model: PreTrainedModel = class_of(config.architectures or [], name).from_pretrained(source, revision=revision)
     return model
 
 

@@ -15,6 +15,7 @@ from hfprune.planning.schedule import ROUND_KEEPS, TRAINED_ROUND_KEEPS
 from hfprune.record import record_of
 from hfprune.recovery.reconstruction import reconstruct
 from hfprune.scoring import CalibrationData, Collator, calibration_batches, score, scorers_in
+from hfprune.scoring.calibration import describe
 from hfprune.structure.blocks import check_in_one_place
 from hfprune.structure.gates import Batch
 from hfprune.structure.modeling_pruned import PrunedModel
@@ -110,7 +111,7 @@ def prune(
         logger.info("removed %.1f %% of prunable %s", 100 * sparsity_of(small, config), config.budget)
     asked = config.to_dict() if sparsity is None else {**config.to_dict(), "sparsity": dict(sparsity)}
     small.train(model.training)  # a trainer leaves it in training mode
-    small.pruning_record = record_of(model, before, small, asked, rounds)
+    small.pruning_record = record_of(model, before, small, asked, rounds, describe(batches))
     return small
 
 

@@ -1,16 +1,21 @@
 """The record of a pruned model: what was done to it, with what, and what came of it. The card is drawn from it."""
 
+import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from hfprune.measure import Size, dense_size, measure_size
+from hfprune.planning.plan import PruningPlan
 from hfprune.structure.modeling_pruned import base_class
 
 FORMAT_VERSION = 1
@@ -21,19 +26,25 @@ _PACKAGES = ("hfprune", "torch", "transformers", "datasets", "accelerate", "eval
 class PruningRecord:
     """What happened to a model. Frozen: `with_` gives a record that knows more.
 
+    docs/metadata.md has every field of its JSON, which `record.schema.json` in the package describes for machines.
+
     Attributes:
         base_model: Name of the dense model: a repository, or the name of a folder.
         model_class: Class of the dense model.
         config: The `PruningConfig`, as plain values.
-        rounds: For each round: sparsity, digest of the plan so far, and seconds of scoring and surgery.
         plan_digest: Digest of the whole plan, in dense numbering.
+        base_revision: The commit of the dense model's repository; empty if it did not come from the Hub.
+        blocks: Kind of each block, and its units `before` and `after`.
+        calibration: What scores and repair saw: `samples`, `tokens`, and a `digest` of the token ids.
+        rounds: For each round: sparsity, digest of the plan so far, and seconds of scoring and surgery.
         sizes: `measure.Size` as plain values, under `dense` and `pruned`.
         latencies: `measure.Latency` as plain values, under `dense` and `pruned`.
         metrics: Under `dense`, `pruned` and `recovered`, each a mapping from metric to value.
         datasets: Names of the data sets used.
         recovery: Hyper-parameters of the recovery that were set, and its steps and seconds.
         command: How to do it again.
-        files: SHA-256 of the weight files, by name; only in a file that `hfprune.save` wrote.
+        seconds: Wall-clock time of the whole run; 0 if it is not known.
+        files: SHA-256 of the other files, by name; only in a file that `hfprune.save` wrote.
         versions: Of Python and the packages that did it.
         earlier: Records of prunings before this one, if the model was pruned already.
     """
@@ -42,6 +53,9 @@ class PruningRecord:
     model_class: str
     config: dict[str, Any]
     plan_digest: str
+    base_revision: str = ""
+    blocks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
     latencies: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -49,6 +63,7 @@ class PruningRecord:
     datasets: list[str] = field(default_factory=list)
     recovery: dict[str, Any] = field(default_factory=dict)
     command: str = ""
+    seconds: float = 0.0
     files: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=lambda: versions())
     earlier: list[dict[str, Any]] = field(default_factory=list)
@@ -62,8 +77,17 @@ class PruningRecord:
         return replace(self, **merged)
 
     def to_json(self) -> str:
-        """The record as JSON."""
-        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=1) + "\n"
+        """The record as JSON, with the digest of its content.
+
+        Returns:
+            Text.
+
+        Raises:
+            ValueError: A field has a value that the schema does not allow.
+        """
+        data = {"format_version": FORMAT_VERSION, **asdict(self)}
+        _validate(json.loads(json.dumps(data)))  # lists for tuples
+        return json.dumps({**data, "digest": _digest(data)}, indent=1) + "\n"
 
     @classmethod
     def of_model(cls, text: str) -> "PruningRecord":
@@ -81,21 +105,50 @@ class PruningRecord:
             The record.
 
         Raises:
-            ValueError: It is not a record, or of a newer format.
+            ValueError: It is not a record, of a newer format, against the schema, or not what was written.
         """
         try:
             data = json.loads(text)
-            version = data.pop("format_version")
-        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+            version = data["format_version"]
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"not a pruning record: {type(error).__name__}: {error}") from error
         if version != FORMAT_VERSION:
             raise ValueError(
-                f"the pruning record has format_version {version}, this hfprune reads {FORMAT_VERSION}: upgrade it."
+                f"the pruning record has format_version {version!r:.50}, this hfprune reads {FORMAT_VERSION}: upgrade "
+                "it (pip install -U hfprune)."
             )
-        try:
-            return cls(**data)
-        except TypeError as error:
-            raise ValueError(f"not a pruning record: {error}") from error
+        _validate(data)
+        said = data.pop("digest", None)
+        if said is not None and said != _digest(data):
+            raise ValueError(
+                f"the pruning record was changed: its digest says {said[:12]}..., its content gives "
+                f"{_digest(data)[:12]}... Restore the file, or delete the digest if the change was meant."
+            )
+        del data["format_version"]
+        return cls(**data)
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """The JSON Schema of pruning_record.json."""
+    text = resources.files("hfprune").joinpath("record.schema.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def _validate(data: Any) -> None:
+    """Refuse what the schema does not allow, with the place and what is allowed there."""
+    from jsonschema import Draft202012Validator  # takes a tenth of a second
+    from jsonschema.exceptions import best_match
+
+    worst = best_match(Draft202012Validator(schema()).iter_errors(data))
+    if worst is not None:
+        where = "/".join(map(str, worst.absolute_path)) or "the top"
+        raise ValueError(f"not a valid pruning record: at {where}: {worst.message:.300}. See docs/metadata.md.")
 
 
 def record_of(
@@ -104,6 +157,7 @@ def record_of(
     small: PreTrainedModel,
     asked: dict[str, Any],
     rounds: Sequence[dict[str, Any]],
+    calibration: dict[str, Any] | None = None,
 ) -> PruningRecord:
     """The record of a pruning that was just done.
 
@@ -113,6 +167,7 @@ def record_of(
         small: The model after it, with its plan.
         asked: The config, as plain values.
         rounds: What happened in each round.
+        calibration: What `scoring.calibration.describe` says of the batches, where there were any.
 
     Returns:
         A record that knows the records of earlier prunings of the model.
@@ -121,16 +176,27 @@ def record_of(
     history = [] if earlier is None else [*earlier.earlier, {**asdict(earlier), "earlier": []}]
     return PruningRecord(
         base_model=earlier.base_model if earlier else public_name(model.config._name_or_path or ""),
+        base_revision=earlier.base_revision if earlier else getattr(model.config, "_commit_hash", None) or "",
         model_class=base_class(type(model)).__name__,
         config=asked,
         rounds=list(rounds),
         plan_digest=small.pruning_plan.digest,
+        blocks=blocks_of(small.pruning_plan),
+        calibration=calibration or {},
         sizes={
             "dense": asdict(dense_size(model, before)),
             "pruned": asdict(measure_size(small, sequence_length=before.sequence_length)),
         },
         earlier=history,
     )
+
+
+def blocks_of(plan: PruningPlan) -> dict[str, dict[str, Any]]:
+    """Kind, and units before and after, of each block of a plan."""
+    return {
+        name: {"kind": block.kind, "before": block.units, "after": len(block.kept)}
+        for name, block in plan.blocks.items()
+    }
 
 
 def versions() -> dict[str, str]:
@@ -145,10 +211,15 @@ def versions() -> dict[str, str]:
 
 
 def public_name(name_or_path: str) -> str:
-    """The name to publish for a model: a repository as it is, of a local folder only its last part.
+    """The name to publish for a model or data set: a repository as it is, of a file or folder only its last part.
 
     >>> public_name("google-bert/bert-base-uncased")
     'google-bert/bert-base-uncased'
+    >>> public_name("/home/me/my model")
+    'my-model'
     """
-    path = Path(name_or_path or "model")
-    return path.resolve().name if path.is_absolute() or path.exists() else name_or_path
+    if not name_or_path:
+        return ""
+    path = Path(name_or_path)
+    local = path.is_absolute() or path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path, re.ASCII)
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", path.resolve().name) if local else name_or_path

@@ -68,7 +68,7 @@ def command_line(program: str) -> str:
         if not skip and not secret:
             kept.append(argument)
         skip = secret and not equals
-    return f"{program} {shlex.join(kept)}".strip()
+    return " ".join(f"{program} {shlex.join(kept)}".split("\n")).strip()
 
 
 def headline(record: PruningRecord, plan: PruningPlan) -> dict[str, float]:

@@ -17,7 +17,8 @@ from hfprune.measure import checkpoint_bytes, measure_latencies
 from hfprune.methods import METHODS, Job, Made, check_method, train
 from hfprune.pipeline import batches_for
 from hfprune.publishing.checkpoint import save
-from hfprune.publishing.hub import check_login, push_folder
+from hfprune.publishing.hub import check_login
+from hfprune.publishing.push import push_to_hub
 from hfprune.record import public_name
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.report import command_line, comparison_table, headline, recovery_settings
@@ -109,6 +110,7 @@ def run(load_task: TaskLoader, arguments: Arguments, *, script: str) -> Outcome 
         datasets=[data_args.dataset] if data_args.dataset else [],
         recovery=_recovery(arguments, made),
         command=command_line(f"python scripts/{Path(script).name}"),
+        seconds=round(time.perf_counter() - began, 1),
     )
     outcome = _save(pruned, task, output, began)
     if push:
@@ -128,14 +130,14 @@ def _load(load_task: TaskLoader, arguments: Arguments) -> Task:
 
 
 def _push(folder: Path, args: RecoveryArguments) -> None:
-    url = push_folder(
+    commit = push_to_hub(
         folder,
         args.hub_model_id or folder.resolve().parent.name,
         private=args.hub_private_repo,
         token=args.hub_token,
         revision=args.hub_revision,
     )
-    logger.info("Pushed to %s", url)
+    logger.info("Pushed to %s", commit.commit_url)
 
 
 def _flag(checkpoint: str | bool | None) -> str | bool | None:

@@ -12,6 +12,7 @@ import torch
 from transformers.utils import logging
 
 import hfprune  # noqa: F401 (registers pruned types with the Auto classes)
+from hfprune.publishing import verification
 
 logging.disable_progress_bar()
 datasets.disable_progress_bars()
@@ -26,3 +27,9 @@ def _seeded():
 def _caches_in_tmp(tmp_path_factory, monkeypatch):
     """Nothing is read from or written to the user's cache of data sets."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
+
+
+@pytest.fixture(autouse=True)
+def _marks_in_tmp(tmp_path_factory, monkeypatch):
+    """That a checkpoint was verified is not written into the user's cache."""
+    monkeypatch.setattr(verification, "HF_HOME", str(tmp_path_factory.getbasetemp() / "hf"))

@@ -189,7 +189,9 @@ class TestRecords:
         small = hfprune.prune(tiny_model("bert"), [tiny_batch()], PruningConfig(sparsity=0.3, **SHORT))
         path = hfprune.save(small, tmp_path / "a") / "config.json"
         path.write_text(path.read_text().replace("encoder.layer.1.output.dense", "encoder.layer.9.output.dense"))
-        assert "the shape table in config.json does not fit the model" in verify(tmp_path / "a")[0]
+        changed, problem = verify(tmp_path / "a")
+        assert changed == "config.json is not the file that was saved: its SHA-256 differs"
+        assert "the shape table in config.json does not fit the model" in problem
 
     def test_commands_are_quoted_and_carry_no_token(self, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["x", "--hub_token", "hf_secret", "--a", "two words", "--token=hf_secret"])

@@ -21,4 +21,5 @@ def test_the_card_is_drawn_from_its_record(path):
     plan = PruningPlan.from_json(path.with_suffix(".plan.json").read_text())
     assert record.plan_digest == plan.digest
     card = path.with_suffix(".md").read_text()
-    assert draw_card(record, plan, portable="trust_remote_code" not in card) == card
+    portable = "trust_remote_code" not in card
+    assert draw_card(record, plan, portable=portable, location=path.stem, pictures=True) == card

@@ -1,7 +1,6 @@
 """What all scripts share: regression and pairs, another teacher, early stopping, reports, resuming, pushing."""
 
 import json
-from pathlib import Path
 
 import pytest
 from huggingface_hub.errors import LocalTokenNotFoundError
@@ -10,7 +9,7 @@ from transformers import Trainer
 
 import hfprune
 from hfprune.errors import HfpruneError
-from hfprune.publishing import hub
+from hfprune.publishing import hub, push
 from hfprune.recovery.trainer import RecoveryTrainer
 from hfprune.tasks import (
     MaskedTextArguments,
@@ -184,9 +183,12 @@ class FakeApi:
     def create_branch(self, name, **options):
         FakeApi.calls += (("create_branch", name, options),)
 
-    def upload_folder(self, *, repo_id, folder_path, **options):
-        files = {path.name for path in Path(folder_path).iterdir()}
-        FakeApi.calls += (("upload_folder", repo_id, files, options),)
+    def list_repo_files(self, name, **options):
+        return [".gitattributes"]
+
+    def create_commit(self, name, operations, **options):
+        FakeApi.calls += (("create_commit", name, {operation.path_in_repo for operation in operations}, options),)
+        return type("Commit", (), {"commit_url": f"https://hub/{name}/commit/1"})
 
 
 class TestPush:
@@ -197,6 +199,7 @@ class TestPush:
 
         monkeypatch.setattr(FakeApi, "calls", ())
         monkeypatch.setattr(hub, "HfApi", FakeApi)
+        monkeypatch.setattr(push, "HfApi", FakeApi)
         for name in ("init_hf_repo", "push_to_hub", "_push_from_checkpoint"):
             monkeypatch.setattr(Trainer, name, refuse)
 
@@ -206,7 +209,7 @@ class TestPush:
         assert login == ("whoami", "secret")
         assert made == ("create_repo", "out", {"private": True, "exist_ok": True})
         name, repo, files, options = uploaded
-        assert (name, repo) == ("upload_folder", "me/out")
+        assert (name, repo) == ("create_commit", "me/out")
         assert {"README.md", "config.json", "model.safetensors", "pruning_plan.json", "tokenizer.json"} <= files
         assert "modeling_pruned.py" in files
         assert options["revision"] is None
@@ -215,7 +218,7 @@ class TestPush:
     def test_name_and_branch(self, home):
         names = {"hub_model_id": "small", "hub_revision": "try"}
         classify(home, push_to_hub=True, num_train_epochs=0, **names)
-        assert [call[0] for call in FakeApi.calls] == ["whoami", "create_repo", "create_branch", "upload_folder"]
+        assert [call[0] for call in FakeApi.calls] == ["whoami", "create_repo", "create_branch", "create_commit"]
         assert FakeApi.calls[2] == ("create_branch", "me/small", {"branch": "try", "exist_ok": True})
         assert FakeApi.calls[3][3]["revision"] == "try"
 

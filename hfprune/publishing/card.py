@@ -1,10 +1,14 @@
 """The model card, drawn from the record and the plan; its template is package data."""
 
+import html
+import logging
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -15,8 +19,13 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hfprune.planning.plan import PruningPlan
+from hfprune.publishing.charts import KEPT_UNITS, can_draw, draw_pictures, pictures_of
 from hfprune.record import PruningRecord
 from hfprune.structure.modeling_pruned import PrunedModel
+
+logger = logging.getLogger(__name__)
+
+_FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
 
 _TASKS = (
     ("text-classification", "AutoModelForSequenceClassification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
@@ -27,36 +36,70 @@ _TASKS = (
 )
 
 
-def write_card(model: PreTrainedModel, folder: Path) -> None:
-    """Write README.md into a checkpoint folder.
+def write_card(model: PreTrainedModel, folder: Path, *, location: str) -> None:
+    """Write README.md and, where matplotlib is installed, its pictures into a checkpoint folder.
 
     Args:
         model: A pruned model with plan and record.
         folder: The checkpoint's folder.
+        location: Where the card says that it is to be loaded from.
     """
-    text = draw_card(model.pruning_record, model.pruning_plan, portable=not isinstance(model, PrunedModel))
+    record, plan = model.pruning_record, model.pruning_plan
+    if can_draw():
+        draw_pictures(record, plan, folder)
+    else:
+        logger.info("The card has no pictures: pip install hfprune[plot]")
+    portable = not isinstance(model, PrunedModel)
+    text = draw_card(record, plan, portable=portable, location=location, pictures=can_draw())
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def draw_card(record: PruningRecord, plan: PruningPlan, *, portable: bool) -> str:
-    """The card as text.
+def card_of(folder: Path, *, location: str) -> str:
+    """The card of a checkpoint folder, from its record, plan and pictures.
 
     Args:
-        record: What happened.
-        plan: What stays.
-        portable: Whether plain transformers loads the checkpoint.
+        folder: The folder.
+        location: Where the card says that it is to be loaded from.
 
     Returns:
         Markdown with a YAML head.
     """
+    record = PruningRecord.from_json((folder / "pruning_record.json").read_text(encoding="utf-8"))
+    plan = PruningPlan.from_json((folder / "pruning_plan.json").read_text(encoding="utf-8"))
+    portable = not (folder / "modeling_pruned.py").is_file()
+    pictures = (folder / KEPT_UNITS).is_file()
+    return draw_card(record, plan, portable=portable, location=location, pictures=pictures)
+
+
+def draw_card(record: PruningRecord, plan: PruningPlan, *, portable: bool, location: str, pictures: bool) -> str:
+    """The card as text.
+
+    Args:
+        record: What happened. What it says is quoted, never taken for markup.
+        plan: What stays.
+        portable: Whether plain transformers loads the checkpoint.
+        location: The folder or repository to load it from; of a name with odd characters it says PATH instead.
+        pictures: Whether its pictures are beside it.
+
+    Returns:
+        Markdown with a YAML head.
+    """
+    location = location if re.fullmatch(r"[\w. -]+(/[\w.-]+)?", location, re.ASCII) else "PATH"
     task, auto_class = task_of(record.model_class)
+    name = location.rpartition("/")[2]
+    final = "recovered" if record.metrics.get("recovered") else "pruned"
+    base = record.base_model if "/" in record.base_model or record.base_revision else ""  # else the name of a folder
+    datasets = [data for data in record.datasets if not data.endswith(_FILES)]
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=task,
-        base_model=record.base_model or None,
-        base_model_relation="finetune" if record.base_model else None,
+        base_model=base or None,
+        base_model_relation="finetune" if base else None,
         tags=["pruned", "structured-pruning", "hfprune"],
-        datasets=record.datasets or None,
+        datasets=datasets or None,
+        metrics=sorted(record.metrics.get(final, {})) or None,
+        model_name=name,
+        eval_results=_results(record, task, final) or None,
         pruning={
             "plan_digest": plan.digest,
             "mac_sparsity": round(plan.sparsity("macs"), 4),
@@ -64,17 +107,57 @@ def draw_card(record: PruningRecord, plan: PruningPlan, *, portable: bool) -> st
         },
     )
     template = resources.files("hfprune.publishing").joinpath("card_template.md").read_text(encoding="utf-8")
-    card = ModelCard.from_template(
-        data,
-        template_str=template,
+    environment = Environment(keep_trailing_newline=True)
+    environment.filters.update(text=_text, code=_code)
+    return environment.from_string(template).render(
+        card_data=data.to_yaml(),
         record=record,
         plan=plan,
+        name=name,
+        location=location,
         portable=portable,
         auto_class=auto_class,
-        rows=_rows(record),
-        stages=[stage for stage in ("dense", "pruned", "recovered") if stage in record.metrics],
+        last="pruned and recovered" if final == "recovered" else "pruned",
+        rows=_rows(record, final),
+        pictures=pictures_of(record) if pictures else [],
+        versions=", ".join(f"{package} {version}" for package, version in record.versions.items()),
     )
-    return str(card)
+
+
+def _text(value: Any) -> str:
+    """A value as text in Markdown: no HTML, no new cell, no new line, no code fence.
+
+    >>> _text("<b>a|b`")
+    '&lt;b&gt;a&#124;b&#96;'
+    """
+    text = " ".join(html.escape(str(value), quote=False).split())
+    return text.replace("|", "&#124;").replace("`", "&#96;").replace("[", "&#91;")
+
+
+def _code(value: Any) -> str:
+    """A value as text inside a fence, which it cannot end."""
+    return str(value).replace("```", "'''")
+
+
+def _results(record: PruningRecord, task: str | None, final: str) -> list[EvalResult]:
+    """The metrics of the published model, and those of the dense one beside them, as the Hub lists them."""
+    if task is None:
+        return []
+    data = (record.datasets or ["unknown"])[0]
+    stages = {final: "", "dense": " of the dense model"}
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=data,
+            dataset_name=data,
+            dataset_split="test",
+            metric_type=metric,
+            metric_name=f"{metric}{note}",
+            metric_value=round(value, 6),
+        )
+        for stage, note in stages.items()
+        for metric, value in record.metrics.get(stage, {}).items()
+    ]
 
 
 def task_of(model_class: str) -> tuple[str | None, str]:
@@ -89,13 +172,19 @@ def task_of(model_class: str) -> tuple[str | None, str]:
     return None, "AutoModel"
 
 
-def _rows(record: PruningRecord) -> list[tuple[str, str, str, str]]:
-    """Lines of the table at the top: what, dense, pruned, and how much less."""
-    dense, pruned = record.sizes.get("dense"), record.sizes.get("pruned")
+def _rows(record: PruningRecord, final: str) -> list[tuple[str, str, str, str]]:
+    """Lines of the table at the top: what, dense, published, and the change."""
     rows = []
+    for metric, value in record.metrics.get("dense", {}).items():
+        now = record.metrics.get(final, {}).get(metric, float("nan"))
+        note = ""
+        if final == "recovered" and metric in record.metrics.get("pruned", {}):
+            note = f"; {record.metrics['pruned'][metric]:.4f} before recovery"
+        rows.append((metric, f"{value:.4f}", f"{now:.4f}", f"{now - value:+.4f}{note}".replace("-", "−")))
+    dense, pruned = record.sizes.get("dense"), record.sizes.get("pruned")
     if dense and pruned:
         length = pruned["sequence_length"]
-        rows = [
+        rows += [
             _row("parameters", dense["params"], pruned["params"]),
             _row("prunable parameters", dense["prunable_params"], pruned["prunable_params"]),
             _row(f"MACs ({length} tokens)", dense["macs"], pruned["macs"]),
@@ -112,7 +201,7 @@ def _rows(record: PruningRecord) -> list[tuple[str, str, str, str]]:
 
 
 def _row(name: str, before: int, after: int) -> tuple[str, str, str, str]:
-    return name, f"{before:,}", f"{after:,}", f"−{1 - after / before:.1%}"
+    return name, f"{before:,}", f"{after:,}", f"−{1 - after / before:.1%}" if before else ""
 
 
 def _setting(latency: dict[str, Any]) -> str:

@@ -8,14 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfprune.distributed import is_main_process
 from hfprune.errors import CheckpointError
+from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.card import write_card
-from hfprune.publishing.verification import RECORD_FILE, check_loadable, class_of, sha256
-from hfprune.record import PruningRecord
-from hfprune.structure.modeling_pruned import HUB_ARGUMENTS, PrunedModel, read_attachments, write_attachments
+from hfprune.publishing.hub import fetch
+from hfprune.publishing.probe import PROBE_FILE, Probe
+from hfprune.publishing.verification import RECORD_FILE, check_loadable, model_class, sha256
+from hfprune.record import PruningRecord, blocks_of
+from hfprune.structure.modeling_pruned import (
+    FORMAT_VERSION,
+    HUB_ARGUMENTS,
+    PrunedModel,
+    base_class,
+    read_attachments,
+    write_attachments,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -70,34 +80,62 @@ def save(
     draft = path.parent / f".{path.name}.saving"  # one fixed name, so that what a killed run left is cleared
     shutil.rmtree(draft, ignore_errors=True)
     try:
-        _write(model, draft, tokenizer)
+        _write(model, draft, tokenizer, path.name)
         _replace(draft, path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return path
 
 
-def _write(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    model.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-    record: PruningRecord | None = getattr(model, "pruning_record", None)
+def _write(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None, name: str) -> None:
+    plan, record = model.pruning_plan, getattr(model, "pruning_record", None)
     if record is None:
         record = PruningRecord(
             base_model="",
-            model_class=type(model).__name__.removeprefix("Pruned"),
+            model_class=base_class(type(model)).__name__,
             config={},
-            plan_digest=model.pruning_plan.digest,
+            plan_digest=plan.digest,
         )
-    weights = {file.name: sha256(file) for file in sorted(folder.glob("*.safetensors"))}
-    model.pruning_record = replace(record, plan_digest=model.pruning_plan.digest)
+    model.pruning_record = record.with_(plan_digest=plan.digest, blocks=blocks_of(plan))
+    model.config.pruning_config = {
+        **(getattr(model.config, "pruning_config", None) or {"format_version": FORMAT_VERSION}),
+        "summary": summary(model.pruning_record, plan),
+    }
+    model.save_pretrained(folder)
     write_attachments(model, folder)
-    (folder / RECORD_FILE).write_text(replace(model.pruning_record, files=weights).to_json(), encoding="utf-8")
-    write_card(model, folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    (folder / PROBE_FILE).write_text(Probe.of(model).to_json(), encoding="utf-8")
+    files = {
+        file.name: sha256(file) for file in sorted(folder.iterdir()) if file.is_file() and file.name != RECORD_FILE
+    }
+    text = replace(model.pruning_record, files=files).to_json()
+    (folder / RECORD_FILE).write_text(text, encoding="utf-8")
+    write_card(model, folder, location=name)
     for file in folder.rglob("*"):  # on disk before the rename makes it the checkpoint
         if file.is_file():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
+
+
+def summary(record: PruningRecord, plan: PruningPlan) -> dict[str, Any]:
+    """The few facts of a record that stand in config.json too, under `pruning_config`.
+
+    Args:
+        record: The record.
+        plan: The plan.
+
+    Returns:
+        Plain values.
+    """
+    return {
+        "base_model": record.base_model,
+        "scorer": record.config.get("scorer", ""),
+        "mac_sparsity": round(plan.sparsity("macs"), 4),
+        "param_sparsity": round(plan.sparsity("params"), 4),
+        "plan_digest": plan.digest,
+        "hfprune": record.versions.get("hfprune", ""),
+    }
 
 
 def _replace(draft: Path, path: Path) -> None:
@@ -135,16 +173,16 @@ def load(path: str | Path, **kwargs: Any) -> PreTrainedModel:
         The model, in evaluation mode.
 
     Raises:
-        CheckpointError: The folder has no plan, is damaged, or contradicts itself. Nothing is loaded then.
+        CheckpointError: There is no such folder or repository, or it has no plan, is damaged, contradicts itself, or
+            brings code that is not ours. Nothing is loaded or run then.
     """
-    if Path(path).exists():
-        check_loadable(path)
-    hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-    config = AutoConfig.from_pretrained(path, **hub)
-    model = class_of(config.architectures or [], str(path)).from_pretrained(path, **kwargs)
+    hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+    folder = fetch(path, **hub)
+    check_loadable(folder)
+    kwargs.pop("trust_remote_code", None)  # none is needed
+    model: PreTrainedModel = model_class(folder).from_pretrained(folder, **kwargs)
     if not isinstance(model, PrunedModel):
-        read_attachments(model, path, **hub)
-    if getattr(model, "pruning_plan", None) is None:
-        raise CheckpointError(f"{path} has no pruning plan: load a dense model with AutoModelForX.from_pretrained.")
-    loaded: PreTrainedModel = model
-    return loaded
+        read_attachments(model, folder)
+    if folder != Path(path):
+        model.config._name_or_path = model.name_or_path = str(path)
+    return model

@@ -1,10 +1,79 @@
-"""Push a finished checkpoint folder to the Hub."""
+"""Checkpoints on the Hub: fetch one whole, and push one in a single commit."""
 
+import logging
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from hfprune.errors import HfpruneError
+from hfprune.errors import CheckpointError, HfpruneError
+
+logger = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+
+_RETRIES = 2
+#: What a checkpoint is made of; other formats in a repository, and what could be unpickled, stay there.
+_FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py", "*.md"]
+
+
+def fetch(name_or_path: str | Path, *, revision: str | None = None, subfolder: str = "", **hub: Any) -> Path:
+    """The folder of a checkpoint: as it is, or downloaded whole into the cache of the Hub.
+
+    Args:
+        name_or_path: A folder, or a repository.
+        revision: A branch, tag or commit of the repository.
+        subfolder: Where in it the checkpoint is.
+        **hub: `cache_dir`, `force_download`, `local_files_only` and `token`, as in huggingface_hub.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: There is no such folder, and it can be no repository, or the Hub does not give it.
+    """
+    if Path(name_or_path).exists():
+        return Path(name_or_path) / subfolder
+    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+    try:
+        folder = patiently(
+            lambda: snapshot_download(
+                str(name_or_path),
+                revision=revision,
+                allow_patterns=[prefix + pattern for pattern in _FETCHED],
+                ignore_patterns=[f"{prefix}*/*"],
+                **{name: value for name, value in hub.items() if value is not None},
+            )
+        )
+    except HFValidationError as error:
+        raise CheckpointError(f"there is no folder {name_or_path}, and no repository can have that name.") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"there is no folder {name_or_path}, and the Hub does not give a repository of that name: {error}"
+        ) from error
+    return Path(folder) / subfolder
+
+
+def patiently(request: Callable[[], Answer]) -> Answer:
+    """Ask the Hub, and up to twice more where it answers that it failed itself.
+
+    Args:
+        request: Asks it; asking twice must do what asking once does.
+
+    Returns:
+        What it gave.
+    """
+    for attempt in range(_RETRIES):
+        try:
+            return request()
+        except HfHubHTTPError as error:
+            if error.response.status_code < 500:
+                raise
+            logger.warning("The Hub answered with status %s; trying again.", error.response.status_code)
+            time.sleep(2**attempt)
+    return request()
 
 
 def check_login(token: str | None = None) -> None:
@@ -23,26 +92,3 @@ def check_login(token: str | None = None) -> None:
             f"push_to_hub was asked for, but the Hub does not let us in: {error} Log in with `hf auth login`, pass "
             "--hub_token, or leave push_to_hub out."
         ) from error
-
-
-def push_folder(
-    folder: Path, repo: str, *, private: bool | None = None, token: str | None = None, revision: str | None = None
-) -> str:
-    """Upload a checkpoint folder as it is, in one commit; the repository is made if it is not there.
-
-    Args:
-        folder: What `hfprune.save` wrote.
-        repo: The repository's name, with or without its owner.
-        private: Whether a new repository is private; None: as the owner's default is.
-        token: A token, by default the one that is stored.
-        revision: A branch, by default the main one.
-
-    Returns:
-        The address of the repository.
-    """
-    api = HfApi(token=token)
-    made = api.create_repo(repo, private=private, exist_ok=True)
-    if revision is not None:
-        api.create_branch(made.repo_id, branch=revision, exist_ok=True)
-    api.upload_folder(repo_id=made.repo_id, folder_path=folder, revision=revision, commit_message="Pruned with hfprune")
-    return str(made)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
+from hfprune.publishing.card import write_card
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.recovery.gradual import GradualPruning, gradual_in
 from hfprune.recovery.learning import choose_trainable, learning_names, slow_base_model, stepwise
@@ -297,8 +298,12 @@ class RecoveryTrainer(Trainer):
             if self.gradual is not None and self.gradual.attached:
                 self.gradual.save(folder)
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write no card: `hfprune.save` draws it from the record, and Trainer's would replace it."""
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Draw our card, where there is a plan yet; Trainer's knows nothing of it."""
+        model = self._plain_model()
+        if self.is_world_process_zero() and getattr(model, "pruning_record", None) is not None:
+            name = self.hub_model_id or Path(self.args.output_dir).resolve().name
+            write_card(model, Path(self.args.output_dir), location=name)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.is_world_process_zero():

@@ -1,5 +1,6 @@
 """Calibration batches: seeded, of a fixed number of samples, from whatever holds the user's data."""
 
+import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -187,3 +188,25 @@ def check_batch(batch: Batch, model: PreTrainedModel) -> Batch:
 
 def _parameters(model: PreTrainedModel) -> set[str]:
     return {name for name, p in inspect.signature(model.forward).parameters.items() if p.kind is not p.VAR_KEYWORD}
+
+
+def describe(batches: Sequence[Batch]) -> dict[str, Any]:
+    """What a record says of calibration batches: samples, tokens, and a digest of the token ids.
+
+    Args:
+        batches: Dicts of tensors.
+
+    Returns:
+        `samples`, and where there are token ids `tokens` (padding apart, if there is a mask) and `digest` (SHA-256 of
+        the ids as 64-bit integers, batch by batch).
+    """
+    found: dict[str, Any] = {"samples": sum(count_samples(batch) for batch in batches)}
+    if all(isinstance(batch.get("input_ids"), Tensor) for batch in batches):
+        found["tokens"] = sum(
+            int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum()) for batch in batches
+        )
+        digest = hashlib.sha256()
+        for batch in batches:
+            digest.update(batch["input_ids"].long().cpu().numpy().tobytes())
+        found["digest"] = digest.hexdigest()
+    return found

@@ -30,6 +30,10 @@ ATTACHMENTS: dict[str, tuple[str, Callable[[str], Any], Callable[[Any], str]]] =
     "pruning_plan.json": ("pruning_plan", json.loads, lambda value: json.dumps(value, indent=1) + "\n"),
     "pruning_record.json": ("pruning_record", json.loads, lambda value: json.dumps(value, indent=1) + "\n"),
 }
+#: Called with the folder that plan and record of a loaded model came from; hfprune adds to it.
+AFTER_LOADING: list[Callable[[Path], None]] = []
+#: What proves a state of the weights, and is wrong after they changed.
+PROOF = "pruning_probe.json"
 #: Arguments of `from_pretrained` that choose the state of a repository.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
@@ -93,15 +97,21 @@ def read_attachments(model: Any, name_or_path: Any, **kwargs: Any) -> None:
         **kwargs: As for `from_pretrained`; only those that choose the repository's state are used.
     """
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+    folder: Path | None = None
     for name, (attribute, read, _) in ATTACHMENTS.items():
         path = cached_file(name_or_path, name, _raise_exceptions_for_missing_entries=False, **hub)
         if path is not None:
             setattr(model, attribute, read(Path(path).read_text(encoding="utf-8")))
+            folder = Path(path).parent
+    if folder is not None:
+        for function in AFTER_LOADING:
+            function(folder)
 
 
 def write_attachments(model: Any, folder: Path) -> None:
     """Write the plan and the record of a model, where it has them, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / PROOF).unlink(missing_ok=True)
     for name, (attribute, _, write) in ATTACHMENTS.items():
         value = getattr(model, attribute, None)
         if value is not None:
@@ -132,6 +142,12 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
         _resize(base.get_submodule(path), shape["in_features"], shape["out_features"], model._init_weights)
     for path, value in table["attributes"].items():
         owner, _, attribute = path.rpartition(".")
+        dense = getattr(base.get_submodule(owner), attribute, None)
+        if type(dense) is not int or type(value) is not int or not 0 <= value <= dense:
+            raise ValueError(
+                f"pruning_config sets {path} to {value!r:.50} where the dense model has {dense!r:.50}; pruning only "
+                "makes sizes smaller. The config is damaged, or not to be trusted."
+            )
         setattr(base.get_submodule(owner), attribute, value)
     for path, arguments in table.get("inputs", {}).items():
         module = base.get_submodule(path)
@@ -162,13 +178,22 @@ def _without_heads(module: Any, hidden_states: torch.Tensor, *_: Any, **__: Any)
 
 def _resize(module: nn.Module, in_features: int, out_features: int, initialize: Callable[[nn.Module], None]) -> None:
     if isinstance(module, Conv1D):
-        shape, module.nx, module.nf = (in_features, out_features), in_features, out_features
+        shape = (in_features, out_features)
     elif isinstance(module, nn.Linear):
-        shape, module.in_features, module.out_features = (out_features, in_features), in_features, out_features
+        shape = (out_features, in_features)
     else:
         raise TypeError(f"cannot resize a {type(module).__name__}, only Linear and Conv1D")
     if tuple(module.weight.shape) == shape:
         return
+    if min(shape) < 0 or any(new > old for new, old in zip(shape, module.weight.shape, strict=True)):
+        raise ValueError(
+            f"pruning_config asks for a weight of shape {shape} where the dense model has {tuple(module.weight.shape)};"
+            " pruning only makes them smaller. The config is damaged, or not to be trusted."
+        )
+    if isinstance(module, Conv1D):
+        module.nx, module.nf = in_features, out_features
+    else:
+        module.in_features, module.out_features = in_features, out_features
     something = in_features > 0 and out_features > 0
     module.weight = nn.Parameter(module.weight.new_empty(shape), requires_grad=something)
     if module.bias is not None:

@@ -40,20 +40,8 @@ def keep_units(model: PreTrainedModel, kept: Mapping[str, Sequence[int]]) -> Pre
             or a block is left without units that cannot run without any.
         StructureError: The model was changed in a way that its config does not say, or is spread over devices.
     """
-    blocks = find_blocks(model)
     check_in_one_place(model)
-    indices = {
-        block.name: torch.as_tensor(list(kept.get(block.name, range(block.units))), dtype=torch.long)
-        for block in blocks
-    }
-    for block in blocks:
-        if len(indices[block.name]) < block.least:
-            raise UnsupportedArchitectureError(
-                f"{block.name} of a {model.config.model_type} model cannot run without any unit, so the block cannot "
-                "be removed whole. Keep at least one unit of it (min_units=1)."
-            )
-    state = _sliced_state(model, blocks, indices)
-    small = _skeleton(model, blocks, indices, state)
+    small, state = skeleton(model, kept)
     try:
         small.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
@@ -71,6 +59,34 @@ def keep_units(model: PreTrainedModel, kept: Mapping[str, Sequence[int]]) -> Pre
     if getattr(model, "generation_config", None) is not None:
         small.generation_config = copy.deepcopy(model.generation_config)
     return small
+
+
+def skeleton(model: PreTrainedModel, kept: Mapping[str, Sequence[int]]) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    """An empty model of the shapes that are left, on the meta device, and the weights that belong into it.
+
+    Args:
+        model: The model; it may be on the meta device itself, as its weights are then.
+        kept: As for `keep_units`.
+
+    Returns:
+        The empty model, and its state dict.
+
+    Raises:
+        UnsupportedArchitectureError: As for `keep_units`.
+    """
+    blocks = find_blocks(model)
+    indices = {
+        block.name: torch.as_tensor(list(kept.get(block.name, range(block.units))), dtype=torch.long)
+        for block in blocks
+    }
+    for block in blocks:
+        if len(indices[block.name]) < block.least:
+            raise UnsupportedArchitectureError(
+                f"{block.name} of a {model.config.model_type} model cannot run without any unit, so the block cannot "
+                "be removed whole. Keep at least one unit of it (min_units=1)."
+            )
+    state = _sliced_state(model, blocks, indices)
+    return _skeleton(model, blocks, indices, state), state
 
 
 def _sliced_state(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,317 @@
+"""Push and load over HTTP, with the unmodified client of huggingface_hub in a process of its own."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import hfprune
+from hfprune import PruningConfig
+from hfprune.data import resolve_model
+from hfprune.errors import HfpruneError
+from tests.support.hub import Repo, loopback_hub
+from tests.support.tiny import tiny_batch, tiny_model
+from tests.support.tiny_data import tiny_tokenizer
+
+pytestmark = pytest.mark.hub
+
+WITHOUT_HFPRUNE = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "hfprune":
+            raise ImportError("hfprune is not here, on purpose")
+sys.meta_path.insert(0, Refuse())
+"""
+SAW = "what its author saw"
+SAY = """
+def say(**what):
+    import json
+    print("SAID " + json.dumps(what))
+"""
+
+
+@pytest.fixture
+def hub():
+    with loopback_hub() as running:
+        yield running
+
+
+@pytest.fixture
+def client(hub, tmp_path):
+    """Run Python against the Hub; what `say(...)` said, by name, and `_stderr` and `_status`."""
+
+    def run(code, *, home="home", with_hfprune=True, fails=False, **options):
+        environment = {**os.environ, **hub.environment(tmp_path / home, **options)}
+        prelude = SAY + ("" if with_hfprune else WITHOUT_HFPRUNE)
+        done = subprocess.run(
+            [sys.executable, "-c", prelude + code],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            timeout=240,
+            check=False,
+        )
+        assert fails or done.returncode == 0, done.stderr[-3000:]
+        said = {"_stderr": done.stderr, "_status": done.returncode}
+        for line in done.stdout.splitlines():
+            if line.startswith("SAID "):
+                said.update(json.loads(line.removeprefix("SAID ")))
+        return said
+
+    return run
+
+
+def small_model(model_type="bert", **config):
+    asked = {
+        "sparsity": 0.5,
+        "sequence_length": 8,
+        "scorer": "l2",
+        "reconstruct": False,
+        "schedule": "one_shot",
+        **config,
+    }
+    labels = {"num_labels": 3, "id2label": {0: "what", 1: "where", 2: "who"}}
+    return hfprune.prune(tiny_model(model_type, **labels), [tiny_batch(model_type)], PruningConfig(**asked))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return hfprune.save(small_model(), tmp_path / "small", tokenizer=tiny_tokenizer())
+
+
+LOAD = """
+import torch
+ids = torch.arange(4, 14).reshape(2, 5)
+def digest(model):
+    import hashlib
+    state = sorted(model.state_dict().items())
+    return hashlib.sha256(b"".join(name.encode() + tensor.numpy().tobytes() for name, tensor in state)).hexdigest()
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=ids).logits.tolist()
+"""
+WITH = (
+    LOAD
+    + """
+import hfprune
+from transformers import AutoModelForSequenceClassification
+auto, loaded = AutoModelForSequenceClassification.from_pretrained("me/x"), hfprune.load("me/x")
+say(auto=logits(auto), loaded=logits(loaded), auto_digest=digest(auto), loaded_digest=digest(loaded))
+say(name=loaded.name_or_path, plan=loaded.pruning_plan.digest)
+say(portable_loaded=logits(hfprune.load("me/portable")))
+"""
+)
+WITHOUT = (
+    LOAD
+    + """
+from transformers import AutoModelForSequenceClassification
+trusted = AutoModelForSequenceClassification.from_pretrained("me/x", trust_remote_code=True)
+stock = AutoModelForSequenceClassification.from_pretrained("me/portable")
+say(trusted=logits(trusted), trusted_digest=digest(trusted), stock=logits(stock), stock_class=type(stock).__name__)
+"""
+)
+
+
+def digest_of(model):
+    state = sorted(model.state_dict().items())
+    return hashlib.sha256(b"".join(name.encode() + tensor.numpy().tobytes() for name, tensor in state)).hexdigest()
+
+
+@pytest.mark.demo
+def test_a_minilm_loads_by_name_in_four_ways(hub, client, tmp_path):
+    """Equal logits and equal bytes: Auto classes, hfprune.load, remote code, and a stock one with nothing."""
+    try:
+        source = resolve_model("minilm-l6")
+    except HfpruneError as error:
+        pytest.skip(str(error))
+    torch.manual_seed(0)
+    dense = AutoModelForSequenceClassification.from_pretrained(source, num_labels=6)
+    tokenizer, ids = AutoTokenizer.from_pretrained(source), torch.arange(4, 14).reshape(2, 5)
+    logits = {}
+    for name, portable in (("x", False), ("portable", True)):
+        config = PruningConfig(scorer="l2", schedule="one_shot", reconstruct=False, portable=portable)
+        small = hfprune.prune(dense, [{"input_ids": ids}], config).eval()
+        logits[name] = small(ids).logits.tolist()
+        hfprune.save(small, tmp_path / name, tokenizer=tokenizer)
+        if name == "x":
+            digest = digest_of(small)
+    client('import hfprune\nfor name in ("x", "portable"): hfprune.push_to_hub(name, "me/" + name)')
+    here, there = client(WITH), client(WITHOUT, with_hfprune=False, home="other")
+    assert here["auto"] == here["loaded"] == there["trusted"] == logits["x"]
+    assert here["auto_digest"] == here["loaded_digest"] == there["trusted_digest"] == digest
+    assert here["portable_loaded"] == there["stock"] == logits["portable"]
+    assert there["stock_class"] == "BertForSequenceClassification"
+    assert here["name"] == "me/x"
+    for name in ("x", "portable"):
+        for path in (tmp_path / name).iterdir():
+            if path.name != "README.md":  # which names the repository
+                assert hub.repos[f"me/{name}"].files()[path.name] == path.read_bytes(), path.name
+
+
+PUSH_MODEL = """
+import hfprune
+from transformers import AutoTokenizer
+model, tokenizer = hfprune.load("small"), AutoTokenizer.from_pretrained("small")
+commit = hfprune.push_to_hub(model, "x", tokenizer=tokenizer, private=True, commit_message="A first one")
+say(url=commit.commit_url)
+again = hfprune.push_to_hub("small", "me/x", revision="second", commit_message="To a branch")
+pull = hfprune.push_to_hub("other", "me/x", create_pr=True)
+say(pull=pull.pr_url)
+import huggingface_hub
+huggingface_hub.ModelCard.load("me/x").validate()
+card = huggingface_hub.ModelCard.load("me/x")
+say(data=card.data.to_dict(), round_trip=huggingface_hub.ModelCardData(**card.data.to_dict()).to_dict())
+"""
+
+
+def test_push_private_branch_and_pull_request(hub, client, folder, tmp_path):
+    hfprune.save(small_model(sparsity=0.3), tmp_path / "other", tokenizer=tiny_tokenizer())
+    said = client(PUSH_MODEL)
+    repo = hub.repos["me/x"]
+    assert repo.private
+    assert repo.messages == ["initial commit", "A first one", "To a branch", "Pruned with hfprune"]
+    assert set(repo.branches) == {"main", "second", "refs/pr/3"}
+    files = {path.name for path in folder.iterdir()}
+    assert set(repo.files()) == files | {".gitattributes"}, "model, tokenizer, plan, record, card, pictures, loader"
+    assert 'from_pretrained("me/x", trust_remote_code=True)' in repo.files()["README.md"].decode()
+    assert said["pull"].endswith("/me/x/discussions/3")
+    assert repo.files("refs/pr/3")["model.safetensors"] != repo.files()["model.safetensors"]
+    assert said["data"] == said["round_trip"]
+    assert said["data"]["tags"] == ["pruned", "structured-pruning", "hfprune"]
+
+    load = 'import hfprune\nsay(digest=hfprune.load("me/x", revision="%s").pruning_plan.digest)'
+    first, other = (hfprune.load(tmp_path / name).pruning_plan.digest for name in ("small", "other"))
+    assert client(load % "second")["digest"] == first
+    assert client(load % "refs/pr/3")["digest"] == other
+
+    wrong = client(load % "main", token="hf_wrong", home="theirs", fails=True)
+    assert wrong["_status"] != 0
+    assert (
+        "CheckpointError: there is no folder me/x, and the Hub does not give a repository of that name"
+        in wrong["_stderr"]
+    )
+    nowhere = client(load % "nowhere", fails=True)
+    assert "CheckpointError" in nowhere["_stderr"]
+
+
+PIPELINE = """
+from transformers import pipeline
+answer = pipeline("text-classification", model="me/x", trust_remote_code={trust})("who is the dog")
+say(label=answer[0]["label"], score=answer[0]["score"])
+"""
+
+
+def test_pipeline_and_hf_download(client, hub, folder, tmp_path):
+    hub.repos["me/x"] = Repo()
+    hub.repos["me/x"].commit("main", {path.name: path.read_bytes() for path in folder.iterdir()}, "by hand")
+    here = client("import hfprune\n" + PIPELINE.format(trust=None))
+    there = client(PIPELINE.format(trust=True), with_hfprune=False)
+    assert here["label"] in ("what", "where", "who")
+    assert (here["label"], here["score"]) == (there["label"], there["score"])
+
+    plain = 'from transformers import AutoModelForSequenceClassification as A\nA.from_pretrained("me/x"%s)'
+    for argument in ("", ", ignore_mismatched_sizes=True"):
+        refused = client(plain % argument, with_hfprune=False, fails=True)
+        assert refused["_status"] != 0
+        assert "trust_remote_code=True" in refused["_stderr"]
+
+    code = """
+import subprocess, sys
+from pathlib import Path
+hf = Path(sys.executable).with_name("hf")
+subprocess.run([hf, "download", "me/x", "--local-dir", "downloaded"], check=True, capture_output=True)
+from typer.testing import CliRunner
+from hfprune.cli import app
+for name in ("downloaded", "me/x"):
+    done = CliRunner().invoke(app, ["verify", name])
+    say(**{name: [done.exit_code, done.stdout]})
+said = CliRunner().invoke(app, ["inspect", "me/x", "--json"])
+say(inspected=said.stdout)
+"""
+    said = client(code)
+    for name in ("downloaded", "me/x"):
+        status, output = said[name]
+        assert status == 0
+        assert output.strip().endswith(f"{name}: every file is the one that was saved, and the model computes {SAW}")
+    assert json.loads(said["inspected"])["plan_digest"] == hfprune.load(folder).pruning_plan.digest
+
+
+class TestTrouble:
+    """The server fails once, goes away in the middle, or has something else there."""
+
+    def test_a_server_that_answers_500_once(self, hub, client, folder):
+        hub.fail = [(r"GET .*/resolve/.*/config.json", 500), (r"PUT .*/lfs-objects", 500), (r"POST .*/commit", 500)]
+        client('import hfprune\nhfprune.push_to_hub("small", "me/x")\nhfprune.load("me/x", force_download=True)')
+        assert not hub.fail
+        assert len(hub.repos["me/x"].commits) == 2
+
+    @pytest.mark.parametrize("cut", [pytest.param("PUT .*/lfs-objects", marks=pytest.mark.slow), "POST .*/commit"])
+    def test_an_interrupted_upload_changes_nothing(self, cut, hub, client, folder):
+        hub.repos["me/x"] = Repo()
+        hub.repos["me/x"].commit("main", {"README.md": b"before"}, "before")
+        hub.cut = cut
+        done = client('import hfprune\nhfprune.push_to_hub("small", "me/x")', fails=True)
+        assert done["_status"] != 0
+        assert hub.repos["me/x"].files() == {"README.md": b"before"}
+        hub.cut = None
+        client('import hfprune\nhfprune.push_to_hub("small", "me/x")')
+        assert "model.safetensors" in hub.repos["me/x"].files()
+
+    def test_what_an_earlier_push_left_goes_in_the_same_commit(self, hub, client, folder):
+        files = {"model-00001-of-00002.safetensors": b"", "pytorch_model.bin": b"", "notes.txt": b"mine", "old.py": b""}
+        hub.repos["me/x"] = Repo()
+        hub.repos["me/x"].commit("main", files, "before")
+        client('import hfprune\nhfprune.push_to_hub("small", "me/x")')
+        assert set(hub.repos["me/x"].files()) == {*(path.name for path in folder.iterdir()), "notes.txt"}
+
+    def test_a_card_that_was_edited_is_pushed_as_it_is(self, hub, client, folder):
+        edited = (folder / "README.md").read_text() + "\nMy own words.\n"
+        (folder / "README.md").write_text(edited)
+        client('import hfprune\nhfprune.push_to_hub("small", "me/x")')
+        assert hub.repos["me/x"].files()["README.md"].decode() == edited
+
+    def test_a_damaged_folder_is_not_pushed(self, hub, client, folder):
+        (folder / "pruning_plan.json").unlink()
+        done = client('import hfprune\nhfprune.push_to_hub("small", "me/x")', fails=True)
+        assert "there is no pruning_plan.json" in done["_stderr"]
+        assert not hub.repos
+
+
+TRAINER = """
+import copy, sys, torch
+torch.set_num_threads(1)
+import hfprune
+from hfprune import RecoveryArguments
+from tests.support.tiny import tiny_model
+from tests.support.training import arguments, trainer_of
+from pathlib import Path
+small = hfprune.load("small")
+args = arguments(Path("out"), max_steps=4, save_strategy="steps", save_steps=2, push_to_hub=True,
+                 hub_model_id="me/trained", hub_strategy="every_save", hub_always_push=True)
+trainer = trainer_of(small, tiny_model("bert", num_labels=3), args)
+trainer.train()
+trainer._finish_current_push()
+trainer.push_to_hub()
+"""
+
+
+def test_trainer_keeps_our_files(hub, client, folder, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    client(TRAINER)
+    repo = hub.repos["me/trained"]
+    ours = {"pruning_plan.json", "pruning_record.json", "modeling_pruned.py", "model.safetensors", "config.json"}
+    in_progress = [f for c, f in repo.commits.items() if "config.json" in f]
+    assert len(in_progress) >= 2
+    assert all(ours <= set(files) for files in in_progress)
+    assert "structured-pruning" in repo.files()["README.md"].decode()
+    assert 'hfprune.load("me/trained")' in repo.files()["README.md"].decode()
+    assert client('import hfprune\nsay(d=hfprune.load("me/trained").pruning_plan.digest)')["d"]

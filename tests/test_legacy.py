@@ -1,0 +1,126 @@
+"""`hfprune import`: what transformers 4 and TextPruner saved loads again, and computes what it did."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import hfprune
+from hfprune import PruningPlan
+from hfprune.cli import app
+from hfprune.errors import CheckpointError, UnsupportedArchitectureError
+from hfprune.publishing.legacy import load_legacy
+from hfprune.publishing.verification import verify
+from hfprune.structure import find_blocks
+from tests.support.tiny import tiny_batch, tiny_model
+from tests.support.tiny_data import tiny_tokenizer
+
+GONE = {0: [1, 3], 1: [0]}
+
+
+def old_checkpoint(folder, gone=GONE, *, neurons=40, model_type="bert", tokenizer=False):
+    """As transformers 4 wrote it after `prune_heads` (and TextPruner after cutting all FFNs alike), and the model."""
+    dense = tiny_model(model_type, num_labels=3)
+    kept = {}
+    for index, block in enumerate(find_blocks(dense)):
+        if block.kind == "attention":
+            kept[block.name] = [head for head in range(block.units) if head not in gone.get(index // 2, [])]
+        else:
+            kept[block.name] = list(range(neurons))
+    small = hfprune.apply_plan(
+        dense, PruningPlan.keep(find_blocks(dense), kept, model_type=model_type, sequence_length=8)
+    )
+    small.save_pretrained(folder)
+    config = dense.config.to_dict()
+    config.update(
+        pruned_heads={str(layer): heads for layer, heads in gone.items()},
+        intermediate_size=neurons,
+        transformers_version="4.30.0",
+        architectures=["BertForSequenceClassification"],
+        _name_or_path="google-bert/bert-base-uncased",
+    )
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("pruning_plan.json", "modeling_pruned.py", "pruning_record.json"):
+        (folder / name).unlink(missing_ok=True)
+    if tokenizer:
+        tiny_tokenizer().save_pretrained(folder)
+    return small
+
+
+@pytest.mark.parametrize("neurons", [40, 24])
+def test_it_computes_what_it_did(neurons, tmp_path):
+    before = old_checkpoint(tmp_path / "old", neurons=neurons, tokenizer=True)
+    done = CliRunner().invoke(app, ["import", str(tmp_path / "old"), str(tmp_path / "new")])
+    assert done.exit_code == 0, done.output
+    assert verify(tmp_path / "new") == []
+    again = hfprune.load(tmp_path / "new")
+    batch = tiny_batch()
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, before(**batch).logits)
+    assert again.pruning_plan.kept["encoder.layer.0.attention"] == (0, 2)
+    assert again.pruning_plan.counts["encoder.layer.1.attention"] == (3, 4)
+    assert again.pruning_plan.counts["encoder.layer.1.ffn"] == (neurons, neurons)
+    assert again.pruning_record.base_model == "google-bert/bert-base-uncased"
+    assert (tmp_path / "new" / "tokenizer.json").is_file()
+
+
+def test_equal_heads_in_every_layer_stay_of_the_pruned_class(tmp_path):
+    """A stock BERT cannot say fewer heads of the same width."""
+    before = old_checkpoint(tmp_path / "old", {0: [0, 1], 1: [2, 3]})
+    model = load_legacy(tmp_path / "old")
+    assert type(model).__name__ == "PrunedBertForSequenceClassification"
+    with torch.no_grad():
+        assert torch.equal(model(**tiny_batch()).logits, before(**tiny_batch()).logits)
+
+
+class TestMistakes:
+    def config(self, folder, **changes):
+        path = folder / "config.json"
+        data = json.loads(path.read_text())
+        data.update(changes)
+        path.write_text(json.dumps({name: value for name, value in data.items() if value is not None}))
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"pruned_heads": None}, "has no pruned_heads: nothing says which heads are gone"),
+            ({"pruned_heads": {"0": ["x"]}}, "no mapping from layers to lists of heads"),
+            ({"pruned_heads": {"7": [0]}}, r"names heads \[0\] of layer 7, but the model has 2 layers of 4 heads"),
+            ({"pruned_heads": {"0": [9]}}, r"names heads \[9\] of layer 0"),
+            ({"pruned_heads": {"0": [1]}}, "do not have the shapes that its pruned_heads"),
+            ({"model_type": None}, "names no model_type"),
+        ],
+    )
+    def test_a_config_that_does_not_fit(self, changes, message, tmp_path):
+        old_checkpoint(tmp_path / "old")
+        self.config(tmp_path / "old", **changes)
+        with pytest.raises(CheckpointError, match=message):
+            load_legacy(tmp_path / "old")
+
+    def test_a_type_that_is_not_in_the_table(self, tmp_path):
+        old_checkpoint(tmp_path / "old")
+        self.config(tmp_path / "old", model_type="xlm", architectures=["XLMForSequenceClassification"])
+        with pytest.raises(UnsupportedArchitectureError):
+            load_legacy(tmp_path / "old")
+
+    def test_weights_that_are_not_there(self, tmp_path):
+        old_checkpoint(tmp_path / "old")
+        path = tmp_path / "old" / "model.safetensors"
+        tensors = load_file(path)
+        del tensors["classifier.weight"]
+        save_file(tensors, path, metadata={"format": "pt"})
+        with pytest.raises(CheckpointError, match="has no weights for classifier.weight: it is not whole"):
+            load_legacy(tmp_path / "old")
+        path.unlink()
+        with pytest.raises(CheckpointError, match="has no model.safetensors: the weights are missing"):
+            load_legacy(tmp_path / "old")
+
+    def test_pickled_weights_are_not_read(self, tmp_path):
+        old_checkpoint(tmp_path / "old")
+        (tmp_path / "old" / "model.safetensors").rename(tmp_path / "old" / "pytorch_model.bin")
+        done = CliRunner().invoke(app, ["import", str(tmp_path / "old"), str(tmp_path / "new")])
+        assert done.exit_code == 1
+        assert "are pickled (pytorch_model.bin), which hfprune does not read. If you trust them" in done.output
+        assert not (tmp_path / "new").exists()
