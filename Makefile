@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test test-all lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery clean
+.PHONY: help setup demo test test-all lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery model-cards clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -55,6 +55,10 @@ benchmark-rearrangement: setup ## exchanging units within blocks, with and witho
 
 benchmark-recovery: setup ## recovery against a dense model of the same size: TREC, about 10 minutes (the script has the rest)
 	$(BIN)/python benchmarks/recovery.py --quick
+
+model-cards: setup ## do the runs of model_cards/ again: about 25 minutes on 2 cores
+	for card in minilm-l6-trec "minilm-l6-trec-3x --sparsity 0.69" "minilm-l6-trec-portable --portable true --sparsity 0.5"; do \
+		$(BIN)/python model_cards/publish.py $$card || exit 1; done
 
 clean: ## remove the environment and everything that runs wrote
 	rm -rf $(VENV) runs

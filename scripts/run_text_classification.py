@@ -3,7 +3,7 @@
 Fine-tunes the dense model if asked, scores, plans and cuts, trains the smaller model against the dense one, measures
 both, saves. Everything in one YAML or JSON file, or as arguments:
 
-    python scripts/run_text_classification.py scripts/configs/demo.yaml
+    python scripts/run_text_classification.py scripts/configs/demo.yaml --sparsity 0.6   # the file, and a change
 
     accelerate launch scripts/run_text_classification.py \
         --model_name_or_path google-bert/bert-base-uncased --dataset nyu-mll/glue --dataset_config sst2 \

@@ -287,31 +287,41 @@ class TestTrouble:
 
 
 TRAINER = """
-import copy, sys, torch
+import torch
 torch.set_num_threads(1)
-import hfprune
-from hfprune import RecoveryArguments
-from tests.support.tiny import tiny_model
-from tests.support.training import arguments, trainer_of
 from pathlib import Path
+import hfprune
+from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+from hfprune.publishing.callback import KeepPruningFiles
+from tests.support.tiny import tiny_model
+from tests.support.tiny_data import tiny_tokenized, tiny_tokenizer
+from tests.support.training import arguments, trainer_of
 small = hfprune.load("small")
-args = arguments(Path("out"), max_steps=4, save_strategy="steps", save_steps=2, push_to_hub=True,
-                 hub_model_id="me/trained", hub_strategy="every_save", hub_always_push=True)
-trainer = trainer_of(small, tiny_model("bert", num_labels=3), args)
+options = dict(max_steps=4, save_strategy="steps", save_steps=2, push_to_hub=True, hub_strategy="every_save",
+               hub_always_push=True)
+if {plain}:
+    args = TrainingArguments("out", hub_model_id="me/trained", use_cpu=True, report_to="none", **options)
+    trainer = Trainer(small, args, train_dataset=tiny_tokenized(), callbacks=[KeepPruningFiles()],
+                      data_collator=DataCollatorWithPadding(tiny_tokenizer()), processing_class=tiny_tokenizer())
+else:
+    args = arguments(Path("out"), hub_model_id="me/trained", **options)
+    trainer = trainer_of(small, tiny_model("bert", num_labels=3), args)
 trainer.train()
 trainer._finish_current_push()
 trainer.push_to_hub()
+say(digest=hfprune.load("me/trained").pruning_plan.digest)
 """
 
 
-def test_trainer_keeps_our_files(hub, client, folder, monkeypatch):
+@pytest.mark.parametrize("plain", [False, True])
+def test_trainers_keep_our_files(plain, hub, client, folder, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
-    client(TRAINER)
+    assert client(TRAINER.replace("{plain}", str(plain)))["digest"] == hfprune.load(folder).pruning_plan.digest
     repo = hub.repos["me/trained"]
     ours = {"pruning_plan.json", "pruning_record.json", "modeling_pruned.py", "model.safetensors", "config.json"}
-    in_progress = [f for c, f in repo.commits.items() if "config.json" in f]
-    assert len(in_progress) >= 2
-    assert all(ours <= set(files) for files in in_progress)
-    assert "structured-pruning" in repo.files()["README.md"].decode()
-    assert 'hfprune.load("me/trained")' in repo.files()["README.md"].decode()
-    assert client('import hfprune\nsay(d=hfprune.load("me/trained").pruning_plan.digest)')["d"]
+    commits = [files for files in repo.commits.values() if "config.json" in files]
+    assert len(commits) >= 2
+    assert all(ours <= set(files) for files in commits)
+    if not plain:
+        assert "structured-pruning" in repo.files()["README.md"].decode()
+        assert 'hfprune.load("me/trained")' in repo.files()["README.md"].decode()

@@ -252,7 +252,7 @@ class TestHostile:
             metrics={"dense": {evil: 1.0}, "pruned": {evil: 0.5}},
         )
         for location in (evil, '"); import os; ("', "small"):
-            card = draw_card(record, plan, portable=False, location=location, pictures=True)
+            card = draw_card(record, plan, portable=False, location=location, pictures="")
             head, body = ModelCard(card, ignore_metadata_errors=False).data, ModelCard(card).text
             assert head.base_model == evil + "/x", "YAML quotes it"
             assert head.to_dict()["datasets"] == [evil]

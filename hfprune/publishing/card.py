@@ -50,7 +50,7 @@ def write_card(model: PreTrainedModel, folder: Path, *, location: str) -> None:
     else:
         logger.info("The card has no pictures: pip install hfprune[plot]")
     portable = not isinstance(model, PrunedModel)
-    text = draw_card(record, plan, portable=portable, location=location, pictures=can_draw())
+    text = draw_card(record, plan, portable=portable, location=location, pictures="" if can_draw() else None)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -67,11 +67,13 @@ def card_of(folder: Path, *, location: str) -> str:
     record = PruningRecord.from_json((folder / "pruning_record.json").read_text(encoding="utf-8"))
     plan = PruningPlan.from_json((folder / "pruning_plan.json").read_text(encoding="utf-8"))
     portable = not (folder / "modeling_pruned.py").is_file()
-    pictures = (folder / KEPT_UNITS).is_file()
+    pictures = "" if (folder / KEPT_UNITS).is_file() else None
     return draw_card(record, plan, portable=portable, location=location, pictures=pictures)
 
 
-def draw_card(record: PruningRecord, plan: PruningPlan, *, portable: bool, location: str, pictures: bool) -> str:
+def draw_card(
+    record: PruningRecord, plan: PruningPlan, *, portable: bool, location: str, pictures: str | None = None
+) -> str:
     """The card as text.
 
     Args:
@@ -79,7 +81,7 @@ def draw_card(record: PruningRecord, plan: PruningPlan, *, portable: bool, locat
         plan: What stays.
         portable: Whether plain transformers loads the checkpoint.
         location: The folder or repository to load it from; of a name with odd characters it says PATH instead.
-        pictures: Whether its pictures are beside it.
+        pictures: What stands before the names of its pictures, such as `pictures/`; None: there are none.
 
     Returns:
         Markdown with a YAML head.
@@ -119,7 +121,8 @@ def draw_card(record: PruningRecord, plan: PruningPlan, *, portable: bool, locat
         auto_class=auto_class,
         last="pruned and recovered" if final == "recovered" else "pruned",
         rows=_rows(record, final),
-        pictures=pictures_of(record) if pictures else [],
+        pictures=[] if pictures is None else pictures_of(record),
+        before=pictures or "",
         versions=", ".join(f"{package} {version}" for package, version in record.versions.items()),
     )
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
+from hfprune.publishing.callback import keep_files
 from hfprune.publishing.card import write_card
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.recovery.gradual import GradualPruning, gradual_in
@@ -18,7 +19,7 @@ from hfprune.recovery.loss import TOKEN_MEANS, RecoveryLoss, token_count
 from hfprune.recovery.regularisation import swap_tokens
 from hfprune.recovery.teacher import TEACHER_LOGITS
 from hfprune.structure.gates import count_samples, refuse_head_mask
-from hfprune.structure.modeling_pruned import PrunedModel, write_attachments, write_loader
+from hfprune.structure.modeling_pruned import write_attachments
 
 logger = logging.getLogger(__name__)
 
@@ -307,10 +308,7 @@ class RecoveryTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self.is_world_process_zero():
-            model = self._plain_model()
-            write_attachments(model, Path(self.args.output_dir))
-            if isinstance(model, PrunedModel):
-                write_loader(Path(self.args.output_dir))
+            keep_files(self._plain_model(), Path(self.args.output_dir))
         super()._push_from_checkpoint(checkpoint_folder)
 
 

@@ -3,8 +3,10 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from transformers import HfArgumentParser
 
 from hfprune.config import PruningConfig
@@ -114,7 +116,7 @@ class Arguments(NamedTuple):
 
 
 def parse(data: type[DataArguments], description: str | None, argv: Sequence[str] | None = None) -> Arguments:
-    """The arguments of a script, from the command line or from the one YAML or JSON file that is named there.
+    """The arguments of a script, from the command line, or from a YAML or JSON file and what follows it there.
 
     Args:
         data: The task's data arguments.
@@ -123,13 +125,38 @@ def parse(data: type[DataArguments], description: str | None, argv: Sequence[str
 
     Returns:
         The arguments.
+
+    Raises:
+        ValueError: An argument is not known, or what follows a file is not pairs of names and values.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     kinds = (RecoveryArguments, ModelArguments, data, PruningArguments, MethodArguments)
     parser = HfArgumentParser(kinds, description=description)
-    if len(argv) == 1 and argv[0].endswith((".yaml", ".yml", ".json")):
-        read = parser.parse_json_file if argv[0].endswith(".json") else parser.parse_yaml_file
-        training, model, data_arguments, pruning, method = read(argv[0])
+    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+        values = yaml.safe_load(Path(argv[0]).read_text(encoding="utf-8"))  # of which JSON is a part
+        training, model, data_arguments, pruning, method = parser.parse_dict({**values, **_changes(argv[1:])})
     else:
         training, model, data_arguments, pruning, method = parser.parse_args_into_dataclasses(argv)
     return Arguments(training, model, data_arguments, PruningConfig(**asdict(pruning), seed=training.seed), method)
+
+
+def _changes(argv: Sequence[str]) -> dict[str, Any]:
+    """What arguments after a file change: `--name value` or `--name=value`, each value as in YAML.
+
+    >>> _changes(["--sparsity", "0.7", "--fp16=true"])
+    {'sparsity': 0.7, 'fp16': True}
+    """
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    names, values = words[::2], words[1::2]
+    if len(names) != len(values) or not all(name.startswith("--") for name in names):
+        raise ValueError(f"after a file come --name value pairs, got: {' '.join(argv)}")
+    return {n.removeprefix("--").replace("-", "_"): _value(v) for n, v in zip(names, values, strict=True)}
+
+
+def _value(text: str) -> Any:
+    """A value as in YAML, in which 1e-4 is a text, but not here."""
+    value = yaml.safe_load(text)
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
