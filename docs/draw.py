@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hfprune.record import schema
+from hfprune.structure import BlockSpec, known_architectures
 
 HEAD = """# Sparsity metadata
 
@@ -58,8 +59,49 @@ def _resolved(field: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+ARCHITECTURES = """# Architectures
+
+The model types of the [table](../hfprune/structure/table.py). For each one tests build small random models with the
+heads that transformers has for it, gate units, remove them, save and load again: equal outputs with sdpa and eager,
+in float32 and bfloat16, with another width in every layer; decoders generate the same tokens with dynamic and static
+caches.
+
+- *attention*: what a unit is. Where key/value heads are shared a unit is a key/value head with its query heads.
+- *stock*: what the stock config can say, if all layers have the same; the rest loads as `pruned_<type>`.
+- *may go whole*: blocks that `min_units=0` may empty.
+- *repair*: what reconstruction aims at: the residual stream, or the consumer's own output where that is normalised or
+  scaled before it joins the stream.
+
+| model type | attention | feed-forward | stock | may go whole | repair |
+|---|---|---|---|---|---|
+"""
+
+
+def architectures() -> str:
+    """docs/architectures.md, from the table."""
+    lines = []
+    for name, entry in sorted(known_architectures().items()):
+        attention, ffn = entry.blocks.get("attention"), entry.blocks["ffn"]
+        heads = "none" if attention is None else "heads"
+        stock = [kind for kind, spec in (("heads", attention), ("neurons", ffn)) if spec and spec.config_fields]
+        whole = [
+            kind for kind, spec in (("attention", attention), ("feed-forward", ffn)) if spec and _may_go(spec, name)
+        ]
+        target = "consumer" if ffn.residual_sum is None else "residual stream"
+        lines.append(f"| {name} | {heads} | neurons | {_list(stock)} | {_list(whole)} | {target} |")
+    return ARCHITECTURES + "\n".join(lines) + "\n"
+
+
+def _may_go(spec: BlockSpec, name: str) -> bool:
+    return spec.bypass is not None or (spec.head_dim is None and name != "gpt2")  # its Conv1D takes no empty input
+
+
+def _list(words: list[str]) -> str:
+    return ", ".join(words) or "none"
+
+
 #: What draws each page.
-PAGES: dict[str, Callable[[], str]] = {"metadata.md": metadata}
+PAGES: dict[str, Callable[[], str]] = {"metadata.md": metadata, "architectures.md": architectures}
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from hfprune.structure import find_blocks, gated, known_architectures
 from hfprune.structure.architectures import base_model_type
 from hfprune.structure.modeling_pruned import PrunedModel
 from tests.support.plans import as_gates, uneven_plan
-from tests.support.tiny import DECODERS, SIZES, tiny_batch, tiny_model
+from tests.support.tiny import DECODERS, FFN_ONLY, KEEPS_ATTENTION, SIZES, has_head, tiny_batch, tiny_model
 
 pytestmark = pytest.mark.contract
 HEADS = {
@@ -42,7 +42,7 @@ def output(model, batch):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize(
     ("model_type", "head"),
-    [(t, head) for t in sorted(SIZES) for head in HEADS["decoder" if t in DECODERS else "encoder"]],
+    [(t, h) for t in sorted(SIZES) for h in HEADS["decoder" if t in DECODERS else "encoder"] if has_head(t, h)],
 )
 def test_gated_equals_pruned_equals_reloaded(model_type, head, attention, tmp_path):
     model = tiny_model(model_type, head, attn_implementation=attention)
@@ -64,7 +64,8 @@ def test_gated_equals_pruned_equals_reloaded(model_type, head, attention, tmp_pa
 
 @pytest.mark.parametrize("model_type", sorted(SIZES))
 def test_bfloat16(model_type, tmp_path):
-    model = tiny_model(model_type).bfloat16()
+    tiny_model(model_type).save_pretrained(tmp_path / "dense")
+    model = type(tiny_model(model_type)).from_pretrained(tmp_path / "dense", dtype=torch.bfloat16)
     pruned = hfprune.apply_plan(model, uneven_plan(model))
     assert pruned.dtype == torch.bfloat16
     hfprune.save(pruned, tmp_path / "small")
@@ -72,8 +73,12 @@ def test_bfloat16(model_type, tmp_path):
     assert torch.equal(output(pruned, tiny_batch(model_type)), output(again, tiny_batch(model_type)))
 
 
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("model_type", DECODERS)
+@pytest.mark.parametrize(
+    ("model_type", "cache"),
+    [
+        (t, cache) for t in DECODERS for cache in ("dynamic", "static") if (t, cache) != ("falcon", "static")
+    ],  # its alibi
+)
 def test_generate_is_the_same_after_reload(model_type, cache, tmp_path):
     model = tiny_model(model_type, "AutoModelForCausalLM")
     batch = tiny_batch(model_type, length=5)
@@ -99,10 +104,11 @@ def removed_plan(model) -> PruningPlan:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("model_type", sorted(set(SIZES) - {"gpt2"}))
+@pytest.mark.parametrize("model_type", sorted(set(SIZES) - {"gpt2", *FFN_ONLY}))
 def test_whole_blocks_removed(model_type, attention, tmp_path):
     model = tiny_model(model_type, attn_implementation=attention)
-    assert sum(block.least == 0 for block in find_blocks(model)) == (2 if model_type in DECODERS else 4)
+    only_ffn = model_type in DECODERS or model_type in KEEPS_ATTENTION
+    assert sum(block.least == 0 for block in find_blocks(model)) == (2 if only_ffn else 4)
     batch, plan, blocks = tiny_batch(model_type), removed_plan(model), find_blocks(model)
     with gated(model, blocks, as_gates(model, plan.kept)):
         with_gates = output(model, batch)
@@ -114,9 +120,8 @@ def test_whole_blocks_removed(model_type, attention, tmp_path):
     for copied in (copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))):
         assert torch.equal(output(pruned, batch), output(copied, batch))
         with torch.no_grad():
-            copied.base_model.get_submodule(blocks[-2].consumer).get_parameter(
-                "weight" if blocks[-2].least else "bias"
-            ).add_(1)
+            name = "weight" if blocks[-2].least else "bias"
+            copied.base_model.get_submodule(blocks[-2].consumer).get_parameter(name).add_(1)
         assert not torch.equal(output(pruned, batch), output(copied, batch)), "the copy runs the original"
     assert {b.name: b.units for b in find_blocks(again)} == {name: kept for name, (kept, _) in plan.counts.items()}
     dense = {b.name: (b.width, b.unit_params) for b in find_blocks(model)}

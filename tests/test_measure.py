@@ -21,13 +21,21 @@ def test_size_of_bert_by_hand():
     assert size.weight_bytes == 4 * size.params + sum(b.numel() * b.element_size() for b in model.buffers())
 
 
-@pytest.mark.parametrize("model_type", sorted(known_architectures()))
+@pytest.mark.parametrize("model_type", sorted(set(known_architectures()) - {"deberta-v2"}))
 def test_counted_and_computed_macs_agree_on_what_was_removed(model_type):
     model = tiny_model(model_type)
     small = hfprune.apply_plan(model, uneven_plan(model))
     before, after = (measure_size(m, sequence_length=12) for m in (model, small))
     assert before.macs - after.macs == before.prunable_macs - after.prunable_macs > 0
     assert before.params - after.params == before.prunable_params - after.prunable_params > 0
+
+
+def test_products_with_positions_are_not_counted_as_a_units():
+    """DeBERTa's: removing heads saves more MACs than the plan says."""
+    model = tiny_model("deberta-v2")
+    small = hfprune.apply_plan(model, uneven_plan(model))
+    before, after = (measure_size(m, sequence_length=12) for m in (model, small))
+    assert before.macs - after.macs > before.prunable_macs - after.prunable_macs > 0
 
 
 def test_tied_parameters_count_once():

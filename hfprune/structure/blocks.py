@@ -11,8 +11,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hfprune.errors import StructureError
-from hfprune.structure.architectures import BlockSpec, Kind, Quantity, architecture_of
+from hfprune.structure.architectures import architecture_of
 from hfprune.structure.modeling_pruned import base_class
+from hfprune.structure.specs import BlockSpec, Kind, Quantity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +163,7 @@ def find_blocks(model: PreTrainedModel) -> list[Block]:
         raise StructureError(
             f"{type(model).__name__} does not look as the architecture entry of {model.config.model_type!r} says:\n"
             f"  {listed}\nIf modules were replaced (LoRA, quantization), merge or undo that first; "
-            "if transformers changed the model, the entry in hfprune/structure/architectures.py needs an update."
+            "if transformers changed the model, the entry in hfprune/structure/table.py needs an update."
         )
     return blocks
 
@@ -195,6 +196,8 @@ class _Reader:
     def block(self, config: PretrainedConfig) -> Block | None:
         """The block, or None with `problems` filled."""
         spec = self.spec
+        names = {name for name, _ in self.layer.named_modules()}
+        self.problems += [f"{self.path}.{path}: not supported" for path in spec.absent if path in names]
         consumer = self._projection(spec.consumer)
         producers = [self._projection(path) for path in spec.producers]
         head_dim = 1 if spec.head_dim is None else self._attribute(spec.head_dim)
@@ -204,7 +207,7 @@ class _Reader:
         parts = [out // spec.fused for _, out, _ in found]
         columns, out_features, _ = consumer
         removed = columns == 0 and not any(parts)
-        units = min(parts) // head_dim
+        units = min(parts) // (head_dim * spec.interleaved)
         for path, size in [*zip(spec.producers, parts, strict=True), (spec.consumer, columns)]:
             if not removed and (not units or size % units or size % head_dim):
                 self.problems.append(f"{self.path}.{path}: {size} features are not made of whole heads of {head_dim}")

@@ -212,9 +212,10 @@ class _Selector:
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
         for name, rule in self.arguments.items():
             value = bound.arguments.get(name)
-            if value is not None:
+            if value is not None and value.shape[rule["dim"]] % rule["of"] == 0:  # else all heads have the same
                 index = torch.tensor(rule["index"], dtype=torch.long, device=value.device)
-                bound.arguments[name] = value.index_select(rule["dim"], index)
+                split = value.unflatten(rule["dim"], (-1, rule["of"]))  # heads may be repeated for every sample
+                bound.arguments[name] = split.index_select(rule["dim"] + 1, index).flatten(rule["dim"], rule["dim"] + 1)
         return bound.args, bound.kwargs
 
 

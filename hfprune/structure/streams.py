@@ -49,28 +49,28 @@ class LayerStream:
                 if index == 0:
                     self._hidden.append(hidden.detach())
                 calls[index].append((args, kwargs))
-                return (hidden,) if returns_tuple else hidden
+                return hidden if others is None else (hidden, *[None] * others)
 
             return note
 
         base = self.model.base_model
         with ExitStack() as stack:
-            returns_tuple = self._returns_tuple(batches[0])
+            others = self._others_returned(batches[0])
             for index, layer in enumerate(self._layers):
                 stack.enter_context(_replaced_forward(layer, stand_in(index)))
             for batch in batches:
                 base(**inputs_of(base, batch))
         self._calls = calls
 
-    def _returns_tuple(self, batch: Batch) -> bool:
-        """Whether layers return a tuple, whose first item is the hidden states, or the hidden states alone."""
-        found: list[bool] = []
-        first = self._layers[0].register_forward_hook(lambda *call: found.append(isinstance(call[-1], tuple)))
+    def _others_returned(self, batch: Batch) -> int | None:
+        """How many things layers return behind the hidden states; None if they return those alone, in no tuple."""
+        found: list[Any] = []
+        first = self._layers[0].register_forward_hook(lambda *call: found.append(call[-1]))
         try:
             self.model.base_model(**inputs_of(self.model.base_model, batch))
         finally:
             first.remove()
-        return found[0]
+        return len(found[0]) - 1 if isinstance(found[0], tuple) else None
 
     def run(self, index: int) -> Tensor:
         """The hidden states of batch `index` behind the next layer."""

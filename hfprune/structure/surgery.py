@@ -167,9 +167,10 @@ def _table(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str
         for path, attribute, amount in block.sizes:
             attributes[f"{path}.{attribute}"] = amount * len(kept)
         for path, argument, dimension in block.head_inputs:
-            dense = earlier.get(path, {}).get(argument, {}).get("index", range(block.units * block.heads))
-            index = [dense[i] for i in _expand(indices[block.name], block.heads).tolist()]
-            inputs.setdefault(path, {})[argument] = {"dim": dimension, "index": index}
+            heads = block.units * block.heads
+            before = earlier.get(path, {}).get(argument, {"of": heads, "index": range(heads)})
+            index = [before["index"][i] for i in _expand(indices[block.name], block.heads).tolist()]
+            inputs.setdefault(path, {})[argument] = {"dim": dimension, "of": before["of"], "index": index}
         if not kept and block.bypass is not None:
             inside = block.consumer.startswith(f"{block.bypass}.")
             bypassed[block.bypass] = block.consumer.removeprefix(f"{block.bypass}.") if inside else ""
