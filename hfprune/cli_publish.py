@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from transformers import AutoTokenizer
+from transformers.utils import cached_file
 
 from hfprune.cli_common import ModelName, errors_in_one_line, load_model
 from hfprune.data import resolve_model
@@ -111,7 +112,7 @@ def import_(
     sequence_length: Annotated[int, typer.Option(help="Tokens in a sequence, for the plan's multiply-adds.")] = 128,
     overwrite: Annotated[bool, typer.Option(help="Replace the output folder if it is there.")] = False,
 ) -> None:
-    """Save a model that transformers 4 or TextPruner pruned so that transformers 5 loads it."""
+    """Save a model that transformers 4 or TextPruner pruned (as safetensors) so that transformers 5 loads it."""
     with errors_in_one_line():
         folder = fetch(source)
         model = load_legacy(folder, sequence_length=sequence_length)
@@ -134,14 +135,14 @@ def push(
         commit = push_to_hub(
             folder, repo, private=private, revision=revision, create_pr=create_pr, commit_message=message
         )
-        typer.echo(f"pushed to {commit.pr_url or commit.commit_url}")
+        if commit is not None:
+            typer.echo(f"pushed to {commit.pr_url or commit.commit_url}")
 
 
 def _plan_of(name: str) -> PruningPlan:
     """The plan in a file, a folder or a repository."""
     path = Path(resolve_model(name)) if not Path(name).exists() else Path(name)
-    path = path if path.is_file() else fetch(path if path.exists() else name) / PLAN_FILE
-    try:
-        return PruningPlan.from_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{name} has no {PLAN_FILE}: it was not pruned by hfprune.") from None
+    found = path if path.is_file() else cached_file(str(path), PLAN_FILE, _raise_exceptions_for_missing_entries=False)
+    if found is None:
+        raise CheckpointError(f"{name} has no {PLAN_FILE}: it was not pruned by hfprune.")
+    return PruningPlan.from_json(Path(found).read_text(encoding="utf-8"))

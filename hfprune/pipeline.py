@@ -79,7 +79,7 @@ def prune(
     steps = check(model, config, sparsity, keeps=TRAINED_ROUND_KEEPS if recover else ROUND_KEEPS)
     before = measure_size(model, sequence_length=config.sequence_length)
     batches = batches_for(model, data, config, collator=collator)
-    small, rounds = model, []
+    calibration, small, rounds = describe(batches), model, []
     for number, step in enumerate(steps):
         began, scoring = time.perf_counter(), 0.0
         for target in _targets(small, config, step):
@@ -111,7 +111,7 @@ def prune(
         logger.info("removed %.1f %% of prunable %s", 100 * sparsity_of(small, config), config.budget)
     asked = config.to_dict() if sparsity is None else {**config.to_dict(), "sparsity": dict(sparsity)}
     small.train(model.training)  # a trainer leaves it in training mode
-    small.pruning_record = record_of(model, before, small, asked, rounds, describe(batches))
+    small.pruning_record = record_of(model, before, small, asked, rounds, calibration)
     return small
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import math
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -85,8 +86,8 @@ class PruningRecord:
         Raises:
             ValueError: A field has a value that the schema does not allow.
         """
-        data = {"format_version": FORMAT_VERSION, **asdict(self)}
-        _validate(json.loads(json.dumps(data)))  # lists for tuples
+        data = _plain({"format_version": FORMAT_VERSION, **asdict(self)})
+        _validate(data)
         return json.dumps({**data, "digest": _digest(data)}, indent=1) + "\n"
 
     @classmethod
@@ -130,6 +131,16 @@ class PruningRecord:
 
 def _digest(data: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: lists for tuples, Python's numbers for NumPy's, null for what is no number."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @cache

@@ -28,6 +28,8 @@ _SETTINGS = (
     "bf16",
     "seed",
 )
+#: Characters of a command that a record keeps.
+_LONGEST = 10_000
 #: Fields that any Trainer has.
 _TRAINING = {own.name for own in fields(TrainingArguments)}
 
@@ -68,7 +70,8 @@ def command_line(program: str) -> str:
         if not skip and not secret:
             kept.append(argument)
         skip = secret and not equals
-    return " ".join(f"{program} {shlex.join(kept)}".split("\n")).strip()
+    line = " ".join(f"{program} {shlex.join(kept)}".split("\n")).strip()
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."
 
 
 def headline(record: PruningRecord, plan: PruningPlan) -> dict[str, float]:

@@ -107,7 +107,7 @@ def run(load_task: TaskLoader, arguments: Arguments, *, script: str) -> Outcome 
         base_model=public_name(named.model_name_or_path),
         metrics={"dense": job.metrics, **made.metrics},
         latencies={"dense": asdict(slow), "pruned": asdict(fast)},
-        datasets=[data_args.dataset] if data_args.dataset else [],
+        datasets=[public_name(data_args.dataset)] if data_args.dataset else [],
         recovery=_recovery(arguments, made),
         command=command_line(f"python scripts/{Path(script).name}"),
         seconds=round(time.perf_counter() - began, 1),
@@ -137,7 +137,7 @@ def _push(folder: Path, args: RecoveryArguments) -> None:
         token=args.hub_token,
         revision=args.hub_revision,
     )
-    logger.info("Pushed to %s", commit.commit_url)
+    logger.info("Pushed to %s", commit.commit_url if commit else "the Hub")
 
 
 def _flag(checkpoint: str | bool | None) -> str | bool | None:

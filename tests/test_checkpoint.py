@@ -126,7 +126,7 @@ class TestThreeWaysIn:
     def test_a_loaded_model_saves_the_same_again(self, folder, tmp_path):
         hfprune.save(hfprune.load(folder), tmp_path / "again")
         assert verify(tmp_path / "again") == []
-        for name in ("model.safetensors", "pruning_plan.json", "pruning_probe.json", "config.json"):
+        for name in ("model.safetensors", "pruning_plan.json", "config.json"):
             assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
         assert hfprune.load(folder).pruning_record == hfprune.load(tmp_path / "again").pruning_record
 

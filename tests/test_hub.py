@@ -245,6 +245,14 @@ say(inspected=said.stdout)
     assert json.loads(said["inspected"])["plan_digest"] == hfprune.load(folder).pruning_plan.digest
 
 
+COMMAND = """
+from typer.testing import CliRunner
+from hfprune.cli import app
+done = CliRunner().invoke(app, ["push", "small", "me/x", "--message", "By command"])
+say(status=done.exit_code, output=done.stdout)
+"""
+
+
 class TestTrouble:
     """The server fails once, goes away in the middle, or has something else there."""
 
@@ -267,16 +275,20 @@ class TestTrouble:
         assert "model.safetensors" in hub.repos["me/x"].files()
 
     def test_what_an_earlier_push_left_goes_in_the_same_commit(self, hub, client, folder):
-        files = {"model-00001-of-00002.safetensors": b"", "pytorch_model.bin": b"", "notes.txt": b"mine", "old.py": b""}
+        others = {"notes.txt": b"mine", "handler.py": b"", "training_args.bin": b"", "adapter_model.safetensors": b""}
+        files = {"model-00001-of-00002.safetensors": b"", "pytorch_model.bin": b"", **others}
         hub.repos["me/x"] = Repo()
         hub.repos["me/x"].commit("main", files, "before")
         client('import hfprune\nhfprune.push_to_hub("small", "me/x")')
-        assert set(hub.repos["me/x"].files()) == {*(path.name for path in folder.iterdir()), "notes.txt"}
+        assert set(hub.repos["me/x"].files()) == {*others, *(path.name for path in folder.iterdir())}
 
     def test_a_card_that_was_edited_is_pushed_as_it_is(self, hub, client, folder):
         edited = (folder / "README.md").read_text() + "\nMy own words.\n"
         (folder / "README.md").write_text(edited)
-        client('import hfprune\nhfprune.push_to_hub("small", "me/x")')
+        said = client(COMMAND)
+        assert said["status"] == 0
+        assert said["output"].startswith(f"pushed to {hub.url}/me/x/commit/")
+        assert hub.repos["me/x"].messages[-1] == "By command"
         assert hub.repos["me/x"].files()["README.md"].decode() == edited
 
     def test_a_damaged_folder_is_not_pushed(self, hub, client, folder):

@@ -114,7 +114,7 @@ class TestMistakes:
         with pytest.raises(CheckpointError, match="has no weights for classifier.weight: it is not whole"):
             load_legacy(tmp_path / "old")
         path.unlink()
-        with pytest.raises(CheckpointError, match="has no model.safetensors: the weights are missing"):
+        with pytest.raises(CheckpointError, match="has no model.safetensors. Pickled weights"):
             load_legacy(tmp_path / "old")
 
     def test_pickled_weights_are_not_read(self, tmp_path):
@@ -122,5 +122,7 @@ class TestMistakes:
         (tmp_path / "old" / "model.safetensors").rename(tmp_path / "old" / "pytorch_model.bin")
         done = CliRunner().invoke(app, ["import", str(tmp_path / "old"), str(tmp_path / "new")])
         assert done.exit_code == 1
-        assert "are pickled (pytorch_model.bin), which hfprune does not read. If you trust them" in done.output
+        assert (
+            "Pickled weights (pytorch_model.bin) are not read: if you trust them, read them with torch" in done.output
+        )
         assert not (tmp_path / "new").exists()

@@ -3,6 +3,7 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard, ModelCardData
@@ -53,6 +54,13 @@ class TestOneBit:
             assert problems[0].startswith(name), problems
         path.write_bytes(good)
         assert verify(folder) == []
+
+    def test_another_way_to_write_the_same_number(self, folder):
+        path = folder / "pruning_record.json"
+        text = path.read_text()
+        assert '"sparsity": 0.5,' in text
+        path.write_text(text.replace('"sparsity": 0.5,', '"sparsity": 5E-1,', 1))
+        assert verify(folder)[0] == "pruning_record.json is not as hfprune writes it: it was changed"
 
     @pytest.mark.parametrize("name", ["tokenizer.json", "modeling_pruned.py"])
     def test_tokenizer_and_loader_too(self, name, folder):
@@ -114,6 +122,25 @@ class TestProbe:
         assert "differ" in probe.problem_of(other)
         assert "of shape" in Probe(**{**vars(probe), "shape": [1, 2]}).problem_of(model)
 
+    def test_a_model_that_does_not_run_on_it_is_saved_without(self, folder, tmp_path, monkeypatch, caplog):
+        monkeypatch.setattr(Probe, "of", lambda model: 1 / 0)
+        hfprune.save(hfprune.load(folder), tmp_path / "again")
+        assert "No probe is saved, as the model did not run on it: ZeroDivisionError" in caplog.text
+        assert verify(tmp_path / "again") == []
+
+    def test_a_classifier_without_a_padding_token(self, tmp_path):
+        model = tiny_model("gpt2")
+        model.config.pad_token_id = None
+        small = hfprune.prune(model, [tiny_batch("gpt2", samples=1)], PruningConfig(**QUICK))
+        folder = hfprune.save(small, tmp_path / "small")
+        assert (folder / "pruning_probe.json").is_file()
+        assert verify(folder) == []
+
+    def test_a_home_that_cannot_be_written_to(self, folder, tmp_path, monkeypatch):
+        (tmp_path / "file").write_text("")
+        monkeypatch.setattr(verification, "HF_HOME", str(tmp_path / "file"))
+        assert verify(folder) == []
+
     def test_bfloat16(self, tmp_path):
         small = hfprune.prune(tiny_model("bert").bfloat16(), [tiny_batch()], PruningConfig(**QUICK))
         assert verify(hfprune.save(small, tmp_path / "half")) == []
@@ -133,7 +160,12 @@ class TestProbe:
         caplog.clear()
         assert verify(folder) == []
         hfprune.load(folder)
-        assert not [record for record in caplog.records if "never checked" in record.getMessage()]
+        assert "never checked" not in caplog.text
+        tensors = load_file(folder / "model.safetensors")
+        tensors["classifier.bias"] += 1
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        hfprune.load(folder)
+        assert "never checked" in caplog.text, "these weights were not"
 
     def test_training_takes_the_proof_away(self, folder):
         """save_pretrained over a checkpoint leaves no probe of other weights behind."""
@@ -146,6 +178,10 @@ class TestProbe:
         assert "outputs were not saved to compare with" in run("verify", folder).output
 
     def test_nonsense_is_no_probe(self, folder):
+        good = json.loads((folder / "pruning_probe.json").read_text())
+        for changes in ({"output": [float("nan")] * 6}, {"output": []}, {"shape": [9, 9]}, {"dtype": "int8"}):
+            with pytest.raises(ValueError, match="pruning_probe.json is not a probe"):
+                Probe.from_json(json.dumps({**good, **changes}))
         for text in ("[]", "{}", '{"format_version": 2}', '{"format_version": 1, "input_ids": []}'):
             with pytest.raises(ValueError, match="pruning_probe.json is not a probe"):
                 Probe.from_json(text)
@@ -186,18 +222,71 @@ class TestHostile:
         with pytest.raises(CheckpointError, match=f"pruning_config sets {path} to 1"):
             hfprune.load(folder)
 
-    def test_another_loader(self, folder):
+    def test_another_loader(self, folder, caplog):
         (folder / "modeling_pruned.py").write_text("raise SystemExit('executed')")
-        with pytest.raises(CheckpointError, match="modeling_pruned.py is not the loader of this hfprune"):
-            hfprune.load(folder, trust_remote_code=True)
+        hfprune.load(folder, trust_remote_code=True)  # with our own
+        AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+        assert (
+            "modeling_pruned.py is not the loader of this hfprune or of an earlier one; it was not run" in caplog.text
+        )
         assert any("is not the loader of this hfprune" in problem for problem in verify(folder))
+
+    def test_an_index_that_leads_elsewhere(self, folder):
+        """Of a name with `..`, of a pickle, and of a file that is not there."""
+        path = folder / "model.safetensors"
+        names = list(load_file(path))
+        path.rename(folder.parent / "evil.safetensors")
+        for target in ("../evil.safetensors", "../evil.bin", "evil.bin", "missing.safetensors"):
+            index = {"metadata": {}, "weight_map": dict.fromkeys(names, target)}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+            with pytest.raises(CheckpointError, match="which is no weight file of this folder"):
+                hfprune.load(folder)
+
+    def test_tensors_in_a_file_that_nothing_reads(self, folder):
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        save_file({"classifier.weight": tensors.pop("classifier.weight")}, folder / "extra.safetensors")
+        save_file(tensors, path, metadata={"format": "pt"})
+        with pytest.raises(CheckpointError, match="classifier.weight is missing from the weights"):
+            hfprune.load(folder)
+
+    @pytest.mark.parametrize("name", ["Trainer", "pipeline", "AutoModel", "BertConfig", 3, "PrunedBertConfig"])
+    def test_architectures_that_are_no_models(self, name, folder):
+        self.rewrite(folder, lambda config: config.update(architectures=[name]))
+        with pytest.raises(CheckpointError, match="which is no model of transformers"):
+            hfprune.load(folder)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"num_attention_heads": 0}, {"hidden_size": -1}, {"num_hidden_layers": 10**9}, {"vocab_size": "x"}],
+    )
+    def test_configs_that_make_no_model(self, changes, folder):
+        self.rewrite(folder, lambda config: config.update(changes))
+        with pytest.raises(CheckpointError):
+            hfprune.load(folder)
+        assert verify(folder)[0] == "config.json is not the file that was saved: its SHA-256 differs"
+
+    def test_a_tokenizer_that_brings_code(self, folder):
+        path = folder / "tokenizer_config.json"
+        path.write_text(
+            json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoTokenizer": ["evil/x--t.T", None]}})
+        )
+        with pytest.raises(CheckpointError, match="auto_map in tokenizer_config.json names code"):
+            hfprune.load(folder)
+
+    @pytest.mark.parametrize("name", ["pruning_plan.json", "pruning_record.json", "pruning_probe.json", "config.json"])
+    def test_json_that_is_too_deep(self, name, folder):
+        (folder / name).write_text("[" * 100_000)
+        assert verify(folder)
 
     def test_more_code(self, folder):
         (folder / "helper.py").write_text("raise SystemExit('executed')")
         with pytest.raises(CheckpointError, match="helper.py is code that hfprune does not write; it was not run"):
             hfprune.load(folder)
 
-    @pytest.mark.parametrize("target", ["helper.Pruned", "evil/repo--modeling_pruned.PrunedBertModel", "os.system"])
+    @pytest.mark.parametrize(
+        "target", ["helper.Pruned", "evil/repo--modeling_pruned.PrunedX", "modeling_pruned.Pruned--x", "os.system"]
+    )
     def test_an_auto_map_that_leads_elsewhere(self, target, folder):
         self.rewrite(folder, lambda config: config["auto_map"].update(AutoModel=target))
         with pytest.raises(CheckpointError, match="auto_map in config.json names code that hfprune does not write"):
@@ -236,6 +325,16 @@ class TestHostile:
         data[field] = value
         with pytest.raises(ValueError, match="not a valid pruning record: at "):
             PruningRecord.from_json(json.dumps(data))
+
+    def test_odd_values_of_ones_own_cost_no_run(self, folder):
+        """NumPy's numbers, metrics that are no numbers, and names as metrics of the Hub have them."""
+        model = hfprune.load(folder)
+        found = {"f1/macro": np.float32(0.5), "pr\u00e9cision": float("nan"), "f1(micro)": 1}
+        model.pruning_record = model.pruning_record.with_(metrics={"dense": found, "pruned": found})
+        hfprune.save(model, folder, overwrite=True)
+        again = hfprune.load(folder).pruning_record
+        assert again.metrics["dense"] == {"f1/macro": 0.5, "pr\u00e9cision": None, "f1(micro)": 1}
+        assert "f1/macro" in (folder / "README.md").read_text()
 
     def test_whatever_a_record_says_is_quoted_in_its_card(self, folder):
         """Even if it was made in memory, where nothing is validated."""

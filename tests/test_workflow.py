@@ -20,7 +20,7 @@ from hfprune.tasks import (
     text_classification,
     token_classification,
 )
-from tests.support.runs import mlm_home, run_here, save, text_home, token_home
+from tests.support.runs import mlm_home, run_here, save, settings, text_home, token_home, write
 from tests.support.tiny import tiny_model
 from tests.support.tiny_data import WORDS
 
@@ -302,3 +302,32 @@ class TestMethods:
         with pytest.raises((HfpruneError, ValueError), match=message):
             classify(home, **changes)
         assert not (home / "out" / "pruned").exists()
+
+
+class TestFilesAndChanges:
+    def test_arguments_after_a_file_change_it(self, tmp_path):
+        path = write(tmp_path, settings(tmp_path, sparsity=0.4))
+        changes = ["--sparsity", "0.7", "--learning_rate=1e-4", "--bf16", "--exclude", "*.0.attention", "b.*"]
+        training, _, data, config, _ = parse(TextArguments, None, [str(path), *changes, "--dataset_config", "no"])
+        assert (config.sparsity, training.learning_rate, training.bf16) == (0.7, 1e-4, True)
+        assert config.exclude == ["*.0.attention", "b.*"]
+        assert data.dataset_config == "no"
+        assert training.num_train_epochs == 2, "what the file says"
+
+    def test_json_files(self, tmp_path):
+        values = settings(
+            tmp_path, learning_rate=5e-05, exclude=["a.*"], warmup_steps=None, load_best_model_at_end=False
+        )
+        (tmp_path / "settings.json").write_text(json.dumps(values, indent="\t"))
+        training, _, _, config, _ = parse(TextArguments, None, [str(tmp_path / "settings.json")])
+        assert (training.learning_rate, config.exclude) == (5e-05, ["a.*"])
+
+    def test_an_unknown_name(self, tmp_path):
+        path = write(tmp_path, settings(tmp_path))
+        with pytest.raises(ValueError, match="sparsiti"):
+            parse(TextArguments, None, [str(path), "--sparsiti", "0.7"])
+
+    def test_an_empty_file(self, tmp_path):
+        (tmp_path / "settings.yaml").write_text("")
+        with pytest.raises(ValueError, match="must hold names and values"):
+            parse(TextArguments, None, [str(tmp_path / "settings.yaml")])

@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES,
+    MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES,
     MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
@@ -32,6 +34,8 @@ _TASKS = (
     ("token-classification", "AutoModelForTokenClassification", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES),
     ("question-answering", "AutoModelForQuestionAnswering", MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES),
     ("text-generation", "AutoModelForCausalLM", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+    (None, "AutoModelForMultipleChoice", MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES),
+    (None, "AutoModelForNextSentencePrediction", MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES),
     ("fill-mask", "AutoModelForMaskedLM", MODEL_FOR_MASKED_LM_MAPPING_NAMES),
 )
 
@@ -160,6 +164,7 @@ def _results(record: PruningRecord, task: str | None, final: str) -> list[EvalRe
         )
         for stage, note in stages.items()
         for metric, value in record.metrics.get(stage, {}).items()
+        if value is not None
     ]
 
 
@@ -179,7 +184,9 @@ def _rows(record: PruningRecord, final: str) -> list[tuple[str, str, str, str]]:
     """Lines of the table at the top: what, dense, published, and the change."""
     rows = []
     for metric, value in record.metrics.get("dense", {}).items():
-        now = record.metrics.get(final, {}).get(metric, float("nan"))
+        now = record.metrics.get(final, {}).get(metric)
+        if value is None or now is None:
+            continue  # not measured, or no number
         note = ""
         if final == "recovered" and metric in record.metrics.get("pruned", {}):
             note = f"; {record.metrics['pruned'][metric]:.4f} before recovery"

@@ -105,7 +105,10 @@ def _write(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerB
     write_attachments(model, folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    (folder / PROBE_FILE).write_text(Probe.of(model).to_json(), encoding="utf-8")
+    try:
+        (folder / PROBE_FILE).write_text(Probe.of(model).to_json(), encoding="utf-8")
+    except Exception as error:  # noqa: BLE001 (a proof must not cost the model)
+        logger.warning("No probe is saved, as the model did not run on it: %s: %s", type(error).__name__, error)
     files = {
         file.name: sha256(file) for file in sorted(folder.iterdir()) if file.is_file() and file.name != RECORD_FILE
     }

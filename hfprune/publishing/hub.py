@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 _RETRIES = 2
-#: What a checkpoint is made of; other formats in a repository, and what could be unpickled, stay there.
-_FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py", "*.md"]
+#: Other formats in a repository, and what could be unpickled, stay there.
+_LEFT = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.ot"]
 
 
 def fetch(name_or_path: str | Path, *, revision: str | None = None, subfolder: str = "", **hub: Any) -> Path:
@@ -42,8 +42,8 @@ def fetch(name_or_path: str | Path, *, revision: str | None = None, subfolder: s
             lambda: snapshot_download(
                 str(name_or_path),
                 revision=revision,
-                allow_patterns=[prefix + pattern for pattern in _FETCHED],
-                ignore_patterns=[f"{prefix}*/*"],
+                allow_patterns=[f"{prefix}*"],
+                ignore_patterns=[f"{prefix}*/*", *_LEFT],
                 **{name: value for name, value in hub.items() if value is not None},
             )
         )

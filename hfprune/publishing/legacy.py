@@ -120,11 +120,8 @@ def _kept(blocks: list[Block], heads: dict[int, set[int]]) -> dict[str, list[int
 def _check_weights(folder: Path) -> None:
     if any((folder / name).is_file() for name in (SAFETENSORS_SINGLE_FILE, SAFETENSORS_INDEX_FILE)):
         return
-    pickled = sorted(path.name for path in folder.glob("*.bin"))
-    if pickled:
-        raise CheckpointError(
-            f"the weights in {folder} are pickled ({pickled[0]}), which hfprune does not read. If you trust them, read "
-            f"them with torch.load(..., weights_only=True), and write {SAFETENSORS_SINGLE_FILE} with "
-            "safetensors.torch.save_file(..., metadata={'format': 'pt'})."
-        )
-    raise CheckpointError(f"{folder} has no {SAFETENSORS_SINGLE_FILE}: the weights are missing.")
+    raise CheckpointError(
+        f"{folder} has no {SAFETENSORS_SINGLE_FILE}. Pickled weights (pytorch_model.bin) are not read: if you trust "
+        f"them, read them with torch.load(..., weights_only=True), and write {SAFETENSORS_SINGLE_FILE} beside "
+        "config.json with safetensors.torch.save_file(..., metadata={'format': 'pt'})."
+    )

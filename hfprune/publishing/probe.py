@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hfprune.structure.devices import input_device
 from hfprune.structure.gates import frozen
 
 PROBE_FILE = "pruning_probe.json"
@@ -23,8 +24,7 @@ class Probe:
     """A fixed input and what a model gave for it.
 
     Attributes:
-        input_ids: `(2, 8)` token ids, or `(2, 1, 8)` for a model that chooses among texts; the second sample ends in
-            two masked positions.
+        input_ids: `(2, 8)` token ids, or `(2, 1, 8)` for a model that chooses among texts.
         shape: Of the first output (logits, or hidden states of a base model).
         output: That output, flattened; of more than 512 numbers, 512 that are spread evenly.
         dtype: Of the model that gave it.
@@ -72,7 +72,7 @@ class Probe:
         mine = _sample(output)
         largest = max(map(abs, self.output), default=0.0)
         difference = max((abs(a - b) for a, b in zip(mine, self.output, strict=True)), default=0.0)
-        if not all(map(math.isfinite, mine)) or difference > _TOLERANCE[self.dtype] * max(largest, 1.0):
+        if not all(map(math.isfinite, mine)) or difference > _TOLERANCE[self.dtype] * max(largest, 1e-3):
             return (
                 "the model does not compute what its author saw: outputs for the probe differ by "
                 f"{difference:.3g}, where the largest is {largest:.3g}"
@@ -104,7 +104,8 @@ class Probe:
             probe = cls(**data)
             ids = torch.tensor(probe.input_ids)
             fits = ids.shape[0] == _SAMPLES and ids.shape[-1] == _TOKENS and not ids.is_floating_point()
-            if not fits or probe.dtype not in _TOLERANCE or not all(isinstance(x, float) for x in probe.output):
+            fits = fits and len(probe.output) == min(_MOST, math.prod(probe.shape)) and probe.dtype in _TOLERANCE
+            if not fits or not all(isinstance(value, float) and math.isfinite(value) for value in probe.output):
                 raise ValueError("fields of unexpected types or sizes")
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{PROBE_FILE} is not a probe: {error}. Download or save the checkpoint again.") from error
@@ -112,11 +113,14 @@ class Probe:
 
 
 def _run(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    mask = torch.ones_like(ids)
-    mask[-1, ..., -2:] = 0
+    """The outputs of the samples, one by one: some models take no batch without a padding token."""
+    device = input_device(model)
     with frozen(model), torch.no_grad():
-        output: Tensor = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))[0]
-    return output.float().cpu()
+        rows = [
+            model(input_ids=row, attention_mask=torch.ones_like(row))[0]
+            for row in torch.tensor_split(ids.to(device), len(ids))
+        ]
+    return torch.cat([row.float().cpu() for row in rows])
 
 
 def _sample(output: Tensor) -> list[float]:

@@ -1,18 +1,25 @@
 """Push a model or a checkpoint folder to the Hub: everything, in one commit."""
 
+import re
 import tempfile
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hfprune.distributed import is_main_process
 from hfprune.publishing.card import card_of
+from hfprune.publishing.charts import ACCURACY, KEPT_UNITS
 from hfprune.publishing.checkpoint import save
 from hfprune.publishing.hub import patiently
+from hfprune.publishing.probe import PROBE_FILE
 from hfprune.publishing.verification import check_loadable
 
 #: Files of an earlier push that would be read together with the new ones.
-_STALE = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".py")
+_STALE = re.compile(
+    r"model(-[\w-]+)?\.safetensors(\.index\.json)?|pytorch_model(-[\w-]+)?\.bin(\.index\.json)?"
+    rf"|modeling_pruned\.py|{re.escape(PROBE_FILE)}|{re.escape(KEPT_UNITS)}|{re.escape(ACCURACY)}"
+)
 
 
 def push_to_hub(
@@ -25,11 +32,12 @@ def push_to_hub(
     create_pr: bool = False,
     commit_message: str = "Pruned with hfprune",
     token: str | bool | None = None,
-) -> CommitInfo:
+) -> CommitInfo | None:
     """Push weights, config, tokenizer, plan, record, card, pictures and loader in one commit.
 
-    An interrupted upload changes nothing that others see. Weights and code of an earlier push that are not part of this
-    one go in the same commit.
+    An interrupted upload changes nothing that others see. Weights, loader, probe and pictures of an earlier push that
+    are not part of this one go in the same commit; nothing else is touched. Of several processes only the main one
+    pushes.
 
     Args:
         model: A pruned model, or the folder that `save` wrote, which is uploaded as it is (but for a card that was not
@@ -37,18 +45,22 @@ def push_to_hub(
         repo_id: The repository, with or without its owner; it is made if it is not there.
         tokenizer: Of a model; a folder has its own.
         private: Whether a new repository is private; None: as the owner's default is.
-        revision: A branch, which is made if it is not there; by default the main one.
-        create_pr: Open a pull request instead of changing the branch.
+        revision: A branch, which is made if it is not there, or a pull request (`refs/pr/1`); by default the main
+            branch.
+        create_pr: Open a pull request to the branch instead of changing it.
         commit_message: Its first line.
         token: A token, by default the one that is stored.
 
     Returns:
-        The commit; `.repo_url` is the address of the repository, `.pr_url` that of the pull request.
+        The commit; `.repo_url` is the address of the repository, `.pr_url` that of the pull request. None in all
+        processes but the main one.
 
     Raises:
         CheckpointError: The model was never pruned, or the folder could not be loaded again.
         ValueError: A tokenizer was given with a folder.
     """
+    if not is_main_process():
+        return None
     if isinstance(model, PreTrainedModel):
         with tempfile.TemporaryDirectory() as scratch:
             folder = save(model, Path(scratch) / repo_id.rpartition("/")[2], tokenizer=tokenizer)
@@ -70,15 +82,15 @@ def _push(
     check_loadable(folder)
     api = HfApi(token=token)
     repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if revision is not None and not create_pr:
+    if revision is not None and not revision.startswith("refs/"):
         api.create_branch(repo, branch=revision, exist_ok=True)
     files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and path.name[0] not in "._"}
     contents: dict[str, Path | bytes] = {**files}
     card = files.get("README.md")
     if card is not None and card.read_text(encoding="utf-8") == card_of(folder, location=folder.name):
         contents["README.md"] = card_of(folder, location=repo).encode()
-    there = api.list_repo_files(repo, revision=None if create_pr else revision)
-    stale = [name for name in there if "/" not in name and name.endswith(_STALE) and name not in files]
+    there = api.list_repo_files(repo, revision=revision)
+    stale = [name for name in there if _STALE.fullmatch(name) and name not in files]
 
     def commit() -> CommitInfo:
         added = [CommitOperationAdd(n, data if isinstance(data, bytes) else str(data)) for n, data in contents.items()]
@@ -86,8 +98,8 @@ def _push(
             repo,
             [*added, *(CommitOperationDelete(name) for name in stale)],
             commit_message=message,
-            revision=None if create_pr else revision,
+            revision=revision,
             create_pr=create_pr,
         )
 
-    return patiently(commit)
+    return commit() if create_pr else patiently(commit)  # twice the same files are one commit, but two pull requests

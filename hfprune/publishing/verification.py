@@ -3,13 +3,15 @@
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
 import torch
 import transformers
-from huggingface_hub.constants import HF_HOME
+from huggingface_hub.constants import HF_HOME, SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedModel
 
@@ -21,6 +23,9 @@ from hfprune.structure import modeling_pruned
 from hfprune.structure.blocks import find_blocks
 
 logger = logging.getLogger(__name__)
+
+#: What `auto_map` in config.json may name.
+_LOADER_CLASS = re.compile(r"modeling_pruned\.Pruned\w+")
 
 PLAN_FILE, RECORD_FILE = "pruning_plan.json", "pruning_record.json"
 #: SHA-256 of the `modeling_pruned.py` of earlier releases, which their checkpoints carry.
@@ -66,10 +71,12 @@ def class_of(architectures: list[str], where: str) -> type[PreTrainedModel]:
         CheckpointError: There is no name, or no such class.
     """
     name = architectures[0] if architectures else ""
-    module = modeling_pruned if name.startswith("Pruned") else transformers
-    found = getattr(module, name, None) if name else None
-    if found is None:
-        raise CheckpointError(f"the config of {where} names architecture {name!r}, which transformers does not have.")
+    module = modeling_pruned if str(name).startswith("Pruned") else transformers
+    found = getattr(module, str(name), None) if name else None
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise CheckpointError(
+            f"the config of {where} names architecture {name!r:.100}, which is no model of transformers."
+        )
     cls: type[PreTrainedModel] = found
     return cls
 
@@ -85,6 +92,8 @@ def check_loadable(folder: str | Path) -> None:
     """
     for problem in chain(_code_problems(Path(folder)), _structure_problems(Path(folder))):
         raise CheckpointError(f"{folder}: {problem}")
+    for problem in _loader_problems(Path(folder)):
+        logger.warning("%s: %s", folder, problem)  # ours is used instead
 
 
 def verify(folder: str | Path) -> list[str]:
@@ -101,18 +110,24 @@ def verify(folder: str | Path) -> list[str]:
         not match, and outputs that differ from those that the author saved.
     """
     folder = Path(folder)
-    problems = [*_file_problems(folder), *_code_problems(folder), *_structure_problems(folder)]
+    problems = [
+        *_file_problems(folder),
+        *_code_problems(folder),
+        *_loader_problems(folder),
+        *_structure_problems(folder),
+    ]
     if problems:
         return problems
     plan = PruningPlan.from_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
     record = PruningRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
     if record.plan_digest != plan.digest:
         return [f"{RECORD_FILE} is of plan {record.plan_digest[:12]}, {PLAN_FILE} is plan {plan.digest[:12]}"]
-    problem = _probe_problem(folder)
+    problem = _probe_problem(folder) if PROBE_FILE in record.files else None
     if problem is not None:
         return [problem]
-    _checked(folder).parent.mkdir(parents=True, exist_ok=True)
-    _checked(folder).touch()
+    with suppress(OSError):  # a home that cannot be written to
+        _checked(folder).parent.mkdir(parents=True, exist_ok=True)
+        _checked(folder).touch()
     return []
 
 
@@ -122,8 +137,9 @@ def warn_if_unchecked(folder: Path) -> None:
     Args:
         folder: The folder, or that of its files in the cache of the Hub.
     """
-    if not (folder / RECORD_FILE).is_file() or not (folder / PROBE_FILE).is_file():
-        return
+    record = folder / RECORD_FILE
+    if not record.is_file() or PROBE_FILE not in record.read_text(encoding="utf-8"):
+        return  # outputs were not saved
     mark = _checked(folder)
     if mark not in _warned and not mark.is_file():
         _warned.add(mark)
@@ -135,8 +151,11 @@ def warn_if_unchecked(folder: Path) -> None:
 
 
 def _checked(folder: Path) -> Path:
-    """The file that says that this checkpoint, by its record, was verified on this machine."""
-    return Path(HF_HOME) / "hfprune" / "verified" / sha256(folder / RECORD_FILE)
+    """The file that says that this record and these weight files, by size and time, were verified on this machine."""
+    state = [sha256(folder / RECORD_FILE)]
+    for path in sorted(folder.glob("*.safetensors")):
+        state += [path.name, str(path.stat().st_size), str(path.stat().st_mtime_ns)]
+    return Path(HF_HOME) / "hfprune" / "verified" / hashlib.sha256(" ".join(state).encode()).hexdigest()
 
 
 def _file_problems(folder: Path) -> Iterator[str]:
@@ -144,10 +163,13 @@ def _file_problems(folder: Path) -> Iterator[str]:
     if not (folder / PLAN_FILE).is_file():
         return  # no checkpoint of ours, as the structure says
     try:
-        record = PruningRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = (folder / RECORD_FILE).read_text(encoding="utf-8")
+        record = PruningRecord.from_json(text)
+    except (OSError, RecursionError, ValueError) as error:
         yield f"{RECORD_FILE} cannot be read: {error}"
         return
+    if text != record.to_json():
+        yield f"{RECORD_FILE} is not as hfprune writes it: it was changed"
     if not record.files:
         return  # save_pretrained alone, as Trainer does it, records no digests
     for name, digest in sorted(record.files.items()):
@@ -161,24 +183,30 @@ def _file_problems(folder: Path) -> Iterator[str]:
 
 
 def _code_problems(folder: Path) -> Iterator[str]:
-    """Code that is not the loader of this hfprune. It is compared, never run."""
+    """Code that hfprune does not write, or the name of such. Nothing of it is run."""
     loader = Path(modeling_pruned.__file__)
-    for path in sorted(folder.glob("*.py")) if folder.is_dir() else []:
+    for path in sorted(folder.glob("*.py")):
         if path.name != loader.name:
             yield f"{path.name} is code that hfprune does not write; it was not run. Remove it, or do not trust this"
-        elif sha256(path) != sha256(loader) and sha256(path) not in EARLIER_LOADERS:
-            yield (
-                f"{path.name} is not the loader of this hfprune or of an earlier one; it was not run. If the record "
-                "names a newer hfprune, upgrade; else do not trust this checkpoint"
-            )
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        named = (config.get("auto_map") or {}).values()
-        foreign = [name for name in named if not str(name).startswith(f"{loader.stem}.Pruned")]
-    except (AttributeError, OSError, ValueError):
-        return  # which the structure says
-    if foreign:
-        yield f"auto_map in config.json names code that hfprune does not write: {foreign[0]!r:.100}. It was not run"
+    for path in sorted(folder.glob("*.json")):
+        try:
+            named = json.loads(path.read_text(encoding="utf-8")).get("auto_map") or {}
+            ours = path.name == "config.json" and all(_LOADER_CLASS.fullmatch(value) for value in named.values())
+        except (AttributeError, OSError, RecursionError, TypeError, ValueError):
+            continue  # a list or a damaged file names nothing
+        if named and not ours:
+            yield f"auto_map in {path.name} names code that hfprune does not write: {named!r:.150}. It was not run"
+
+
+def _loader_problems(folder: Path) -> Iterator[str]:
+    """A loader that is not ours; hfprune compares it and never runs it."""
+    ours = Path(modeling_pruned.__file__)
+    path = folder / ours.name
+    if path.is_file() and sha256(path) not in {sha256(ours), *EARLIER_LOADERS}:
+        yield (
+            f"{path.name} is not the loader of this hfprune or of an earlier one; it was not run. If the record names "
+            "a newer hfprune, upgrade; else do not trust this checkpoint with trust_remote_code=True"
+        )
 
 
 def _probe_problem(folder: Path) -> str | None:
@@ -187,11 +215,10 @@ def _probe_problem(folder: Path) -> str | None:
         return None
     try:
         probe = Probe.from_json((folder / PROBE_FILE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        return str(error)
-    _warned.add(_checked(folder))
-    model = model_class(folder).from_pretrained(folder, dtype=getattr(torch, probe.dtype))
-    return probe.problem_of(model)
+        _warned.add(_checked(folder))
+        return probe.problem_of(model_class(folder).from_pretrained(folder, dtype=getattr(torch, probe.dtype)))
+    except Exception as error:  # noqa: BLE001 (whatever a stranger's numbers make fail is a problem to report)
+        return f"the model cannot be run on {PROBE_FILE}: {type(error).__name__}: {error}"
 
 
 def sha256(path: Path) -> str:
@@ -214,13 +241,16 @@ def _structure_problems(folder: Path) -> Iterator[str]:
     try:
         plan = PruningPlan.from_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
         stored = _stored_shapes(folder)
+        cls, config = model_class(folder), AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if getattr(config, "num_hidden_layers", 0) > len(stored):
+            raise CheckpointError(f"config.json asks for {config.num_hidden_layers} layers, of {len(stored)} tensors")
         with torch.device("meta"):
-            skeleton = model_class(folder)(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+            skeleton = cls(config)
         units = {block.name: block.units for block in find_blocks(skeleton)}
     except (HfpruneError, ValueError) as error:
         yield str(error)
         return
-    except (AttributeError, KeyError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001 (whatever a stranger's config makes fail is a problem to report)
         yield f"the shape table in config.json does not fit the model: {type(error).__name__}: {error}"
         return
     for name, block in plan.blocks.items():
@@ -232,16 +262,33 @@ def _structure_problems(folder: Path) -> Iterator[str]:
     yield from _shape_problems(skeleton, stored)
 
 
-def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
+    """The weight files, and the tensors that the index takes from each; None: all of them."""
+    if (folder / SAFETENSORS_SINGLE_FILE).is_file():
+        return {folder / SAFETENSORS_SINGLE_FILE: None}
+    index = folder / SAFETENSORS_INDEX_FILE
+    if not index.is_file():
         raise CheckpointError("there are no .safetensors files: the weights are missing. Download or save it again")
+    files: dict[Path, set[str] | None] = {}
+    for tensor, name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+        if not re.fullmatch(r"\w[\w.-]*\.safetensors", str(name)) or not (folder / name).is_file():
+            raise CheckpointError(
+                f"{index.name} takes {tensor} from {name!r:.100}, which is no weight file of this folder"
+            )
+        files[folder / name] = {*(files.get(folder / name) or ()), tensor}
+    return files
+
+
+def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in the files that transformers will read, and in no others."""
+    files = _weight_files(folder)
     shapes: dict[str, tuple[int, ...]] = {}
-    for path in files:
+    for path, named in files.items():
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    shapes[name] = tuple(file.get_slice(name).get_shape())
+                    if named is None or name in named:
+                        shapes[name] = tuple(file.get_slice(name).get_shape())
         except SafetensorError as error:
             raise CheckpointError(
                 f"{path.name} is damaged or cut short ({path.stat().st_size} bytes): {error}. Download or save it again"

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, default_data_collator
 
 from hfprune.errors import CalibrationError
-from hfprune.structure.gates import Batch, count_samples, refuse_head_mask
+from hfprune.structure.gates import Batch, count_samples, refuse_head_mask, token_mask
 
 #: What scoring accepts as data.
 CalibrationData: TypeAlias = Dataset | DataLoader[Any] | Sequence[Batch]
@@ -202,9 +202,9 @@ def describe(batches: Sequence[Batch]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"samples": sum(count_samples(batch) for batch in batches)}
     if all(isinstance(batch.get("input_ids"), Tensor) for batch in batches):
-        found["tokens"] = sum(
-            int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum()) for batch in batches
-        )
+        masks = [token_mask(batch) for batch in batches]
+        pairs = zip(batches, masks, strict=True)
+        found["tokens"] = sum(b["input_ids"].numel() if mask is None else int(mask.sum()) for b, mask in pairs)
         digest = hashlib.sha256()
         for batch in batches:
             digest.update(batch["input_ids"].long().cpu().numpy().tobytes())

@@ -75,6 +75,8 @@ class PrunedModel:
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save like transformers does, with plan, record and this file beside the weights."""
+        if kwargs.get("push_to_hub"):  # which would leave them out
+            raise ValueError("save first, and then push the folder: hfprune.push_to_hub, or model.push_to_hub(repo).")
         self._auto_class = None  # our own copy below; transformers would name one Auto class only
         self.config.auto_map = auto_map(base_class(type(self.config)))  # type: ignore[attr-defined]
         if kwargs.get("is_main_process", True):

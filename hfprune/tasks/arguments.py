@@ -1,5 +1,6 @@
 """The arguments of the scripts, from the command line or from one file."""
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
@@ -127,36 +128,27 @@ def parse(data: type[DataArguments], description: str | None, argv: Sequence[str
         The arguments.
 
     Raises:
-        ValueError: An argument is not known, or what follows a file is not pairs of names and values.
+        ValueError: An argument is not known, or a file holds no names and values.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     kinds = (RecoveryArguments, ModelArguments, data, PruningArguments, MethodArguments)
     parser = HfArgumentParser(kinds, description=description)
     if argv and argv[0].endswith((".yaml", ".yml", ".json")):
-        values = yaml.safe_load(Path(argv[0]).read_text(encoding="utf-8"))  # of which JSON is a part
-        training, model, data_arguments, pruning, method = parser.parse_dict({**values, **_changes(argv[1:])})
-    else:
-        training, model, data_arguments, pruning, method = parser.parse_args_into_dataclasses(argv)
+        argv = [*_flags(Path(argv[0])), *argv[1:]]
+    training, model, data_arguments, pruning, method = parser.parse_args_into_dataclasses(argv)
     return Arguments(training, model, data_arguments, PruningConfig(**asdict(pruning), seed=training.seed), method)
 
 
-def _changes(argv: Sequence[str]) -> dict[str, Any]:
-    """What arguments after a file change: `--name value` or `--name=value`, each value as in YAML.
-
-    >>> _changes(["--sparsity", "0.7", "--fp16=true"])
-    {'sparsity': 0.7, 'fp16': True}
-    """
-    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    names, values = words[::2], words[1::2]
-    if len(names) != len(values) or not all(name.startswith("--") for name in names):
-        raise ValueError(f"after a file come --name value pairs, got: {' '.join(argv)}")
-    return {n.removeprefix("--").replace("-", "_"): _value(v) for n, v in zip(names, values, strict=True)}
-
-
-def _value(text: str) -> Any:
-    """A value as in YAML, in which 1e-4 is a text, but not here."""
-    value = yaml.safe_load(text)
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+def _flags(path: Path) -> list[str]:
+    """What a file says, as a command line says it."""
+    text = path.read_text(encoding="utf-8")
+    values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold names and values, such as `sparsity: 0.5`.")
+    words: list[str] = []
+    for name, value in values.items():
+        if value is None or value == []:
+            continue  # as if it were not there
+        items = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        words += [f"--{name}", *map(str, items)]
+    return words
