@@ -270,7 +270,7 @@ def test_kill_in_the_middle_of_saving(folder):
     """Kill -9 at 20 moments: what is there always verifies, whether it is the old checkpoint or the new one."""
     old = (folder / "model.safetensors").stat().st_size
     command = [sys.executable, "-c", SAVER, str(folder), str(Path(__file__).parent.parent)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert [problems for problems, _, _ in found] == [[]] * 20

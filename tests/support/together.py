@@ -112,7 +112,7 @@ def main() -> None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     writes: list[str] = []
     write = checkpoint._write
-    checkpoint._write = lambda model, path, tokenizer: (writes.append(str(path)), write(model, path, tokenizer))[1]
+    checkpoint._write = lambda model, path, *rest: (writes.append(str(path)), write(model, path, *rest))[1]
 
     report = {"plans": plans(), "unlike": unlike_hardware(), "trained": {}}
     for task in TASKS:
