@@ -4,6 +4,7 @@ Every process writes what it found into the folder that is its argument, as `rep
 `<task>-<rank>.safetensors`; the rank of a process alone is `alone`.
 """
 
+import gc
 import json
 import os
 import sys
@@ -109,7 +110,14 @@ def main() -> None:
     folder, rank = Path(sys.argv[1]), os.environ.get("RANK", "alone")
     if rank != "alone":
         dist.init_process_group("gloo")
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    work(folder, rank, int(os.environ.get("WORLD_SIZE", "1")))
+    if rank != "alone":
+        gc.collect()  # what holds the group goes before it, in all processes
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def work(folder: Path, rank: str, processes: int) -> None:
     writes: list[str] = []
     write = checkpoint._write
     checkpoint._write = lambda model, path, *rest: (writes.append(str(path)), write(model, path, *rest))[1]
@@ -122,8 +130,6 @@ def main() -> None:
     hfprune.save(weights, folder / f"of-{processes}" / "saved")
     report["writes"] = len(writes)
     (folder / f"report-{rank}.json").write_text(json.dumps(report))
-    if rank != "alone":
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
