@@ -12,7 +12,7 @@ from transformers.utils import cached_file
 from hfprune.cli_common import ModelName, errors_in_one_line, load_model
 from hfprune.data import resolve_model
 from hfprune.errors import CheckpointError
-from hfprune.measure import measure_size
+from hfprune.measure import dense_units, measure_size
 from hfprune.planning.compare import compare, comparison
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.checkpoint import save
@@ -40,11 +40,7 @@ def inspect(
         loaded = load_model(model, revision=revision)
         blocks, size = find_blocks(loaded), measure_size(loaded, sequence_length=sequence_length)
         plan: PruningPlan | None = getattr(loaded, "pruning_plan", None)
-        dense = (
-            {block.name: block.units for block in blocks}
-            if plan is None
-            else {n: b for n, (_, b) in plan.counts.items()}
-        )
+        dense = dense_units(loaded)
         if as_json:
             table = [
                 {

@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import (
 
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.charts import KEPT_UNITS, can_draw, draw_pictures, pictures_of
+from hfprune.publishing.verification import PLAN_FILE, RECORD_FILE
 from hfprune.record import PruningRecord
 from hfprune.structure.modeling_pruned import PrunedModel
 
@@ -68,8 +69,8 @@ def card_of(folder: Path, *, location: str) -> str:
     Returns:
         Markdown with a YAML head.
     """
-    record = PruningRecord.from_json((folder / "pruning_record.json").read_text(encoding="utf-8"))
-    plan = PruningPlan.from_json((folder / "pruning_plan.json").read_text(encoding="utf-8"))
+    record = PruningRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    plan = PruningPlan.from_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
     portable = not (folder / "modeling_pruned.py").is_file()
     pictures = "" if (folder / KEPT_UNITS).is_file() else None
     return draw_card(record, plan, portable=portable, location=location, pictures=pictures)

@@ -1,4 +1,4 @@
-"""Checkpoints on the Hub: fetch one whole, and push one in a single commit."""
+"""Talk to the Hub: fetch a checkpoint whole, find out whether one could be pushed."""
 
 import logging
 import time

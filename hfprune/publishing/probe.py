@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from hfprune.structure.devices import input_device
 from hfprune.structure.gates import frozen
+from hfprune.structure.modeling_pruned import PROOF
 
-PROBE_FILE = "pruning_probe.json"
+PROBE_FILE = PROOF
 FORMAT_VERSION = 1
 _SAMPLES, _TOKENS, _MOST = 2, 8, 512
 #: The largest difference that another machine or kernel may make, relative to the largest output.
