@@ -1,11 +1,13 @@
 """Draw the pages of docs/ that follow from data: `python docs/draw.py`. A test fails when one is out of date."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from hfprune.record import schema
 from hfprune.structure import BlockSpec, known_architectures
+from hfprune.structure.specs import specs_of
+from hfprune.structure.table import DECODERS, ENCODER_DECODERS
 
 HEAD = """# Sparsity metadata
 
@@ -61,42 +63,61 @@ def _resolved(field: dict[str, Any]) -> dict[str, Any]:
 
 ARCHITECTURES = """# Architectures
 
-The model types of the [table](../hfprune/structure/table.py). For each one tests build small random models with the
-heads that transformers has for it, gate units, remove them, save and load again: equal outputs with sdpa and eager,
-in float32 and bfloat16, with another width in every layer; decoders generate the same tokens with dynamic and static
-caches.
+The model types of the [table](../hfprune/structure/table). For each one tests build small random models with the heads
+that transformers has for it, gate units, remove them, save and load again: equal outputs with sdpa and eager,
+in float32 and bfloat16, with another width in every layer. They score, plan, prune and repair each one.
 
-- *attention*: what a unit is. Where key/value heads are shared a unit is a key/value head with its query heads.
+- *attention*, *feed-forward*: what a unit is. Where key/value heads are shared it is a key/value head with its query
+  heads.
 - *stock*: what the stock config can say, if all layers have the same; the rest loads as `pruned_<type>`.
 - *may go whole*: blocks that `min_units=0` may empty.
 - *repair*: what reconstruction aims at: the residual stream, or the consumer's own output where that is normalised or
   scaled before it joins the stream.
+- *generate*: checked with dynamic and static caches, and without: the same tokens before saving and after loading
+  (Falcon: no static cache, which its own position biases do not fit).
 
-| model type | attention | feed-forward | stock | may go whole | repair |
-|---|---|---|---|---|---|
+| model type | attention | feed-forward | stock | may go whole | repair | generate | notes |
+|---|---|---|---|---|---|---|---|
 """
+GENERATE = {*DECODERS, *ENCODER_DECODERS}
 
 
 def architectures() -> str:
     """docs/architectures.md, from the table."""
     lines = []
     for name, entry in sorted(known_architectures().items()):
-        attention, ffn = entry.blocks.get("attention"), entry.blocks["ffn"]
-        heads = "none" if attention is None else "heads"
-        stock = [kind for kind, spec in (("heads", attention), ("neurons", ffn)) if spec and spec.config_fields]
-        whole = [
-            kind for kind, spec in (("attention", attention), ("feed-forward", ffn)) if spec and _may_go(spec, name)
+        found = [
+            (stack.partition(".")[0], block, specs[0])
+            for stack, layer in entry.stacks.items()
+            for block, specs in specs_of(layer).items()
         ]
-        target = "consumer" if ffn.residual_sum is None else "residual stream"
-        lines.append(f"| {name} | {heads} | neurons | {_list(stock)} | {_list(whole)} | {target} |")
+        units = [
+            "none" if not blocks else "heads, also of cross-attention" if "cross_attention" in blocks else _UNITS[kind]
+            for kind in _UNITS
+            for blocks in [[block for _, block, spec in found if spec.kind == kind]]
+        ]
+        stock = dict.fromkeys(_UNITS[spec.kind] for *_, spec in found if spec.config_fields)
+        kept = {(stack, block) for stack, block, spec in found if not _may_go(spec, name)}
+        whole = {
+            _NAMES[block] + (f" of the {stack}" if any(block == other for _, other in kept) else "")
+            for stack, block, _ in found
+            if (stack, block) not in kept
+        }
+        target = "consumer" if any(spec.residual_sum is None for *_, spec in found) else "residual stream"
+        cells = [*units, _list(stock), _list(sorted(whole)), target, "checked" if name in GENERATE else "", entry.note]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return ARCHITECTURES + "\n".join(lines) + "\n"
 
 
+_UNITS = {"attention": "heads", "ffn": "neurons"}
+_NAMES = {"attention": "attention", "cross_attention": "cross-attention", "ffn": "feed-forward"}
+
+
 def _may_go(spec: BlockSpec, name: str) -> bool:
-    return spec.bypass is not None or (spec.head_dim is None and name != "gpt2")  # its Conv1D takes no empty input
+    return spec.bypass is not None or (spec.kind == "ffn" and name != "gpt2")  # its Conv1D takes no empty input
 
 
-def _list(words: list[str]) -> str:
+def _list(words: Iterable[str]) -> str:
     return ", ".join(words) or "none"
 
 

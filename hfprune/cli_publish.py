@@ -22,7 +22,7 @@ from hfprune.publishing.probe import PROBE_FILE
 from hfprune.publishing.push import push_to_hub
 from hfprune.publishing.verification import PLAN_FILE
 from hfprune.publishing.verification import verify as verify_folder
-from hfprune.structure.blocks import find_blocks
+from hfprune.structure.reading import find_blocks
 
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a repository.")]

@@ -11,8 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from hfprune.structure.blocks import find_blocks
-from hfprune.structure.gates import frozen
+from hfprune.structure.examples import example_inputs
+from hfprune.structure.gates import Batch, frozen
+from hfprune.structure.reading import find_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,11 +123,11 @@ def count_macs(model: PreTrainedModel, *, sequence_length: int) -> int:
         ValueError: The model has no positions for so long a sequence.
     """
     check_length(model, sequence_length)
-    ids = _example_ids(model, 1, sequence_length)
+    inputs = _example(model, 1, sequence_length)
     counter = FlopCounterMode(display=False)
     # PyTorch's own attention kernels are not all known to the counter; its plain matrix products are.
     with frozen(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        model(input_ids=ids)
+        model(**inputs)
     return counter.get_total_flops() // 2
 
 
@@ -171,7 +172,7 @@ def measure_latencies(
             stack.enter_context(frozen(model))
         for run in range(-warmup, runs):
             for model, measured in zip(models, times, strict=True):
-                elapsed = _time_once(model, _example_ids(model, batch_size, sequence_length))
+                elapsed = _time_once(model, _example(model, batch_size, sequence_length))
                 if run >= 0:
                     measured.append(elapsed * 1000)
     return [
@@ -190,18 +191,15 @@ def measure_latencies(
     ]
 
 
-def _example_ids(model: PreTrainedModel, batch_size: int, sequence_length: int) -> torch.Tensor:
-    """Token ids `(batch, tokens)`, or `(batch, 1, tokens)` for a model that chooses among texts."""
-    ids = torch.full((batch_size, sequence_length), 5, device=model.device)
-    return ids[:, None] if "MultipleChoice" in type(model).__name__ else ids
+def _example(model: PreTrainedModel, batch_size: int, sequence_length: int) -> Batch:
+    return example_inputs(model, torch.full((batch_size, sequence_length), 5))
 
 
-def _time_once(model: PreTrainedModel, ids: torch.Tensor) -> float:
-    mask = torch.ones_like(ids)
-    _synchronize(ids.device)
+def _time_once(model: PreTrainedModel, inputs: Batch) -> float:
+    _synchronize(model.device)
     start = time.perf_counter()
-    model(input_ids=ids, attention_mask=mask)
-    _synchronize(ids.device)
+    model(**inputs)
+    _synchronize(model.device)
     return time.perf_counter() - start
 
 

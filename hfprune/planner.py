@@ -15,7 +15,7 @@ from hfprune.planning.costs import candidates_of, unit_cost, units_by_pattern
 from hfprune.planning.plan import check_match
 from hfprune.scoring import Scores
 from hfprune.structure.architectures import base_model_type
-from hfprune.structure.blocks import find_blocks
+from hfprune.structure.reading import find_blocks
 from hfprune.structure.surgery import keep_units
 
 

@@ -54,7 +54,7 @@ def test_contributing(monkeypatch):
     for block in blocks_of("CONTRIBUTING.md"):
         exec(block, {})
     assert "variance" in registry.known_scorers()
-    assert architectures.known_architectures()["splinter"].layers == "encoder.layer"
+    assert architectures.known_architectures()["splinter"].stacks.keys() == {"encoder.layer"}
 
 
 def test_readme_lists_every_architecture():

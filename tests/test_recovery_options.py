@@ -12,7 +12,7 @@ from hfprune.recovery.distillation import attention_outputs_loss
 from hfprune.recovery.learning import choose_trainable, stepwise
 from hfprune.recovery.regularisation import swap_tokens, unit_penalties
 from hfprune.recovery.teacher import outputs_of
-from hfprune.structure.blocks import find_blocks
+from hfprune.structure.reading import find_blocks
 from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.tiny_data import tiny_tokenized, tiny_tokenizer
 from tests.support.training import arguments, pruned_pair, trainer_of

@@ -15,7 +15,8 @@ from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.verification import class_of
 from hfprune.record import PruningRecord, blocks_of, public_name
 from hfprune.structure.architectures import base_model_type
-from hfprune.structure.blocks import Block, find_blocks
+from hfprune.structure.blocks import Block
+from hfprune.structure.reading import find_blocks
 from hfprune.structure.surgery import skeleton
 
 logger = logging.getLogger(__name__)

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hfprune.structure.devices import input_device
+from hfprune.structure.devices import input_embeddings
+from hfprune.structure.examples import example_inputs
 from hfprune.structure.gates import frozen
 from hfprune.structure.modeling_pruned import PROOF
 
@@ -25,7 +26,7 @@ class Probe:
     """A fixed input and what a model gave for it.
 
     Attributes:
-        input_ids: `(2, 8)` token ids, or `(2, 1, 8)` for a model that chooses among texts.
+        input_ids: `(2, 8)` token ids; pictures and speech are made of seeded noise.
         shape: Of the first output (logits, or hidden states of a base model).
         output: That output, flattened; of more than 512 numbers, 512 that are spread evenly.
         dtype: Of the model that gave it.
@@ -47,9 +48,9 @@ class Probe:
             The probe.
         """
         generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(0, model.get_input_embeddings().weight.shape[0], (_SAMPLES, _TOKENS), generator=generator)
-        if "MultipleChoice" in type(model).__name__:
-            ids = ids[:, None]
+        embeddings = input_embeddings(model)
+        known = embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else 2  # of no use to pictures
+        ids = torch.randint(0, known, (_SAMPLES, _TOKENS), generator=generator)
         output = _run(model, ids)
         return cls(
             input_ids=ids.tolist(),
@@ -104,7 +105,7 @@ class Probe:
                 raise ValueError(f"format_version {version!r:.50}, this hfprune reads {FORMAT_VERSION}: upgrade it")
             probe = cls(**data)
             ids = torch.tensor(probe.input_ids)
-            fits = ids.shape[0] == _SAMPLES and ids.shape[-1] == _TOKENS and not ids.is_floating_point()
+            fits = ids.shape == (_SAMPLES, _TOKENS) and not ids.is_floating_point()
             fits = fits and len(probe.output) == min(_MOST, math.prod(probe.shape)) and probe.dtype in _TOLERANCE
             if not fits or not all(isinstance(value, float) and math.isfinite(value) for value in probe.output):
                 raise ValueError("fields of unexpected types or sizes")
@@ -115,12 +116,8 @@ class Probe:
 
 def _run(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """The outputs of the samples, one by one: some models take no batch without a padding token."""
-    device = input_device(model)
     with frozen(model), torch.no_grad():
-        rows = [
-            model(input_ids=row, attention_mask=torch.ones_like(row))[0]
-            for row in torch.tensor_split(ids.to(device), len(ids))
-        ]
+        rows = [model(**example_inputs(model, row))[0] for row in torch.tensor_split(ids, len(ids))]
     return torch.cat([row.float().cpu() for row in rows])
 
 

@@ -14,13 +14,14 @@ import transformers
 from huggingface_hub.constants import HF_HOME, SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from hfprune.errors import CheckpointError, HfpruneError
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.probe import PROBE_FILE, Probe
 from hfprune.record import PruningRecord
 from hfprune.structure import modeling_pruned
-from hfprune.structure.blocks import find_blocks
+from hfprune.structure.reading import find_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -297,15 +298,18 @@ def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _shape_problems(skeleton: PreTrainedModel, stored: dict[str, tuple[int, ...]]) -> Iterator[str]:
-    expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
-    tied = set(getattr(skeleton, "all_tied_weights_keys", None) or {})
+    absent = {*(getattr(skeleton, "all_tied_weights_keys", None) or ()), *(skeleton._keys_to_ignore_on_save or ())}
+    state = skeleton.state_dict()
+    # transformers saves some models with names and shapes of earlier versions
+    must = revert_weight_conversion(skeleton, {name: state[name] for name in state if name not in absent})
+    expected = {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(skeleton, state).items()}
     for name, shape in expected.items():
         if name in stored and stored[name] != shape:
             yield (
                 f"{name} is {stored[name]} in the weights, but the shape table in config.json says {shape}. They are "
                 "not of the same checkpoint; nothing was loaded"
             )
-        elif name not in stored and name not in tied:
+        elif name not in stored and name in must:
             yield f"{name} is missing from the weights"
     for name in sorted(set(stored) - set(expected)):
         yield f"{name} is in the weights, but the model has no such tensor"

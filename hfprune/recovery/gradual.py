@@ -22,8 +22,9 @@ from hfprune.planning.schedule import sparsity_at
 from hfprune.record import record_of
 from hfprune.scoring import Scores
 from hfprune.structure.architectures import base_model_type
-from hfprune.structure.blocks import Block, check_in_one_place, find_blocks
+from hfprune.structure.blocks import Block, check_in_one_place
 from hfprune.structure.gates import count_samples, input_hooks
+from hfprune.structure.reading import find_blocks
 
 logger = logging.getLogger(__name__)
 STATE_FILE = "gradual_pruning.safetensors"

@@ -7,7 +7,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
-from hfprune.structure.blocks import base_model_prefix, find_blocks
+from hfprune.structure.blocks import base_model_prefix
+from hfprune.structure.devices import input_embeddings
+from hfprune.structure.reading import find_blocks
 
 
 def learning_names(model: PreTrainedModel, trainable: Sequence[str]) -> set[str]:
@@ -60,7 +62,10 @@ def choose_trainable(model: PreTrainedModel, trainable: Sequence[str], *, freeze
         if name not in learns:
             parameter.requires_grad_(False)
     if freeze_embeddings:
-        model.get_input_embeddings().requires_grad_(False)
+        embeddings = input_embeddings(model)
+        if embeddings is None:
+            raise ValueError(f"freeze_embeddings: {type(model).__name__} has no embeddings. Leave it out.")
+        embeddings.requires_grad_(False)
 
 
 def slow_base_model(optimizer: Optimizer, model: PreTrainedModel, factor: float) -> None:

@@ -13,7 +13,7 @@ from hfprune.recovery.distillation import attention_outputs_loss, hidden_states_
 from hfprune.recovery.regularisation import unit_penalties
 from hfprune.recovery.teacher import TEACHER_LOGITS, outputs_of
 from hfprune.scoring.objectives import predicts_next_token, without_padding
-from hfprune.structure.blocks import find_blocks
+from hfprune.structure.reading import find_blocks
 
 _LOGITS = ("logits", "start_logits", "end_logits")
 _HIDDEN_STATES = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,9 +16,10 @@ from transformers.utils.logging import tqdm
 from hfprune.distributed import add_over_processes, from_main_process, share_of
 from hfprune.errors import NonFiniteScoreError, PlanMismatchError
 from hfprune.scoring.calibration import check_batches
-from hfprune.structure.blocks import Block, check_in_one_place, features_of, find_blocks
+from hfprune.structure.blocks import Block, check_in_one_place, features_of
 from hfprune.structure.gates import Batch, count_samples, frozen, token_mask
-from hfprune.structure.streams import LayerStream
+from hfprune.structure.reading import find_blocks
+from hfprune.structure.streams import LayerStream, SharedStream
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,10 @@ RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 #: One sample in so many is held out while the ridge is chosen.
 HELD_OUT = 4
 Pair = tuple[Block, Block]
+Stream = LayerStream | SharedStream
+#: By name of a mask, the use of every token, `(samples, tokens)` or `(samples, 1)`: 0 for padding, 1 for fitting, 2 for
+#: choosing the ridge.
+Uses = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,27 +118,49 @@ def reconstruct(pruned: PreTrainedModel, dense: PreTrainedModel, batches: Sequen
         NonFiniteScoreError: Hidden states are NaN or infinite.
     """
     pairs = _matching(pruned, dense)
-    uses = _with_held_out(check_batches(batches, pruned, taker="reconstruct"))
+    uses = _with_held_out(check_batches(batches, pruned, taker="reconstruct"), {block.mask for block, _ in pairs})
     # a process without a share runs the first batch all the same, and counts none of its tokens
-    share = share_of(uses) or [(0, (batch, torch.zeros_like(use))) for batch, use in uses[:1]]
-    masks = [mask.to(pruned.device) for _, (_, mask) in share]
-    layers = list(dict.fromkeys(block.layer for block, _ in pairs))
-    repairs = []
-    with frozen(pruned), frozen(dense), torch.no_grad(), _restored_on_error(pruned, [block for block, _ in pairs]):
-        small, large = (LayerStream(model, layers, [batch for _, (batch, _) in share]) for model in (pruned, dense))
-        with tqdm(total=len(pairs), desc="Reconstructing", unit="block") as progress:
-            for layer in layers:
-                here = [pair for pair in pairs if pair[0].layer == layer]
-                sums = {block.name: _residual_sum(large, original) for block, original in here}
-                targets = _targets(large, [original for _, original in here], sums, len(masks))
-                for block, _ in here:
-                    fit, held_out = _accumulate(small, block, sums[block.name], targets[block.name], masks)
-                    target = "output" if sums[block.name] is None else "residual_stream"
-                    repairs.append(_repair(pruned, block, fit, held_out, target))
-                    progress.update()
-                small.advance()
-                large.advance()
+    unused = [(0, (batch, {mask: torch.zeros_like(use) for mask, use in found.items()})) for batch, found in uses[:1]]
+    share = share_of(uses) or unused
+    stacks: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        stacks.setdefault(pair[0].layer.rpartition(".")[0], []).append(pair)
+    with (
+        frozen(pruned),
+        frozen(dense),
+        torch.no_grad(),
+        _restored_on_error(pruned, [block for block, _ in pairs]),
+        tqdm(total=len(pairs), desc="Reconstructing", unit="block") as progress,
+    ):
+        repairs = []
+        for stack in stacks.values():
+            for repair in _repaired_stack(pruned, dense, stack, [element for _, element in share]):
+                repairs.append(repair)
+                progress.update()
     return repairs
+
+
+def _repaired_stack(
+    pruned: PreTrainedModel, dense: PreTrainedModel, pairs: Sequence[Pair], share: Sequence[tuple[Batch, Uses]]
+) -> Iterator[Repair]:
+    """Repair the blocks of one stack of layers, the stacks before it being repaired."""
+    layers = list(dict.fromkeys(block.layer for block, _ in pairs))
+    batches = [batch for batch, _ in share]
+    small, large = (
+        SharedStream(model, batches) if pairs[0][0].uses > 1 else LayerStream(model, layers, batches)
+        for model in (pruned, dense)
+    )
+    for layer in layers:
+        here = [pair for pair in pairs if pair[0].layer == layer]
+        sums = {block.name: _residual_sum(large, original) for block, original in here}
+        targets = _targets(large, [original for _, original in here], sums, len(share))
+        for block, _ in here:
+            uses = [use[block.mask].to(pruned.device) for _, use in share]
+            fit, held_out = _accumulate(small, block, sums[block.name], targets[block.name], uses)
+            target = "output" if sums[block.name] is None else "residual_stream"
+            yield _repair(pruned, block, fit, held_out, target)
+        small.advance()
+        large.advance()
 
 
 def _matching(pruned: PreTrainedModel, dense: PreTrainedModel) -> list[Pair]:
@@ -151,19 +179,22 @@ def _matching(pruned: PreTrainedModel, dense: PreTrainedModel) -> list[Pair]:
     return [(block, large[block.name]) for block in small]
 
 
-def _with_held_out(batches: Sequence[Batch]) -> list[tuple[Batch, Tensor]]:
-    """Batches, with the use of every token: 0 for padding, 1 for fitting, 2 for choosing the ridge; `(tokens,)`."""
+def _with_held_out(batches: Sequence[Batch], masks: AbstractSet[str]) -> list[tuple[Batch, Uses]]:
+    """Batches, with the use of every token by the name of the mask it is under."""
     seen, found = 0, []
     for batch in batches:
         samples = torch.arange(seen, seen + count_samples(batch))
         use = 1 + (samples % HELD_OUT == HELD_OUT - 1).long()[:, None]
-        mask = token_mask(batch)
-        found.append((batch, use if mask is None else (use * mask.cpu()).flatten()))
+        by_mask = {}
+        for name in sorted(masks):
+            mask = token_mask(batch, name)
+            by_mask[name] = use if mask is None else use * mask.cpu()
+        found.append((batch, by_mask))
         seen += len(samples)
     return found
 
 
-def _residual_sum(dense: LayerStream, block: Block) -> str | None:
+def _residual_sum(dense: Stream, block: Block) -> str | None:
     """`block.residual_sum` if the consumer's output is really added there as it is, else None.
 
     An entry of the table may be right for some configs only (OPT's place of the norms), so it is tried: twice the
@@ -184,14 +215,14 @@ def _residual_sum(dense: LayerStream, block: Block) -> str | None:
         _, after = dense.read(0, [block], place)[block.name]
     finally:
         hook.remove()
-    (output,) = outputs
-    changed = after.float() - before.float()
+    output = outputs[0]  # of the first use: later ones have changed with it
+    changed = (after.float() - before.float()).flatten()[: output.numel()]
     off = (changed.reshape(output.shape) - output.float()).norm()
     return block.residual_sum if off <= 0.1 * output.float().norm() else None
 
 
 def _targets(
-    dense: LayerStream, blocks: Sequence[Block], sums: Mapping[str, str | None], batches: int
+    dense: Stream, blocks: Sequence[Block], sums: Mapping[str, str | None], batches: int
 ) -> dict[str, list[Tensor]]:
     """What the dense model has at the targets of a layer's blocks: by block name, one tensor a batch."""
     targets: dict[str, list[Tensor]] = {block.name: [] for block in blocks}
@@ -202,7 +233,7 @@ def _targets(
 
 
 def _accumulate(
-    stream: LayerStream, block: Block, place: str | None, targets: Sequence[Tensor], uses: Sequence[Tensor]
+    stream: Stream, block: Block, place: str | None, targets: Sequence[Tensor], uses: Sequence[Tensor]
 ) -> tuple[_Gram, _Gram]:
     """Sums over the tokens for fitting, and over those that are held out."""
     consumer = stream.model.base_model.get_submodule(block.consumer)
@@ -213,8 +244,10 @@ def _accumulate(
         x, value = stream.read(index, [block], {block.name: place})[block.name]
         e = (target.to(value.device).float() - value.float()).reshape(-1, outputs)
         x = nn.functional.pad(x.float().reshape(len(e), columns), (0, int(biased)), value=1.0)
-        if use.ndim == 2:  # no mask: all tokens of a sample are used alike
-            use = use.expand(-1, len(e) // len(use)).flatten()
+        tokens = len(e) // block.uses
+        if use.numel() != tokens:  # no mask, or that of a waveform: all tokens of a sample are used alike
+            use = use.amax(1, keepdim=True).expand(-1, tokens // len(use))
+        use = use.flatten().repeat(block.uses)
         for number, gram in enumerate(grams, start=1):
             gram.add(x[use == number], e[use == number])
     for gram in grams:

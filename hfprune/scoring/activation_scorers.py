@@ -19,7 +19,7 @@ from hfprune.scoring.registry import register_scorer
 from hfprune.scoring.scores import check_finite
 from hfprune.structure.blocks import Block
 from hfprune.structure.devices import loaded, running_device
-from hfprune.structure.gates import Batch, count_samples, frozen, input_hooks, inputs_of, token_mask
+from hfprune.structure.gates import Batch, count_samples, frozen, input_hooks, run_without_head, token_mask
 
 #: An activation smaller than this counts as zero for `apoz`: GELU and SiLU are nearly never exactly 0.
 NEARLY_ZERO = 1e-2
@@ -130,7 +130,7 @@ def read_activations(
     add_over_processes([*moments.values(), *norms.values()])
     found = {}
     for block in blocks:
-        mean, square, zeros = moments[block.name] / tokens
+        mean, square, zeros = moments[block.name] / tokens[block.name]
         found[block.name] = ActivationStatistics(
             block=block,
             mean=mean.float(),
@@ -198,7 +198,7 @@ def _run(
     blocks: Sequence[Block],
     batches: Sequence[Batch],
     add: Callable[[Block, Tensor, Tensor], None],
-) -> tuple[int, int]:
+) -> tuple[dict[str, float], float]:
     """Run the batches, hand the inputs of every block's consumer to `add`, and count over all processes.
 
     Args:
@@ -209,34 +209,36 @@ def _run(
             are no padding, `(samples, tokens, 1)`.
 
     Returns:
-        The number of tokens without padding, and of samples.
+        By block name the number of tokens without padding that its consumer read, and the number of samples.
     """
-    counts = torch.zeros(2, dtype=torch.float64)
+    tokens, samples_seen = torch.zeros(len(blocks), dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    places = {block.name: place for place, block in enumerate(blocks)}
     with frozen(model), torch.no_grad():
         for index, batch in tqdm(share_of(batches), desc="Scoring", unit="batch"):
             samples = count_samples(batch)
-            mask = token_mask(batch)
+            masks = {block.mask: token_mask(batch, block.mask) for block in blocks}
 
             def read(
                 block: Block,
                 values: Tensor,
                 index: int = index,
                 samples: int = samples,
-                mask: Tensor | None = mask,
+                masks: dict[str, Tensor | None] = masks,
             ) -> Tensor:
                 x = values.reshape(samples, -1, values.shape[-1]).float()
                 check_finite(
                     block.name, x.reshape(-1, block.units, block.width).sum(-1), f" in calibration batch {index}"
                 )
-                real = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask.to(x.device)
-                if block is blocks[0]:
-                    counts[0] += real.sum().cpu()
+                mask = masks[block.mask]
+                if mask is None or mask.shape != x.shape[:2]:  # that of a waveform is longer than its frames
+                    mask = x.new_ones(x.shape[:2], dtype=torch.bool)
+                real = mask.to(x.device)
+                tokens[places[block.name]] += real.sum().cpu()
                 add(block, x * real[..., None], real[..., None])
                 return values
 
             with input_hooks(model, {block: partial(read, block) for block in blocks}):
-                model.base_model(**inputs_of(model.base_model, batch))
-            counts[1] += samples
-    add_over_processes([counts])
-    tokens, total = counts.tolist()
-    return int(tokens), int(total)
+                run_without_head(model, batch)
+            samples_seen += samples
+    add_over_processes([tokens, samples_seen])
+    return dict(zip(places, tokens.tolist(), strict=True)), samples_seen.item()

@@ -15,9 +15,10 @@ from hfprune.scoring.gate_scorers import read_gates
 from hfprune.scoring.registry import Scorer, get_scorer
 from hfprune.scoring.scores import Scores
 from hfprune.scoring.weight_scorers import read_weight_gradients, read_weights
-from hfprune.structure.blocks import Block, find_blocks
+from hfprune.structure.blocks import Block
 from hfprune.structure.devices import check_can_run
 from hfprune.structure.gates import Batch, count_samples
+from hfprune.structure.reading import find_blocks
 
 #: How a hybrid joins two rankings of the units.
 Rule = Literal["any", "all", "rank"]

@@ -24,9 +24,19 @@ def running_device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device if place is None else torch.device(place)
 
 
+def input_embeddings(model: PreTrainedModel) -> nn.Module | None:
+    """The module that embeds the inputs; None for a model (of speech) that transformers cannot say it of."""
+    try:
+        module: nn.Module = model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return module
+
+
 def input_device(model: PreTrainedModel) -> torch.device:
     """Where a model, or a base model called alone, wants its inputs: where its embeddings run."""
-    device = running_device(model.get_input_embeddings())
+    embeddings = input_embeddings(model)
+    device = model.device if embeddings is None else running_device(embeddings)
     return model.device if device == _META else device
 
 

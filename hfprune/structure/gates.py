@@ -137,9 +137,17 @@ def count_samples(batch: Batch) -> int:
     return next(value.shape[0] for value in batch.values() if isinstance(value, Tensor))
 
 
-def token_mask(batch: Batch) -> Tensor | None:
-    """Which tokens of a batch are no padding, `(samples, tokens)` bool; None if the batch does not say."""
-    mask = batch.get("attention_mask")
+def token_mask(batch: Batch, name: str = "attention_mask") -> Tensor | None:
+    """Which tokens of a batch are no padding, `(samples, tokens)` bool; None if the batch does not say.
+
+    Args:
+        batch: Arguments of a model.
+        name: Of the mask: `Block.mask`. That of a decoder follows from padded labels where there is none.
+    """
+    mask = batch.get(name)
+    labels = batch.get("labels")
+    if mask is None and name == "decoder_attention_mask" and isinstance(labels, Tensor) and labels.ndim == 2:
+        mask = labels != -100
     if not isinstance(mask, Tensor) or mask.ndim < 2:
         return None
     return mask.reshape(count_samples(batch), -1).bool()
@@ -150,14 +158,14 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
-def inputs_of(module: PreTrainedModel, batch: Batch) -> Batch:
-    """What a model, or the base model in one, takes of a batch, where it wants it and without labels.
+def inputs_of(module: PreTrainedModel, batch: Batch, *, labels: bool = False) -> Batch:
+    """What a model, or the base model in one, takes of a batch, where it wants it and by default without labels.
 
     Scoring and reconstruction never generate, so a decoder is told not to build a key/value cache. The choices of a
     multiple choice are samples of their own, as its head makes them.
     """
     parameters = inspect.signature(module.forward).parameters
-    taken = {name: value for name, value in batch.items() if name in parameters and name != "labels"}
+    taken = {name: value for name, value in batch.items() if name in parameters and (labels or name != "labels")}
     taken = on_device(taken, input_device(module))
     ids = taken.get("input_ids")
     if isinstance(ids, Tensor) and ids.ndim == 3:
@@ -166,6 +174,14 @@ def inputs_of(module: PreTrainedModel, batch: Batch) -> Batch:
             for name, value in taken.items()
         }
     return {**taken, "use_cache": False} if "use_cache" in parameters and "use_cache" not in taken else taken
+
+
+def run_without_head(model: PreTrainedModel, batch: Batch) -> None:
+    """Run the base model; an encoder-decoder whole, as its head makes the decoder's inputs of labels."""
+    if model.config.is_encoder_decoder:
+        model(**inputs_of(model, batch, labels=True))
+    else:
+        model.base_model(**inputs_of(model.base_model, batch))
 
 
 @contextmanager

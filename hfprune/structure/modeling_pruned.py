@@ -152,8 +152,7 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
             )
         setattr(base.get_submodule(owner), attribute, value)
     for path, arguments in table.get("inputs", {}).items():
-        module = base.get_submodule(path)
-        module.register_forward_pre_hook(_Selector(arguments), with_kwargs=True)
+        _follow_heads(base.get_submodule(path), arguments)
     for path, consumer in table.get("bypassed", {}).items():
         module = base.get_submodule(path)
         module.bypassed_consumer = consumer
@@ -163,12 +162,12 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
 def _bypass(module: Any) -> Any:
     """Leave out a module without heads, also in the copies that torch.nn.DataParallel makes of it."""
     module.forward = partial(_without_heads, module)
-    module._replicate_for_data_parallel = partial(_replicate, module)
+    module._replicate_for_data_parallel = partial(_replicate, module, _bypass)
     return module
 
 
-def _replicate(module: Any) -> Any:
-    return _bypass(type(module)._replicate_for_data_parallel(module))  # else it would run with the original's weights
+def _replicate(module: Any, again: Callable[[Any], Any]) -> Any:
+    return again(type(module)._replicate_for_data_parallel(module))  # else it would run with the original's weights
 
 
 def _without_heads(module: Any, hidden_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -204,21 +203,60 @@ def _resize(module: nn.Module, in_features: int, out_features: int, initialize: 
         initialize(module)
 
 
-class _Selector:
-    """A pre-hook that keeps, of arguments with one slice a head, the slices of the heads that are left."""
+def _follow_heads(module: Any, arguments: dict[str, dict[str, Any]]) -> None:
+    """Let arguments with one slice a head hold those of the heads that are left, inside the module only."""
+    module.register_forward_pre_hook(partial(_select_given, arguments=arguments), with_kwargs=True)
+    returned = {rule["returned"] for rule in arguments.values() if rule.get("returned") is not None}
+    if returned:
+        module.register_forward_hook(partial(_return_all, places=returned))
+    makers = {rule["made_by"]: rule for rule in arguments.values() if rule.get("made_by")}
+    if makers:
+        _select_made(module, makers)
 
-    def __init__(self, arguments: dict[str, dict[str, Any]]) -> None:
-        self.arguments = arguments
 
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        bound = inspect.signature(module.forward).bind(*args, **kwargs)
-        for name, rule in self.arguments.items():
-            value = bound.arguments.get(name)
-            if value is not None and value.shape[rule["dim"]] % rule["of"] == 0:  # else all heads have the same
-                index = torch.tensor(rule["index"], dtype=torch.long, device=value.device)
-                split = value.unflatten(rule["dim"], (-1, rule["of"]))  # heads may be repeated for every sample
-                bound.arguments[name] = split.index_select(rule["dim"] + 1, index).flatten(rule["dim"], rule["dim"] + 1)
-        return bound.args, bound.kwargs
+def _select_made(module: Any, makers: dict[str, dict[str, Any]]) -> Any:
+    """Let methods that make a slice for every head give those of the heads that are left."""
+    for name, rule in makers.items():
+        if name.startswith("_") or not callable(getattr(type(module), name, None)) or hasattr(nn.Module, name):
+            raise ValueError(f"pruning_config names {name!r:.50}, which is no method of {type(module).__name__}.")
+        setattr(module, name, partial(_make, module, name, rule))
+    module._replicate_for_data_parallel = partial(_replicate, module, partial(_select_made, makers=makers))
+    return module
+
+
+def _make(module: Any, name: str, rule: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+    return _select(getattr(type(module), name)(module, *args, **kwargs), rule)
+
+
+def _select(value: torch.Tensor, rule: dict[str, Any]) -> torch.Tensor:
+    """The slices of the heads that are left; all of them stay within reach."""
+    dim, heads = rule["dim"], rule["of"]
+    if value.shape[dim] % heads:  # all heads have the same
+        return value
+    start = torch.arange(0, value.shape[dim], heads, device=value.device)  # heads may be repeated for every sample
+    index = (start[:, None] + torch.tensor(rule["index"], dtype=torch.long, device=value.device)).flatten()
+    selected = value.index_select(dim, index)
+    selected.of_all_heads = value  # type: ignore[attr-defined]
+    return selected
+
+
+def _select_given(
+    module: nn.Module, args: Any, kwargs: Any, *, arguments: dict[str, dict[str, Any]]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Pre-hook: of arguments that are given, keep the slices of the heads that are left."""
+    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    for name, rule in arguments.items():
+        value = bound.arguments.get(name)
+        if value is not None:
+            bound.arguments[name] = None if rule["dim"] is None else _select(value, rule)
+    return bound.args, bound.kwargs
+
+
+def _return_all(_: nn.Module, __: Any, output: tuple[Any, ...], *, places: set[int]) -> tuple[Any, ...]:
+    """Hook: later layers, which have other heads, get the slices of all."""
+    return tuple(
+        getattr(value, "of_all_heads", value) if place in places else value for place, value in enumerate(output)
+    )
 
 
 def base_class(cls: type) -> Any:

@@ -1,12 +1,28 @@
 """What an entry of the architecture table says."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 Kind = Literal["attention", "ffn"]
 #: What a size counts: query heads, key/value groups (the units), consumer input features, or one head's width.
 Quantity = Literal["heads", "units", "features", "head_dim"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadInput:
+    """An argument of a module that carries one slice for every head.
+
+    Attributes:
+        dimension: Where the heads are. None for an argument that holds nothing (zeros that an earlier layer made in
+            its own size): it is left out, and the module makes its own.
+        made_by: The method of the module that makes it for all heads of the dense model where the caller gives none.
+        returned: Its place in what the module returns, from where later layers get it, for all heads.
+    """
+
+    dimension: int | None = None
+    made_by: str = ""
+    returned: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +39,7 @@ class BlockSpec:
         sizes: Attributes of modules that must follow the number of units, and what each counts.
         config_fields: Fields of the stock config that set this block's size for all layers at once, and what each
             counts. Empty where the stock config cannot say another size.
-        head_inputs: Arguments of a module that carry one slice for every head, and the dimension it lies in:
-            `{module: {argument: dimension}}`.
+        head_inputs: Arguments of a module that carry one slice for every head: `{module: {argument: where}}`.
         residual_sum: The module whose input is the consumer's output plus the residual stream, before any
             normalisation; empty where that is the output of the layer. None where there is no such place:
             reconstruction then aims at the consumer's own output.
@@ -41,10 +56,19 @@ class BlockSpec:
     head_dim: str | None = None
     sizes: Mapping[str, Quantity] = field(default_factory=dict)
     config_fields: Mapping[str, Quantity] = field(default_factory=dict)
-    head_inputs: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    head_inputs: Mapping[str, Mapping[str, HeadInput]] = field(default_factory=dict)
     residual_sum: str | None = None
     bypass: str | None = None
     absent: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> Kind:
+        """`attention` or `ffn`."""
+        return "ffn" if self.head_dim is None else "attention"
+
+
+#: What a layer holds, by the block's name in it; of several specs the first counts whose projections are there.
+Layer = Mapping[str, BlockSpec | Sequence[BlockSpec]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +76,37 @@ class Architecture:
     """The blocks of every layer of a model type.
 
     Attributes:
-        layers: Path of the list of layers, from the base model.
-        blocks: What each layer holds, by kind.
+        stacks: By path of a list of layers, from the base model: what each layer of it holds. `*` stands for every
+            entry of a list on the way. A model may lack some of several stacks (the encoder of an encoder-decoder).
+        runs: Where layers are shared, the config field that says how often the outermost list is gone through.
+        note: What of the model is not pruned, and why, in a few words.
     """
 
-    layers: str
-    blocks: Mapping[Kind, BlockSpec]
+    stacks: Mapping[str, Layer]
+    runs: str = ""
+    note: str = ""
+
+
+def specs_of(layer: Layer) -> dict[str, tuple[BlockSpec, ...]]:
+    """The specs of a layer's blocks, always as tuples."""
+    return {name: (spec,) if isinstance(spec, BlockSpec) else tuple(spec) for name, spec in layer.items()}
+
+
+def changed(entry: Architecture, **blocks: Mapping[str, Any]) -> Architecture:
+    """An entry with some fields of its blocks changed, in all stacks.
+
+    Args:
+        entry: An entry.
+        **blocks: By name of a block, the fields that differ.
+
+    Returns:
+        Another entry.
+    """
+    stacks = {
+        path: {
+            name: tuple(replace(spec, **blocks.get(name, {})) for spec in specs)
+            for name, specs in specs_of(layer).items()
+        }
+        for path, layer in entry.stacks.items()
+    }
+    return replace(entry, stacks=stacks)

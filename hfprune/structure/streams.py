@@ -1,14 +1,15 @@
 """Run a model one layer at a time over the calibration batches, with the hidden states of all of them kept."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfprune.structure.blocks import Block
-from hfprune.structure.gates import Batch, inputs_of
+from hfprune.structure.gates import Batch, run_without_head
 
 
 class _Reached(Exception):  # noqa: N818 (no error: it ends a layer early)
@@ -26,7 +27,7 @@ class LayerStream:
 
     Args:
         model: The model, which should be frozen.
-        layers: Paths of its layers from the base model, in order.
+        layers: Paths of the layers of one stack from the base model, in order.
         batches: At least one calibration batch.
     """
 
@@ -41,36 +42,29 @@ class LayerStream:
 
     def _record(self, batches: Sequence[Batch]) -> None:
         """Run only what comes before the layers, and note what every layer is called with."""
-        calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = [[] for _ in self._layers]
+        others: list[Any] = []  # what the first layer returns behind the hidden states, such as a position bias
 
-        def stand_in(index: int) -> Callable[..., Any]:
+        def stand_in(index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
             def note(*args: Any, **kwargs: Any) -> Any:
-                hidden, args, kwargs = _split(args, kwargs)
+                hidden, rest, named = _split(args, kwargs)
                 if index == 0:
                     self._hidden.append(hidden.detach())
-                calls[index].append((args, kwargs))
-                return hidden if others is None else (hidden, *[None] * others)
+                    output = forward(*args, **kwargs)
+                    others[:] = [list(output[1:])] if isinstance(output, tuple) else [None]
+                self._calls[index].append((rest, named))
+                if index == len(self._layers) - 1:
+                    raise _Reached
+                return hidden if others[0] is None else (hidden, *others[0])
 
             return note
 
-        base = self.model.base_model
+        self._calls = [[] for _ in self._layers]
         with ExitStack() as stack:
-            others = self._others_returned(batches[0])
             for index, layer in enumerate(self._layers):
-                stack.enter_context(_replaced_forward(layer, stand_in(index)))
+                stack.enter_context(_replaced_forward(layer, stand_in(index, layer.forward)))
             for batch in batches:
-                base(**inputs_of(base, batch))
-        self._calls = calls
-
-    def _others_returned(self, batch: Batch) -> int | None:
-        """How many things layers return behind the hidden states; None if they return those alone, in no tuple."""
-        found: list[Any] = []
-        first = self._layers[0].register_forward_hook(lambda *call: found.append(call[-1]))
-        try:
-            self.model.base_model(**inputs_of(self.model.base_model, batch))
-        finally:
-            first.remove()
-        return len(found[0]) - 1 if isinstance(found[0], tuple) else None
+                with suppress(_Reached):
+                    run_without_head(self.model, batch)
 
     def run(self, index: int) -> Tensor:
         """The hidden states of batch `index` behind the next layer."""
@@ -134,6 +128,42 @@ class LayerStream:
             assert total is not None
             found[block.name] = (inputs[block.name], total)
         return found
+
+
+class SharedStream:
+    """What `LayerStream` gives, for layers that run several times in one pass: the whole model runs for every reading.
+
+    Args:
+        model: The model, which should be frozen.
+        batches: At least one calibration batch.
+    """
+
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch]) -> None:
+        self.model, self._batches = model, batches
+
+    def advance(self) -> None:
+        """Nothing: no hidden states are kept."""
+
+    def read(
+        self, index: int, blocks: Sequence[Block], sums: Mapping[str, str | None], *, to_the_end: bool = True
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """As `LayerStream.read`, always to the end; the uses of a block stand one behind the other."""
+        del to_the_end
+        inputs: dict[str, list[Tensor]] = {block.name: [] for block in blocks}
+        outputs: dict[str, list[Tensor]] = {block.name: [] for block in blocks}
+        base = self.model.base_model
+        with ExitStack() as stack:
+            for block in blocks:
+                consumer = base.get_submodule(block.consumer)
+                stack.enter_context(_input_of(consumer, inputs[block.name].append))
+                place = sums[block.name]
+                if place is None or place == block.layer:
+                    module = consumer if place is None else base.get_submodule(block.layer)
+                    stack.enter_context(_output_of(module, outputs[block.name].append))
+                else:
+                    stack.enter_context(_input_of(base.get_submodule(place), outputs[block.name].append))
+            run_without_head(self.model, self._batches[index])
+        return {block.name: (torch.cat(inputs[block.name]), torch.cat(outputs[block.name])) for block in blocks}
 
 
 def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:

@@ -11,14 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from hfprune.errors import StructureError, UnsupportedArchitectureError
 from hfprune.structure import modeling_pruned
-from hfprune.structure.blocks import (
-    Block,
-    base_model_prefix,
-    check_in_one_place,
-    features_of,
-    find_blocks,
-    stock_config,
-)
+from hfprune.structure.blocks import Block, base_model_prefix, check_in_one_place, features_of
+from hfprune.structure.reading import find_blocks, stock_config
 
 
 def keep_units(model: PreTrainedModel, kept: Mapping[str, Sequence[int]]) -> PreTrainedModel:
@@ -166,11 +160,16 @@ def _table(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str
         shapes[block.consumer] = {"in_features": block.width * len(kept), "out_features": out_features}
         for path, attribute, amount in block.sizes:
             attributes[f"{path}.{attribute}"] = amount * len(kept)
-        for path, argument, dimension in block.head_inputs:
-            heads = block.units * block.heads
-            before = earlier.get(path, {}).get(argument, {"of": heads, "index": range(heads)})
-            index = [before["index"][i] for i in _expand(indices[block.name], block.heads).tolist()]
-            inputs.setdefault(path, {})[argument] = {"dim": dimension, "of": before["of"], "index": index}
+        for path, argument, where in block.head_inputs:
+            rule: dict[str, Any] = {"dim": where.dimension}
+            if where.dimension is not None:
+                heads = block.units * block.heads
+                before = earlier.get(path, {}).get(argument, {"of": heads, "index": range(heads)})
+                index = [before["index"][i] for i in _expand(indices[block.name], block.heads).tolist()]
+                rule.update(of=before["of"], index=index)
+            if where.made_by:
+                rule.update(made_by=where.made_by, returned=where.returned)
+            inputs.setdefault(path, {})[argument] = rule
         if not kept and block.bypass is not None:
             inside = block.consumer.startswith(f"{block.bypass}.")
             bypassed[block.bypass] = block.consumer.removeprefix(f"{block.bypass}.") if inside else ""

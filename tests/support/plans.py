@@ -10,9 +10,10 @@ from hfprune.structure.architectures import base_model_type
 def uneven_kept(model, *, seed: int = 1) -> dict[str, list[int]]:
     """Random units, fewer in every further block."""
     generator = torch.Generator().manual_seed(seed)
-    kept = {}
+    kept, attentions = {}, 0
     for index, block in enumerate(find_blocks(model)):
-        count = max(1, block.units - 1 - index // 2) if block.kind == "attention" else block.units - 3 - 5 * index
+        count = block.units - 1 - attentions if block.kind == "attention" else block.units - 3 - 5 * index
+        attentions += block.kind == "attention"
         kept[block.name] = sorted(torch.randperm(block.units, generator=generator)[: max(1, count)].tolist())
     return kept
 

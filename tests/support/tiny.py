@@ -18,13 +18,41 @@ _GROUPED = {**_BERT, "num_attention_heads": 8, "num_key_value_heads": 4, "head_d
 
 _LOCAL = {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 4}
 
+_T5 = {
+    **_COMMON,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 40,
+    "num_layers": 2,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "decoder_start_token_id": 1,
+}
+_BART = {
+    **_COMMON,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 40,
+    "decoder_ffn_dim": 40,
+    "max_position_embeddings": 160,
+    "decoder_start_token_id": 2,
+    "forced_eos_token_id": None,
+}
+_CONVOLUTIONS = {"conv_dim": [16, 16], "conv_kernel": [4, 2], "conv_stride": [4, 2], "num_feat_extract_layers": 2}
+
 _POSITIONS = {"pos_att_type": ["p2c", "c2p"], "position_buckets": 16}
 
 #: Constructor arguments of the config, by model type.
 SIZES: dict[str, dict] = {
+    "albert": {**_BERT, "embedding_size": 16},
+    "bart": _BART,
     "bert": _BERT,
     "bloom": {**_COMMON, "hidden_size": 32, "n_layer": 2, "n_head": 4},
     "camembert": _BERT,
+    "clip_text_model": _BERT,
     "cohere": _GROUPED,
     "data2vec-text": _BERT,
     "deberta-v2": {**_BERT, "relative_attention": True, "share_att_key": True, **_POSITIONS},
@@ -50,7 +78,10 @@ SIZES: dict[str, dict] = {
     "granite": _GROUPED,
     "layoutlm": _BERT,
     "llama": _GROUPED,
+    "marian": _BART,
+    "mbart": _BART,
     "mistral": _GROUPED,
+    "mixtral": {**_GROUPED, "num_local_experts": 4},
     "modernbert": {
         **_BERT,
         "global_attn_every_n_layers": 2,
@@ -59,6 +90,7 @@ SIZES: dict[str, dict] = {
         "sep_token_id": 3,
     },
     "mpnet": _BERT,
+    "mt5": {**_T5, "feed_forward_proj": "gated-gelu"},
     "nomic_bert": _BERT,
     "olmo2": _GROUPED,
     "opt": {
@@ -70,15 +102,21 @@ SIZES: dict[str, dict] = {
         "word_embed_proj_dim": 32,
         "max_position_embeddings": 160,
     },
+    "pegasus": _BART,
     "phi": _GROUPED,
     "phi3": _GROUPED,
     "qwen2": _GROUPED,
     "qwen3": _GROUPED,
+    "qwen3_moe": {**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
     "roberta": _BERT,
     "roberta-prelayernorm": _BERT,
     "smollm3": _GROUPED,
     "stablelm": {**_GROUPED, "partial_rotary_factor": 0.5},
     "starcoder2": _GROUPED,
+    "t5": {**_T5, "feed_forward_proj": "relu"},
+    "vit": {key: _BERT[key] for key in _BERT if key not in _COMMON} | {"image_size": 16, "patch_size": 4},
+    "wav2vec2": {**_BERT, **_CONVOLUTIONS, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 4},
+    "whisper": {**_BART, "num_mel_bins": 8, "max_source_positions": 8, "max_target_positions": 40},
     "xlm-roberta": _BERT,
     "xlm-roberta-xl": _BERT,
 }
@@ -95,20 +133,24 @@ DECODERS = (
     "granite",
     "llama",
     "mistral",
+    "mixtral",
     "olmo2",
     "opt",
     "phi",
     "phi3",
     "qwen2",
     "qwen3",
+    "qwen3_moe",
     "smollm3",
     "stablelm",
     "starcoder2",
 )
-#: Types whose entry has no attention.
+ENCODER_DECODERS = ("bart", "marian", "mbart", "mt5", "pegasus", "t5", "whisper")
+#: Types whose entry has no attention, and those that have nothing else.
 FFN_ONLY = ("olmo2", "phi3")
+ATTENTION_ONLY = ("mixtral", "qwen3_moe")
 #: Encoders whose attention cannot run without heads.
-KEEPS_ATTENTION = ("eurobert", "modernbert", "nomic_bert")
+KEEPS_ATTENTION = ("albert", "eurobert", "modernbert", "mt5", "nomic_bert", "t5")
 
 
 def has_head(model_type: str, head: str) -> bool:
@@ -135,6 +177,8 @@ def tiny_model(
     model = auto.from_config(config, attn_implementation=attention)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if name in (model._keys_to_ignore_on_save or ()):  # sinusoids
+                continue
             if parameter.ndim > 1:
                 parameter.normal_(std=0.2)
             elif name.endswith("bias"):
@@ -143,16 +187,30 @@ def tiny_model(
 
 
 def tiny_batch(
-    model_type: str = "bert", *, samples: int = 4, length: int = 7, seed: int = 0
+    model_type: str = "bert", *, samples: int = 4, length: int = 7, target: int | None = None, seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """Random token ids with right padding of different lengths."""
+    """Random token ids with right padding of different lengths; pictures or speech for models of those.
+
+    Decoders of encoder-decoders get `target` tokens, by default as many as encoders, which classifiers need.
+    """
     generator = torch.Generator().manual_seed(seed)
+    if model_type == "vit":
+        return {"pixel_values": torch.randn(samples, 3, 16, 16, generator=generator)}
+    if model_type == "wav2vec2":
+        return {"input_values": torch.randn(samples, 16 * length, generator=generator)}
     ids = torch.randint(4, VOCABULARY, (samples, length), generator=generator)
     mask = torch.ones_like(ids)
     if model_type not in DECODERS:
         for row in range(samples):
             pad = row % 3
+            if model_type in ENCODER_DECODERS:
+                ids[row, -pad - 1] = 3  # an end in every text
             if pad:
                 ids[row, -pad:] = 1
                 mask[row, -pad:] = 0
-    return {"input_ids": ids, "attention_mask": mask}
+    if model_type not in ENCODER_DECODERS:
+        return {"input_ids": ids, "attention_mask": mask}
+    decoder = {"decoder_input_ids": torch.randint(4, VOCABULARY, (samples, target or length), generator=generator)}
+    if model_type == "whisper":
+        return {"input_features": torch.randn(samples, 8, 16, generator=generator), **decoder}
+    return {"input_ids": ids, "attention_mask": mask, **decoder}
