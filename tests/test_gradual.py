@@ -17,8 +17,8 @@ from hfprune import GradualPruning, PruningConfig
 from hfprune.errors import BudgetError
 from hfprune.metrics import compute_metrics_for
 from hfprune.planning.schedule import GRADUAL_SCHEDULES, sparsity_at
-from hfprune.structure.reading import find_blocks
 from hfprune.structure.gates import frozen, gate_gradients
+from hfprune.structure.reading import find_blocks
 from tests.support.processes import run_python
 from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.training import arguments, trainer_of

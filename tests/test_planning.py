@@ -27,7 +27,10 @@ def block(name, kind, units, *, params=1, portable=None, least=0):
     """A block whose units cost `params` parameters and as many multiply-adds a token."""
     return Block(
         name=name,
+        layer=name.rpartition(".")[0],
         kind=kind,
+        uses=1,
+        mask="attention_mask",
         units=units,
         width=1,
         heads=int(kind == "attention"),

@@ -138,11 +138,14 @@ def count_samples(batch: Batch) -> int:
 
 
 def token_mask(batch: Batch, name: str = "attention_mask") -> Tensor | None:
-    """Which tokens of a batch are no padding, `(samples, tokens)` bool; None if the batch does not say.
+    """Which tokens of a batch are no padding.
 
     Args:
         batch: Arguments of a model.
         name: Of the mask: `Block.mask`. That of a decoder follows from padded labels where there is none.
+
+    Returns:
+        `(samples, tokens)` bool; None if the batch does not say.
     """
     mask = batch.get(name)
     labels = batch.get("labels")
