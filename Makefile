@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two tests at a time, a thread each: more threads than cores wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -24,15 +26,15 @@ demo: setup ## fine-tune, prune, recover and report on a real model: about 7 min
 	$(BIN)/hfprune verify runs/demo/model
 	$(BIN)/hfprune evaluate runs/demo/model --data trec --max-length 64
 
-test: setup ## lint, types, docstrings and all tests (those marked slow apart)
+test: setup ## lint, types, docstrings and all tests (those marked slow apart), two at a time
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pydoclint --quiet hfprune
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: setup ## every test, the slow ones too
-	$(BIN)/pytest
+	$(PYTEST)
 
 lint: setup ## what a commit must pass
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pre-commit run --all-files

@@ -11,7 +11,7 @@ without and with reconstruction; `rounds` is as many rounds of score, plan, surg
 four fifths each. The default of hfprune is marked with *.
 Prints the mean and half the range over seeds, and draws the curves. Rows go to runs/no_retraining.json as they are
 measured, and what is there already is not measured again (delete the file to start over); `--show` only reports it.
-CPU, float32, 2 threads, MACs of sequences of 64 tokens; `seconds` is score, plan, surgery and repair.
+CPU, float32, 2 threads, MACs of sequences of 64 tokens; `seconds` is score, plan, surgery and repair, null where the machine did other work (`--untimed`).
 """
 
 import argparse
@@ -106,7 +106,8 @@ def table(rows: Sequence[Row], figure: str) -> str:
     """Mean of a figure, and half its range over seeds, of every method at every cost."""
     cells: dict[tuple[str, ...], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        cells[tuple(row[name] for name in NAMES[:4])][row["macs_kept"]].append(row[figure])
+        if row[figure] is not None:
+            cells[tuple(row[name] for name in NAMES[:4])][row["macs_kept"]].append(row[figure])
     costs = sorted({row["macs_kept"] for row in rows}, reverse=True)
     lines = [f"| {figure} | scorer | allocation | repair | " + " | ".join(f"{cost} %" for cost in costs) + " |"]
     lines += ["|---|---|---|---|" + "---:|" * len(costs)]
@@ -150,6 +151,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("runs/no_retraining.json"))
     parser.add_argument("--quick", action="store_true", help="TREC, one seed, 60 and 50 %%, three methods")
+    parser.add_argument("--untimed", action="store_true", help="leave out seconds, as the machine does other work too")
     parser.add_argument("--show", action="store_true", help="report the rows there are of what is asked")
     args = parser.parse_args()
     logging.disable_progress_bar()
@@ -177,6 +179,8 @@ def main() -> None:
             missing = [kept for kept in args.kept if kept not in {row["macs_kept"] for row in there}]
             for figures in measure(dense, method, missing, seed) if missing else ():
                 row = {**names, **figures, "dense_accuracy": dense_accuracy, "is_default": method == DEFAULT}
+                if args.untimed:
+                    row["seconds"] = None
                 rows.append(row)
                 asked.append(row)
                 write(args.output, rows)
