@@ -199,7 +199,7 @@ def test_prune_in_rounds_repairs_after_each():
 def test_one_process_and_two_give_the_same_model(batches, tmp_path):
     """Two gloo processes share the batches; plan and repaired weights are those of one process. One may be idle."""
     for processes in (1, 2):
-        run_python("-m", "tests.support.two_processes", tmp_path, batches, processes=processes, port=29715)
+        run_python("-m", "tests.support.two_processes", tmp_path, batches, processes=processes)
     alone, *others = (hfprune.load(tmp_path / name) for name in ("alone", "0", "1"))
     for other in others:
         assert other.pruning_plan.digest == alone.pruning_plan.digest

@@ -18,7 +18,7 @@ def folder(tmp_path_factory):
     """What one process and two left of the same work: one start for all tests, as it takes seconds."""
     found = tmp_path_factory.mktemp("together")
     for processes in (1, 2):
-        run_python("-m", "tests.support.together", found, processes=processes, port=29717)
+        run_python("-m", "tests.support.together", found, processes=processes)
     return found
 
 
