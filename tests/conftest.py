@@ -18,13 +18,6 @@ logging.disable_progress_bar()
 datasets.disable_progress_bars()
 
 
-def pytest_collection_modifyitems(items):
-    """With pytest-xdist: what starts processes runs in one worker, one after the other."""
-    for item in items:
-        if any(item.get_closest_marker(name) for name in ("distributed", "script", "hub")):
-            item.add_marker(pytest.mark.xdist_group("processes"))
-
-
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
