@@ -91,7 +91,7 @@ def check_loadable(folder: str | Path) -> None:
     Raises:
         CheckpointError: With the first problem found and what to do.
     """
-    for problem in chain(_code_problems(Path(folder)), _structure_problems(Path(folder))):
+    for problem in chain(*(find(Path(folder)) for find in (_code_problems, _detours, _structure_problems))):
         raise CheckpointError(f"{folder}: {problem}")
     for problem in _loader_problems(Path(folder)):
         logger.warning("%s: %s", folder, problem)  # ours is used instead
@@ -114,6 +114,7 @@ def verify(folder: str | Path) -> list[str]:
     problems = [
         *_file_problems(folder),
         *_code_problems(folder),
+        *_detours(folder),
         *_loader_problems(folder),
         *_structure_problems(folder),
     ]
@@ -197,6 +198,20 @@ def _code_problems(folder: Path) -> Iterator[str]:
             continue  # a list or a damaged file names nothing
         if named and not ours:
             yield f"auto_map in {path.name} names code that hfprune does not write: {named!r:.150}. It was not run"
+
+
+def _detours(folder: Path) -> Iterator[str]:
+    """What would make transformers read weights or code that are not those of the folder."""
+    if (folder / "adapter_config.json").exists():
+        yield "adapter_config.json leads to weights elsewhere. hfprune writes none: merge the adapter, or remove it"
+    with suppress(AttributeError, OSError, RecursionError, ValueError):  # what is no mapping is named elsewhere
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        named = {name: config.get(name) for name in ("attn_implementation", "experts_implementation")}
+        named = {name: value for name, value in named.items() if "/" in str(value)}  # a repository of kernels
+        if config.get("transformers_weights") not in (None, modeling_pruned.STOCK_CLASSES):
+            named["transformers_weights"] = config["transformers_weights"]
+        for name, value in named.items():
+            yield f"config.json sets {name} to {value!r:.100}, which leads elsewhere. Remove it"
 
 
 def _loader_problems(folder: Path) -> Iterator[str]:

@@ -34,6 +34,13 @@ ATTACHMENTS: dict[str, tuple[str, Callable[[str], Any], Callable[[Any], str]]] =
 AFTER_LOADING: list[Callable[[Path], None]] = []
 #: What proves a state of the weights, and is wrong after they changed.
 PROOF = "pruning_probe.json"
+#: What config.json gives as the name of the weights, so that a class that knows nothing of pruning stops there, even if
+#: it is told to ignore shapes that do not fit.
+STOCK_CLASSES = (
+    "none that a stock class could read. This checkpoint is pruned and has shapes of its own: load it with an Auto "
+    "class after `import hfprune`, or with an Auto class and trust_remote_code=True. Do not pass "
+    "ignore_mismatched_sizes=True, which puts random weights where shapes differ"
+)
 #: Arguments of `from_pretrained` that choose the state of a repository.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
@@ -44,8 +51,13 @@ class PrunedConfig:
     pruning_config: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("transformers_weights", None)  # meant for stock classes
         super().__post_init__(**kwargs)  # type: ignore[misc]
         _register_auto_classes(type(self))  # type: ignore[arg-type]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, and in place of the weights' name what a stock class shall say when it is asked to load them."""
+        return {**super().to_dict(), "transformers_weights": STOCK_CLASSES}  # type: ignore[misc]
 
 
 class PrunedModel:
