@@ -19,7 +19,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from hfprune.errors import CheckpointError, HfpruneError
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.probe import PROBE_FILE, Probe
-from hfprune.record import PruningRecord
+from hfprune.record import PruningRecord, blocks_of
 from hfprune.structure import modeling_pruned
 from hfprune.structure.reading import find_blocks
 
@@ -91,7 +91,9 @@ def check_loadable(folder: str | Path) -> None:
     Raises:
         CheckpointError: With the first problem found and what to do.
     """
-    for problem in chain(*(find(Path(folder)) for find in (_code_problems, _detours, _structure_problems))):
+    for problem in chain(
+        *(find(Path(folder)) for find in (_code_problems, _detours, _structure_problems, _record_problems))
+    ):
         raise CheckpointError(f"{folder}: {problem}")
     for problem in _loader_problems(Path(folder)):
         logger.warning("%s: %s", folder, problem)  # ours is used instead
@@ -124,6 +126,8 @@ def verify(folder: str | Path) -> list[str]:
     record = PruningRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
     if record.plan_digest != plan.digest:
         return [f"{RECORD_FILE} is of plan {record.plan_digest[:12]}, {PLAN_FILE} is plan {plan.digest[:12]}"]
+    if record.blocks and record.blocks != blocks_of(plan):
+        return [f"{RECORD_FILE} has other blocks, or other numbers of units, than {PLAN_FILE}"]
     problem = _probe_problem(folder) if PROBE_FILE in record.files else None
     if problem is not None:
         return [problem]
@@ -182,6 +186,15 @@ def _file_problems(folder: Path) -> Iterator[str]:
     for path in sorted(folder.iterdir()):
         if path.suffix in _MATTERS and path.name not in record.files:
             yield f"{path.name} is not part of what was saved. Remove it"
+
+
+def _record_problems(folder: Path) -> Iterator[str]:
+    """What is wrong with the record, where there is one."""
+    try:
+        if (folder / RECORD_FILE).is_file():
+            PruningRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        yield f"{RECORD_FILE} cannot be read: {error}"
 
 
 def _code_problems(folder: Path) -> Iterator[str]:

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,8 @@ def _resize(module: nn.Module, in_features: int, out_features: int, initialize: 
         shape = (out_features, in_features)
     else:
         raise TypeError(f"cannot resize a {type(module).__name__}, only Linear and Conv1D")
+    if not all(type(size) is int for size in shape):
+        raise ValueError(f"pruning_config asks for a weight of shape {shape!r:.100}; sizes are whole numbers.")
     if tuple(module.weight.shape) == shape:
         return
     if min(shape) < 0 or any(new > old for new, old in zip(shape, module.weight.shape, strict=True)):
@@ -217,6 +220,15 @@ def _resize(module: nn.Module, in_features: int, out_features: int, initialize: 
 
 def _follow_heads(module: Any, arguments: dict[str, dict[str, Any]]) -> None:
     """Let arguments with one slice a head hold those of the heads that are left, inside the module only."""
+    for name, rule in arguments.items():
+        index = rule.get("index", [])
+        whole = all(type(one) is int for one in index)
+        if (
+            not whole
+            or any(b <= a for a, b in pairwise(index))
+            or (index and not 0 <= index[0] <= index[-1] < rule["of"])
+        ):
+            raise ValueError(f"pruning_config gives slices of {name!r:.50} that are not increasing or not there.")
     module.register_forward_pre_hook(partial(_select_given, arguments=arguments), with_kwargs=True)
     returned = {rule["returned"] for rule in arguments.values() if rule.get("returned") is not None}
     if returned:
