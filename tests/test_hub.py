@@ -262,7 +262,7 @@ from tests.support.tiny import tiny_model
 from tests.support.tiny_data import tiny_tokenized, tiny_tokenizer
 from tests.support.training import arguments, trainer_of
 small = hfprune.load("small")
-options = dict(max_steps=4, save_strategy="steps", save_steps=2, push_to_hub=True, hub_strategy="every_save",
+options = dict(max_steps=4, save_strategy="steps", save_steps=2, push_to_hub=True, hub_strategy="{strategy}",
                hub_always_push=True)
 if {plain}:
     args = TrainingArguments("out", hub_model_id="me/trained", use_cpu=True, report_to="none", **options)
@@ -278,14 +278,23 @@ say(digest=hfprune.load("me/trained").pruning_plan.digest)
 """
 
 
-@pytest.mark.parametrize("plain", [False, True])
-def test_trainers_keep_our_files(plain, hub, client, folder):
-    assert client(TRAINER.replace("{plain}", str(plain)))["digest"] == hfprune.load(folder).pruning_plan.digest
+@pytest.mark.parametrize(
+    ("plain", "portable", "strategy"),
+    [(False, False, "every_save"), (True, False, "checkpoint"), (True, True, "all_checkpoints"), (True, True, "end")],
+)
+def test_trainers_keep_our_files(plain, portable, strategy, hub, client, tmp_path):
+    folder = hfprune.save(small_model(sparsity=0.3, portable=portable), tmp_path / "small", tokenizer=tiny_tokenizer())
+    said = client(TRAINER.replace("{plain}", str(plain)).replace("{strategy}", strategy))
+    assert said["digest"] == hfprune.load(folder).pruning_plan.digest
     repo = hub.repos["me/trained"]
-    ours = {"pruning_plan.json", "pruning_record.json", "modeling_pruned.py", "model.safetensors", "config.json"}
+    ours = {"pruning_plan.json", "pruning_record.json", "model.safetensors", "config.json"}
+    ours |= set() if portable else {"modeling_pruned.py"}
     commits = [files for files in repo.commits.values() if "config.json" in files]
-    assert len(commits) >= 2
+    assert len(commits) >= (1 if strategy == "end" else 2)
     assert all(ours <= set(files) for files in commits)
+    if "checkpoint" in strategy:
+        last = {"checkpoint": "last-checkpoint", "all_checkpoints": "checkpoint-4"}[strategy]
+        assert {f"{last}/{name}" for name in ours} <= set(repo.files())
     if not plain:
         assert "structured-pruning" in repo.files()["README.md"].decode()
         assert 'hfprune.load("me/trained")' in repo.files()["README.md"].decode()

@@ -41,7 +41,7 @@ class TestOneBit:
         generator = torch.Generator().manual_seed(0)
         for position in torch.randint(0, len(good), (25,), generator=generator).tolist():
             bad = bytearray(good)
-            bad[position] ^= 1 << int(torch.randint(0, 7, (), generator=generator))
+            bad[position] ^= 1 << int(torch.randint(0, 8, (), generator=generator))
             path.write_bytes(bad)
             problems = verify(folder)
             assert problems, f"byte {position}"

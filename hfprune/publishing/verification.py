@@ -76,7 +76,8 @@ def class_of(architectures: list[str], where: str) -> type[PreTrainedModel]:
     found = getattr(module, str(name), None) if name else None
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise CheckpointError(
-            f"the config of {where} names architecture {name!r:.100}, which is no model of transformers."
+            f"the config of {where} names architecture {name!r:.100}, which is no model of transformers. Its class, "
+            "such as BertForSequenceClassification, belongs into `architectures` of config.json."
         )
     cls: type[PreTrainedModel] = found
     return cls
@@ -92,7 +93,7 @@ def check_loadable(folder: str | Path) -> None:
         CheckpointError: With the first problem found and what to do.
     """
     for problem in chain(
-        *(find(Path(folder)) for find in (_code_problems, _detours, _structure_problems, _record_problems))
+        *(find(Path(folder)) for find in (_code_problems, detours, _structure_problems, _record_problems))
     ):
         raise CheckpointError(f"{folder}: {problem}")
     for problem in _loader_problems(Path(folder)):
@@ -116,7 +117,7 @@ def verify(folder: str | Path) -> list[str]:
     problems = [
         *_file_problems(folder),
         *_code_problems(folder),
-        *_detours(folder),
+        *detours(folder),
         *_loader_problems(folder),
         *_structure_problems(folder),
     ]
@@ -213,8 +214,8 @@ def _code_problems(folder: Path) -> Iterator[str]:
             yield f"auto_map in {path.name} names code that hfprune does not write: {named!r:.150}. It was not run"
 
 
-def _detours(folder: Path) -> Iterator[str]:
-    """What would make transformers read weights or code that are not those of the folder."""
+def detours(folder: Path) -> Iterator[str]:
+    """What would make transformers read weights or code that are not those of a checkpoint folder, one line each."""
     if (folder / "adapter_config.json").exists():
         yield "adapter_config.json leads to weights elsewhere. hfprune writes none: merge the adapter, or remove it"
     with suppress(AttributeError, OSError, RecursionError, ValueError):  # what is no mapping is named elsewhere
