@@ -282,11 +282,12 @@ began = time.perf_counter()
 hfprune.save(small, sys.argv[1] + "-before", overwrite=True)  # without the imports
 duration = time.perf_counter() - began
 for attempt in range(20):
-    child = os.fork()
+    parent, child = os.getpid(), os.fork()
     if child == 0:
-        while True:
+        while os.getppid() == parent:
             hfprune.save(small, sys.argv[1], overwrite=True)
-    time.sleep(duration * (attempt + 1) / 10)
+        os._exit(1)
+    time.sleep(duration * (attempt + 1) / 14)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     size = os.path.getsize(os.path.join(sys.argv[1], "model.safetensors"))
