@@ -14,7 +14,9 @@ HEAD = """# Sparsity metadata
 A pruned checkpoint says what was done to it in four places:
 
 - `config.json`, under `pruning_config`: the shape table that loading needs, and a `summary` of six facts (base model,
-  scorer, both sparsities, plan digest, version of hfprune).
+  scorer, both sparsities, plan digest, version of hfprune). In place of the name of the weights, `transformers_weights`
+  says that a stock class cannot read them, so such a class stops there, also with `ignore_mismatched_sizes=True`; a
+  pruned class passes over it.
 - `pruning_plan.json`: the units that stay, by block, in the numbering of the dense model, with a digest.
 - `pruning_record.json`: all the rest, below. Its [JSON Schema](../hfprune/record.schema.json) is part of the package;
   records are checked against it when they are saved and when they are loaded.

@@ -107,11 +107,14 @@ def import_(
     output: Annotated[Path, typer.Argument(help="Folder to write.")],
     sequence_length: Annotated[int, typer.Option(help="Tokens in a sequence, for the plan's multiply-adds.")] = 128,
     overwrite: Annotated[bool, typer.Option(help="Replace the output folder if it is there.")] = False,
+    pickled: Annotated[
+        bool, typer.Option(help="Read pytorch_model.bin of a folder, tensors only, as TextPruner writes it.")
+    ] = False,
 ) -> None:
-    """Save a model that transformers 4 or TextPruner pruned (as safetensors) so that transformers 5 loads it."""
+    """Save a model that transformers 4 or TextPruner pruned so that transformers 5 loads it."""
     with errors_in_one_line():
         folder = fetch(source)
-        model = load_legacy(folder, sequence_length=sequence_length)
+        model = load_legacy(folder, sequence_length=sequence_length, pickled=pickled)
         has_tokenizer = (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file()
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if has_tokenizer else None
         typer.echo(f"saved in {save(model, output, tokenizer=tokenizer, overwrite=overwrite)}")

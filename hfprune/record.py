@@ -109,9 +109,9 @@ class PruningRecord:
             ValueError: It is not a record, of a newer format, against the schema, or not what was written.
         """
         try:
-            data = json.loads(text)
+            data = json.loads(text, parse_constant=_refuse)
             version = data["format_version"]
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"not a pruning record: {type(error).__name__}: {error}") from error
         if version != FORMAT_VERSION:
             raise ValueError(
@@ -127,6 +127,10 @@ class PruningRecord:
             )
         del data["format_version"]
         return cls(**data)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def _digest(data: Mapping[str, Any]) -> str:

@@ -13,6 +13,8 @@ from transformers.utils import logging
 
 import hfprune  # noqa: F401 (registers pruned types with the Auto classes)
 from hfprune.publishing import verification
+from tests.support.hub import Hub, loopback_hub
+from tests.support.processes import Python
 
 logging.disable_progress_bar()
 datasets.disable_progress_bars()
@@ -33,3 +35,39 @@ def _caches_in_tmp(tmp_path_factory, monkeypatch):
 def _marks_in_tmp(tmp_path_factory, monkeypatch):
     """That a checkpoint was verified is not written into the user's cache."""
     monkeypatch.setattr(verification, "HF_HOME", str(tmp_path_factory.getbasetemp() / "hf"))
+
+
+@pytest.fixture(scope="session")
+def _running_hub():
+    with loopback_hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(_running_hub: Hub):
+    """A Hub without repositories; `client` uses it."""
+    _running_hub.forget()
+    return _running_hub
+
+
+@pytest.fixture(scope="session")
+def _pythons(_running_hub: Hub, tmp_path_factory):
+    started: dict[bool, Python] = {}
+
+    def get(with_hfprune: bool) -> Python:
+        python = started.get(with_hfprune)
+        if python is None or python.process.poll() is not None:
+            folder = tmp_path_factory.mktemp("client")
+            python = Python(_running_hub.environment(folder), folder / "log", with_hfprune=with_hfprune)
+            started[with_hfprune] = python
+        return python
+
+    yield get
+    for python in started.values():
+        python.close()
+
+
+@pytest.fixture
+def client(_pythons, tmp_path):
+    """Run code in another process, in `tmp_path`, where hfprune can be imported or cannot; see `Python.run`."""
+    return lambda code, *, with_hfprune=True, **options: _pythons(with_hfprune).run(code, folder=tmp_path, **options)

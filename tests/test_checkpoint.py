@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,6 @@ from tests.support.plans import uneven_plan
 from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.tiny_data import tiny_tokenizer
 
-STANDALONE = Path(__file__).parent / "support" / "standalone.py"
 IDS = torch.arange(4, 14).reshape(2, 5)
 
 
@@ -34,12 +35,25 @@ def folder(tmp_path):
     return hfprune.save(pruned_model(), tmp_path / "small", tokenizer=tiny_tokenizer())
 
 
-def standalone(folder, auto, trust="trust", *more):
-    command = [sys.executable, str(STANDALONE), str(folder), auto, trust, *map(str, more)]
-    environment = {**os.environ, "PYTHONPATH": "", "HF_MODULES_CACHE": str(folder.parent / "modules")}
-    return subprocess.run(
-        command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL, timeout=120, check=False
-    )
+@pytest.fixture
+def standalone(client):
+    """Load a checkpoint where hfprune cannot be imported, and save it again; its class and what it computes."""
+    code = """
+import torch, transformers
+model = transformers.{auto}.from_pretrained({folder!r}, trust_remote_code={trust})
+if {again!r}:
+    model.save_pretrained({again!r})
+with torch.no_grad():
+    result = model(input_ids=torch.arange(4, 14).reshape(2, 5))
+first = result["logits"] if "logits" in result else result["last_hidden_state"]
+say(name=type(model).__name__, output=first.tolist())
+"""
+
+    def load(folder, auto, *, trust=True, again="", **options):
+        filled = code.format(folder=str(folder), auto=auto, trust=trust or None, again=str(again))
+        return client(filled, with_hfprune=False, **options)
+
+    return load
 
 
 class TestThreeWaysIn:
@@ -82,37 +96,33 @@ class TestThreeWaysIn:
             ("gemma", "AutoModelForSequenceClassification"),
         ],
     )
-    def test_remote_code_without_hfprune(self, model_type, head, tmp_path):
+    def test_remote_code_without_hfprune(self, model_type, head, standalone, tmp_path):
         """And what that process saves again still loads, here and there."""
         model = hfprune.apply_plan(tiny_model(model_type, head), uneven_plan(tiny_model(model_type, head)))
         folder = hfprune.save(model, tmp_path / "small")
-        done = standalone(folder, head, "trust", tmp_path / "again")
-        assert done.returncode == 0, done.stderr
-        said = json.loads(done.stdout)
-        assert said["class"] == type(model).__name__
+        said = standalone(folder, head, again=tmp_path / "again")
+        assert said["name"] == type(model).__name__
         with torch.no_grad():
             assert torch.equal(torch.tensor(said["output"]), model(input_ids=IDS).logits)
             assert torch.equal(hfprune.load(tmp_path / "again")(input_ids=IDS).logits, model(input_ids=IDS).logits)
         assert hfprune.load(tmp_path / "again").pruning_plan == model.pruning_plan
-        assert standalone(tmp_path / "again", "AutoModel").returncode == 0
+        assert standalone(tmp_path / "again", "AutoModel")["name"].startswith("Pruned")
 
-    def test_without_hfprune_and_without_trust_it_says_what_to_do(self, folder):
-        done = standalone(folder, "AutoModelForSequenceClassification", "no")
-        assert done.returncode != 0
-        assert "trust_remote_code=True" in done.stderr
+    def test_without_hfprune_and_without_trust_it_says_what_to_do(self, folder, standalone):
+        said = standalone(folder, "AutoModelForSequenceClassification", trust=False, fails=True)
+        assert "trust_remote_code=True" in said["_error"]
 
-    def test_a_stock_checkpoint_needs_nothing(self, tmp_path):
+    def test_a_stock_checkpoint_needs_nothing(self, standalone, tmp_path):
         model = tiny_model("llama", "AutoModelForCausalLM")
         config = PruningConfig(sparsity=0.4, portable=True, sequence_length=8)
         small = hfprune.prune(model, [tiny_batch("llama")], config)
         folder = hfprune.save(small, tmp_path / "small")
         assert not (folder / "modeling_pruned.py").exists()
         assert "auto_map" not in json.loads((folder / "config.json").read_text())
-        done = standalone(folder, "AutoModelForCausalLM", "no")
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["class"] == "LlamaForCausalLM"
+        said = standalone(folder, "AutoModelForCausalLM", trust=False)
+        assert said["name"] == "LlamaForCausalLM"
         with torch.no_grad():
-            assert torch.equal(torch.tensor(json.loads(done.stdout)["output"]), small(input_ids=IDS).logits)
+            assert torch.equal(torch.tensor(said["output"]), small(input_ids=IDS).logits)
         again = hfprune.load(folder)
         assert again.pruning_plan == small.pruning_plan
         assert not isinstance(again, PrunedModel)
@@ -133,6 +143,24 @@ class TestThreeWaysIn:
     def test_mismatched_sizes_are_never_ignored(self, folder):
         with pytest.raises(ValueError, match="would put random weights where shapes differ"):
             AutoModelForSequenceClassification.from_pretrained(folder, ignore_mismatched_sizes=True)
+
+    @pytest.mark.parametrize("model_type", ["bert", "gpt2", "t5", "vit"])
+    def test_a_stock_class_never_loads_it_with_random_weights(self, model_type, client, tmp_path):
+        """Not even by name and with ignore_mismatched_sizes, for which transformers needs no trust in any code."""
+        model = tiny_model(model_type)
+        hfprune.save(hfprune.apply_plan(model, uneven_plan(model)), tmp_path / "small")
+        code = f"""
+from transformers import {type(model).__name__} as Stock
+for options in ({{}}, {{"ignore_mismatched_sizes": True, "dtype": "auto"}}):
+    try:
+        Stock.from_pretrained("small", **options)
+    except ValueError as error:
+        say(**{{str(len(options)): str(error)}})
+"""
+        for with_hfprune in (True, False):
+            said = client(code, with_hfprune=with_hfprune)
+            for number in ("0", "2"):
+                assert "load it with an Auto class after `import hfprune`, or with an Auto class and" in said[number]
 
     def test_a_newer_table_is_refused(self, folder):
         path = folder / "config.json"
@@ -254,11 +282,12 @@ began = time.perf_counter()
 hfprune.save(small, sys.argv[1] + "-before", overwrite=True)  # without the imports
 duration = time.perf_counter() - began
 for attempt in range(20):
-    child = os.fork()
+    parent, child = os.getpid(), os.fork()
     if child == 0:
-        while True:
+        while os.getppid() == parent:
             hfprune.save(small, sys.argv[1], overwrite=True)
-    time.sleep(duration * (attempt + 1) / 10)
+        os._exit(1)
+    time.sleep(duration * (attempt + 1) / 14)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     size = os.path.getsize(os.path.join(sys.argv[1], "model.safetensors"))
@@ -272,9 +301,15 @@ def test_kill_in_the_middle_of_saving(folder):
     """Kill -9 at 20 moments: what is there always verifies, whether it is the old checkpoint or the new one."""
     old = (folder / "model.safetensors").stat().st_size
     command = [sys.executable, "-c", SAVER, str(folder), str(Path(__file__).parent.parent)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, start_new_session=True, **pipes) as saver:
+        try:
+            output, errors = saver.communicate(timeout=120)
+        finally:
+            with suppress(ProcessLookupError):  # a child that outlived it would hold the pipes open, for ever
+                os.killpg(saver.pid, signal.SIGKILL)
+    assert saver.returncode == 0, errors
+    found = json.loads(output.splitlines()[-1])
     assert [problems for problems, _, _ in found] == [[]] * 20
     assert any(drafts for _, _, drafts in found), "no kill fell into the middle of a save"
     assert any(size != old for _, size, _ in found), "no save was ever finished"

@@ -20,6 +20,13 @@ from tests.support.tiny_data import tiny_tokenizer
 GONE = {0: [1, 3], 1: [0]}
 
 
+class Bomb:
+    """What a pickle runs when it is read."""
+
+    def __reduce__(self):
+        return pytest.fail, ("it was run",)
+
+
 def old_checkpoint(folder, gone=GONE, *, neurons=40, model_type="bert", tokenizer=False):
     """As transformers 4 wrote it after `prune_heads` (and TextPruner after cutting all FFNs alike), and the model."""
     dense = tiny_model(model_type, num_labels=3)
@@ -117,12 +124,31 @@ class TestMistakes:
         with pytest.raises(CheckpointError, match="has no model.safetensors. Pickled weights"):
             load_legacy(tmp_path / "old")
 
-    def test_pickled_weights_are_not_read(self, tmp_path):
-        old_checkpoint(tmp_path / "old")
-        (tmp_path / "old" / "model.safetensors").rename(tmp_path / "old" / "pytorch_model.bin")
-        done = CliRunner().invoke(app, ["import", str(tmp_path / "old"), str(tmp_path / "new")])
+    def test_pickled_weights_are_read_only_if_that_is_asked_for(self, tmp_path):
+        """As TextPruner saves them: `torch.save(model.state_dict())` and the config."""
+        before = old_checkpoint(tmp_path / "old")
+        (tmp_path / "old" / "model.safetensors").unlink()
+        torch.save(before.state_dict(), tmp_path / "old" / "pytorch_model.bin")
+        command = ["import", str(tmp_path / "old"), str(tmp_path / "new")]
+        done = CliRunner().invoke(app, command)
         assert done.exit_code == 1
-        assert (
-            "Pickled weights (pytorch_model.bin) are not read: if you trust them, read them with torch" in done.output
-        )
+        assert "Pickled weights (pytorch_model.bin) are read only if you say so: --pickled, or pickled=" in done.output
         assert not (tmp_path / "new").exists()
+        assert CliRunner().invoke(app, [*command, "--pickled"]).exit_code == 0
+        assert verify(tmp_path / "new") == []
+        with torch.no_grad():
+            assert torch.equal(hfprune.load(tmp_path / "new")(**tiny_batch()).logits, before(**tiny_batch()).logits)
+
+    def test_an_adapter_that_leads_elsewhere(self, tmp_path):
+        old_checkpoint(tmp_path / "old")
+        (tmp_path / "old" / "adapter_config.json").write_text('{"base_model_name_or_path": "evil/x"}')
+        with pytest.raises(CheckpointError, match="adapter_config.json leads to weights elsewhere"):
+            load_legacy(tmp_path / "old")
+
+    def test_a_pickle_that_would_run_code(self, tmp_path):
+        old_checkpoint(tmp_path / "old")
+        with pytest.raises(CheckpointError, match=r"has no pytorch_model.bin\.$"):
+            load_legacy(tmp_path / "old", pickled=True)
+        torch.save({"a": Bomb()}, tmp_path / "old" / "pytorch_model.bin")
+        with pytest.raises(CheckpointError, match="pytorch_model.bin holds more than tensors and is not read"):
+            load_legacy(tmp_path / "old", pickled=True)

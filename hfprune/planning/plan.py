@@ -158,14 +158,23 @@ class PruningPlan:
             version = data["format_version"]
             if version != FORMAT_VERSION:
                 raise ValueError(
-                    f"the pruning plan has format_version {version}, this hfprune reads {FORMAT_VERSION}: upgrade it."
+                    f"the pruning plan has format_version {version!r:.50}, this hfprune reads {FORMAT_VERSION}: "
+                    "upgrade it (pip install -U hfprune)."
                 )
             blocks = {
                 name: BlockPlan(**{**block, "kept": tuple(block["kept"])}) for name, block in data["blocks"].items()
             }
             plan = cls(model_type=data["model_type"], sequence_length=data["sequence_length"], blocks=blocks)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (AttributeError, KeyError, RecursionError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"not a pruning plan: {type(error).__name__}: {error}") from error
+        for name, block in plan.blocks.items():
+            numbers = (block.units, block.unit_params, block.unit_macs, plan.sequence_length, *block.kept)
+            wrong = [number for number in numbers if type(number) is not int or number < 0]
+            if wrong or block.kind not in ("attention", "ffn"):
+                raise ValueError(
+                    f"not a pruning plan: block {name!r:.100} must be of kind attention or ffn, got {block.kind!r:.50},"
+                    f" and its numbers whole ones from 0, got {wrong[:3]!r:.100}."
+                )
         if data.get("digest", plan.digest) != plan.digest:
             raise ValueError(
                 f"the pruning plan was changed: its digest says {data['digest'][:12]}..., its content gives "

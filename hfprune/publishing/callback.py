@@ -5,6 +5,7 @@ from typing import Any
 
 from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hfprune.structure.modeling_pruned import PrunedModel, write_attachments, write_loader
 
@@ -16,9 +17,12 @@ class KeepPruningFiles(TrainerCallback):
     """
 
     def on_push_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        """Write them into the output folder, which is what is uploaded."""
+        """Write them into what is uploaded: the output folder, and by some strategies that of the last checkpoint."""
+        output = Path(args.output_dir)
         if state.is_world_process_zero:
-            keep_files(extract_model_from_parallel(kwargs["model"]), Path(args.output_dir))
+            for folder in (output, output / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"):
+                if folder == output or folder.is_dir():
+                    keep_files(extract_model_from_parallel(kwargs["model"]), folder)
 
 
 def keep_files(model: PreTrainedModel, folder: Path) -> None:

@@ -3,16 +3,18 @@
 import json
 import logging
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
 from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from hfprune.errors import CheckpointError
 from hfprune.measure import dense_size, measure_size
 from hfprune.planning.plan import PruningPlan
-from hfprune.publishing.verification import class_of
+from hfprune.publishing.verification import class_of, detours
 from hfprune.record import PruningRecord, blocks_of, public_name
 from hfprune.structure.architectures import base_model_type
 from hfprune.structure.blocks import Block
@@ -22,27 +24,31 @@ from hfprune.structure.surgery import skeleton
 logger = logging.getLogger(__name__)
 
 
-def load_legacy(folder: str | Path, *, sequence_length: int = 128) -> PreTrainedModel:
+def load_legacy(folder: str | Path, *, sequence_length: int = 128, pickled: bool = False) -> PreTrainedModel:
     """Load a checkpoint whose config lists `pruned_heads`, which transformers 5 ignores.
 
     Its feed-forward widths are those of its config (TextPruner sets `intermediate_size` there): what was cut from them
     is not known, so the plan counts from the present width.
 
     Args:
-        folder: The folder, with config.json and safetensors.
+        folder: The folder, with config.json and weights.
         sequence_length: Tokens in a sequence, for the plan's multiply-adds.
+        pickled: Whether the weights may be read from pytorch_model.bin, as TextPruner writes it, by
+            `torch.load(weights_only=True)`, which makes tensors and runs no code.
 
     Returns:
         A pruned model with plan and record, as `hfprune.load` gives it; `save` writes it in our form.
 
     Raises:
-        CheckpointError: There is no config, no `pruned_heads` in it, no safetensors, or they do not fit each other.
+        CheckpointError: There is no config, no `pruned_heads` in it, no weights, or they do not fit each other.
         UnsupportedArchitectureError: The model type is not in the table.
     """
     folder = Path(folder)
     config = _config(folder)
     heads = _pruned_heads(config.pop("pruned_heads", None), folder)
-    _check_weights(folder)
+    _check_weights(folder, pickled=pickled)
+    for problem in detours(folder):
+        raise CheckpointError(f"{folder}: {problem}")
     dense_config = AutoConfig.for_model(
         **{k: v for k, v in config.items() if k not in ("auto_map", "transformers_version")}
     )
@@ -52,7 +58,11 @@ def load_legacy(folder: str | Path, *, sequence_length: int = 128) -> PreTrained
     kept = _kept(blocks, heads)
     small, _ = skeleton(dense, kept)
     try:
-        model, report = type(small).from_pretrained(folder, config=small.config, output_loading_info=True)
+        model, report = type(small).from_pretrained(
+            folder, config=small.config, output_loading_info=True, use_safetensors=not pickled, weights_only=True
+        )
+    except UnpicklingError as error:
+        raise CheckpointError(f"{folder}/{WEIGHTS_NAME} holds more than tensors and is not read: {error}") from error
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"the weights in {folder} do not have the shapes that its pruned_heads and intermediate_size say: {error}"
@@ -118,11 +128,11 @@ def _kept(blocks: list[Block], heads: dict[int, set[int]]) -> dict[str, list[int
     }
 
 
-def _check_weights(folder: Path) -> None:
-    if any((folder / name).is_file() for name in (SAFETENSORS_SINGLE_FILE, SAFETENSORS_INDEX_FILE)):
+def _check_weights(folder: Path, *, pickled: bool) -> None:
+    names = (WEIGHTS_NAME, WEIGHTS_INDEX_NAME) if pickled else (SAFETENSORS_SINGLE_FILE, SAFETENSORS_INDEX_FILE)
+    if any((folder / name).is_file() for name in names):
         return
-    raise CheckpointError(
-        f"{folder} has no {SAFETENSORS_SINGLE_FILE}. Pickled weights (pytorch_model.bin) are not read: if you trust "
-        f"them, read them with torch.load(..., weights_only=True), and write {SAFETENSORS_SINGLE_FILE} beside "
-        "config.json with safetensors.torch.save_file(..., metadata={'format': 'pt'})."
+    hint = (
+        "" if pickled else f" Pickled weights ({WEIGHTS_NAME}) are read only if you say so: --pickled, or pickled=True."
     )
+    raise CheckpointError(f"{folder} has no {names[0]}.{hint}")

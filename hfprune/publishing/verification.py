@@ -19,7 +19,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from hfprune.errors import CheckpointError, HfpruneError
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.probe import PROBE_FILE, Probe
-from hfprune.record import PruningRecord
+from hfprune.record import PruningRecord, blocks_of
 from hfprune.structure import modeling_pruned
 from hfprune.structure.reading import find_blocks
 
@@ -76,7 +76,8 @@ def class_of(architectures: list[str], where: str) -> type[PreTrainedModel]:
     found = getattr(module, str(name), None) if name else None
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise CheckpointError(
-            f"the config of {where} names architecture {name!r:.100}, which is no model of transformers."
+            f"the config of {where} names architecture {name!r:.100}, which is no model of transformers. Its class, "
+            "such as BertForSequenceClassification, belongs into `architectures` of config.json."
         )
     cls: type[PreTrainedModel] = found
     return cls
@@ -91,7 +92,9 @@ def check_loadable(folder: str | Path) -> None:
     Raises:
         CheckpointError: With the first problem found and what to do.
     """
-    for problem in chain(_code_problems(Path(folder)), _structure_problems(Path(folder))):
+    for problem in chain(
+        *(find(Path(folder)) for find in (_code_problems, detours, _structure_problems, _record_problems))
+    ):
         raise CheckpointError(f"{folder}: {problem}")
     for problem in _loader_problems(Path(folder)):
         logger.warning("%s: %s", folder, problem)  # ours is used instead
@@ -114,6 +117,7 @@ def verify(folder: str | Path) -> list[str]:
     problems = [
         *_file_problems(folder),
         *_code_problems(folder),
+        *detours(folder),
         *_loader_problems(folder),
         *_structure_problems(folder),
     ]
@@ -123,6 +127,8 @@ def verify(folder: str | Path) -> list[str]:
     record = PruningRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
     if record.plan_digest != plan.digest:
         return [f"{RECORD_FILE} is of plan {record.plan_digest[:12]}, {PLAN_FILE} is plan {plan.digest[:12]}"]
+    if record.blocks and record.blocks != blocks_of(plan):
+        return [f"{RECORD_FILE} has other blocks, or other numbers of units, than {PLAN_FILE}"]
     problem = _probe_problem(folder) if PROBE_FILE in record.files else None
     if problem is not None:
         return [problem]
@@ -183,6 +189,15 @@ def _file_problems(folder: Path) -> Iterator[str]:
             yield f"{path.name} is not part of what was saved. Remove it"
 
 
+def _record_problems(folder: Path) -> Iterator[str]:
+    """What is wrong with the record, where there is one."""
+    try:
+        if (folder / RECORD_FILE).is_file():
+            PruningRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        yield f"{RECORD_FILE} cannot be read: {error}"
+
+
 def _code_problems(folder: Path) -> Iterator[str]:
     """Code that hfprune does not write, or the name of such. Nothing of it is run."""
     loader = Path(modeling_pruned.__file__)
@@ -197,6 +212,20 @@ def _code_problems(folder: Path) -> Iterator[str]:
             continue  # a list or a damaged file names nothing
         if named and not ours:
             yield f"auto_map in {path.name} names code that hfprune does not write: {named!r:.150}. It was not run"
+
+
+def detours(folder: Path) -> Iterator[str]:
+    """What would make transformers read weights or code that are not those of a checkpoint folder, one line each."""
+    if (folder / "adapter_config.json").exists():
+        yield "adapter_config.json leads to weights elsewhere. hfprune writes none: merge the adapter, or remove it"
+    with suppress(AttributeError, OSError, RecursionError, ValueError):  # what is no mapping is named elsewhere
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        named = {name: config.get(name) for name in ("attn_implementation", "experts_implementation")}
+        named = {name: value for name, value in named.items() if "/" in str(value)}  # a repository of kernels
+        if config.get("transformers_weights") not in (None, modeling_pruned.STOCK_CLASSES):
+            named["transformers_weights"] = config["transformers_weights"]
+        for name, value in named.items():
+            yield f"config.json sets {name} to {value!r:.100}, which leads elsewhere. Remove it"
 
 
 def _loader_problems(folder: Path) -> Iterator[str]:

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,13 @@ ATTACHMENTS: dict[str, tuple[str, Callable[[str], Any], Callable[[Any], str]]] =
 AFTER_LOADING: list[Callable[[Path], None]] = []
 #: What proves a state of the weights, and is wrong after they changed.
 PROOF = "pruning_probe.json"
+#: What config.json gives as the name of the weights, so that a class that knows nothing of pruning stops there, even if
+#: it is told to ignore shapes that do not fit.
+STOCK_CLASSES = (
+    "none that a stock class could read. This checkpoint is pruned and has shapes of its own: load it with an Auto "
+    "class after `import hfprune`, or with an Auto class and trust_remote_code=True. Do not pass "
+    "ignore_mismatched_sizes=True, which puts random weights where shapes differ"
+)
 #: Arguments of `from_pretrained` that choose the state of a repository.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
@@ -44,8 +52,13 @@ class PrunedConfig:
     pruning_config: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("transformers_weights", None)  # meant for stock classes
         super().__post_init__(**kwargs)  # type: ignore[misc]
         _register_auto_classes(type(self))  # type: ignore[arg-type]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, and in place of the weights' name what a stock class shall say when it is asked to load them."""
+        return {**super().to_dict(), "transformers_weights": STOCK_CLASSES}  # type: ignore[misc]
 
 
 class PrunedModel:
@@ -184,6 +197,8 @@ def _resize(module: nn.Module, in_features: int, out_features: int, initialize: 
         shape = (out_features, in_features)
     else:
         raise TypeError(f"cannot resize a {type(module).__name__}, only Linear and Conv1D")
+    if not all(type(size) is int for size in shape):
+        raise ValueError(f"pruning_config asks for a weight of shape {shape!r:.100}; sizes are whole numbers.")
     if tuple(module.weight.shape) == shape:
         return
     if min(shape) < 0 or any(new > old for new, old in zip(shape, module.weight.shape, strict=True)):
@@ -205,6 +220,15 @@ def _resize(module: nn.Module, in_features: int, out_features: int, initialize: 
 
 def _follow_heads(module: Any, arguments: dict[str, dict[str, Any]]) -> None:
     """Let arguments with one slice a head hold those of the heads that are left, inside the module only."""
+    for name, rule in arguments.items():
+        index = rule.get("index", [])
+        whole = all(type(one) is int for one in index)
+        if (
+            not whole
+            or any(b <= a for a, b in pairwise(index))
+            or (index and not 0 <= index[0] <= index[-1] < rule["of"])
+        ):
+            raise ValueError(f"pruning_config gives slices of {name!r:.50} that are not increasing or not there.")
     module.register_forward_pre_hook(partial(_select_given, arguments=arguments), with_kwargs=True)
     returned = {rule["returned"] for rule in arguments.values() if rule.get("returned") is not None}
     if returned:

@@ -236,7 +236,7 @@ def stock_config(config: PretrainedConfig, blocks: Sequence[Block], units: Seque
     stock = base_class(type(config))
     fields = copy.deepcopy(config.to_dict())
     fields.update(values, model_type=stock.model_type)
-    for ours in ("pruning_config", "auto_map", "architectures"):
+    for ours in ("pruning_config", "auto_map", "architectures", "transformers_weights"):
         fields.pop(ours, None)
     try:
         return stock.from_dict(fields)

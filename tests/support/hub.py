@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import re
+import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ class Repo:
     messages: list[str] = field(default_factory=list)
 
     def commit(self, branch: str, files: dict[str, bytes], message: str) -> str:
-        sha = hashlib.sha1(f"{len(self.commits)}{message}".encode(), usedforsecurity=False).hexdigest()
+        sha = secrets.token_hex(20)  # clients keep what they once saw of a commit
         self.commits[sha] = files
         self.branches[branch] = sha
         self.messages.append(message)
@@ -53,23 +54,28 @@ class Hub:
     """
 
     def __init__(self, url: str) -> None:
-        self.url, self.repos = url, {}
+        self.url = url
+        self.forget()
+
+    def forget(self) -> None:
+        """Be as new."""
+        self.repos: dict[str, Repo] = {}
         self.fail: list[tuple[str, int]] = []
         self.cut: str | None = None
         self.requests: list[str] = []
         self.lfs: dict[str, bytes] = {}
 
-    def environment(self, home: Path, *, token: str | None = TOKEN) -> dict[str, str]:
+    def environment(self, home: Path) -> dict[str, str]:
         """Variables for a process that shall use this Hub, with a cache of its own."""
-        values = {
+        return {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
             "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_TOKEN": TOKEN,
             "OMP_NUM_THREADS": "1",
         }
-        return values | ({"HF_TOKEN": token} if token else {"HF_TOKEN": ""})
 
 
 def yaml_errors(content: str) -> list[str]:

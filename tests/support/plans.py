@@ -1,10 +1,24 @@
-"""Plans with a different width in every layer."""
+"""Plans with a different width in every layer, and checkpoints that are made quickly."""
+
+from pathlib import Path
 
 import torch
 
+import hfprune
+from hfprune import PruningConfig
 from hfprune.planning import PruningPlan
 from hfprune.structure import find_blocks
 from hfprune.structure.architectures import base_model_type
+from tests.support.tiny import tiny_batch, tiny_model
+from tests.support.tiny_data import tiny_tokenizer
+
+QUICK = {"sparsity": 0.5, "sequence_length": 8, "scorer": "l2", "reconstruct": False, "schedule": "one_shot"}
+
+
+def quick_checkpoint(folder: Path) -> Path:
+    """A pruned classifier with its tokenizer."""
+    small = hfprune.prune(tiny_model("bert", num_labels=3), [tiny_batch()], PruningConfig(**QUICK))
+    return hfprune.save(small, folder, tokenizer=tiny_tokenizer())
 
 
 def uneven_kept(model, *, seed: int = 1) -> dict[str, list[int]]:

@@ -1,0 +1,286 @@
+"""What a stranger might put into a checkpoint: refused with a clear error, nothing executed or allocated."""
+
+import json
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
+
+import hfprune
+from hfprune import PruningPlan, PruningRecord
+from hfprune.errors import CheckpointError
+from hfprune.publishing import verification
+from hfprune.publishing.card import draw_card
+from hfprune.publishing.verification import verify
+from tests.support.plans import quick_checkpoint
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return quick_checkpoint(tmp_path / "small")
+
+
+class TestHostile:
+    """What a stranger might put into a checkpoint: refused with a clear error, nothing executed or allocated."""
+
+    def rewrite(self, folder, change):
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
+        change(config)
+        path.write_text(json.dumps(config))
+
+    def test_a_shape_table_that_asks_for_a_terabyte(self, folder):
+        def change(config):
+            config["pruning_config"]["shapes"]["encoder.layer.0.intermediate.dense"]["out_features"] = 10**12
+
+        self.rewrite(folder, change)
+        with pytest.raises(CheckpointError, match="asks for a weight of shape .* where the dense model has"):
+            hfprune.load(folder)
+        with pytest.raises(ValueError, match="pruning only makes them smaller"):
+            AutoModelForSequenceClassification.from_pretrained(folder)
+
+    @pytest.mark.parametrize("value", [True, 38.0, "x" * 10**6, None, [1], -1])
+    def test_sizes_are_whole_numbers(self, value, folder):
+        def change(config):
+            config["pruning_config"]["shapes"]["encoder.layer.0.intermediate.dense"]["out_features"] = value
+
+        self.rewrite(folder, change)
+        with pytest.raises(
+            CheckpointError, match="asks for a weight of shape .{,100}(; sizes are whole numb|where the de)"
+        ):
+            hfprune.load(folder)
+
+    @pytest.mark.parametrize("index", [[0] * 10**6, [1, 0], [-1], [4], [0.1, 0.2], ["0"]])
+    def test_slices_are_those_of_different_heads(self, index, folder):
+        """Else a list of a million zeros would make an input half a million times as large."""
+        rule = {"encoder": {"hidden_states": {"dim": 0, "of": 4, "index": index}}}
+        self.rewrite(folder, lambda config: config["pruning_config"].update(inputs=rule))
+        with pytest.raises(
+            CheckpointError, match="gives slices of 'hidden_states' that are not increasing or not there"
+        ):
+            hfprune.load(folder)
+
+    @pytest.mark.parametrize(
+        ("name", "changes", "message"),
+        [
+            ("adapter_config.json", {"base_model_name_or_path": "evil/x"}, "leads to weights elsewhere"),
+            ("config.json", {"transformers_weights": "../evil.safetensors"}, "sets transformers_weights to '../evil"),
+            ("config.json", {"attn_implementation": "evil/kernel"}, "sets attn_implementation to 'evil/kernel'"),
+        ],
+    )
+    def test_weights_and_code_elsewhere(self, name, changes, message, folder):
+        """What transformers would follow."""
+        path = folder / name
+        path.write_text(json.dumps({**(json.loads(path.read_text()) if path.is_file() else {}), **changes}))
+        with pytest.raises(CheckpointError, match=message):
+            hfprune.load(folder)
+        assert any(message in problem for problem in verify(folder))
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"kept": [0.0, 1.0]},
+            {"units": True, "kept": [0]},
+            {"units": 10**12, "kept": ["0"]},
+            {"unit_macs": -1},
+            {"unit_params": "many"},
+            {"kind": "<script>"},
+            {"surprise": 1},
+        ],
+    )
+    def test_plans_are_of_whole_numbers(self, changes, folder):
+        path = folder / "pruning_plan.json"
+        data = json.loads(path.read_text())
+        data["blocks"]["encoder.layer.0.ffn"].update(changes)
+        del data["digest"]
+        path.write_text(json.dumps(data))
+        with pytest.raises(CheckpointError, match="not a pruning plan: "):
+            hfprune.load(folder)
+
+    @pytest.mark.parametrize("text", ["[]", '{"format_version": 1, "blocks": [1]}', "NaN", "[" * 10**5])
+    def test_what_is_no_plan(self, text):
+        with pytest.raises(ValueError, match="not a pruning plan: "):
+            PruningPlan.from_json(text)
+
+    def test_a_plan_that_leaves_a_block_out(self, folder):
+        """With digests that fit: only the record tells."""
+        path = folder / "pruning_plan.json"
+        data = json.loads(path.read_text())
+        del data["blocks"]["encoder.layer.0.ffn"], data["digest"]
+        path.write_text(json.dumps(data))
+        plan = PruningPlan.from_json(path.read_text())
+        record = PruningRecord.from_json((folder / "pruning_record.json").read_text())
+        record = record.with_(plan_digest=plan.digest, files={path.name: verification.sha256(path)})
+        (folder / "pruning_record.json").write_text(record.to_json())
+        assert verify(folder) == [
+            "pruning_record.json has other blocks, or other numbers of units, than pruning_plan.json"
+        ]
+
+    @pytest.mark.parametrize("value", [10**12, "import os", -1, None, {"a": 1}])
+    def test_attributes_are_small_numbers(self, value, folder):
+        def change(config):
+            name = next(name for name in config["pruning_config"]["attributes"])
+            config["pruning_config"]["attributes"][name] = value
+
+        self.rewrite(folder, change)
+        with pytest.raises(CheckpointError, match="where the dense model has"):
+            hfprune.load(folder)
+
+    @pytest.mark.parametrize("path", ["encoder.layer.0.forward", "encoder.__class__", "encoder.layer.0.attention.new"])
+    def test_only_sizes_are_set(self, path, folder):
+        self.rewrite(folder, lambda config: config["pruning_config"]["attributes"].update({path: 1}))
+        with pytest.raises(CheckpointError, match=f"pruning_config sets {path} to 1"):
+            hfprune.load(folder)
+
+    def test_another_loader(self, folder, caplog):
+        (folder / "modeling_pruned.py").write_text("raise SystemExit('executed')")
+        hfprune.load(folder, trust_remote_code=True)  # with our own
+        AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+        assert (
+            "modeling_pruned.py is not the loader of this hfprune or of an earlier one; it was not run" in caplog.text
+        )
+        assert any("is not the loader of this hfprune" in problem for problem in verify(folder))
+
+    def test_an_index_that_leads_elsewhere(self, folder):
+        """Of a name with `..`, of a pickle, and of a file that is not there."""
+        path = folder / "model.safetensors"
+        names = list(load_file(path))
+        path.rename(folder.parent / "evil.safetensors")
+        for target in ("../evil.safetensors", "../evil.bin", "evil.bin", "missing.safetensors"):
+            index = {"metadata": {}, "weight_map": dict.fromkeys(names, target)}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+            with pytest.raises(CheckpointError, match="which is no weight file of this folder"):
+                hfprune.load(folder)
+
+    def test_tensors_in_a_file_that_nothing_reads(self, folder):
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        save_file({"classifier.weight": tensors.pop("classifier.weight")}, folder / "extra.safetensors")
+        save_file(tensors, path, metadata={"format": "pt"})
+        with pytest.raises(CheckpointError, match="classifier.weight is missing from the weights"):
+            hfprune.load(folder)
+
+    @pytest.mark.parametrize("name", ["Trainer", "pipeline", "AutoModel", "BertConfig", 3, "PrunedBertConfig"])
+    def test_architectures_that_are_no_models(self, name, folder):
+        self.rewrite(folder, lambda config: config.update(architectures=[name]))
+        with pytest.raises(CheckpointError, match="which is no model of transformers"):
+            hfprune.load(folder)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"num_attention_heads": 0}, {"hidden_size": -1}, {"num_hidden_layers": 10**9}, {"vocab_size": "x"}],
+    )
+    def test_configs_that_make_no_model(self, changes, folder):
+        self.rewrite(folder, lambda config: config.update(changes))
+        with pytest.raises(CheckpointError):
+            hfprune.load(folder)
+        assert verify(folder)[0] == "config.json is not the file that was saved: its SHA-256 differs"
+
+    def test_a_tokenizer_that_brings_code(self, folder):
+        path = folder / "tokenizer_config.json"
+        path.write_text(
+            json.dumps({**json.loads(path.read_text()), "auto_map": {"AutoTokenizer": ["evil/x--t.T", None]}})
+        )
+        with pytest.raises(CheckpointError, match="auto_map in tokenizer_config.json names code"):
+            hfprune.load(folder)
+
+    @pytest.mark.parametrize("name", ["pruning_plan.json", "pruning_record.json", "pruning_probe.json", "config.json"])
+    def test_json_that_is_too_deep(self, name, folder):
+        (folder / name).write_text("[" * 100_000)
+        assert verify(folder)
+
+    def test_more_code(self, folder):
+        (folder / "helper.py").write_text("raise SystemExit('executed')")
+        with pytest.raises(CheckpointError, match="helper.py is code that hfprune does not write; it was not run"):
+            hfprune.load(folder)
+
+    @pytest.mark.parametrize(
+        "target", ["helper.Pruned", "evil/repo--modeling_pruned.PrunedX", "modeling_pruned.Pruned--x", "os.system"]
+    )
+    def test_an_auto_map_that_leads_elsewhere(self, target, folder):
+        self.rewrite(folder, lambda config: config["auto_map"].update(AutoModel=target))
+        with pytest.raises(CheckpointError, match="auto_map in config.json names code that hfprune does not write"):
+            hfprune.load(folder)
+
+    def test_pickles_are_named_and_not_read(self, folder):
+        (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+        assert verify(folder) == ["pytorch_model.bin is not part of what was saved. Remove it"]
+        hfprune.load(folder)  # reads the safetensors
+
+    @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", ".."])
+    def test_a_record_that_names_files_elsewhere(self, name, folder):
+        path = folder / "pruning_record.json"
+        data = json.loads(path.read_text())
+        data["files"][name] = "0" * 64
+        del data["digest"]
+        path.write_text(json.dumps(data))
+        assert verify(folder)[0].startswith("pruning_record.json cannot be read: not a valid pruning record: at files")
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("base_model", "<script>alert(1)</script>"),
+            ("base_model", "a/b\n---\nlicense: evil"),
+            ("base_model", "../.."),
+            ("base_model", "a/.."),
+            ("datasets", ["../x"]),
+            ("seconds", float("nan")),
+            ("datasets", ["x]\n- y: {z"]),
+            ("metrics", {"dense": {"<img src=x>": 1.0}}),
+            ("command", "a\n```\n<script>"),
+            ("sizes", {"dense": {"params": -1}}),
+            ("calibration", {"samples": "many"}),
+            ("surprise", 1),
+        ],
+    )
+    def test_records_with_markup_are_refused(self, field, value, folder):
+        data = json.loads((folder / "pruning_record.json").read_text())
+        del data["digest"]
+        data[field] = value
+        with pytest.raises(
+            ValueError, match="not a valid pruning record: at |not a pruning record: .* no number of JSON"
+        ):
+            PruningRecord.from_json(json.dumps(data))
+        (folder / "pruning_record.json").write_text(json.dumps(data))
+        with pytest.raises(CheckpointError, match="pruning_record.json cannot be read: not a "):
+            hfprune.load(folder)
+
+    def test_odd_values_of_ones_own_cost_no_run(self, folder):
+        """NumPy's numbers, metrics that are no numbers, and names as metrics of the Hub have them."""
+        model = hfprune.load(folder)
+        found = {"f1/macro": np.float32(0.5), "pr\u00e9cision": float("nan"), "f1(micro)": 1}
+        model.pruning_record = model.pruning_record.with_(metrics={"dense": found, "pruned": found})
+        hfprune.save(model, folder, overwrite=True)
+        again = hfprune.load(folder).pruning_record
+        assert again.metrics["dense"] == {"f1/macro": 0.5, "pr\u00e9cision": None, "f1(micro)": 1}
+        assert "f1/macro" in (folder / "README.md").read_text()
+
+    def test_whatever_a_record_says_is_quoted_in_its_card(self, folder):
+        """Even if it was made in memory, where nothing is validated."""
+        evil = "</td><script>alert(1)</script>`|\n---\n# x: {y"
+        record = PruningRecord.from_json((folder / "pruning_record.json").read_text())
+        plan = PruningPlan.from_json((folder / "pruning_plan.json").read_text())
+        record = record.with_(
+            base_model=evil + "/x",
+            datasets=[evil],
+            recovery={evil: evil},
+            command="```\n<b>",
+            config={"scorer": evil},
+            versions={"hfprune": evil},
+            metrics={"dense": {evil: 1.0}, "pruned": {evil: 0.5}},
+        )
+        for location in (evil, '"); import os; ("', "small"):
+            card = draw_card(record, plan, portable=False, location=location, pictures="")
+            head, body = ModelCard(card, ignore_metadata_errors=False).data, ModelCard(card).text
+            assert head.base_model == evil + "/x", "YAML quotes it"
+            assert head.to_dict()["datasets"] == [evil]
+            assert "<script>" not in body
+            assert body.count("```") % 2 == 0
+            assert "import os;" not in body
+
+    def test_a_newer_record_says_what_to_do(self, folder):
+        path = folder / "pruning_record.json"
+        path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
+        assert "format_version 2, this hfprune reads 1: upgrade it (pip install -U hfprune)" in verify(folder)[0]
