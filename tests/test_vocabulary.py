@@ -1,5 +1,6 @@
 """Vocabulary pruning: the corpus gets the same tokens and outputs as before, every other text still some tokens."""
 
+import json
 import random
 
 import pytest
@@ -12,7 +13,7 @@ from hfprune.errors import CalibrationError, StructureError
 from hfprune.structure import known_architectures
 from hfprune.structure.vocabulary import fixed_ids, keep_tokens, named_ids
 from hfprune.vocabulary.pieces import chain_of
-from hfprune.vocabulary.tokenizer import read
+from hfprune.vocabulary.tokenizer import cut, protected, read
 from tests.support.tiny import SIZES, VOCABULARY, has_head, tiny_batch, tiny_model
 from tests.support.tiny_data import tiny_tokenizer
 from tests.support.tiny_tokenizers import KINDS, LINES, SPECIAL, trained, wrapped
@@ -110,12 +111,13 @@ def test_a_word_that_was_unknown_stays_unknown():
 def test_unknown_characters_cost_as_before():
     """Unigram takes 10 off the lowest score for them. With `rare` gone, an unknown a and `bcde` would be cheaper."""
     scores = {"ab": -25.0, "cde": -25.0, "bcde": -1.0, "rare": -60.0}
-    pieces = [*((token, 0.0) for token in SPECIAL), *scores.items()]
-    tokenizer = wrapped(Tokenizer(models.Unigram(pieces, unk_id=0)))
+    pieces = [("gone", -2.0), *((token, 0.0) for token in SPECIAL), *scores.items()]
+    tokenizer = wrapped(Tokenizer(models.Unigram(pieces, unk_id=1)))
     tokenizer.chat_template = None
     _, new = hfprune.prune_vocabulary(model_for(tokenizer), tokenizer, ["abcde", "bcde"])
     assert new.tokenize("abcde") == tokenizer.tokenize("abcde") == ["ab", "cde"]
     assert "rare" in new.get_vocab()
+    assert new.convert_ids_to_tokens(new("q").input_ids) == ["<unk>"]
 
 
 def test_whole_words():
@@ -160,10 +162,28 @@ class TestChoice:
         assert (full.config.vocab_size, len(whole)) == (size + 8, size)
 
     def test_ids_of_the_padding_that_positions_count_from(self):
-        tokenizer = trained("byte_level")
-        model = model_for(tokenizer, "roberta", "AutoModelForMaskedLM", pad_token_id=40)
-        small, _ = hfprune.prune_vocabulary(model, tokenizer, LINES[:5])
-        assert small.config.pad_token_id == 40
+        tokenizer = trained("word_piece")
+        model = model_for(tokenizer, "roberta", "AutoModelForMaskedLM", pad_token_id=99, max_position_embeddings=300)
+        small, new = hfprune.prune_vocabulary(model, tokenizer, LINES[:5])
+        assert small.config.pad_token_id == 99
+        assert_same(model, tokenizer, small, new, LINES[:5])
+
+    def test_padding_of_the_tokenizer_itself(self):
+        tokenizer = trained("word_piece")
+        number = tokenizer.convert_tokens_to_ids("<end>")
+        data = read(tokenizer)
+        data["padding"] = {
+            "strategy": "BatchLongest",
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": number,
+            "pad_type_id": 0,
+            "pad_token": "<end>",
+        }
+        tokenizer = wrapped(Tokenizer.from_str(json.dumps(data)))
+        ids = {token: i for i, token in enumerate(sorted(protected(tokenizer, data), key=tokenizer.get_vocab().get))}
+        cut(tokenizer, data, ids)
+        assert data["padding"]["pad_id"] == ids["<end>"] < number
 
     @pytest.mark.parametrize(
         ("texts", "options", "error", "message"),
@@ -173,7 +193,7 @@ class TestChoice:
             ([""], {}, CalibrationError, "the texts hold no token. Vocabulary pruning needs"),
             (["a"], {"min_count": 0}, ValueError, "min_count must be at least 1, got 0"),
             (["a"], {"pad_to_multiple_of": 0}, ValueError, "pad_to_multiple_of must be at least 1, got 0"),
-            (["a"], {"pad_to_multiple_of": 999}, ValueError, "999, is more than the model's 701. Choose a smaller"),
+            (["a"], {"pad_to_multiple_of": 999}, ValueError, "999, is more than the model's 702. Choose a smaller"),
             (["a"], {"keep": ["never"]}, ValueError, "the tokenizer has no token 'never'. Name tokens"),
         ],
     )
@@ -190,7 +210,7 @@ class TestChoice:
         model = tiny_model("bert")
         with pytest.raises(ValueError, match="Slow is not a fast tokenizer .*Load it with AutoTokenizer"):
             hfprune.prune_vocabulary(model, Slow(), ["a"])
-        with pytest.raises(ValueError, match="'<tool>' has the id 700, but the model has 700 rows.*resize_token_emb"):
+        with pytest.raises(ValueError, match="'<end>' has the id 700, but the model has 700 rows.*resize_token_emb"):
             hfprune.prune_vocabulary(tiny_model("llama", vocab_size=700), trained("byte_level"), ["a"])
 
     def test_a_tokenizer_that_draws_at_random(self):

@@ -116,8 +116,6 @@ def _loaded(tokenizer: PreTrainedTokenizerBase, data: Mapping[str, Any]) -> PreT
     with TemporaryDirectory() as name:
         folder = Path(name)
         tokenizer.save_pretrained(folder)
-        for file in {*tokenizer.vocab_files_names.values(), "vocab.txt", "vocab.json", "merges.txt"}:
-            (folder / file).unlink(missing_ok=True)  # they hold the whole vocabulary
         (folder / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         settings.pop("added_tokens_decoder", None)  # with old ids; tokenizer.json has it all

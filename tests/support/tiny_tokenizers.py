@@ -109,12 +109,13 @@ def _serialized(kind: str) -> str:
 
 
 def trained(kind: str) -> PreTrainedTokenizerFast:
-    """A tokenizer that frames texts by `<s>` and `</s>` and pads, with an added token and a chat template."""
+    """A tokenizer that frames texts by `<s>` and `</s>` and ends them by `<end>`, its last token; with a template."""
     tokenizer = Tokenizer.from_str(_serialized(kind))
+    tokenizer.add_special_tokens(["<end>"])
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>",
+        single="<s> $A </s> <end>",
         pair="<s> $A </s> $B </s>",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")],
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>", "<end>")],
     )
     return wrapped(tokenizer)
 
