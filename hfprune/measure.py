@@ -86,6 +86,15 @@ def measure_size(model: PreTrainedModel, *, sequence_length: int) -> Size:
     )
 
 
+def longest_sequence(model: PreTrainedModel) -> int | None:
+    """How many tokens the model has positions for; None if its config does not say."""
+    longest: int | None = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            longest = module.num_embeddings - module.padding_idx - 1  # RoBERTa's positions start behind the padding
+    return longest
+
+
 def check_length(model: PreTrainedModel, sequence_length: int) -> None:
     """Refuse sequences that the model has no positions for.
 
@@ -96,10 +105,7 @@ def check_length(model: PreTrainedModel, sequence_length: int) -> None:
     Raises:
         ValueError: They are more than the model has positions for.
     """
-    longest = getattr(model.config, "max_position_embeddings", None)
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            longest = module.num_embeddings - module.padding_idx - 1  # RoBERTa's positions start behind the padding
+    longest = longest_sequence(model)
     if longest is not None and sequence_length > longest:
         raise ValueError(
             f"sequence_length={sequence_length} is more than the model's {longest} positions. Set the length that it "

@@ -125,7 +125,8 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
     check_match(plan, {block.name: block.units for block in find_blocks(model)})
     small = keep_units(model, plan.kept)
     before: PruningPlan | None = getattr(model, "pruning_plan", None)
-    small.pruning_plan = plan if before is None else before.then(plan)
+    whole = before is None or all(kept == units for kept, units in before.counts.values())
+    small.pruning_plan = plan if before is None or whole else before.then(plan)
     return small
 
 

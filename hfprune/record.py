@@ -38,6 +38,8 @@ class PruningRecord:
         blocks: Kind of each block, and its units `before` and `after`.
         calibration: What scores and repair saw: `samples`, `tokens`, and a `digest` of the token ids.
         rounds: For each round: sparsity, digest of the plan so far, and seconds of scoring and surgery.
+        vocabulary: What vocabulary pruning left: tokens `before` and `after`, the `params` and multiply-adds a token
+            (`token_macs`) that went with the others, and how many `texts` decided; empty if there was none.
         sizes: `measure.Size` as plain values, under `dense` and `pruned`.
         latencies: `measure.Latency` as plain values, under `dense` and `pruned`.
         metrics: Under `dense`, `pruned` and `recovered`, each a mapping from metric to value.
@@ -58,6 +60,7 @@ class PruningRecord:
     blocks: dict[str, dict[str, Any]] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
+    vocabulary: dict[str, Any] = field(default_factory=dict)
     sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
     latencies: dict[str, dict[str, Any]] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -87,6 +90,8 @@ class PruningRecord:
             ValueError: A field has a value that the schema does not allow.
         """
         data = _plain({"format_version": FORMAT_VERSION, **asdict(self)})
+        if not self.vocabulary:  # as records were before there was vocabulary pruning
+            del data["vocabulary"]
         _validate(data)
         return json.dumps({**data, "digest": _digest(data)}, indent=1) + "\n"
 
@@ -188,6 +193,7 @@ def record_of(
         A record that knows the records of earlier prunings of the model.
     """
     earlier: PruningRecord | None = getattr(model, "pruning_record", None)
+    vocabulary = earlier.vocabulary if earlier else {}
     history = [] if earlier is None else [*earlier.earlier, {**asdict(earlier), "earlier": []}]
     return PruningRecord(
         base_model=earlier.base_model if earlier else public_name(model.config._name_or_path or ""),
@@ -198,11 +204,23 @@ def record_of(
         plan_digest=small.pruning_plan.digest,
         blocks=blocks_of(small.pruning_plan),
         calibration=calibration or {},
+        vocabulary=vocabulary,
         sizes={
-            "dense": asdict(dense_size(model, before)),
+            "dense": asdict(_with_vocabulary(dense_size(model, before), vocabulary, model.dtype.itemsize)),
             "pruned": asdict(measure_size(small, sequence_length=before.sequence_length)),
         },
         earlier=history,
+    )
+
+
+def _with_vocabulary(size: Size, vocabulary: Mapping[str, Any], itemsize: int) -> Size:
+    """A size with what vocabulary pruning removed, as a record has it, put back."""
+    params = vocabulary.get("params", 0)
+    return replace(
+        size,
+        params=size.params + params,
+        macs=size.macs + vocabulary.get("token_macs", 0) * size.sequence_length,
+        weight_bytes=size.weight_bytes + params * itemsize,
     )
 
 

@@ -111,6 +111,8 @@ def comparison_table(record: PruningRecord, checkpoint_bytes: Mapping[str, int] 
     def size(name: str, before: float, after: float) -> None:
         rows.append((name, f"{before:,.0f}", f"{after:,.0f}", f"−{1 - after / before:.1%}"))
 
+    if record.vocabulary:
+        size("tokens", record.vocabulary["before"], record.vocabulary["after"])
     size("parameters", dense["params"], pruned["params"])
     size("  prunable", dense["prunable_params"], pruned["prunable_params"])
     size(f"MACs ({length} tokens)", dense["macs"], pruned["macs"])

@@ -21,6 +21,7 @@ LEVELS = {
     "record": 3,
     "planning": 3,
     "planner": 4,
+    "vocabulary": 4,
     "recovery": 4,
     "publishing": 4,
     "report": 6,
@@ -33,6 +34,7 @@ LEVELS = {
     "cli_common": 8,
     "cli_publish": 8,
     "cli_sweep": 8,
+    "cli_vocabulary": 8,
     "cli": 8,
     "__init__": 9,
 }

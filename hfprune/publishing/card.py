@@ -120,6 +120,7 @@ def draw_card(
         card_data=data.to_yaml(),
         record=record,
         plan=plan,
+        cut=plan.sparsity("macs") > 0,
         name=name,
         location=location,
         portable=portable,
@@ -195,6 +196,8 @@ def _rows(record: PruningRecord, final: str) -> list[tuple[str, str, str, str]]:
     dense, pruned = record.sizes.get("dense"), record.sizes.get("pruned")
     if dense and pruned:
         length = pruned["sequence_length"]
+        if record.vocabulary:
+            rows.append(_row("tokens", record.vocabulary["before"], record.vocabulary["after"]))
         rows += [
             _row("parameters", dense["params"], pruned["params"]),
             _row("prunable parameters", dense["prunable_params"], pruned["prunable_params"]),

@@ -36,6 +36,21 @@ def keep_units(model: PreTrainedModel, kept: Mapping[str, Sequence[int]]) -> Pre
     """
     check_in_one_place(model)
     small, state = skeleton(model, kept)
+    fill(small, state, model)
+    return small
+
+
+def fill(small: PreTrainedModel, state: Mapping[str, Tensor], model: PreTrainedModel) -> None:
+    """Load weights into an empty model, strictly, and let the rest of it be as in the model that they come from.
+
+    Args:
+        small: An empty model, on the meta device.
+        state: Its state dict.
+        model: Where weights are tied, frozen or in training mode, its buffers, and its generation config.
+
+    Raises:
+        StructureError: The state dict is not that of the empty model.
+    """
     try:
         small.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
@@ -52,7 +67,6 @@ def keep_units(model: PreTrainedModel, kept: Mapping[str, Sequence[int]]) -> Pre
         module.training = model.get_submodule(name).training
     if getattr(model, "generation_config", None) is not None:
         small.generation_config = copy.deepcopy(model.generation_config)
-    return small
 
 
 def skeleton(model: PreTrainedModel, kept: Mapping[str, Sequence[int]]) -> tuple[PreTrainedModel, dict[str, Tensor]]:
@@ -118,7 +132,7 @@ def _skeleton(
     stock_class = modeling_pruned.base_class(type(model))
     config = stock_config(model.config, blocks, [len(indices[block.name]) for block in blocks])
     if config is not None:
-        small = _empty(stock_class, config, model)
+        small = empty(stock_class, config, model)
         shapes = {name: tensor.shape for name, tensor in small.state_dict().items()}
         if all(shapes.get(name) == tensor.shape for name, tensor in state.items()):
             return small
@@ -133,10 +147,11 @@ def _skeleton(
     fields = copy.deepcopy(model.config.to_dict())
     fields.update(model_type=pruned_class.config_class.model_type, pruning_config=_table(model, blocks, indices))
     fields.pop("auto_map", None)
-    return _empty(pruned_class, pruned_class.config_class.from_dict(fields), model)
+    return empty(pruned_class, pruned_class.config_class.from_dict(fields), model)
 
 
-def _empty(cls: type[PreTrainedModel], config: PretrainedConfig, model: PreTrainedModel) -> PreTrainedModel:
+def empty(cls: type[PreTrainedModel], config: PretrainedConfig, model: PreTrainedModel) -> PreTrainedModel:
+    """A model without weights, on the meta device, that a config describes; dtype and the like are those of `model`."""
     config._attn_implementation = model.config._attn_implementation
     config.dtype = model.dtype
     config._name_or_path = model.config._name_or_path

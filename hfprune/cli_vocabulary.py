@@ -1,0 +1,55 @@
+"""The command `hfprune vocabulary`: a model and its tokenizer with the tokens of a corpus only."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from transformers import AutoTokenizer
+
+from hfprune.cli_common import ModelName, PairColumn, TextColumn, errors_in_one_line, load_model
+from hfprune.data import load_texts, resolve_model
+from hfprune.errors import HfpruneError
+from hfprune.measure import checkpoint_bytes
+from hfprune.publishing.checkpoint import save
+from hfprune.record import public_name
+from hfprune.report import command_line, comparison_table
+from hfprune.vocabulary import prune_vocabulary
+
+
+def vocabulary(
+    model: ModelName,
+    output: Annotated[Path, typer.Argument(help="Folder to write.")],
+    data: Annotated[
+        str,
+        typer.Option("--data", help="The texts: a txt, csv, json or parquet file, trec or the like, a Hub name."),
+    ],
+    min_count: Annotated[int, typer.Option(help="How often a token must occur in them to stay.")] = 1,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Token to keep, as the vocabulary spells it; several may be given.")
+    ] = None,
+    pad_to_multiple_of: Annotated[int | None, typer.Option(help="Keep more tokens, up to a multiple of this.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the output folder if it is there.")] = False,
+    text_column: TextColumn = "text",
+    pair_column: PairColumn = None,
+) -> None:
+    """Drop the tokens that never occur in your texts, from a model, dense or pruned, and its tokenizer."""
+    with errors_in_one_line():
+        if output.is_dir() and any(output.iterdir()) and not overwrite:
+            raise HfpruneError(f"{output} exists and is not empty. Choose another folder, or pass --overwrite.")
+        texts = load_texts(data, [text_column, *([pair_column] if pair_column else [])])
+        source = resolve_model(model)
+        small, tokenizer = prune_vocabulary(
+            load_model(model),
+            AutoTokenizer.from_pretrained(source),
+            texts,
+            keep=keep or (),
+            min_count=min_count,
+            pad_to_multiple_of=pad_to_multiple_of,
+        )
+        record = small.pruning_record
+        datasets = list(dict.fromkeys([*record.datasets, public_name(data)]))
+        small.pruning_record = record.with_(command=command_line("hfprune"), datasets=datasets)
+        folder = save(small, output, tokenizer=tokenizer, overwrite=overwrite)
+        sizes = {"dense": checkpoint_bytes(source) if Path(source).is_dir() else 0, "pruned": checkpoint_bytes(folder)}
+        typer.echo(comparison_table(small.pruning_record, sizes))
+        typer.echo(f"saved in {folder}")
