@@ -299,11 +299,11 @@ def auto_map(config_class: type[PretrainedConfig]) -> dict[str, str]:
 
 
 def stock_class(name: str) -> Any:
-    """The config or model class of that name: of transformers, or registered by the user with an Auto class; or None."""
+    """The config or model class of that name, of transformers or registered by the user with an Auto class; or None."""
     found = getattr(transformers, name, None)
-    autos = [auto for auto in vars(modeling_auto).values() if isinstance(auto, type) and hasattr(auto, "_model_mapping")]
-    registered = [CONFIG_MAPPING._extra_content, *(auto._model_mapping._extra_content for auto in autos)]
-    for cls in (found, *chain.from_iterable(mapping.values() for mapping in registered)):
+    autos = (getattr(auto, "_model_mapping", None) for auto in vars(modeling_auto).values() if isinstance(auto, type))
+    registered = (mapping._extra_content for mapping in (CONFIG_MAPPING, *autos) if mapping is not None)
+    for cls in (found, *chain.from_iterable(classes.values() for classes in registered)):
         ours = isinstance(cls, type) and issubclass(cls, (PretrainedConfig, PreTrainedModel))
         if ours and cls.__name__ == name and cls.__module__ != __name__:
             return cls

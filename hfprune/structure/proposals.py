@@ -1,8 +1,8 @@
-"""Guess the blocks of a layer from its projections: their names, shapes and order. Nothing here is sure; see discovery."""
+"""Guess the blocks of a layer from its projections, by name, shape and order. `proving` tells which guess is right."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from torch import nn
@@ -11,15 +11,28 @@ from hfprune.structure.specs import BlockSpec, Quantity
 
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 _ROLES = {
-    **dict.fromkeys(("q", "wq", "qs", "query", "queries"), "query"),
-    **dict.fromkeys(("k", "wk", "ks", "key", "keys"), "key"),
-    **dict.fromkeys(("v", "wv", "vs", "value", "values"), "value"),
+    **dict.fromkeys(("q", "qs", "query", "queries"), "query"),
+    **dict.fromkeys(("k", "ks", "key", "keys"), "key"),
+    **dict.fromkeys(("v", "vs", "value", "values"), "value"),
 }
 #: Words that say nothing of what a projection makes.
 _FILLERS = {"proj", "projection", "project", "lin", "linear", "layer", "to", "w", "dense", "in", "fc", "self", "attn"}
 _FUSED = re.compile(r"(?i).*w?qkv.*|query_key_value|c_attn|in_proj")
 #: Attributes that never count units: the width of the hidden states, numbers of layers and positions.
-_OTHER = {"layer", "layers", "idx", "index", "id", "group", "groups", "position", "positions", "window", "vocab", "chunk"}
+_OTHER = {
+    "layer",
+    "layers",
+    "idx",
+    "index",
+    "id",
+    "group",
+    "groups",
+    "position",
+    "positions",
+    "window",
+    "vocab",
+    "chunk",
+}
 _HIDDEN = {"hidden_size", "hidden_dim", "embed_dim", "embed_size", "d_model", "n_embd", "dim", "model_dim", "input_dim"}
 _MOST = 16
 
@@ -72,8 +85,10 @@ def has_whole_layer(module: nn.Module, projections: Sequence[str]) -> bool:
         True for something to look for blocks in, False for a part of it.
     """
     roles = sum(_role(path) is not None for path in projections)
-    fused = any(_FUSED.fullmatch(path.rpartition(".")[2]) for path in projections)
-    return not isinstance(module, nn.ModuleList) and (len(projections) >= 6 if roles else fused and len(projections) > 3)
+    fused = any(map(_is_fused, projections))
+    return not isinstance(module, nn.ModuleList) and (
+        len(projections) >= 6 if roles else fused and len(projections) > 3
+    )
 
 
 def propose(layer: nn.Module, projections: Sequence[Projection]) -> list[Proposal]:
@@ -91,7 +106,7 @@ def propose(layer: nn.Module, projections: Sequence[Projection]) -> list[Proposa
         name = ("attention", "cross_attention")[index] if index < 2 else f"attention_{index + 1}"
         found.append(_attention(layer, name, producers, consumer))
     taken = {path for proposal in found for path in proposal.projections}
-    rest = [projection for projection in projections if projection.path not in taken]
+    rest = [p for p in projections if p.path not in taken and _role(p.path) is None and not _is_fused(p.path)]
     for index, (producers, consumer) in enumerate(_feed_forwards(rest)):
         found.append(_feed_forward(layer, f"ffn_{index + 1}" if index else "ffn", producers, consumer))
     return found
@@ -105,7 +120,7 @@ def _attentions(projections: Sequence[Projection]) -> Iterator[tuple[tuple[Proje
         if found is not None:
             role, parent = found
             groups.setdefault(parent, {}).setdefault(role, projection)
-        elif _FUSED.fullmatch(projection.path.rpartition(".")[2]):
+        elif _is_fused(projection.path):
             groups.setdefault(projection.path, {})["all"] = projection
     order = {projection.path: index for index, projection in enumerate(projections)}
     for group in groups.values():
@@ -137,38 +152,35 @@ def _feed_forwards(projections: Sequence[Projection]) -> Iterator[tuple[tuple[Pr
             start = index + 1
 
 
-def _attention(
-    layer: nn.Module, name: str, producers: tuple[Projection, ...], consumer: Projection
-) -> Proposal:
+def _attention(layer: nn.Module, name: str, producers: tuple[Projection, ...], consumer: Projection) -> Proposal:
     columns = consumer.inputs
     paths = tuple(producer.path for producer in producers)
-    layouts = ({"fused": 3}, {"interleaved": 3}) if len(producers) == 1 else ({},)
+    layouts = ((3, 1), (1, 3)) if len(producers) == 1 else ((1, 1),)
     numbers = _numbers(layer, (*paths, consumer.path))
     values = set(numbers.values())
     rows = [columns] if len(producers) == 1 else [producer.outputs for producer in producers]
     widths = {
         attribute: value
         for attribute, value in numbers.items()
-        if 0 < value < columns and all(row % value == 0 for row in rows) and not _counts(attribute)
+        if value <= columns
+        and all(row % value == 0 for row in rows)
+        and not (_counts(attribute) or attribute.rpartition(".")[2] in _HIDDEN)
     }
     ranked = sorted(widths, key=lambda a: (not _is_width(a), columns // widths[a] not in values))[:3]
     named = [attribute for attribute in ranked if _is_width(attribute)]
     specs = []
-    for head_dim, layout in product(named or ranked, layouts):
+    for head_dim, (fused, interleaved) in product(named or ranked, layouts):
         heads, units = columns // widths[head_dim], min(rows) // widths[head_dim]
         for sizes in _sizes({a: v for a, v in numbers.items() if a != head_dim}, heads, units, columns):
-            specs.append(
-                BlockSpec(producers=paths, consumer=consumer.path, head_dim=head_dim, sizes=sizes, **layout)
-            )
+            spec = BlockSpec(producers=paths, consumer=consumer.path, head_dim=head_dim, sizes=sizes)
+            specs.append(replace(spec, fused=fused, interleaved=interleaved))
     if not specs:
         missing = f"no attribute holds the width of one head of {', '.join(paths)} (numbers there: {numbers or 'none'})"
         return Proposal(name=name, specs=(), missing=missing)
     return Proposal(name=name, specs=tuple(specs[:_MOST]))
 
 
-def _feed_forward(
-    layer: nn.Module, name: str, producers: tuple[Projection, ...], consumer: Projection
-) -> Proposal:
+def _feed_forward(layer: nn.Module, name: str, producers: tuple[Projection, ...], consumer: Projection) -> Proposal:
     paths = tuple(producer.path for producer in producers)
     fused = producers[0].outputs // consumer.inputs if consumer.inputs else 1
     numbers = _numbers(layer, (*paths, consumer.path))
@@ -181,23 +193,25 @@ def _feed_forward(
     )
 
 
-def _sizes(numbers: Mapping[str, int], heads: int, units: int, features: int) -> Iterator[dict[str, Quantity]]:
-    """Which attributes follow the units: those whose names say so, with and without those that only have the value."""
+def _sizes(numbers: Mapping[str, int], heads: int, units: int, features: int) -> list[dict[str, Quantity]]:
+    """Which attributes follow the units: those with their value whose names say so, or could; without; with all."""
     sure: dict[str, Quantity] = {}
     unsure: dict[str, Quantity] = {}
+    hidden: dict[str, Quantity] = {}
     for attribute, value in numbers.items():
         name = attribute.rpartition(".")[2]
-        quantity: Quantity | None = None
+        quantity: Quantity
         if heads and value in (heads, units):
-            shared = bool({"kv", "key", "value"} & set(_words(name)))
-            quantity = "units" if value == units and (shared or value != heads) else "heads" if value == heads else None
+            shared = not {"kv", "key", "value"}.isdisjoint(_words(name))
+            quantity = "units" if value != heads or (value == units and shared) else "heads"
         elif value == features:
             quantity = "features"
-        if quantity is not None and _HIDDEN.isdisjoint((name,)):
-            (sure if _counts(attribute) or quantity == "features" and "." in attribute else unsure)[attribute] = quantity
-    yield {**sure, **unsure}
-    if unsure:
-        yield sure
+        else:
+            continue
+        known = _counts(attribute) or (quantity == "features" and "." in attribute)
+        (hidden if name in _HIDDEN else sure if known else unsure)[attribute] = quantity
+    variants = [{**sure, **unsure}, sure, {**sure, **hidden}]
+    return [sizes for index, sizes in enumerate(variants) if sizes not in variants[:index]]
 
 
 def _numbers(layer: nn.Module, paths: Sequence[str]) -> dict[str, int]:
@@ -233,9 +247,13 @@ def _role(path: str) -> tuple[str, str] | None:
     for index in range(len(parts) - 1, -1, -1):
         words = [word for word in _words(parts[index]) if word not in _FILLERS]
         if words:
-            role = _ROLES.get(words[0]) if len(words) == 1 else None
+            role = _ROLES.get(words[0].removeprefix("w")) if len(words) == 1 else None  # Wq
             return None if role is None else (role, ".".join(parts[:index]))
     return None
+
+
+def _is_fused(path: str) -> bool:
+    return _FUSED.fullmatch(path.rpartition(".")[2]) is not None
 
 
 def _words(name: str) -> list[str]:

@@ -1,9 +1,10 @@
 """A small random model of the same class and config, and what its layers do in one pass: what discovery looks at."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -36,6 +37,21 @@ class Stack:
     path: str
     outermost: int
     layers: Mapping[str, nn.Module]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """What the layers of a list do in one pass.
+
+    Attributes:
+        projections: By path of the layer, its projections that run, in order.
+        times: How often each layer runs; 0 if that differs.
+        chained: Whether each layer takes first what the one before it gives, as reconstruction runs them.
+    """
+
+    projections: Mapping[str, Sequence[Projection]]
+    times: int
+    chained: bool
 
 
 def dense_fields(config: PretrainedConfig) -> dict[str, Any]:
@@ -153,7 +169,7 @@ def _inner_list(layer: nn.Module) -> str:
     """The path of a list of whole layers inside an entry of a list; empty if the entry is a layer itself."""
     for path, module in layer.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) and has_whole_layer(module[0], projections_of(module[0])):
-            return path
+            return str(path)
     return ""
 
 
@@ -163,7 +179,7 @@ def projections_of(module: nn.Module) -> list[str]:
 
 
 def output_of(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Hidden states behind the last layer; of an encoder-decoder, the first output of the whole model.
+    """Hidden states behind the last layer; of an encoder-decoder, the first output of it whole. Seeded.
 
     Args:
         model: The model.
@@ -172,14 +188,15 @@ def output_of(model: PreTrainedModel, batch: Batch) -> Tensor:
     Returns:
         The output, detached.
     """
-    with frozen(model), torch.no_grad():
+    with frozen(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         called = model if model.config.is_encoder_decoder else model.base_model
         output: Tensor = called(**inputs_of(called, batch))[0]
     return output
 
 
-def trace(model: PreTrainedModel, batch: Batch, stack: Stack) -> tuple[dict[str, list[Projection]], int]:
-    """Run a model and note which projections of every layer run, and in which order.
+def trace(model: PreTrainedModel, batch: Batch, stack: Stack) -> Trace:
+    """Run a model and note what the layers of a list do.
 
     Args:
         model: The model.
@@ -187,24 +204,27 @@ def trace(model: PreTrainedModel, batch: Batch, stack: Stack) -> tuple[dict[str,
         stack: The layers.
 
     Returns:
-        By path of the layer its projections, in order; and how often each layer runs, 0 if that differs.
+        What they do.
     """
-    rows: dict[str, int] = {}
-    runs = dict.fromkeys(stack.layers, 0)
+    entered: dict[str, list[Tensor]] = {path: [] for path in stack.layers}
+    left: dict[str, list[Tensor]] = {path: [] for path in stack.layers}
     found: dict[str, dict[str, Projection]] = {path: {} for path in stack.layers}
 
-    def entered(path: str) -> Callable[..., None]:
+    def enter(path: str) -> Callable[..., None]:
         def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-            runs[path] += 1
-            rows[path] = 0 if hidden is None else hidden.numel() // hidden.shape[-1]
+            hidden = args[0] if args else kwargs.get("hidden_states")
+            entered[path].append(hidden if isinstance(hidden, Tensor) else torch.empty(0, 1))
 
         return note
 
-    def ran(layer: str, path: str) -> Callable[..., None]:
+    def leave(path: str) -> Callable[..., None]:
+        return lambda _, __, output: left[path].append(output[0] if isinstance(output, tuple) else output)
+
+    def project(layer: str, path: str) -> Callable[..., None]:
         def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             inputs, outputs = features_of(module)
-            whole = bool(args) and args[0].numel() == rows.get(layer, 0) * inputs
+            tokens = entered[layer][-1].shape[:-1].numel() if entered[layer] else 0
+            whole = bool(args) and args[0].numel() == tokens * inputs
             projection = Projection(path=path, inputs=inputs, outputs=outputs, whole=whole)
             found[layer].setdefault(path, projection)
 
@@ -212,12 +232,52 @@ def trace(model: PreTrainedModel, batch: Batch, stack: Stack) -> tuple[dict[str,
 
     with ExitStack() as hooks:
         for path, layer in stack.layers.items():
-            hooks.callback(layer.register_forward_pre_hook(entered(path), with_kwargs=True).remove)
+            hooks.callback(layer.register_forward_pre_hook(enter(path), with_kwargs=True).remove)
+            hooks.callback(layer.register_forward_hook(leave(path)).remove)
             for inner in projections_of(layer):
-                hook = layer.get_submodule(inner).register_forward_pre_hook(ran(path, inner))
+                hook = layer.get_submodule(inner).register_forward_pre_hook(project(path, inner))
                 hooks.callback(hook.remove)
         output_of(model, batch)
-    times = set(runs.values())
-    return {path: list(projections.values()) for path, projections in found.items()}, times.pop() if len(
-        times
-    ) == 1 else 0
+    times = {len(calls) for calls in entered.values()}
+    return Trace(
+        projections={path: list(ran.values()) for path, ran in found.items()},
+        times=times.pop() if len(times) == 1 else 0,
+        chained=all(
+            torch.equal(left[before][0], entered[path][0])
+            for before, path in pairwise(stack.layers)
+            if left[before] and entered[path] and before.rpartition(".")[0] == path.rpartition(".")[0]
+        ),
+    )
+
+
+def watch_inputs(model: PreTrainedModel, batch: Batch, layer: nn.Module) -> dict[str, Tensor]:
+    """Run a model and note what the modules of a layer read.
+
+    Args:
+        model: The model.
+        batch: Its arguments.
+        layer: The layer.
+
+    Returns:
+        By path in the layer, in the order in which they run, the first input of the first use; last, under the empty
+        path, what the layer gives.
+    """
+    found: dict[str, Tensor] = {}
+
+    def entered(path: str) -> Callable[..., None]:
+        def note(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and isinstance(args[0], Tensor):
+                found.setdefault(path, args[0])
+
+        return note
+
+    def left(_: nn.Module, __: Any, output: Any) -> None:
+        found.setdefault("", output[0] if isinstance(output, tuple) else output)
+
+    with ExitStack() as hooks:
+        for path, module in layer.named_modules():
+            if path:
+                hooks.callback(module.register_forward_pre_hook(entered(path)).remove)
+        hooks.callback(layer.register_forward_hook(left).remove)
+        output_of(model, batch)
+    return found
