@@ -1,5 +1,6 @@
 """A model type that transformers does not know goes through discovery, pruning, saving and reloading."""
 
+import json
 import subprocess
 import sys
 
@@ -117,3 +118,23 @@ def test_a_uniform_width_stays_of_the_users_own_class(tmp_path):
     again = hfprune.load(tmp_path / "small")
     assert again.config.wide == 20
     assert torch.equal(logits(pruned), logits(again))
+
+
+def test_inspect_says_that_support_is_by_proof_and_what_is_not_pruned(tmp_path):
+    from transformers import FNetConfig, FNetModel, WavLMConfig, WavLMModel
+    from typer.testing import CliRunner
+
+    from hfprune.cli import app
+    from tests.support.tiny import SIZES
+
+    FNetModel(FNetConfig(**SIZES["bert"])).save_pretrained(tmp_path / "fnet")
+    shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "fnet"), "--sequence-length", "8"])
+    assert "supported by proof\n" in shown.stdout
+    assert "encoder.layer.1.ffn" in shown.stdout
+    WavLMModel(WavLMConfig(**SIZES["wav2vec2"])).save_pretrained(tmp_path / "wavlm")
+    shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "wavlm"), "--sequence-length", "8", "--json"])
+    said = json.loads(shown.stdout)
+    assert said["support"] == "proof"
+    assert said["not_pruned"].startswith(
+        "not recognised, so not pruned: attention.gru_rel_pos_linear, attention.k_proj"
+    )

@@ -51,6 +51,11 @@ def entry_text(model_type: str, findings: Sequence[Finding], unclaimed: Mapping[
             if finding.stack == stack:
                 mark = "# " if finding.problem else ""
                 lines += [f"        {mark}{line}" for line in _block(finding)]
+        if not findings:
+            lines.append(
+                '        # "attention": BlockSpec(producers=("...", "...", "..."), consumer="...", head_dim="..."),'
+            )
+            lines.append('        # "ffn": BlockSpec(producers=("...",), consumer="..."),')
         lines += [f"        # not in a block: {projection}" for projection in unclaimed.get(stack, ())]
         lines.append("    },")
     return "\n".join([*lines, "}))"])

@@ -1,5 +1,6 @@
 """Try entries on a twin: gating units must equal removing them."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, product
@@ -22,6 +23,7 @@ from hfprune.structure.twin import Stack, dense_fields, output_of, projections_o
 #: How far removal may be from gating, relative to what gating changes; and the least that gating must change.
 _TOLERANCE, _LEAST_EFFECT = 1e-3, 1e-4
 _MOST_TRIED = 16
+_NOT_ITS_GATE = "removing units is not gating them"
 #: What the stock config may say of attention, for all layers at once.
 _HEAD_FIELDS: tuple[dict[str, Quantity], ...] = (
     {"num_attention_heads": "heads", "num_key_value_heads": "units", "head_dim": "head_dim"},
@@ -80,13 +82,13 @@ class Prover:
         if missing:
             return Finding(stack=stack, name=name, specs=(), problem=missing)
         families = list({proposal.projections: proposal.specs for proposal in proposals}.values())
-        problem, first = "", tuple(specs[0] for specs in families)
+        tried: list[Finding] = []
         for specs in islice(product(*families), _MOST_TRIED):
             found = self.problem(Architecture(stacks={stack: {name: specs}}, runs=runs))
             if not found:
                 return Finding(stack=stack, name=name, specs=self._completed(stack, name, specs, runs))
-            problem = problem or found
-        return Finding(stack=stack, name=name, specs=first, problem=problem)
+            tried.append(Finding(stack=stack, name=name, specs=specs, problem=found))
+        return next((finding for finding in tried if finding.problem.startswith(_NOT_ITS_GATE)), tried[0])
 
     def problem(self, entry: Architecture) -> str:
         """Why an entry is wrong; empty if gating units equals removing them in all its blocks."""
@@ -95,9 +97,12 @@ class Prover:
         except StructureError as error:
             return " ".join(line.strip() for line in str(error).splitlines()[1:-1]) or str(error)
         generator = torch.Generator().manual_seed(0)
-        some = {}
-        for index, block in enumerate(blocks):  # another number in every block; one that cannot shrink stays
-            count = max(block.least, block.units - max(1, block.units // (4 + index)))
+        some, seen = {}, Counter[str]()
+        for block in blocks:  # another number in neighbouring layers; a block that cannot shrink stays
+            name = block.name.rpartition(".")[2]
+            removed = max(1, block.units // 4) + seen[name] % 2
+            count = max(block.least, block.units - removed)
+            seen[name] += 1
             some[block.name] = torch.randperm(block.units, generator=generator)[:count].sort().values
         none = {block.name: torch.arange(0) for block in blocks if block.least == 0}
         return self._difference(blocks, some) or (self._difference(blocks, none) if none else "")
@@ -173,7 +178,7 @@ class Prover:
         difference = self._distance(pruned, self._gated(blocks, gates))
         if not difference <= _TOLERANCE * min(effects.values()):
             return (
-                f"removing units is not gating them: outputs differ by {difference:.2g}, where gating changes them by "
+                f"{_NOT_ITS_GATE}: outputs differ by {difference:.2g}, where gating changes them by "
                 f"{min(effects.values()):.2g}"
             )
         return ""
