@@ -201,4 +201,5 @@ def test_the_page_counts_what_was_measured():
     assert set(measured) == set(BY_PROOF)
     found = {name: value for name, value in measured.items() if not value["refused"]}
     assert len(found) > 50
-    assert all(value["difference"] <= 1e-5 < 1e-4 < value["effect"] for value in found.values())
+    # relative, as MobileBERT's outputs are around 5e4
+    assert all(value["difference"] <= 1e-5 * value["effect"] and value["effect"] > 1e-2 for value in found.values())
