@@ -120,7 +120,7 @@ found and the entry to write. A model type of your own takes the same way, if it
 classes; import its module before a checkpoint is loaded. With `hfprune.load` nothing else is needed; the Auto classes
 know `pruned_<type>` once such a model was found or loaded in the process, or with `trust_remote_code=True`.
 
-Tried with tiny models of {tried} model types of transformers that are not in the table: {found} are found, {refused} are
+Tried with tiny models of {tried} model types of transformers outside the table: {found} are found, {refused} are
 refused. With other widths in every layer outputs of gated and pruned models are at most {worst:.0e} apart, relative to
 what the gates change. `python -m tests.support.by_proof` writes [by_proof.json](by_proof.json), its source.
 
