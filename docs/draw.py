@@ -1,5 +1,6 @@
 """Draw the pages of docs/ that follow from data: `python docs/draw.py`. A test fails when one is out of date."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,44 @@ def architectures() -> str:
         target = "consumer" if any(spec.residual_sum is None for *_, spec in found) else "residual stream"
         cells = [*units, _list(stock), _list(sorted(whole)), target, "checked" if name in GENERATE else "", entry.note]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return ARCHITECTURES + "\n".join(lines) + "\n"
+    return ARCHITECTURES + "\n".join(lines) + "\n" + by_proof()
+
+
+BY_PROOF = """
+## By proof
+
+For a model type that is not in the table hfprune proposes blocks from the structure of a layer, and proves them on a
+small random model of the same class and config: gating units must equal removing them. `hfprune inspect` says whether
+support is by table or by proof. Attention then keeps at least one head. What cannot be proven is refused, with what was
+found and the entry to write. A model type of your own takes the same way, if its classes are registered with the Auto
+classes; import its module before a checkpoint is loaded. With `hfprune.load` nothing else is needed; the Auto classes
+know `pruned_<type>` once such a model was found or loaded in the process, or with `trust_remote_code=True`.
+
+Tried with tiny models of {tried} model types of transformers outside the table: {found} are found, {refused} are
+refused. With other widths in every layer outputs of gated and pruned models are at most {worst:.0e} apart, relative to
+what the gates change. `python -m tests.support.by_proof` writes [by_proof.json](by_proof.json), its source.
+
+| model type | attention | feed-forward | notes |
+|---|---|---|---|
+"""
+
+
+def by_proof() -> str:
+    """The section on discovery, from docs/by_proof.json."""
+    tried = json.loads((Path(__file__).parent / "by_proof.json").read_text(encoding="utf-8"))
+    found = {name: value for name, value in tried.items() if not value["refused"]}
+    lines = [
+        f"| {name} | {' | '.join(_UNITS[kind] if kind in value['kinds'] else 'none' for kind in _UNITS)} | "
+        f"{value['note']} |"
+        for name, value in found.items()
+    ]
+    head = BY_PROOF.format(
+        tried=len(tried),
+        found=len(found),
+        refused=len(tried) - len(found),
+        worst=max(value["difference"] / value["effect"] for value in found.values()),
+    )
+    return head + "\n".join(lines) + f"\n\nRefused: {', '.join(name for name in tried if name not in found)}.\n"
 
 
 _UNITS = {"attention": "heads", "ffn": "neurons"}

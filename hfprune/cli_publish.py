@@ -22,6 +22,7 @@ from hfprune.publishing.probe import PROBE_FILE
 from hfprune.publishing.push import push_to_hub
 from hfprune.publishing.verification import PLAN_FILE
 from hfprune.publishing.verification import verify as verify_folder
+from hfprune.structure.discovery import support_of
 from hfprune.structure.reading import find_blocks
 
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
@@ -40,7 +41,7 @@ def inspect(
         loaded = load_model(model, revision=revision)
         blocks, size = find_blocks(loaded), measure_size(loaded, sequence_length=sequence_length)
         plan: PruningPlan | None = getattr(loaded, "pruning_plan", None)
-        dense = dense_units(loaded)
+        dense, support = dense_units(loaded), support_of(loaded)
         if as_json:
             table = [
                 {
@@ -54,13 +55,21 @@ def inspect(
                 for block in blocks
             ]
             digest = plan.digest if plan else None
-            about = {"class": type(loaded).__name__, "plan_digest": digest, "size": asdict(size), "blocks": table}
+            about = {
+                "class": type(loaded).__name__,
+                "support": support.by,
+                "not_pruned": support.entry.note,
+                "plan_digest": digest,
+                "size": asdict(size),
+                "blocks": table,
+            }
             typer.echo(json.dumps(about, indent=1))
             return
         typer.echo(
             f"{type(loaded).__name__}: {size.params:,} parameters ({size.prunable_params:,} prunable), {size.macs:,} "
             f"MACs for {sequence_length} tokens ({size.prunable_macs:,} prunable), {size.weight_bytes:,} bytes"
         )
+        typer.echo(f"supported by {support.by}" + (f"; {support.entry.note}" if support.entry.note else ""))
         if plan is not None:
             typer.echo(str(plan))
             return

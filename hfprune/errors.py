@@ -6,7 +6,7 @@ class HfpruneError(Exception):
 
 
 class UnsupportedArchitectureError(HfpruneError, ValueError):
-    """The model's type has no entry in the architecture table, or its class is not one of transformers'."""
+    """The model's type is not in the table and no entry could be proven, or its class could not be loaded again."""
 
 
 class StructureError(HfpruneError, ValueError):

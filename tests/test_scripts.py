@@ -170,9 +170,11 @@ class TestCommand:
         assert "PrunedBertForSequenceClassification" in shown.stdout
         assert "encoder.layer.1.ffn" in shown.stdout
         data = json.loads(self.cli("inspect", out, "--json").stdout)
+        assert (data["support"], data["not_pruned"]) == ("table", "")
         assert data["plan_digest"] == hfprune.load(out).pruning_plan.digest
         assert [b["kind"] for b in data["blocks"]] == ["attention", "ffn"] * 2
         assert "4 heads" in self.cli("inspect", home / "dense").stdout
+        assert "supported by table" in self.cli("inspect", home / "dense").stdout
 
         found = self.cli("evaluate", out, *options, "--metric", "accuracy", "--metric", "f1", "--latency")
         assert found.exit_code == 0, found.output

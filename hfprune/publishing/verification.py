@@ -10,7 +10,6 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-import transformers
 from huggingface_hub.constants import HF_HOME, SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedModel
@@ -66,20 +65,25 @@ def class_of(architectures: list[str], where: str) -> type[PreTrainedModel]:
         where: What to call the checkpoint in an error.
 
     Returns:
-        A class of transformers, or a pruned one.
+        A class of transformers or one that is registered with an Auto class, or a pruned one of such.
 
     Raises:
         CheckpointError: There is no name, or no such class.
     """
     name = architectures[0] if architectures else ""
-    module = modeling_pruned if str(name).startswith("Pruned") else transformers
-    found = getattr(module, str(name), None) if name else None
-    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+    stock = modeling_pruned.stock_class(str(name).removeprefix("Pruned"))
+    if not (isinstance(stock, type) and issubclass(stock, PreTrainedModel)):
         raise CheckpointError(
-            f"the config of {where} names architecture {name!r:.100}, which is no model of transformers. Its class, "
-            "such as BertForSequenceClassification, belongs into `architectures` of config.json."
+            f"the config of {where} names architecture {name!r:.100}, which is no model of transformers, nor one that "
+            "is registered with an Auto class. Its class, such as BertForSequenceClassification, belongs into "
+            "`architectures` of config.json; if it is your own, import the module that registers it first."
         )
-    cls: type[PreTrainedModel] = found
+    cls: type[PreTrainedModel] = stock
+    if str(name).startswith("Pruned"):
+        cls = modeling_pruned.pruned_class(stock)
+        modeling_pruned.register_config(
+            modeling_pruned.base_class(cls.config_class).model_type
+        )  # the table may lack it
     return cls
 
 

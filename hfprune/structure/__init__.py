@@ -2,6 +2,7 @@
 
 from hfprune.structure.architectures import known_architectures, register_architecture
 from hfprune.structure.blocks import Block
+from hfprune.structure.discovery import Support, support_of
 from hfprune.structure.gates import frozen, gate_gradients, gated
 from hfprune.structure.reading import find_blocks
 from hfprune.structure.specs import Architecture, BlockSpec
@@ -11,6 +12,7 @@ __all__ = [
     "Architecture",
     "Block",
     "BlockSpec",
+    "Support",
     "find_blocks",
     "frozen",
     "gate_gradients",
@@ -18,4 +20,5 @@ __all__ = [
     "keep_units",
     "known_architectures",
     "register_architecture",
+    "support_of",
 ]

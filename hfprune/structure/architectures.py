@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from hfprune.errors import UnsupportedArchitectureError
 from hfprune.structure.modeling_pruned import register_config
 from hfprune.structure.specs import Architecture
 from hfprune.structure.table import TABLE
@@ -40,25 +39,3 @@ def base_model_type(model_type: str) -> str:
     'bert'
     """
     return model_type.removeprefix(PRUNED_PREFIX)
-
-
-def architecture_of(model_type: str) -> Architecture:
-    """The table's entry for a model type, dense or pruned.
-
-    Args:
-        model_type: The `config.model_type` of the model.
-
-    Returns:
-        Where its blocks are.
-
-    Raises:
-        UnsupportedArchitectureError: There is no entry.
-    """
-    entry = _TABLE.get(base_model_type(model_type))
-    if entry is None:
-        known = ", ".join(sorted(_TABLE))
-        raise UnsupportedArchitectureError(
-            f"no architecture entry for model_type {model_type!r}. Known: {known}. "
-            'An entry is about ten lines: see CONTRIBUTING.md, "Add an architecture".'
-        )
-    return entry

@@ -10,10 +10,9 @@ checkpoint that needs it, so `from_pretrained(..., trust_remote_code=True)` work
 import inspect
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from functools import cache, partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -304,7 +303,7 @@ def auto_classes(config_class: type[PretrainedConfig]) -> dict[str, type[PreTrai
 def register_config(model_type: str) -> None:
     """Let `AutoConfig` know `pruned_<model_type>`; the model classes follow when the first such config is built."""
     stock = CONFIG_MAPPING[model_type]
-    config_class = getattr(sys.modules[__name__], f"Pruned{stock.__name__}")
+    config_class = pruned_class(stock)
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
 
 
@@ -312,8 +311,7 @@ def register_config(model_type: str) -> None:
 def _register_auto_classes(config_class: type[PretrainedConfig]) -> None:
     """Let the Auto classes know the pruned classes: late, when the first such config is built, as it imports models."""
     for auto, stock in auto_classes(base_class(config_class)).items():
-        pruned = getattr(sys.modules[__name__], f"Pruned{stock.__name__}")
-        getattr(transformers, auto).register(config_class, pruned, exist_ok=True)
+        getattr(transformers, auto).register(config_class, pruned_class(stock), exist_ok=True)
 
 
 def auto_map(config_class: type[PretrainedConfig]) -> dict[str, str]:
@@ -323,18 +321,40 @@ def auto_map(config_class: type[PretrainedConfig]) -> dict[str, str]:
     return {auto: f"modeling_pruned.Pruned{name}" for auto, name in sorted(names.items())}
 
 
-def __getattr__(name: str) -> type:
-    """Make `Pruned<Base>` from the class `<Base>` of transformers, once."""
-    found = getattr(transformers, name.removeprefix("Pruned"), None) if name.startswith("Pruned") else None
-    if not isinstance(found, type) or not issubclass(found, (PretrainedConfig, PreTrainedModel)):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    base: Any = found
-    namespace: dict[str, Any] = {"__module__": __name__, "__qualname__": name}
+def stock_class(name: str) -> Any:
+    """The config or model class of that name, of transformers or registered by the user with an Auto class; or None."""
+    found = getattr(transformers, name, None)
+    autos = (getattr(auto, "_model_mapping", None) for auto in vars(modeling_auto).values() if isinstance(auto, type))
+    registered = (mapping._extra_content for mapping in (CONFIG_MAPPING, *autos) if mapping is not None)
+    for cls in (found, *chain.from_iterable(classes.values() for classes in registered)):
+        ours = isinstance(cls, type) and issubclass(cls, (PretrainedConfig, PreTrainedModel))
+        if ours and cls.__name__ == name and cls.__module__ != __name__:
+            return cls
+    return None
+
+
+def pruned_class(base: Any) -> Any:
+    """Make `Pruned<Base>` from a config or model class, once."""
+    name = f"Pruned{base.__name__}"
+    made = globals().get(name)
+    if made is not None:
+        return made
+    namespace: dict[str, Any] = {"__module__": __name__, "__qualname__": name, "_auto_class": None}
     if issubclass(base, PretrainedConfig):
         mixin: type = PrunedConfig
         namespace["model_type"] = f"pruned_{base.model_type}"
+        if not base.__module__.startswith("transformers."):  # else transformers would make one that skips it
+            namespace["__init__"] = lambda self, **kwargs: base.__init__(self, **kwargs)
     else:
         mixin = PrunedModel
-        namespace["config_class"] = getattr(sys.modules[__name__], f"Pruned{base.config_class.__name__}")
-    made: type = globals().setdefault(name, type(name, (mixin, base), namespace))
+        namespace["config_class"] = pruned_class(base.config_class)
+    return globals().setdefault(name, type(name, (mixin, base), namespace))
+
+
+def __getattr__(name: str) -> type:
+    """`Pruned<Base>`, from the class `<Base>`."""
+    base = stock_class(name.removeprefix("Pruned")) if name.startswith("Pruned") else None
+    if base is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    made: type = pruned_class(base)
     return made

@@ -9,7 +9,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hfprune.errors import StructureError
-from hfprune.structure.architectures import architecture_of
 from hfprune.structure.blocks import Block, features_of
 from hfprune.structure.modeling_pruned import base_class
 from hfprune.structure.specs import Architecture, BlockSpec, Quantity, specs_of
@@ -25,10 +24,27 @@ def find_blocks(model: PreTrainedModel) -> list[Block]:
         Two blocks a layer, three where there is cross-attention; fewer where the entry says so.
 
     Raises:
-        UnsupportedArchitectureError: The model type has no entry in the table.
+        UnsupportedArchitectureError: The model type has no entry in the table, and none could be proven.
         StructureError: The model does not look as its entry says; all problems are listed together.
     """
-    entry = architecture_of(model.config.model_type)
+    from hfprune.structure.discovery import support_of  # which proves entries with `read_blocks`
+
+    return read_blocks(model, support_of(model).entry)
+
+
+def read_blocks(model: PreTrainedModel, entry: Architecture) -> list[Block]:
+    """The blocks of a model by an entry: what `find_blocks` gives, for an entry that is given.
+
+    Args:
+        model: As for `find_blocks`.
+        entry: Where its blocks are.
+
+    Returns:
+        As `find_blocks`.
+
+    Raises:
+        StructureError: As for `find_blocks`.
+    """
     problems: list[str] = []
     blocks = []
     for stack, specs in entry.stacks.items():

@@ -15,7 +15,9 @@ from hfprune.structure.blocks import Block, base_model_prefix, check_in_one_plac
 from hfprune.structure.reading import find_blocks, stock_config
 
 
-def keep_units(model: PreTrainedModel, kept: Mapping[str, Sequence[int]]) -> PreTrainedModel:
+def keep_units(
+    model: PreTrainedModel, kept: Mapping[str, Sequence[int]], *, blocks: Sequence[Block] | None = None
+) -> PreTrainedModel:
     """A smaller model that holds copies of the kept slices of the weights.
 
     It is built exactly as loading will build it (an empty skeleton of the recorded shapes, then strict loading), so
@@ -25,17 +27,18 @@ def keep_units(model: PreTrainedModel, kept: Mapping[str, Sequence[int]]) -> Pre
     Args:
         model: The model; it stays as it is.
         kept: By block name, the increasing indices of the units that stay. Blocks not named stay whole.
+        blocks: The model's blocks, by default those that `find_blocks` finds.
 
     Returns:
         The new model, in the same dtype, device, training mode and `requires_grad` state.
 
     Raises:
-        UnsupportedArchitectureError: The model's class is not one of transformers', so it could not be loaded again;
-            or a block is left without units that cannot run without any.
+        UnsupportedArchitectureError: The model's class is neither one of transformers' nor registered with an Auto
+            class, so it could not be loaded again; or a block is left without units that cannot run without any.
         StructureError: The model was changed in a way that its config does not say, or is spread over devices.
     """
     check_in_one_place(model)
-    small, state = skeleton(model, kept)
+    small, state = skeleton(model, kept, blocks=blocks)
     fill(small, state, model)
     return small
 
@@ -69,12 +72,15 @@ def fill(small: PreTrainedModel, state: Mapping[str, Tensor], model: PreTrainedM
         small.generation_config = copy.deepcopy(model.generation_config)
 
 
-def skeleton(model: PreTrainedModel, kept: Mapping[str, Sequence[int]]) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+def skeleton(
+    model: PreTrainedModel, kept: Mapping[str, Sequence[int]], *, blocks: Sequence[Block] | None = None
+) -> tuple[PreTrainedModel, dict[str, Tensor]]:
     """An empty model of the shapes that are left, on the meta device, and the weights that belong into it.
 
     Args:
         model: The model; it may be on the meta device itself, as its weights are then.
         kept: As for `keep_units`.
+        blocks: As for `keep_units`.
 
     Returns:
         The empty model, and its state dict.
@@ -82,7 +88,7 @@ def skeleton(model: PreTrainedModel, kept: Mapping[str, Sequence[int]]) -> tuple
     Raises:
         UnsupportedArchitectureError: As for `keep_units`.
     """
-    blocks = find_blocks(model)
+    blocks = find_blocks(model) if blocks is None else blocks
     indices = {
         block.name: torch.as_tensor(list(kept.get(block.name, range(block.units))), dtype=torch.long)
         for block in blocks
@@ -136,18 +142,35 @@ def _skeleton(
         shapes = {name: tensor.shape for name, tensor in small.state_dict().items()}
         if all(shapes.get(name) == tensor.shape for name, tensor in state.items()):
             return small
-    name = f"Pruned{stock_class.__name__}"
-    try:
-        pruned_class = getattr(modeling_pruned, name)
-    except AttributeError:
-        raise UnsupportedArchitectureError(
-            f"{stock_class.__module__}.{stock_class.__name__} is not a class of transformers: a pruned checkpoint of "
-            "it could not be loaded again. Prune the transformers model that it is made of."
-        ) from None
+    pruned_class = pruned_class_for(model)
     fields = copy.deepcopy(model.config.to_dict())
     fields.update(model_type=pruned_class.config_class.model_type, pruning_config=_table(model, blocks, indices))
     fields.pop("auto_map", None)
     return empty(pruned_class, pruned_class.config_class.from_dict(fields), model)
+
+
+def pruned_class_for(model: PreTrainedModel) -> type[PreTrainedModel]:
+    """`Pruned<Base>` for a model.
+
+    Args:
+        model: The model, of a stock class or pruned already.
+
+    Returns:
+        The class.
+
+    Raises:
+        UnsupportedArchitectureError: Loading would not find the class again.
+    """
+    stock = modeling_pruned.base_class(type(model))
+    if any(modeling_pruned.stock_class(cls.__name__) is not cls for cls in (stock, stock.config_class)):
+        raise UnsupportedArchitectureError(
+            f"{stock.__module__}.{stock.__name__} is not a class of transformers, nor registered with an Auto class: a "
+            "pruned checkpoint of it could not be loaded again. Register it where it is defined, under a name of its "
+            "own (AutoConfig.register(model_type, Config), AutoModelForX.register(Config, Model)), or prune the "
+            "transformers model that it is made of."
+        )
+    found: type[PreTrainedModel] = modeling_pruned.pruned_class(stock)
+    return found
 
 
 def empty(cls: type[PreTrainedModel], config: PretrainedConfig, model: PreTrainedModel) -> PreTrainedModel:
