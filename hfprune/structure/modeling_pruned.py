@@ -143,20 +143,42 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
     for path, shape in table["shapes"].items():
         _resize(base.get_submodule(path), shape["in_features"], shape["out_features"], model._init_weights)
     for path, value in table["attributes"].items():
-        owner, _, attribute = path.rpartition(".")
-        dense = getattr(base.get_submodule(owner), attribute, None)
+        owner, attribute = owner_of(base, path)
+        dense = getattr(owner, attribute, None)
         if type(dense) is not int or type(value) is not int or not 0 <= value <= dense:
             raise ValueError(
                 f"pruning_config sets {path} to {value!r:.50} where the dense model has {dense!r:.50}; pruning only "
                 "makes sizes smaller. The config is damaged, or not to be trusted."
             )
-        setattr(base.get_submodule(owner), attribute, value)
+        if isinstance(owner, PretrainedConfig):  # which all layers share
+            module = base.get_submodule(path.rpartition(".")[0].rpartition(".")[0])
+            module.config = owner = _LayerConfig(owner)
+        setattr(owner, attribute, value)
     for path, arguments in table.get("inputs", {}).items():
         _follow_heads(base.get_submodule(path), arguments)
     for path, consumer in table.get("bypassed", {}).items():
         module = base.get_submodule(path)
         module.bypassed_consumer = consumer
         _bypass(module)
+
+
+def owner_of(base: nn.Module, path: str) -> tuple[Any, str]:
+    """What has an attribute, a module or its config, and the attribute's name."""
+    owner, _, attribute = path.rpartition(".")
+    module, _, last = owner.rpartition(".")
+    return (base.get_submodule(module).config if last == "config" else base.get_submodule(owner)), attribute
+
+
+class _LayerConfig:
+    """A layer's view of the model's config: the same, and stays the same, but for the layer's own sizes."""
+
+    def __init__(self, shared: Any) -> None:
+        self.shared = shared
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "shared" or name.startswith("__"):  # asked for by copy and pickle before there is one
+            raise AttributeError(name)
+        return getattr(self.shared, name)
 
 
 def _bypass(module: Any) -> Any:

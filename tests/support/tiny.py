@@ -147,7 +147,7 @@ DECODERS = (
 )
 ENCODER_DECODERS = ("bart", "marian", "mbart", "mt5", "pegasus", "t5", "whisper")
 #: Types whose entry has no attention, and those that have nothing else.
-FFN_ONLY = ("olmo2", "phi3")
+FFN_ONLY = ("olmo2",)
 ATTENTION_ONLY = ("mixtral", "qwen3_moe")
 #: Encoders whose attention cannot run without heads.
 KEEPS_ATTENTION = ("albert", "eurobert", "modernbert", "mt5", "nomic_bert", "t5")

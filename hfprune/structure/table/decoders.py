@@ -12,6 +12,7 @@ LLAMA = Architecture(
                 consumer="self_attn.o_proj",
                 residual_sum="post_attention_layernorm",
                 head_dim="self_attn.head_dim",
+                sizes={"self_attn.num_key_value_groups": "group"},
                 config_fields={"num_attention_heads": "heads", "num_key_value_heads": "units", "head_dim": "head_dim"},
             ),
             "ffn": BlockSpec(
@@ -70,9 +71,18 @@ _OPT = Architecture(
 # it together.
 NO_SUM = changed(LLAMA, attention={"residual_sum": None}, ffn={"residual_sum": None})
 
+_COHERE = changed(NO_SUM, attention={"absent": ("self_attn.q_norm",)})  # a norm for every head
+
 _STABLELM = changed(
     LLAMA,
-    attention={"sizes": {"self_attn.num_heads": "heads", "self_attn.num_key_value_heads": "units"}},
+    attention={
+        "absent": ("self_attn.q_layernorm",),  # a norm for every head
+        "sizes": {
+            "self_attn.num_heads": "heads",
+            "self_attn.num_key_value_heads": "units",
+            "self_attn.num_key_value_groups": "group",
+        },
+    },
 )
 
 _STARCODER2 = changed(LLAMA, ffn={"producers": ("mlp.c_fc",), "consumer": "mlp.c_proj", "sizes": {}})
@@ -83,22 +93,31 @@ _PHI = changed(
     ffn={"producers": ("mlp.fc1",), "consumer": "mlp.fc2", "sizes": {}},
 )
 
-# Their attention reads its sizes from the config (Phi-3), or normalises over all heads together (OLMo 2): only the
-# feed-forward units can go.
+# Its attention reads its number of heads from the config, of which each layer then has a view of its own.
 _PHI3 = Architecture(
     stacks={
         "layers": {
+            "attention": BlockSpec(
+                producers=("self_attn.qkv_proj",),
+                consumer="self_attn.o_proj",
+                fused=3,
+                residual_sum="post_attention_layernorm",
+                head_dim="self_attn.head_dim",
+                sizes={"self_attn.config.num_attention_heads": "heads", "self_attn.num_key_value_heads": "units"},
+                config_fields={"num_attention_heads": "heads", "num_key_value_heads": "units", "head_dim": "head_dim"},
+            ),
             "ffn": BlockSpec(
                 producers=("mlp.gate_up_proj",),
                 consumer="mlp.down_proj",
                 fused=2,
                 residual_sum="",
                 config_fields={"intermediate_size": "features"},
-            )
+            ),
         }
     },
 )
 
+# It normalises over all heads together: only the feed-forward units can go.
 _OLMO2 = replace(NO_SUM, stacks={"layers": {"ffn": NO_SUM.stacks["layers"]["ffn"]}})
 
 _GPT_NEO = Architecture(
@@ -188,7 +207,7 @@ _MIXTURE = replace(
 #: By model type.
 DECODERS: dict[str, Architecture] = {
     "bloom": _BLOOM,
-    "cohere": NO_SUM,
+    "cohere": _COHERE,
     "falcon": _FALCON,
     "gemma": LLAMA,
     "gemma2": NO_SUM,
