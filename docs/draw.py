@@ -70,7 +70,9 @@ in float32 and bfloat16, with another width in every layer. They score, plan, pr
 - *attention*, *feed-forward*: what a unit is. Where key/value heads are shared it is a key/value head with its query
   heads; for types with *or query heads* also, by `attention_unit="query"`, a query head, as many of every group.
 - *stock*: what the stock config can say, if all layers have the same; the rest loads as `pruned_<type>`.
-- *may go whole*: blocks that `min_units=0` may empty.
+- *may go whole*: blocks that `min_units=0` may empty; a whole layer goes as all of its blocks. Without its attention a
+  layer of a decoder keeps one number a token in the cache, as caches take the length of a text from their layers. With
+  `attention_unit="query"` every group keeps a query head.
 - *repair*: what reconstruction aims at: the residual stream, or the consumer's own output where that is normalised or
   scaled before it joins the stream.
 - *generate*: checked with dynamic and static caches, and without: the same tokens before saving and after loading

@@ -27,7 +27,8 @@ class PruningConfig:
         scorer: Which units matter: `residual_logit_fisher` (no labels needed), any other that
             `hfprune.scoring.known_scorers()` lists, one that you registered, or `hybrid(a, b, rule)` of two.
         attention_unit: Where query heads share key/value heads, the unit of attention: `group`, a key/value head with
-            its query heads, or `query`, one query head: as many of every group go, and the key/value cache stays.
+            its query heads, or `query`, one query head: as many of every group go, at least one stays in each, and the
+            key/value cache stays as it is.
         allocation: Where to remove: `global`, `knapsack`, `threshold`, `uniform`, `layerwise`, `random`, or one that
             you registered.
         schedule: `one_shot`, `linear`, `cubic` or `geometric`.

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, Cache, PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
@@ -192,10 +192,19 @@ def _replicate(module: Any, again: Callable[[Any], Any]) -> Any:
     return again(type(module)._replicate_for_data_parallel(module))  # else it would run with the original's weights
 
 
-def _without_heads(module: Any, hidden_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """`forward` of an attention module that has no heads left: no features, or what its consumer makes of none."""
+def _without_heads(
+    module: Any, hidden_states: torch.Tensor, *_: Any, **given: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`forward` of an attention module that has no heads left: no features, or what its consumer makes of none.
+
+    Caches take the length of a text from any of their layers, so a cache gets one number a token as keys, no values.
+    """
     samples, tokens = hidden_states.shape[:2]
+    cache = given.get("past_key_values", given.get("layer_past"))
     nothing, weights = hidden_states.new_zeros(samples, tokens, 0), hidden_states.new_zeros(samples, 0, tokens, tokens)
+    if isinstance(cache, Cache):
+        seen = hidden_states.new_ones(samples, 1, tokens, 1)
+        cache.update(seen, seen[..., :0], module.layer_idx if hasattr(module, "layer_idx") else module.layer_id)
     return (module.get_submodule(module.bypassed_consumer)(nothing) if module.bypassed_consumer else nothing), weights
 
 

@@ -133,7 +133,7 @@ class _Reader:
             return None
         if removed:  # no shape says what a unit was
             width = head_dim if spec.head_dim is None else head_dim * _heads_in_group(config)
-            sides = iter((width, *[head_dim] * sum(map(len, parts))))
+            sides = iter([width * spec.interleaved, *[head_dim] * sum(map(len, parts))])
             rows = [tuple(next(sides) for _ in sizes) for sizes in parts]
         else:
             width = columns // units
@@ -212,7 +212,7 @@ class _Reader:
     def _least(self, config: PretrainedConfig) -> int:
         """0 for neurons that a Linear reads (Conv1D fails on no inputs) and for what can be bypassed."""
         if self.spec.bypass is not None:
-            return 1 if getattr(config, "is_decoder", False) else 0  # caches count on every attention
+            return 1 if getattr(config, "is_decoder", False) else 0  # an encoder's, in the place of a decoder
         linear = isinstance(self.layer.get_submodule(self.spec.consumer), nn.Linear)
         return 0 if self.spec.kind == "ffn" and linear else 1
 

@@ -51,7 +51,8 @@ class BlockSpec:
         absent: Modules that the entry does not handle: a model that has one is refused.
         bypass: The module that is left out when no unit is left, because it cannot run without any. It takes the
             hidden states first and returns a tuple, whose first item the consumer reads, unless the consumer is inside.
-            None where it can run. A block of attention without it keeps at least one unit.
+            None where it can run. A block of attention without it keeps at least one unit. A module that is given a
+            cache has its index there in `layer_idx` or `layer_id`.
     """
 
     producers: tuple[str, ...]

@@ -11,6 +11,7 @@ LLAMA = Architecture(
                 producers=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
                 consumer="self_attn.o_proj",
                 residual_sum="post_attention_layernorm",
+                bypass="self_attn",
                 head_dim="self_attn.head_dim",
                 sizes={"self_attn.num_key_value_groups": "group"},
                 config_fields={"num_attention_heads": "heads", "num_key_value_heads": "units", "head_dim": "head_dim"},
@@ -45,6 +46,7 @@ _GPT2 = Architecture(
             ),
         }
     },
+    note="every block keeps a unit: its Conv1D takes no empty input",
 )
 
 _OPT = Architecture(
@@ -54,6 +56,7 @@ _OPT = Architecture(
                 producers=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
                 consumer="self_attn.out_proj",
                 residual_sum="final_layer_norm",
+                bypass="self_attn",
                 head_dim="self_attn.head_dim",
                 sizes={"self_attn.num_heads": "heads"},
             ),
@@ -102,6 +105,7 @@ _PHI3 = Architecture(
                 consumer="self_attn.o_proj",
                 fused=3,
                 residual_sum="post_attention_layernorm",
+                bypass="self_attn",
                 head_dim="self_attn.head_dim",
                 sizes={"self_attn.config.num_attention_heads": "heads", "self_attn.num_key_value_heads": "units"},
                 config_fields={"num_attention_heads": "heads", "num_key_value_heads": "units", "head_dim": "head_dim"},
@@ -127,6 +131,7 @@ _GPT_NEO = Architecture(
                 producers=("attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"),
                 consumer="attn.attention.out_proj",
                 residual_sum="ln_2",
+                bypass="attn.attention",
                 head_dim="attn.attention.head_dim",
                 sizes={"attn.attention.num_heads": "heads"},
             ),
@@ -147,6 +152,7 @@ _GPT_NEOX = Architecture(
                 producers=("attention.query_key_value",),
                 consumer="attention.dense",
                 interleaved=3,
+                bypass="attention",
                 head_dim="attention.head_size",
             ),
             "ffn": BlockSpec(
@@ -173,6 +179,7 @@ _BLOOM = Architecture(
             "ffn": BlockSpec(producers=("mlp.dense_h_to_4h",), consumer="mlp.dense_4h_to_h", residual_sum=""),
         }
     },
+    note="attention keeps a head: its module adds the residual stream",
 )
 
 # Falcon's first layout: a key and a value for every head. The others are refused: their sizes do not fit.
@@ -183,6 +190,7 @@ _FALCON = Architecture(
                 producers=("self_attention.query_key_value",),
                 consumer="self_attention.dense",
                 interleaved=3,
+                bypass="self_attention",
                 head_dim="self_attention.head_dim",
                 sizes={"self_attention.num_heads": "heads", "self_attention.num_kv_heads": "units"},
                 head_inputs={
