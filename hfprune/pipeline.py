@@ -72,6 +72,7 @@ def prune(
 
     Raises:
         BudgetError: The sparsity cannot be reached under the constraints, or the model has it already.
+        PlanMismatchError: The model was pruned by another `attention_unit` than the config's.
         CalibrationError: The data cannot be used.
         UnsupportedArchitectureError: The model type is not in the table.
         StructureError: The model does not look as the table says.
@@ -210,6 +211,7 @@ def check(
 
     Raises:
         BudgetError: The sparsity cannot be reached under the constraints, or the model has it already.
+        PlanMismatchError: The model was pruned by another `attention_unit` than the config's.
         UnsupportedArchitectureError: The model type is not in the table.
         StructureError: The model does not look as the table says, or is spread over devices.
         ValueError: A name that is not known, a pattern that matches no block, or too long a sequence.

@@ -1,5 +1,6 @@
 """Query heads as units of grouped attention: as many of every group, keys and values stay."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from hfprune.structure.modeling_pruned import PrunedModel
 from hfprune.structure.specs import specs_of
 from tests.support.plans import as_gates, uneven_plan
 from tests.support.tiny import DECODERS, tiny_batch, tiny_model
+from tests.support.training import arguments, trainer_of
 from tests.test_contract import output
 from tests.test_planning import block, run
 
@@ -216,6 +218,40 @@ def test_stock_config_says_it_where_all_layers_are_alike(model_type, tmp_path):
         with_gates = output(model, tiny_batch(model_type))
     for found in (small, again, plain):
         assert (with_gates - output(found, tiny_batch(model_type))).abs().max() <= 1e-5
+
+
+def test_bfloat16(tmp_path):
+    model = tiny_model("llama", "AutoModelForCausalLM").to(torch.bfloat16)
+    pruned = hfprune.apply_plan(model, uneven_plan(model, attention_unit="query"))
+    hfprune.save(pruned, tmp_path / "small")
+    again = hfprune.load(tmp_path / "small", dtype="auto")
+    assert again.dtype == torch.bfloat16
+    assert torch.equal(output(pruned, tiny_batch("llama")), output(again, tiny_batch("llama")))
+
+
+@pytest.mark.parametrize("scorer", ["obs", "taylor", "hybrid(l2, apoz, rank)"])
+def test_rounds_block_by_block_and_a_record(scorer, tmp_path):
+    model, batches = tiny_model("llama", "AutoModelForCausalLM"), [tiny_batch("llama", samples=8, length=12)]
+    batches[0]["labels"] = batches[0]["input_ids"]
+    config = replace(QUERY, scorer=scorer, allocation="layerwise", sparsity=0.4, schedule="linear", rounds=2)
+    small = hfprune.prune(model, batches, config)
+    hfprune.save(small, tmp_path / "small")
+    assert verify(tmp_path / "small") == []
+    assert hfprune.load(tmp_path / "small").pruning_record.config["attention_unit"] == "query"
+    assert small.pruning_plan.sparsity("macs") >= 0.4
+
+
+def test_gradual_pruning(tmp_path):
+    """What the gates keep when training ends is as many of every group, and is cut."""
+    model = tiny_model("llama", "AutoModelForSequenceClassification", num_labels=3)
+    config = hfprune.PruningConfig(sparsity=0.4, attention_unit="query", allocation="uniform", sequence_length=16)
+    trainer = trainer_of(
+        model, copy.deepcopy(model), arguments(tmp_path), callbacks=[hfprune.GradualPruning(config, every=1)]
+    )
+    trainer.train()
+    plan = trainer.model.pruning_plan
+    assert plan.sparsity("macs") >= 0.4
+    assert plan.counts["layers.0.queries"] == (4, 8)
 
 
 def test_portable_plans():

@@ -1,5 +1,7 @@
 """Decoders without the attention of some layers, or without whole layers: the same texts with every cache."""
 
+import warnings
+
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
@@ -88,6 +90,30 @@ def test_texts_longer_than_the_window(model_type, attentions):
     pruned = hfprune.apply_plan(model, without(model, attentions))
     assert any(DynamicCache(config=pruned.config).is_sliding)
     check_texts(texts(pruned, model_type, length=9))
+
+
+def test_as_the_draft_of_its_dense_model():
+    dense = tiny_model("llama", "AutoModelForCausalLM")
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    batch = {name: value[:1] for name, value in tiny_batch("llama", length=5).items()}
+    alone = dense.generate(**batch, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # transformers' own, about the options it hands to the draft
+        drafted = dense.generate(
+            **batch, **options, assistant_model=hfprune.apply_plan(dense, without(dense, (0,), (0,)))
+        )
+    assert torch.equal(drafted, alone)
+
+
+def test_left_padding():
+    model = tiny_model("llama", "AutoModelForCausalLM")
+    pruned = hfprune.apply_plan(model, without(model, (0,)))
+    batch = tiny_batch("llama", length=6)
+    batch["attention_mask"][0, :3] = 0
+    options = {**batch, "max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    expected = pruned.generate(**options, use_cache=False)
+    assert torch.equal(pruned.generate(**options), expected)
+    assert torch.equal(pruned.generate(**options, cache_implementation="static"), expected)
 
 
 def test_a_removed_attention_leaves_one_number_a_token_in_the_cache():
