@@ -71,9 +71,11 @@ that transformers has for it, gate units, remove them, save and load again: equa
 in float32 and bfloat16, with another width in every layer. They score, plan, prune and repair each one.
 
 - *attention*, *feed-forward*: what a unit is. Where key/value heads are shared it is a key/value head with its query
-  heads.
+  heads; for types with *or query heads* also, by `attention_unit="query"`, a query head, as many of every group.
 - *stock*: what the stock config can say, if all layers have the same; the rest loads as `pruned_<type>`.
-- *may go whole*: blocks that `min_units=0` may empty.
+- *may go whole*: blocks that `min_units=0` may empty; a whole layer goes as all of its blocks. Without its attention a
+  layer of a decoder keeps one number a token in the cache, as caches take the length of a text from their layers. With
+  `attention_unit="query"` every group keeps a query head.
 - *repair*: what reconstruction aims at: the residual stream, or the consumer's own output where that is normalised or
   scaled before it joins the stream.
 - *generate*: checked with dynamic and static caches, and without: the same tokens before saving and after loading
@@ -94,11 +96,7 @@ def architectures() -> str:
             for stack, layer in entry.stacks.items()
             for block, specs in specs_of(layer).items()
         ]
-        units = [
-            "none" if not blocks else "heads, also of cross-attention" if "cross_attention" in blocks else _UNITS[kind]
-            for kind in _UNITS
-            for blocks in [[block for _, block, spec in found if spec.kind == kind]]
-        ]
+        units = [_unit(kind, {block: spec for _, block, spec in found if spec.kind == kind}) for kind in _UNITS]
         stock = dict.fromkeys(_UNITS[spec.kind] for *_, spec in found if spec.config_fields)
         kept = {(stack, block) for stack, block, spec in found if not _may_go(spec, name)}
         whole = {
@@ -151,6 +149,13 @@ def by_proof() -> str:
 
 _UNITS = {"attention": "heads", "ffn": "neurons"}
 _NAMES = {"attention": "attention", "cross_attention": "cross-attention", "ffn": "feed-forward"}
+
+
+def _unit(kind: str, blocks: dict[str, BlockSpec]) -> str:
+    if not blocks:
+        return "none"
+    also = ", also of cross-attention" if "cross_attention" in blocks else ""
+    return _UNITS[kind] + (" or query heads" if any(spec.grouped for spec in blocks.values()) else also)
 
 
 def _may_go(spec: BlockSpec, name: str) -> bool:

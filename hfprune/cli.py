@@ -25,6 +25,7 @@ from hfprune.cli_common import (
     PairColumn,
     Seed,
     TextColumn,
+    Unit,
     errors_in_one_line,
     load_model,
     split_of,
@@ -67,6 +68,9 @@ def prune(
     max_drop: MaxDrop = None,
     budget: Annotated[Budget, typer.Option(help="What the sparsity counts.")] = Budget.macs,
     scorer: Annotated[str, typer.Option(help="Which units matter.")] = _DEFAULTS.scorer,
+    attention_unit: Annotated[
+        Unit, typer.Option(help="Where key/value heads are shared: group, or query (as many query heads of each).")
+    ] = Unit.group,
     allocation: Annotated[
         str, typer.Option(help="Where to remove: global, knapsack, threshold, uniform, layerwise or random.")
     ] = _DEFAULTS.allocation,
@@ -102,6 +106,7 @@ def prune(
             budget=budget.value,
             sequence_length=max_length,
             scorer=scorer,
+            attention_unit=attention_unit.value,
             allocation=allocation,
             schedule=schedule,
             rounds=rounds,

@@ -24,6 +24,13 @@ class Budget(StrEnum):
     params = "params"
 
 
+class Unit(StrEnum):
+    """What a unit of attention with shared key/value heads can be."""
+
+    group = "group"
+    query = "query"
+
+
 ModelName = Annotated[str, typer.Argument(help="Folder or Hub name; minilm-l6 comes from an installed package.")]
 DataName = Annotated[
     str, typer.Option("--data", help="Hub name, trec, movie_reviews, sms_spam, or a csv/json/parquet file.")

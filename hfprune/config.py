@@ -1,7 +1,9 @@
 """PruningConfig: every choice of a pruning run, checked when it is made."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from hfprune.structure.specs import AttentionUnit
 
 _COUNTS = (
     "sequence_length",
@@ -24,6 +26,9 @@ class PruningConfig:
         sequence_length: Tokens in a sequence, for `macs`.
         scorer: Which units matter: `residual_logit_fisher` (no labels needed), any other that
             `hfprune.scoring.known_scorers()` lists, one that you registered, or `hybrid(a, b, rule)` of two.
+        attention_unit: Where query heads share key/value heads, the unit of attention: `group`, a key/value head with
+            its query heads, or `query`, one query head: as many of every group go, at least one stays in each, and the
+            key/value cache stays as it is.
         allocation: Where to remove: `global`, `knapsack`, `threshold`, `uniform`, `layerwise`, `random`, or one that
             you registered.
         schedule: `one_shot`, `linear`, `cubic` or `geometric`.
@@ -49,6 +54,10 @@ class PruningConfig:
     sequence_length: int = field(default=128, metadata={"help": "Tokens in a sequence, for a budget of macs."})
     scorer: str = field(
         default="residual_logit_fisher", metadata={"help": "Which units matter; the default needs no labels."}
+    )
+    attention_unit: AttentionUnit = field(
+        default="group",
+        metadata={"help": "Unit of attention with shared key/value heads: group, or query (as many of every group)."},
     )
     allocation: str = field(
         default="global", metadata={"help": "Where to remove: global, knapsack, threshold, uniform, layerwise, random."}
@@ -79,6 +88,8 @@ class PruningConfig:
             raise ValueError(f"sparsity must be in [0, 1), got {self.sparsity:g}.{hint if self.sparsity > 1 else ''}")
         if self.budget not in ("macs", "params"):
             raise ValueError(f"budget must be 'macs' or 'params', got {self.budget!r}.")
+        if self.attention_unit not in get_args(AttentionUnit):
+            raise ValueError(f"attention_unit must be 'group' or 'query', got {self.attention_unit!r}.")
         for name in _COUNTS:
             value, least = getattr(self, name), 0 if name == "min_units" else 1
             if value is not None and value < least:

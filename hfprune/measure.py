@@ -11,9 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from hfprune.structure.blocks import check_attention_unit
 from hfprune.structure.examples import example_inputs
 from hfprune.structure.gates import Batch, frozen
 from hfprune.structure.reading import find_blocks
+from hfprune.structure.specs import AttentionUnit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +66,18 @@ class Size:
     weight_bytes: int
 
 
-def measure_size(model: PreTrainedModel, *, sequence_length: int) -> Size:
+def measure_size(model: PreTrainedModel, *, sequence_length: int, attention_unit: AttentionUnit | None = None) -> Size:
     """Count parameters, multiply-adds and bytes.
 
     Args:
         model: The model, dense or pruned.
         sequence_length: Tokens in a sequence, for the multiply-adds.
+        attention_unit: What units are, as for `find_blocks`: it says what is prunable.
 
     Returns:
         The counts.
     """
-    blocks = find_blocks(model)
+    blocks = find_blocks(model, attention_unit)
     parameters = list(model.parameters())
     return Size(
         params=sum(p.numel() for p in parameters),
@@ -214,11 +217,24 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def dense_units(model: PreTrainedModel) -> dict[str, int]:
-    """How many units the dense model has, by block name: by the plan that a pruned model carries."""
+def dense_units(model: PreTrainedModel, attention_unit: AttentionUnit | None = None) -> dict[str, int]:
+    """How many units the dense model has, by block name: by the plan that a pruned model carries.
+
+    Args:
+        model: A model, pruned or not.
+        attention_unit: What units are, as for `find_blocks`.
+
+    Returns:
+        By block name, the number of units.
+
+    Raises:
+        PlanMismatchError: The model was pruned by other units.
+    """
+    found = {block.name: block.units for block in find_blocks(model, attention_unit)}
     attached = getattr(model, "pruning_plan", None)
     if attached is None:
-        return {block.name: block.units for block in find_blocks(model)}
+        return found
+    check_attention_unit(attached.blocks, found)
     return {name: block.units for name, block in attached.blocks.items()}
 
 

@@ -43,7 +43,10 @@ def prune(
         batches = batches_for(model, data, config, collator=collator)
         small = model
         for number, step in enumerate(sparsities(config.schedule, start=..., target=config.sparsity, ...)):
-            scores = score(small, batches, scorer=config.scorer, seed=config.seed + number, teacher=model)
+            scores = score(
+                small, batches, scorer=config.scorer, seed=config.seed + number, teacher=model,
+                attention_unit=config.attention_unit,
+            )
             small = apply_plan(small, plan(small, scores, config, sparsity=step))
             if config.reconstruct:
                 reconstruct(small, model, batches)
@@ -69,6 +72,7 @@ def prune(
 
     Raises:
         BudgetError: The sparsity cannot be reached under the constraints, or the model has it already.
+        PlanMismatchError: The model was pruned by another `attention_unit` than the config's.
         CalibrationError: The data cannot be used.
         UnsupportedArchitectureError: The model type is not in the table.
         StructureError: The model does not look as the table says.
@@ -77,14 +81,21 @@ def prune(
     """
     config = config or PruningConfig()
     steps = check(model, config, sparsity, keeps=TRAINED_ROUND_KEEPS if recover else ROUND_KEEPS)
-    before = measure_size(model, sequence_length=config.sequence_length)
+    before = measure_size(model, sequence_length=config.sequence_length, attention_unit=config.attention_unit)
     batches = batches_for(model, data, config, collator=collator)
     calibration, small, rounds = describe(batches), model, []
     for number, step in enumerate(steps):
         began, scoring = time.perf_counter(), 0.0
         for target in _targets(small, config, step):
             started = time.perf_counter()
-            scores = score(small, batches, scorer=config.scorer, seed=config.seed + number, teacher=model)
+            scores = score(
+                small,
+                batches,
+                scorer=config.scorer,
+                seed=config.seed + number,
+                teacher=model,
+                attention_unit=config.attention_unit,
+            )
             scoring += time.perf_counter() - started
             small = apply_plan(small, plan(small, scores, config, sparsity=target))
         if config.portable and isinstance(small, PrunedModel):
@@ -120,7 +131,7 @@ def _targets(model: PreTrainedModel, config: PruningConfig, sparsity: Step) -> l
     if config.allocation != "layerwise":
         return [sparsity]
     goal = plan(model, no_scores(model, config), config, sparsity=sparsity)
-    dense = dense_units(model)
+    dense = dense_units(model, config.attention_unit)
     deepest_first = reversed(list(goal.blocks.items()))
     return [{name: 1 - len(b.kept) / dense[name]} for name, b in deepest_first if len(b.kept) < b.units] or [{}]
 
@@ -200,6 +211,7 @@ def check(
 
     Raises:
         BudgetError: The sparsity cannot be reached under the constraints, or the model has it already.
+        PlanMismatchError: The model was pruned by another `attention_unit` than the config's.
         UnsupportedArchitectureError: The model type is not in the table.
         StructureError: The model does not look as the table says, or is spread over devices.
         ValueError: A name that is not known, a pattern that matches no block, or too long a sequence.

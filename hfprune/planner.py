@@ -15,6 +15,7 @@ from hfprune.planning.costs import candidates_of, unit_cost, units_by_pattern
 from hfprune.planning.plan import check_match
 from hfprune.scoring import Scores
 from hfprune.structure.architectures import base_model_type
+from hfprune.structure.blocks import attention_unit_of
 from hfprune.structure.reading import find_blocks
 from hfprune.structure.surgery import keep_units
 
@@ -58,8 +59,9 @@ def plan(
 
     Raises:
         BudgetError: The sparsity cannot be reached under the constraints.
+        PlanMismatchError: The model was pruned by another `attention_unit` than the config's.
         ValueError: An unknown allocation, a pattern that matches nothing, a list that does not increase, a mapping and
-            `portable`, or scores of another model.
+            `portable`, or scores of another model or of other units.
     """
     config = config or PruningConfig()
     if isinstance(sparsity, Mapping):
@@ -68,7 +70,7 @@ def plan(
                 "portable=True wants the same widths in every layer, and a mapping of sparsities says them block by "
                 "block. Drop one of the two."
             )
-        return _plan(model, scores, config, 0.0, units_by_pattern(sparsity, dense_units(model)))
+        return _plan(model, scores, config, 0.0, units_by_pattern(sparsity, dense_units(model, config.attention_unit)))
     if not isinstance(sparsity, Sequence):
         return _plan(model, scores, config, config.sparsity if sparsity is None else sparsity)
     if any(b <= a for a, b in pairwise(sparsity)):
@@ -88,7 +90,7 @@ def _plan(
     at_most: Mapping[str, int] | None = None,
 ) -> PruningPlan:
     return allocate(
-        find_blocks(model),
+        find_blocks(model, config.attention_unit),
         scores,
         limit=int((1 - sparsity) * _dense_cost(model, config) + 1e-6),
         budget=config.budget,
@@ -115,14 +117,18 @@ def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:
         The smaller model with `.pruning_plan`: the plan, composed with the model's own one into dense numbering.
 
     Raises:
-        PlanMismatchError: The plan was made for another model, or another state of this one.
+        PlanMismatchError: The plan was made for another model, for another state of this one, or with another
+            `attention_unit` than the one that the model was pruned by.
+        ValueError: The plan does not keep as many query heads of every group.
     """
     model_type = base_model_type(model.config.model_type)
     if plan.model_type != model_type:
         raise PlanMismatchError(
             f"the plan is for a {plan.model_type} model, this is a {model_type} model. Score it for a plan of its own."
         )
-    check_match(plan, {block.name: block.units for block in find_blocks(model)})
+    unit = attention_unit_of(plan.blocks)
+    dense_units(model, unit)  # raises if the model was pruned by the other one
+    check_match(plan, {block.name: block.units for block in find_blocks(model, unit)})
     small = keep_units(model, plan.kept)
     before: PruningPlan | None = getattr(model, "pruning_plan", None)
     whole = before is None or all(kept == units for kept, units in before.counts.values())
@@ -147,11 +153,12 @@ def trade_off(model: PreTrainedModel, scores: Scores, config: PruningConfig | No
         Points from the lowest sparsity to the highest that the constraints allow.
 
     Raises:
-        ValueError: A pattern that matches nothing, or scores of another model.
+        PlanMismatchError: The model was pruned by another `attention_unit` than the config's.
+        ValueError: A pattern that matches nothing, or scores of another model or of other units.
     """
     config = config or PruningConfig()
     candidates = candidates_of(
-        find_blocks(model),
+        find_blocks(model, config.attention_unit),
         scores,
         budget=config.budget,
         sequence_length=config.sequence_length,
@@ -168,15 +175,15 @@ def sparsity_of(model: PreTrainedModel, config: PruningConfig) -> float:
 
 
 def _own_cost(model: PreTrainedModel, config: PruningConfig) -> int:
-    length = config.sequence_length
-    return sum(block.units * unit_cost(block, config.budget, length) for block in find_blocks(model))
+    length, blocks = config.sequence_length, find_blocks(model, config.attention_unit)
+    return sum(block.units * unit_cost(block, config.budget, length) for block in blocks)
 
 
 def _dense_cost(model: PreTrainedModel, config: PruningConfig) -> int:
     """Prunable cost of the dense model: units of the attached plan, at this model's cost of a unit."""
-    length = config.sequence_length
-    units = dense_units(model)
-    return sum(units[block.name] * unit_cost(block, config.budget, length) for block in find_blocks(model))
+    length, blocks = config.sequence_length, find_blocks(model, config.attention_unit)
+    units = dense_units(model, config.attention_unit)
+    return sum(units[block.name] * unit_cost(block, config.budget, length) for block in blocks)
 
 
 def check_target(model: PreTrainedModel, config: PruningConfig) -> float:
@@ -191,6 +198,7 @@ def check_target(model: PreTrainedModel, config: PruningConfig) -> float:
 
     Raises:
         BudgetError: It has that sparsity already, or cannot reach it under the constraints.
+        PlanMismatchError: It was pruned by another `attention_unit` than the config's.
         ValueError: An unknown allocation, or a pattern that matches nothing.
     """
     start = sparsity_of(model, config)
@@ -205,5 +213,5 @@ def check_target(model: PreTrainedModel, config: PruningConfig) -> float:
 
 def no_scores(model: PreTrainedModel, config: PruningConfig) -> Scores:
     """Zeros for scores: enough to find how many units may stay."""
-    zeros = {block.name: torch.zeros(block.units) for block in find_blocks(model)}
+    zeros = {block.name: torch.zeros(block.units) for block in find_blocks(model, config.attention_unit)}
     return Scores(by_block=zeros, scorer=config.scorer, samples=0)

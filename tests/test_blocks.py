@@ -24,7 +24,7 @@ def test_heads_and_neurons_of_bert():
 def test_key_value_groups_of_llama():
     attention, ffn = find_blocks(tiny_model("llama"))[:2]
     # 8 query and 4 key/value heads of 4: a unit is 2 query heads, one key and one value head
-    assert (attention.units, attention.width, attention.heads, attention.producer_rows) == (4, 8, 2, (8, 4, 4))
+    assert (attention.units, attention.width, attention.heads, attention.producer_rows) == (4, 8, 2, ((8,), (4,), (4,)))
     assert attention.unit_params == (2 * 2 + 2) * 32 * 4
     assert attention.unit_macs(10) == (2 * 2 + 2) * 10 * 32 * 4 + 2 * 2 * 10 * 10 * 4
     assert ffn.unit_params == 3 * 32

@@ -15,10 +15,8 @@ from hfprune.structure.architectures import base_model_type
 from hfprune.structure.modeling_pruned import PrunedModel
 from tests.support.plans import as_gates, uneven_plan
 from tests.support.tiny import (
-    ATTENTION_ONLY,
     DECODERS,
     ENCODER_DECODERS,
-    FFN_ONLY,
     KEEPS_ATTENTION,
     SIZES,
     has_head,
@@ -163,8 +161,8 @@ def test_generate_is_the_same_after_reload(model_type, cache, tmp_path):
 def removed_blocks(model):
     """The feed-forward block of the first layer and the attention of the last, where they can go."""
     blocks = [block for block in find_blocks(model) if block.least == 0]
-    attentions = [block for block in blocks if block.kind == "attention"]
-    return [next(block for block in blocks if block.kind == "ffn"), *attentions[-1:]]
+    ffns, attentions = ([block for block in blocks if block.kind == kind] for kind in ("ffn", "attention"))
+    return [*ffns[:1], *attentions[-1:]]
 
 
 def removed_plan(model) -> PruningPlan:
@@ -179,12 +177,13 @@ def removed_plan(model) -> PruningPlan:
 def may_go(model_type, block):
     if block.kind == "ffn":
         return model_type != "gpt2"
-    keeps = model_type in DECODERS or model_type in KEEPS_ATTENTION
-    return not keeps and not (model_type in ENCODER_DECODERS and block.name.startswith("decoder"))
+    return model_type not in KEEPS_ATTENTION and not (
+        model_type in ENCODER_DECODERS and block.name.startswith("decoder")
+    )
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("model_type", sorted(set(SIZES) - {"gpt2", *FFN_ONLY, *ATTENTION_ONLY}))
+@pytest.mark.parametrize("model_type", sorted(set(SIZES) - {"gpt2"}))
 def test_whole_blocks_removed(model_type, attention, tmp_path):
     model = tiny_model(model_type, attn_implementation=attention)
     batch, plan, blocks = tiny_batch(model_type), removed_plan(model), find_blocks(model)
@@ -206,20 +205,12 @@ def test_whole_blocks_removed(model_type, attention, tmp_path):
     for copied in copies:
         assert torch.equal(output(pruned, batch), output(copied, batch))
         if name is not None:
-            with torch.no_grad():
-                copied.base_model.get_submodule(last.consumer).get_parameter(name).add_(1)
+            with torch.no_grad():  # noise, as norms see no shift
+                copied.base_model.get_submodule(last.consumer).get_parameter(name).normal_()
             assert not torch.equal(output(pruned, batch), output(copied, batch)), "the copy runs the original"
     assert {b.name: b.units for b in find_blocks(again)} == {name: kept for name, (kept, _) in plan.counts.items()}
     dense = {b.name: (b.width, b.unit_params) for b in find_blocks(model)}
     assert {b.name: (b.width, b.unit_params) for b in find_blocks(again)} == dense
-
-
-@pytest.mark.parametrize("model_type", sorted(set(DECODERS) - {"gpt2", *ATTENTION_ONLY}))
-def test_generate_without_a_feed_forward_block(model_type):
-    model = tiny_model(model_type, "AutoModelForCausalLM")
-    pruned = hfprune.apply_plan(model, removed_plan(model))
-    options = {**tiny_batch(model_type, length=5), "max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
-    assert torch.equal(pruned.generate(**options), pruned.generate(**options, use_cache=False))
 
 
 @pytest.mark.parametrize("scorer", ["residual_logit_fisher", "obs", "l2", "hybrid(l2, apoz, rank)"])
@@ -242,7 +233,7 @@ def test_attentions_of_a_removed_block_keep_their_place():
     assert [tuple(weights.shape) for weights in attentions] == [(4, 4, 7, 7), (4, 0, 7, 7)]
 
 
-@pytest.mark.parametrize(("model_type", "block"), [("llama", "layers.0.attention"), ("gpt2", "h.0.ffn")])
+@pytest.mark.parametrize(("model_type", "block"), [("bloom", "h.0.attention"), ("gpt2", "h.0.ffn")])
 def test_a_block_that_cannot_run_without_units_keeps_one(model_type, block):
     model = tiny_model(model_type, "AutoModelForCausalLM")
     blocks = find_blocks(model)

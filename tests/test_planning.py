@@ -38,7 +38,6 @@ def block(name, kind, units, *, params=1, portable=None, least=0):
         consumer="",
         producers=(),
         producer_rows=(),
-        fused=1,
         sizes=(),
         head_inputs=(),
         residual_sum=None,

@@ -22,7 +22,8 @@ class Candidate:
 
     Attributes:
         block: The block.
-        order: Unit indices from the most to the least worth keeping; ties by lower index.
+        order: Unit indices from the most to the least worth keeping; ties by lower index. Where units stand in groups
+            that keep equally many, the best of every group come first, then the second best of every one, and so on.
         unit_cost: Cost of one unit.
         levels: Every number of units that may stay, increasing. One entry: it is fixed.
         values: `(units,)` float64 scores in that order.
@@ -70,7 +71,8 @@ def candidates_of(
         scores: By block name, `(units,)`: higher is more worth keeping.
         budget: What is counted: `params` or `macs`.
         sequence_length: Tokens in a sequence, for `macs`.
-        min_units: The fewest units that may stay, if the block can run with so few.
+        min_units: The fewest units that may stay, if the block can run with so few; where units stand in groups, the
+            next multiple of their number.
         round_to: Neurons are kept in multiples of this; heads are not rounded.
         exclude: Shell-style patterns of names of blocks that keep all their units.
         at_most: By block name, the most units that may stay, if not all; `min_units` comes first.
@@ -88,14 +90,18 @@ def candidates_of(
         if values is None or values.shape != (block.units,):
             raise ValueError(
                 f"scores of block {block.name!r} should be ({block.units},), found "
-                f"{'none' if values is None else tuple(values.shape)}. Score the model that the plan is for."
+                f"{'none' if values is None else tuple(values.shape)}. Score the model that the plan is for, with "
+                "the same attention_unit."
             )
         if not block.units:
             continue
-        values, order = torch.sort(values.double(), descending=True, stable=True)
+        # every group from the best to the worst, and then the first of every group, the second ...
+        values, order = torch.sort(values.double().reshape(block.groups, -1), descending=True, stable=True)
+        order = (order + torch.arange(block.groups)[:, None] * values.shape[1]).T.flatten()
+        values = values.T.flatten()
         levels: Sequence[int] = (block.units,)
         if not is_excluded(block.name, exclude):
-            step = round_to if block.kind == "ffn" else 1
+            step = round_to if block.kind == "ffn" else block.groups
             lowest = -(-min(max(min_units, block.least), block.units) // step) * step
             every = (*range(lowest, block.units, step), block.units)
             most = (at_most or {}).get(block.name, block.units)

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Literal
 
 from hfprune.errors import PlanMismatchError
-from hfprune.structure.blocks import Block
+from hfprune.structure.blocks import Block, check_attention_unit
 
 Budget = Literal["params", "macs"]
 FORMAT_VERSION = 1
@@ -205,6 +205,7 @@ def check_match(plan: PruningPlan, units: Mapping[str, int]) -> None:
     Raises:
         PlanMismatchError: Block names or numbers of units differ.
     """
+    check_attention_unit(plan.blocks, units)
     if set(plan.blocks) != set(units):
         extra, missing = sorted(set(plan.blocks) - set(units)), sorted(set(units) - set(plan.blocks))
         named = "; ".join(

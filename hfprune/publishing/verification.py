@@ -280,6 +280,7 @@ def _structure_problems(folder: Path) -> Iterator[str]:
             raise CheckpointError(f"config.json asks for {config.num_hidden_layers} layers, of {len(stored)} tensors")
         with torch.device("meta"):
             skeleton = cls(config)
+        skeleton.pruning_plan = plan  # which says what its units are
         units = {block.name: block.units for block in find_blocks(skeleton)}
     except (HfpruneError, ValueError) as error:
         yield str(error)

@@ -117,8 +117,10 @@ class GradualPruning(TrainerCallback):
         check_in_one_place(model)
         check_length(model, self.config.sequence_length)
         check_target(model, self.config)
-        self._blocks = find_blocks(model)
-        self._before = measure_size(model, sequence_length=self.config.sequence_length)
+        self._blocks = find_blocks(model, self.config.attention_unit)
+        self._before = measure_size(
+            model, sequence_length=self.config.sequence_length, attention_unit=self.config.attention_unit
+        )
         self._from = self.sparsity = self.reached = sparsity_of(model, self.config)
         self.finished = False
         for block in self._blocks:

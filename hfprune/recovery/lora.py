@@ -34,7 +34,7 @@ def with_adapters(model: PreTrainedModel, *, rank: int, alpha: int, dropout: flo
     except ImportError as error:
         raise ImportError("lora_rank > 0 needs peft: pip install 'hfprune[lora]' (or pip install peft).") from error
     prefix = base_model_prefix(model)
-    blocks = [block for block in find_blocks(model) if block.units]
+    blocks = [block for block in find_blocks(model, "group") if block.units]
     paths = dict.fromkeys(path for block in blocks for path in (*block.producers, block.consumer))
     tied = {id(parameter) for parameter in model.base_model.parameters()}
     heads = [

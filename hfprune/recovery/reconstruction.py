@@ -16,7 +16,7 @@ from transformers.utils.logging import tqdm
 from hfprune.distributed import add_over_processes, from_main_process, share_of
 from hfprune.errors import NonFiniteScoreError, PlanMismatchError
 from hfprune.scoring.calibration import check_batches
-from hfprune.structure.blocks import Block, check_in_one_place, features_of
+from hfprune.structure.blocks import Block, attention_unit_of, check_in_one_place, features_of
 from hfprune.structure.gates import Batch, count_samples, frozen, token_mask
 from hfprune.structure.reading import find_blocks
 from hfprune.structure.streams import LayerStream, SharedStream
@@ -167,7 +167,9 @@ def _matching(pruned: PreTrainedModel, dense: PreTrainedModel) -> list[Pair]:
     """The blocks of both models, side by side."""
     for model in (pruned, dense):
         check_in_one_place(model)
-    small, large = find_blocks(pruned), {block.name: block for block in find_blocks(dense)}
+    small = find_blocks(pruned)
+    unit = attention_unit_of(block.name for block in small)
+    large = {block.name: block for block in find_blocks(dense, unit)}
     for block in small:
         other = large.get(block.name)
         if other is None or other.units < block.units or other.width != block.width:

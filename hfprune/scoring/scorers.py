@@ -19,6 +19,7 @@ from hfprune.structure.blocks import Block
 from hfprune.structure.devices import check_can_run
 from hfprune.structure.gates import Batch, count_samples
 from hfprune.structure.reading import find_blocks
+from hfprune.structure.specs import AttentionUnit
 
 #: How a hybrid joins two rankings of the units.
 Rule = Literal["any", "all", "rank"]
@@ -54,6 +55,7 @@ def score(
     scorer: str = "residual_logit_fisher",
     seed: int = 0,
     teacher: PreTrainedModel | None = None,
+    attention_unit: AttentionUnit | None = None,
 ) -> Scores:
     """Score every unit of a model. The model is exactly as before afterwards, also after an error.
 
@@ -68,6 +70,8 @@ def score(
         seed: Of everything that is drawn.
         teacher: Draws the labels for scorers with `labels="model"`; the model itself if not given. In rounds of
             pruning it is the dense model.
+        attention_unit: What units of attention with shared key/value heads are, as in `PruningConfig`. None: what the
+            model was pruned by, or else `group`.
 
     Returns:
         Scores of all blocks, in the model's present numbering.
@@ -80,7 +84,7 @@ def score(
     """
     entries, rule = scorers_in(scorer)
     batches = check_batches(batches, model, taker="score")
-    every = find_blocks(model)
+    every = find_blocks(model, attention_unit)
     blocks = [block for block in every if block.units]
     check_can_run(model)
     check_can_run(teacher or model)

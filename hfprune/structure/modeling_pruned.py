@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, Cache, PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
@@ -155,20 +155,42 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
     for path, shape in table["shapes"].items():
         _resize(base.get_submodule(path), shape["in_features"], shape["out_features"], model._init_weights)
     for path, value in table["attributes"].items():
-        owner, _, attribute = path.rpartition(".")
-        dense = getattr(base.get_submodule(owner), attribute, None)
+        owner, attribute = owner_of(base, path)
+        dense = getattr(owner, attribute, None)
         if type(dense) is not int or type(value) is not int or not 0 <= value <= dense:
             raise ValueError(
                 f"pruning_config sets {path} to {value!r:.50} where the dense model has {dense!r:.50}; pruning only "
                 "makes sizes smaller. The config is damaged, or not to be trusted."
             )
-        setattr(base.get_submodule(owner), attribute, value)
+        if isinstance(owner, PretrainedConfig):  # which all layers share
+            module = base.get_submodule(path.rpartition(".")[0].rpartition(".")[0])
+            module.config = owner = _LayerConfig(owner)
+        setattr(owner, attribute, value)
     for path, arguments in table.get("inputs", {}).items():
         _follow_heads(base.get_submodule(path), arguments)
     for path, consumer in table.get("bypassed", {}).items():
         module = base.get_submodule(path)
         module.bypassed_consumer = consumer
         _bypass(module)
+
+
+def owner_of(base: nn.Module, path: str) -> tuple[Any, str]:
+    """What has an attribute, a module or its config, and the attribute's name."""
+    owner, _, attribute = path.rpartition(".")
+    module, _, last = owner.rpartition(".")
+    return (base.get_submodule(module).config if last == "config" else base.get_submodule(owner)), attribute
+
+
+class _LayerConfig:
+    """A layer's view of the model's config: the same, and stays the same, but for the layer's own sizes."""
+
+    def __init__(self, shared: Any) -> None:
+        self.shared = shared
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "shared" or name.startswith("__"):  # asked for by copy and pickle before there is one
+            raise AttributeError(name)
+        return getattr(self.shared, name)
 
 
 def _bypass(module: Any) -> Any:
@@ -182,10 +204,19 @@ def _replicate(module: Any, again: Callable[[Any], Any]) -> Any:
     return again(type(module)._replicate_for_data_parallel(module))  # else it would run with the original's weights
 
 
-def _without_heads(module: Any, hidden_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """`forward` of an attention module that has no heads left: no features, or what its consumer makes of none."""
+def _without_heads(
+    module: Any, hidden_states: torch.Tensor, *_: Any, **given: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`forward` of an attention module that has no heads left: no features, or what its consumer makes of none.
+
+    Caches take the length of a text from any of their layers, so a cache gets one number a token as keys, no values.
+    """
     samples, tokens = hidden_states.shape[:2]
+    cache = given.get("past_key_values", given.get("layer_past"))
     nothing, weights = hidden_states.new_zeros(samples, tokens, 0), hidden_states.new_zeros(samples, 0, tokens, tokens)
+    if isinstance(cache, Cache):
+        seen = hidden_states.new_ones(samples, 1, tokens, 1)
+        cache.update(seen, seen[..., :0], module.layer_idx if hasattr(module, "layer_idx") else module.layer_id)
     return (module.get_submodule(module.bypassed_consumer)(nothing) if module.bypassed_consumer else nothing), weights
 
 

@@ -9,16 +9,18 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hfprune.errors import StructureError
-from hfprune.structure.blocks import Block, features_of
-from hfprune.structure.modeling_pruned import base_class
-from hfprune.structure.specs import Architecture, BlockSpec, Quantity, specs_of
+from hfprune.structure.blocks import QUERIES, Amount, Block, attention_unit_of, features_of
+from hfprune.structure.modeling_pruned import base_class, owner_of
+from hfprune.structure.specs import Architecture, AttentionUnit, BlockSpec, Quantity, specs_of
 
 
-def find_blocks(model: PreTrainedModel) -> list[Block]:
+def find_blocks(model: PreTrainedModel, attention_unit: AttentionUnit | None = None) -> list[Block]:
     """List the prunable blocks of a model, in the order in which they run, encoders first.
 
     Args:
         model: A transformers model, dense or pruned, with or without a task head.
+        attention_unit: What units of attention with shared key/value heads are: `group`, or `query` for blocks that are
+            named `queries` instead of `attention`. None: what the model was pruned by, or else `group`.
 
     Returns:
         Two blocks a layer, three where there is cross-attention; fewer where the entry says so.
@@ -29,15 +31,18 @@ def find_blocks(model: PreTrainedModel) -> list[Block]:
     """
     from hfprune.structure.discovery import support_of  # which proves entries with `read_blocks`
 
-    return read_blocks(model, support_of(model).entry)
+    return read_blocks(model, support_of(model).entry, attention_unit)
 
 
-def read_blocks(model: PreTrainedModel, entry: Architecture) -> list[Block]:
+def read_blocks(
+    model: PreTrainedModel, entry: Architecture, attention_unit: AttentionUnit | None = None
+) -> list[Block]:
     """The blocks of a model by an entry: what `find_blocks` gives, for an entry that is given.
 
     Args:
         model: As for `find_blocks`.
         entry: Where its blocks are.
+        attention_unit: As for `find_blocks`.
 
     Returns:
         As `find_blocks`.
@@ -45,13 +50,18 @@ def read_blocks(model: PreTrainedModel, entry: Architecture) -> list[Block]:
     Raises:
         StructureError: As for `find_blocks`.
     """
+    own = unit_of(model)
+    # where a group has one query head, its units are heads anyway, unless that is what pruning left
+    query = (attention_unit or own) == "query" and (own == "query" or _heads_in_group(model.config) > 1)
     problems: list[str] = []
     blocks = []
     for stack, specs in entry.stacks.items():
         layers, uses = _layers(model, stack, entry)
         for path, layer in layers:
             for name, choices in specs_of(specs).items():
-                reader = _Reader(layer, path, name, _fitting(layer, choices), uses)
+                spec = _fitting(layer, choices)
+                by_query = query and spec.grouped
+                reader = _Reader(layer, path, QUERIES if by_query else name, spec, uses, by_query)
                 block = reader.block(model.config)
                 problems.extend(reader.problems)
                 if block is not None:
@@ -70,6 +80,12 @@ def read_blocks(model: PreTrainedModel, entry: Architecture) -> list[Block]:
             "if transformers changed the model, the entry in hfprune/structure/table needs an update."
         )
     return blocks
+
+
+def unit_of(model: PreTrainedModel) -> AttentionUnit | None:
+    """The unit of grouped attention in the plan that a model carries; None if it carries none."""
+    plan = getattr(model, "pruning_plan", None)
+    return None if plan is None else attention_unit_of(plan.blocks)
 
 
 def _layers(model: PreTrainedModel, stack: str, entry: Architecture) -> tuple[list[tuple[str, nn.Module]], int]:
@@ -107,8 +123,10 @@ def _fitting(layer: nn.Module, choices: Sequence[BlockSpec]) -> BlockSpec:
 class _Reader:
     """Reads one block of one layer and collects what is wrong instead of stopping at the first problem."""
 
-    def __init__(self, layer: nn.Module, path: str, name: str, spec: BlockSpec, uses: int) -> None:
-        self.layer, self.path, self.name, self.spec, self.uses = layer, path, name, spec, uses
+    def __init__(
+        self, layer: nn.Module, path: str, name: str, spec: BlockSpec, uses: int, by_query: bool = False
+    ) -> None:
+        self.layer, self.path, self.name, self.spec, self.uses, self.by_query = layer, path, name, spec, uses, by_query
         self.problems: list[str] = []
 
     def block(self, config: PretrainedConfig) -> Block | None:
@@ -122,27 +140,46 @@ class _Reader:
         if consumer is None or head_dim is None or any(producer is None for producer in producers):
             return None
         found = [producer for producer in producers if producer is not None]
-        parts = [out // spec.fused for _, out, _ in found]
         columns, out_features, _ = consumer
-        removed = columns == 0 and not any(parts)
-        units = min(parts) // (head_dim * spec.interleaved)
-        for path, size in [*zip(spec.producers, parts, strict=True), (spec.consumer, columns)]:
-            if not removed and (not units or size % units or size % head_dim):
-                self.problems.append(f"{self.path}.{path}: {size} features are not made of whole heads of {head_dim}")
+        parts = [self._parts(path, out, columns) for path, (_, out, _) in zip(spec.producers, found, strict=True)]
+        removed = columns == 0 and not any(map(sum, parts))
+        units = min(map(min, parts)) // (head_dim * spec.interleaved)
+        for path, sizes in [*zip(spec.producers, parts, strict=True), (spec.consumer, (columns,))]:
+            for size in sizes if not removed else ():
+                if not units or size % units or size % head_dim:
+                    self.problems.append(f"{self.path}.{path}: {size} features are no whole heads of {head_dim}")
         if self.problems:
             return None
         if removed:  # no shape says what a unit was
             width = head_dim if spec.head_dim is None else head_dim * _heads_in_group(config)
-            rows = (width, *[head_dim] * (len(parts) - 1))
+            sides = iter([width * spec.interleaved, *[head_dim] * sum(map(len, parts))])
+            rows = [tuple(next(sides) for _ in sizes) for sizes in parts]
         else:
             width = columns // units
-            rows = tuple(part // units for part in parts)
-        amounts: dict[Quantity, int] = {"heads": width // head_dim, "units": 1, "features": width, "head_dim": 0}
+            rows = [tuple(size // units for size in sizes) for sizes in parts]
+        heads, groups = width // head_dim, 1
+        amounts: dict[Quantity, Amount] = {
+            "heads": Amount(heads),
+            "units": Amount(1),
+            "features": Amount(width),
+            "head_dim": Amount(0, head_dim),
+            "group": Amount(0, heads),
+        }
+        if self.by_query and units:  # keys and values stay
+            groups, units, width = units, units * heads, head_dim
+            rows, found = [(head_dim,)], found[:1]
+            amounts |= {
+                "heads": Amount(groups),
+                "units": Amount(0, groups),
+                "features": Amount(groups * head_dim),
+                "group": Amount(1),
+            }
+            heads = 1
         for attribute, quantity in spec.sizes.items():
-            value = self._attribute(attribute)
-            if value is not None and value != amounts[quantity] * units:
-                self.problems.append(f"{self.path}.{attribute} is {value}, expected {amounts[quantity] * units}")
-        made = [spec.fused * row for row in rows]
+            value, expected = self._attribute(attribute), amounts[quantity].of(units // groups)
+            if value is not None and value != expected:
+                self.problems.append(f"{self.path}.{attribute} is {value}, expected {expected}")
+        made = [sum(row) for row in rows]
         weights = sum(row * producer[0] for row, producer in zip(made, found, strict=True)) + width * out_features
         biases = sum(row for row, producer in zip(made, found, strict=True) if producer[2])
         block = Block(
@@ -152,14 +189,14 @@ class _Reader:
             uses=self.uses,
             mask=self._mask(config),
             units=units,
-            least=self._least(config),
+            groups=groups,
+            least=groups if self.by_query else self._least(config),
             width=width,
-            heads=0 if spec.head_dim is None else amounts["heads"],
+            heads=0 if spec.head_dim is None else heads,
             head_dim=head_dim,
             consumer=f"{self.path}.{spec.consumer}",
-            producers=tuple(f"{self.path}.{path}" for path in spec.producers),
-            producer_rows=rows,
-            fused=spec.fused,
+            producers=tuple(f"{self.path}.{path}" for path in spec.producers[: len(rows)]),
+            producer_rows=tuple(rows),
             sizes=tuple((*self._split(path), amounts[quantity]) for path, quantity in spec.sizes.items()),
             head_inputs=tuple(
                 (f"{self.path}.{path}", argument, where)
@@ -176,6 +213,16 @@ class _Reader:
         )
         return None if self.problems else _with_portable_units(block, config)
 
+    def _parts(self, path: str, size: int, columns: int) -> tuple[int, ...]:
+        """The sizes of the parts that a producer stacks."""
+        others = self.spec.fused - 1
+        if not others:
+            return (size,)
+        other, left = divmod(size - columns, others)
+        if left or other < 0 or (self.spec.kind == "ffn" and other != columns):
+            self.problems.append(f"{self.path}.{path}: {size} features are not {others + 1} parts beside {columns}")
+        return (columns, *[other] * others)
+
     def _mask(self, config: PretrainedConfig) -> str:
         """The decoder of an encoder-decoder reads other tokens than the encoder."""
         of_decoder = config.is_encoder_decoder and self.path.startswith("decoder.")
@@ -184,7 +231,7 @@ class _Reader:
     def _least(self, config: PretrainedConfig) -> int:
         """0 for neurons that a Linear reads (Conv1D fails on no inputs) and for what can be bypassed."""
         if self.spec.bypass is not None:
-            return 1 if getattr(config, "is_decoder", False) else 0  # caches count on every attention
+            return 1 if getattr(config, "is_decoder", False) else 0  # an encoder's, in the place of a decoder
         linear = isinstance(self.layer.get_submodule(self.spec.consumer), nn.Linear)
         return 0 if self.spec.kind == "ffn" and linear else 1
 
@@ -211,9 +258,9 @@ class _Reader:
         return inputs, outputs, module.bias is not None
 
     def _attribute(self, path: str) -> int | None:
-        module, _, attribute = path.rpartition(".")
         try:
-            value = getattr(self.layer.get_submodule(module), attribute)
+            owner, attribute = owner_of(self.layer, path)
+            value = getattr(owner, attribute)
         except AttributeError:
             self.problems.append(f"{self.path}.{path}: no such attribute")
             return None
@@ -224,8 +271,8 @@ class _Reader:
 
 
 def _heads_in_group(config: PretrainedConfig) -> int:
-    """Query heads for each key/value head, by the config."""
-    heads: int = config.num_attention_heads
+    """Query heads for each key/value head, by the config; 1 where it does not say."""
+    heads: int = getattr(config, "num_attention_heads", None) or 1
     return heads // (getattr(config, "num_key_value_heads", None) or heads)
 
 
@@ -246,7 +293,7 @@ def stock_config(config: PretrainedConfig, blocks: Sequence[Block], units: Seque
         return None
     for block, count in zip(blocks, units, strict=True):
         for name, amount in block.config_fields:
-            value = amount * count or block.head_dim
+            value = amount.of(count // block.groups)
             if values.setdefault(name, value) != value:
                 return None
     stock = base_class(type(config))
@@ -264,7 +311,7 @@ def _with_portable_units(block: Block, config: PretrainedConfig) -> Block:
     """Ask the stock config which counts it accepts: every one for neurons, some for heads, none where no field is."""
     if not block.config_fields:
         return block
-    counts: Sequence[int] = range(1, block.units + 1)
+    counts: Sequence[int] = range(block.groups, block.units + 1, block.groups)
     if block.kind == "attention":
         counts = tuple(n for n in counts if n == block.units or stock_config(config, [block], [n]) is not None)
     return Block(**{**vars(block), "portable_units": counts})

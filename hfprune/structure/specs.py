@@ -5,8 +5,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Kind = Literal["attention", "ffn"]
-#: What a size counts: query heads, key/value groups (the units), consumer input features, or one head's width.
-Quantity = Literal["heads", "units", "features", "head_dim"]
+#: What a size counts: query heads, key/value heads (the groups), consumer input features, one head's width, or query
+#: heads in one group.
+Quantity = Literal["heads", "units", "features", "head_dim", "group"]
+#: The unit of attention whose key/value heads are shared: a key/value head with its query heads, or one query head, as
+#: many of every group.
+AttentionUnit = Literal["group", "query"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,8 @@ class BlockSpec:
     Attributes:
         producers: Projections whose output rows make the units; of separate ones for attention the query's comes first.
         consumer: The projection whose input columns read them.
-        fused: How many equal parts each producer stacks along its output (3 for a query-key-value projection).
+        fused: How many parts each producer stacks along its output (3 for a query-key-value projection). The first has
+            as many features as the consumer reads, the others have equally many.
         interleaved: How many head widths each head has in a row in each producer (3 where query, key and value rows
             stand head by head).
         head_dim: Attribute that holds the width of one head; None where a unit is a neuron.
@@ -46,7 +51,8 @@ class BlockSpec:
         absent: Modules that the entry does not handle: a model that has one is refused.
         bypass: The module that is left out when no unit is left, because it cannot run without any. It takes the
             hidden states first and returns a tuple, whose first item the consumer reads, unless the consumer is inside.
-            None where it can run. A block of attention without it keeps at least one unit.
+            None where it can run. A block of attention without it keeps at least one unit. A module that is given a
+            cache has its index there in `layer_idx` or `layer_id`.
     """
 
     producers: tuple[str, ...]
@@ -60,6 +66,11 @@ class BlockSpec:
     residual_sum: str | None = None
     bypass: str | None = None
     absent: tuple[str, ...] = ()
+
+    @property
+    def grouped(self) -> bool:
+        """Whether single query heads can be units too: there is an attribute for how many are in a group."""
+        return "group" in self.sizes.values()
 
     @property
     def kind(self) -> Kind:

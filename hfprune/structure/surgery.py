@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hfprune.errors import StructureError, UnsupportedArchitectureError
 from hfprune.structure import modeling_pruned
-from hfprune.structure.blocks import Block, base_model_prefix, check_in_one_place, features_of
+from hfprune.structure.blocks import Block, attention_unit_of, base_model_prefix, check_in_one_place, features_of
 from hfprune.structure.reading import find_blocks, stock_config
 
 
@@ -36,6 +37,7 @@ def keep_units(
         UnsupportedArchitectureError: The model's class is neither one of transformers' nor registered with an Auto
             class, so it could not be loaded again; or a block is left without units that cannot run without any.
         StructureError: The model was changed in a way that its config does not say, or is spread over devices.
+        ValueError: The query heads that stay are not as many of every group.
     """
     check_in_one_place(model)
     small, state = skeleton(model, kept, blocks=blocks)
@@ -87,8 +89,10 @@ def skeleton(
 
     Raises:
         UnsupportedArchitectureError: As for `keep_units`.
+        ValueError: As for `keep_units`.
     """
-    blocks = find_blocks(model) if blocks is None else blocks
+    if blocks is None:
+        blocks = find_blocks(model, attention_unit_of(kept) if kept else None)
     indices = {
         block.name: torch.as_tensor(list(kept.get(block.name, range(block.units))), dtype=torch.long)
         for block in blocks
@@ -97,7 +101,14 @@ def skeleton(
         if len(indices[block.name]) < block.least:
             raise UnsupportedArchitectureError(
                 f"{block.name} of a {model.config.model_type} model cannot run without any unit, so the block cannot "
-                "be removed whole. Keep at least one unit of it (min_units=1)."
+                f"be removed whole. Keep at least {block.least} of its units (min_units={block.least})."
+            )
+        size = max(block.units // block.groups, 1)
+        of_groups = torch.bincount(indices[block.name] // size, minlength=block.groups).tolist()
+        if len(set(of_groups)) > 1:
+            raise ValueError(
+                f"{block.name} must keep as many query heads of every one of its {block.groups} groups, got "
+                f"{of_groups[:8]}. Let hfprune.plan choose them, or prune whole groups (attention_unit='group')."
             )
     state = _sliced_state(model, blocks, indices)
     return _skeleton(model, blocks, indices, state), state
@@ -110,8 +121,8 @@ def _sliced_state(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapp
     for block in blocks:
         units = indices[block.name]
         for path, rows in zip(block.producers, block.producer_rows, strict=True):
-            part = block.units * rows
-            index = torch.cat([_expand(units, rows) + part * i for i in range(block.fused)])
+            starts = [0, *accumulate(block.units * row for row in rows)]
+            index = torch.cat([_expand(units, row) + start for row, start in zip(rows, starts, strict=False)])
             transposed = isinstance(model.base_model.get_submodule(path), Conv1D)
             sliced[f"{prefix}{path}.weight"] = _select(state[f"{prefix}{path}.weight"], 1 if transposed else 0, index)
             if f"{prefix}{path}.bias" in state:
@@ -184,20 +195,20 @@ def empty(cls: type[PreTrainedModel], config: PretrainedConfig, model: PreTraine
 
 def _table(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str, Tensor]) -> dict[str, Any]:
     """The shape table of DESIGN, "How a pruned checkpoint loads", by path from the base model."""
+    earlier = (getattr(model.config, "pruning_config", None) or {}).get("inputs", {})
     shapes: dict[str, dict[str, int]] = {}
     attributes: dict[str, int] = {}
     inputs: dict[str, dict[str, Any]] = {}
     bypassed: dict[str, str] = {}
-    earlier = (getattr(model.config, "pruning_config", None) or {}).get("inputs", {})
     for block in blocks:
         kept = indices[block.name].tolist()
         for path, rows in zip(block.producers, block.producer_rows, strict=True):
             in_features, _ = features_of(model.base_model.get_submodule(path))
-            shapes[path] = {"in_features": in_features, "out_features": block.fused * rows * len(kept)}
+            shapes[path] = {"in_features": in_features, "out_features": sum(rows) * len(kept)}
         _, out_features = features_of(model.base_model.get_submodule(block.consumer))
         shapes[block.consumer] = {"in_features": block.width * len(kept), "out_features": out_features}
         for path, attribute, amount in block.sizes:
-            attributes[f"{path}.{attribute}"] = amount * len(kept)
+            attributes[f"{path}.{attribute}"] = amount.of(len(kept) // block.groups)
         for path, argument, where in block.head_inputs:
             rule: dict[str, Any] = {"dim": where.dimension}
             if where.dimension is not None:

@@ -104,7 +104,14 @@ def sweep(
         return earlier
     known = {} if earlier is None else {point.sparsity: point for point in earlier.points}
     began = time.perf_counter()
-    scores = score(model, batches, scorer=config.scorer, seed=config.seed, teacher=model)
+    scores = score(
+        model,
+        batches,
+        scorer=config.scorer,
+        seed=config.seed,
+        teacher=model,
+        attention_unit=config.attention_unit,
+    )
     scoring_seconds = time.perf_counter() - began
     wanted = sorted({*wanted, *known} - {0.0})
     plans: dict[float, PruningPlan | None] = {0.0: None}
@@ -166,7 +173,7 @@ def measured(
     Args:
         model: The model.
         made: Its plan, in the dense model's numbering; None if nothing was removed.
-        config: For the length of a sequence.
+        config: For the length of a sequence, and the unit of attention.
         sparsity: What was asked for.
         evaluate: Measures it.
         began: When the work on it began, by `time.perf_counter`.
@@ -185,7 +192,7 @@ def measured(
         param_sparsity=0.0 if made is None else made.sparsity("params"),
         metric=value,
         per_sample=per_sample,
-        size=measure_size(model, sequence_length=config.sequence_length),
+        size=measure_size(model, sequence_length=config.sequence_length, attention_unit=config.attention_unit),
         seconds=time.perf_counter() - began,
         plan_digest=_digest(made),
     )

@@ -9,6 +9,7 @@ from hfprune import PruningConfig
 from hfprune.planning import PruningPlan
 from hfprune.structure import find_blocks
 from hfprune.structure.architectures import base_model_type
+from hfprune.structure.blocks import attention_unit_of
 from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.tiny_data import tiny_tokenizer
 
@@ -21,21 +22,27 @@ def quick_checkpoint(folder: Path) -> Path:
     return hfprune.save(small, folder, tokenizer=tiny_tokenizer())
 
 
-def uneven_kept(model, *, seed: int = 1) -> dict[str, list[int]]:
+def uneven_kept(model, *, seed: int = 1, attention_unit=None) -> dict[str, list[int]]:
     """Random units, fewer in every further block."""
     generator = torch.Generator().manual_seed(seed)
     kept, attentions = {}, 0
-    for index, block in enumerate(find_blocks(model)):
+    for index, block in enumerate(find_blocks(model, attention_unit)):
         count = block.units - 1 - attentions if block.kind == "attention" else block.units - 3 - 5 * index
         attentions += block.kind == "attention"
-        kept[block.name] = sorted(torch.randperm(block.units, generator=generator)[: max(1, count)].tolist())
+        if block.groups == 1:
+            kept[block.name] = sorted(torch.randperm(block.units, generator=generator)[: max(1, count)].tolist())
+        else:  # as many query heads of every group
+            size = block.units // block.groups
+            stay = max(1, size - attentions)
+            chosen = [torch.randperm(size, generator=generator)[:stay] + size * g for g in range(block.groups)]
+            kept[block.name] = sorted(torch.cat(chosen).tolist())
     return kept
 
 
-def uneven_plan(model, *, seed: int = 1) -> PruningPlan:
+def uneven_plan(model, *, seed: int = 1, attention_unit=None) -> PruningPlan:
     return PruningPlan.keep(
-        find_blocks(model),
-        uneven_kept(model, seed=seed),
+        find_blocks(model, attention_unit),
+        uneven_kept(model, seed=seed, attention_unit=attention_unit),
         model_type=base_model_type(model.config.model_type),
         sequence_length=8,
     )
@@ -44,5 +51,5 @@ def uneven_plan(model, *, seed: int = 1) -> PruningPlan:
 def as_gates(model, kept) -> dict[str, torch.Tensor]:
     return {
         block.name: torch.zeros(block.units).index_fill(0, torch.tensor(kept[block.name], dtype=torch.long), 1.0)
-        for block in find_blocks(model)
+        for block in find_blocks(model, attention_unit_of(kept))
     }

@@ -147,10 +147,10 @@ DECODERS = (
 )
 ENCODER_DECODERS = ("bart", "marian", "mbart", "mt5", "pegasus", "t5", "whisper")
 #: Types whose entry has no attention, and those that have nothing else.
-FFN_ONLY = ("olmo2", "phi3")
+FFN_ONLY = ("olmo2",)
 ATTENTION_ONLY = ("mixtral", "qwen3_moe")
-#: Encoders whose attention cannot run without heads.
-KEEPS_ATTENTION = ("albert", "eurobert", "modernbert", "mt5", "nomic_bert", "t5")
+#: Types whose attention cannot run without heads; nor can that of decoders of encoder-decoders.
+KEEPS_ATTENTION = ("albert", "bloom", "gpt2", "modernbert", "mt5", "t5")
 
 
 def has_head(model_type: str, head: str) -> bool:

@@ -11,7 +11,9 @@ LLAMA = Architecture(
                 producers=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
                 consumer="self_attn.o_proj",
                 residual_sum="post_attention_layernorm",
+                bypass="self_attn",
                 head_dim="self_attn.head_dim",
+                sizes={"self_attn.num_key_value_groups": "group"},
                 config_fields={"num_attention_heads": "heads", "num_key_value_heads": "units", "head_dim": "head_dim"},
             ),
             "ffn": BlockSpec(
@@ -44,6 +46,7 @@ _GPT2 = Architecture(
             ),
         }
     },
+    note="every block keeps a unit: its Conv1D takes no empty input",
 )
 
 _OPT = Architecture(
@@ -53,6 +56,7 @@ _OPT = Architecture(
                 producers=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
                 consumer="self_attn.out_proj",
                 residual_sum="final_layer_norm",
+                bypass="self_attn",
                 head_dim="self_attn.head_dim",
                 sizes={"self_attn.num_heads": "heads"},
             ),
@@ -70,9 +74,18 @@ _OPT = Architecture(
 # it together.
 NO_SUM = changed(LLAMA, attention={"residual_sum": None}, ffn={"residual_sum": None})
 
+_COHERE = changed(NO_SUM, attention={"absent": ("self_attn.q_norm",)})  # a norm for every head
+
 _STABLELM = changed(
     LLAMA,
-    attention={"sizes": {"self_attn.num_heads": "heads", "self_attn.num_key_value_heads": "units"}},
+    attention={
+        "absent": ("self_attn.q_layernorm",),  # a norm for every head
+        "sizes": {
+            "self_attn.num_heads": "heads",
+            "self_attn.num_key_value_heads": "units",
+            "self_attn.num_key_value_groups": "group",
+        },
+    },
 )
 
 _STARCODER2 = changed(LLAMA, ffn={"producers": ("mlp.c_fc",), "consumer": "mlp.c_proj", "sizes": {}})
@@ -83,22 +96,32 @@ _PHI = changed(
     ffn={"producers": ("mlp.fc1",), "consumer": "mlp.fc2", "sizes": {}},
 )
 
-# Their attention reads its sizes from the config (Phi-3), or normalises over all heads together (OLMo 2): only the
-# feed-forward units can go.
+# Its attention reads its number of heads from the config, of which each layer then has a view of its own.
 _PHI3 = Architecture(
     stacks={
         "layers": {
+            "attention": BlockSpec(
+                producers=("self_attn.qkv_proj",),
+                consumer="self_attn.o_proj",
+                fused=3,
+                residual_sum="post_attention_layernorm",
+                bypass="self_attn",
+                head_dim="self_attn.head_dim",
+                sizes={"self_attn.config.num_attention_heads": "heads", "self_attn.num_key_value_heads": "units"},
+                config_fields={"num_attention_heads": "heads", "num_key_value_heads": "units", "head_dim": "head_dim"},
+            ),
             "ffn": BlockSpec(
                 producers=("mlp.gate_up_proj",),
                 consumer="mlp.down_proj",
                 fused=2,
                 residual_sum="",
                 config_fields={"intermediate_size": "features"},
-            )
+            ),
         }
     },
 )
 
+# It normalises over all heads together: only the feed-forward units can go.
 _OLMO2 = replace(NO_SUM, stacks={"layers": {"ffn": NO_SUM.stacks["layers"]["ffn"]}})
 
 _GPT_NEO = Architecture(
@@ -108,6 +131,7 @@ _GPT_NEO = Architecture(
                 producers=("attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"),
                 consumer="attn.attention.out_proj",
                 residual_sum="ln_2",
+                bypass="attn.attention",
                 head_dim="attn.attention.head_dim",
                 sizes={"attn.attention.num_heads": "heads"},
             ),
@@ -128,6 +152,7 @@ _GPT_NEOX = Architecture(
                 producers=("attention.query_key_value",),
                 consumer="attention.dense",
                 interleaved=3,
+                bypass="attention",
                 head_dim="attention.head_size",
             ),
             "ffn": BlockSpec(
@@ -154,6 +179,7 @@ _BLOOM = Architecture(
             "ffn": BlockSpec(producers=("mlp.dense_h_to_4h",), consumer="mlp.dense_4h_to_h", residual_sum=""),
         }
     },
+    note="attention keeps a head: its module adds the residual stream",
 )
 
 # Falcon's first layout: a key and a value for every head. The others are refused: their sizes do not fit.
@@ -164,6 +190,7 @@ _FALCON = Architecture(
                 producers=("self_attention.query_key_value",),
                 consumer="self_attention.dense",
                 interleaved=3,
+                bypass="self_attention",
                 head_dim="self_attention.head_dim",
                 sizes={"self_attention.num_heads": "heads", "self_attention.num_kv_heads": "units"},
                 head_inputs={
@@ -188,7 +215,7 @@ _MIXTURE = replace(
 #: By model type.
 DECODERS: dict[str, Architecture] = {
     "bloom": _BLOOM,
-    "cohere": NO_SUM,
+    "cohere": _COHERE,
     "falcon": _FALCON,
     "gemma": LLAMA,
     "gemma2": NO_SUM,

@@ -106,7 +106,7 @@ _DEBERTA_V2 = changed(
 
 _NOMIC_BERT = changed(
     LLAMA,
-    attention={"config_fields": {}},
+    attention={"config_fields": {}, "sizes": {}},
     ffn={"residual_sum": "post_mlp_layernorm"},
 )
 
