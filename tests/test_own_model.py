@@ -12,6 +12,7 @@ import hfprune
 from hfprune.errors import CheckpointError
 from hfprune.publishing.verification import verify
 from hfprune.structure import find_blocks, gated, support_of
+from hfprune.structure.blocks import Amount
 from hfprune.structure.modeling_pruned import PrunedModel
 from tests.support.own_model import OwnConfig, OwnForSequenceClassification
 from tests.support.plans import as_gates, uneven_plan
@@ -36,7 +37,7 @@ def test_its_blocks_are_found_and_proven():
     assert torch.equal(state, torch.get_rng_state()), "discovery draws from the user's random state"
     assert (attention.name, attention.units, attention.width, attention.heads) == ("pile.0.attention", 4, 8, 2)
     assert attention.producers == ("pile.0.mixer.Wq", "pile.0.mixer.Wkeys", "pile.0.mixer.to_values")
-    assert attention.sizes == (("pile.0.mixer", "lanes", 2), ("pile.0.mixer", "shared", 1))
+    assert attention.sizes == (("pile.0.mixer", "lanes", Amount(2)), ("pile.0.mixer", "shared", Amount(1)))
     assert attention.residual_sum == "pile.0.second"
     assert (ffn.units, ffn.producers) == (40, ("pile.0.open", "pile.0.signal"))
     assert (ffn.residual_sum, ffn.config_fields) == ("pile.0", (("wide", 1),))

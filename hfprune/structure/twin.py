@@ -20,7 +20,15 @@ from hfprune.structure.modeling_pruned import base_class
 from hfprune.structure.proposals import Projection, has_whole_layer
 
 #: Fields of a config that are of this checkpoint, or of hfprune.
-_NOT_OF_THE_DENSE = ("pruning_config", "auto_map", "architectures", "transformers_version", "dtype", "_name_or_path")
+_NOT_OF_THE_DENSE = (
+    "transformers_weights",
+    "pruning_config",
+    "auto_map",
+    "architectures",
+    "transformers_version",
+    "dtype",
+    "_name_or_path",
+)
 _LAYERS, _SAMPLES, _TOKENS = 2, 2, 8
 
 
