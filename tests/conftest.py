@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 import hfprune  # noqa: F401 (registers pruned types with the Auto classes)
 from hfprune.publishing import verification
+from tests.support import contract_table
 
 logging.disable_progress_bar()
 datasets.disable_progress_bars()
@@ -33,3 +34,11 @@ def _caches_in_tmp(tmp_path_factory, monkeypatch):
 def _marks_in_tmp(tmp_path_factory, monkeypatch):
     """That a checkpoint was verified is not written into the user's cache."""
     monkeypatch.setattr(verification, "HF_HOME", str(tmp_path_factory.getbasetemp() / "hf"))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--contract-table", metavar="FILE", help="write what every contract cell measured")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    contract_table.summarize(terminalreporter, config.getoption("--contract-table"))

@@ -152,6 +152,9 @@ ATTENTION_ONLY = ("mixtral", "qwen3_moe")
 #: Encoders whose attention cannot run without heads.
 KEEPS_ATTENTION = ("albert", "eurobert", "modernbert", "mt5", "nomic_bert", "t5")
 
+#: Types that transformers has no sdpa attention for.
+EAGER_ONLY = ("bloom", "deberta-v2", "gemma2", "gpt_neo", "mpnet")
+
 
 def has_head(model_type: str, head: str) -> bool:
     """Whether transformers has that head for the model type."""
