@@ -36,6 +36,15 @@ def _marks_in_tmp(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(verification, "HF_HOME", str(tmp_path_factory.getbasetemp() / "hf"))
 
 
+@pytest.fixture
+def one_thread():
+    """For what is compared to the last bit with another process, which has one too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def pytest_addoption(parser):
     parser.addoption("--contract-table", metavar="FILE", help="write what every contract cell measured")
 

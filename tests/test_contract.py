@@ -16,7 +16,7 @@ from hfprune.structure import find_blocks, gated, known_architectures
 from hfprune.structure.architectures import base_model_type
 from hfprune.structure.modeling_pruned import PrunedModel
 from tests.support.contract_table import PROPERTY, Cell
-from tests.support.plans import as_gates, uneven_plan
+from tests.support.plans import as_gates, removed_blocks, removed_plan, uneven_plan
 from tests.support.tiny import (
     ATTENTION_ONLY,
     DECODERS,
@@ -188,22 +188,6 @@ def test_generate_is_the_same_after_reload(model_type, cache, tmp_path):
     assert torch.equal(tokens, again.generate(**batch, **options))
     assert torch.equal(
         tokens, pruned.generate(**batch, **{**options, "use_cache": False, "cache_implementation": None})
-    )
-
-
-def removed_blocks(model):
-    """The feed-forward block of the first layer and the attention of the last, where they can go."""
-    blocks = [block for block in find_blocks(model) if block.least == 0]
-    attentions = [block for block in blocks if block.kind == "attention"]
-    return [next(block for block in blocks if block.kind == "ffn"), *attentions[-1:]]
-
-
-def removed_plan(model) -> PruningPlan:
-    return PruningPlan.keep(
-        find_blocks(model),
-        {block.name: [] for block in removed_blocks(model)},
-        model_type=base_model_type(model.config.model_type),
-        sequence_length=8,
     )
 
 
