@@ -12,7 +12,7 @@ import torch
 from transformers.utils import logging
 
 import hfprune  # noqa: F401 (registers pruned types with the Auto classes)
-from hfprune.publishing import verification
+from hfprune.publishing import card, verification
 from tests.support import contract_table
 
 logging.disable_progress_bar()
@@ -34,6 +34,12 @@ def _caches_in_tmp(tmp_path_factory, monkeypatch):
 def _marks_in_tmp(tmp_path_factory, monkeypatch):
     """That a checkpoint was verified is not written into the user's cache."""
     monkeypatch.setattr(verification, "HF_HOME", str(tmp_path_factory.getbasetemp() / "hf"))
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """For tests that save many small models: the pictures of the card would take longer than all the rest."""
+    monkeypatch.setattr(card, "can_draw", lambda: False)
 
 
 @pytest.fixture

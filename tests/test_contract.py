@@ -11,9 +11,7 @@ import torch
 import hfprune
 from hfprune.errors import UnsupportedArchitectureError
 from hfprune.planning import PruningPlan
-from hfprune.publishing import card
 from hfprune.structure import find_blocks, gated, known_architectures
-from hfprune.structure.architectures import base_model_type
 from hfprune.structure.modeling_pruned import PrunedModel
 from tests.support.contract_table import PROPERTY, Cell
 from tests.support.plans import as_gates, removed_blocks, removed_plan, uneven_plan
@@ -30,7 +28,7 @@ from tests.support.tiny import (
     tiny_model,
 )
 
-pytestmark = pytest.mark.contract
+pytestmark = [pytest.mark.contract, pytest.mark.usefixtures("no_pictures")]
 
 
 def kind(model_type):
@@ -67,12 +65,6 @@ CELLS = [
     for attention in ("sdpa", "eager")
     if attention == "eager" or t not in EAGER_ONLY
 ]
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    """Cards are drawn without pictures, which take longer than all the rest and are no part of the contract."""
-    monkeypatch.setattr(card, "can_draw", lambda: False)
 
 
 def test_every_architecture_is_covered():
