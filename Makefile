@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test test-all lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery model-cards clean
+.PHONY: help setup demo test test-all contract lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery model-cards clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -35,6 +35,9 @@ test: setup ## lint, types, docstrings and all tests (those marked slow apart), 
 
 test-all: setup ## every test, the slow ones too
 	$(PYTEST)
+
+contract: setup ## gated == pruned == reloaded for every model type: the tests, and docs/contract.md
+	$(BIN)/pytest -m contract --contract-table docs/contract.md
 
 lint: setup ## what a commit must pass
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pre-commit run --all-files

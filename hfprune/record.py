@@ -234,13 +234,16 @@ def blocks_of(plan: PruningPlan) -> dict[str, dict[str, Any]]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {package: _version(package) for package in _PACKAGES}
+    return {"python": platform.python_version(), **{name: version for name, version in found.items() if version}}
+
+
+@cache  # a file is read for each
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def public_name(name_or_path: str) -> str:

@@ -12,7 +12,8 @@ import torch
 from transformers.utils import logging
 
 import hfprune  # noqa: F401 (registers pruned types with the Auto classes)
-from hfprune.publishing import verification
+from hfprune.publishing import card, verification
+from tests.support import contract_table
 from tests.support.hub import Hub, loopback_hub
 from tests.support.processes import Python
 
@@ -71,3 +72,26 @@ def _pythons(_running_hub: Hub, tmp_path_factory):
 def client(_pythons, tmp_path):
     """Run code in another process, in `tmp_path`, where hfprune can be imported or cannot; see `Python.run`."""
     return lambda code, *, with_hfprune=True, **options: _pythons(with_hfprune).run(code, folder=tmp_path, **options)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """For tests that save many small models: the pictures of the card would take longer than all the rest."""
+    monkeypatch.setattr(card, "can_draw", lambda: False)
+
+
+@pytest.fixture
+def one_thread():
+    """For what is compared to the last bit with another process, which has one too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--contract-table", metavar="FILE", help="write what every contract cell measured")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    contract_table.summarize(terminalreporter, config.getoption("--contract-table"))

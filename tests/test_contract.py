@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ import hfprune
 from hfprune.errors import UnsupportedArchitectureError
 from hfprune.planning import PruningPlan
 from hfprune.structure import find_blocks, gated, known_architectures
-from hfprune.structure.architectures import base_model_type
 from hfprune.structure.modeling_pruned import PrunedModel
-from tests.support.plans import as_gates, uneven_plan
+from tests.support.contract_table import PROPERTY, Cell
+from tests.support.plans import as_gates, removed_blocks, removed_plan, uneven_plan
 from tests.support.tiny import (
     DECODERS,
+    EAGER_ONLY,
     ENCODER_DECODERS,
     KEEPS_ATTENTION,
     SIZES,
@@ -24,7 +26,7 @@ from tests.support.tiny import (
     tiny_model,
 )
 
-pytestmark = pytest.mark.contract
+pytestmark = [pytest.mark.contract, pytest.mark.usefixtures("no_pictures")]
 
 
 def kind(model_type):
@@ -53,7 +55,14 @@ HEADS = {
         "AutoModelForAudioClassification",
     ),
 }
-CELLS = [(t, head) for t in sorted(SIZES) for head in HEADS[kind(t)] if has_head(t, head)]
+CELLS = [
+    (t, head, attention)
+    for t in sorted(SIZES)
+    for head in HEADS[kind(t)]
+    if has_head(t, head)
+    for attention in ("sdpa", "eager")
+    if attention == "eager" or t not in EAGER_ONLY
+]
 
 
 def test_every_architecture_is_covered():
@@ -73,10 +82,15 @@ def output(model, batch):
     return next(result[name] for name in names if result.get(name) is not None)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize(("model_type", "head"), CELLS)
-def test_gated_equals_pruned_equals_reloaded(model_type, head, attention, tmp_path):
+def distance(a, b):
+    return (a - b).abs().max().item()
+
+
+@pytest.mark.parametrize(("model_type", "head", "attention"), CELLS)
+def test_gated_equals_pruned_equals_reloaded(model_type, head, attention, tmp_path, record_property):
     model = tiny_model(model_type, head, attn_implementation=attention)
+    assert model.config._attn_implementation == attention
+    assert model._supports_sdpa == (model_type not in EAGER_ONLY)
     batch = tiny_batch(model_type, target=5)
     plan = uneven_plan(model)
     dense = output(model, batch)
@@ -86,9 +100,18 @@ def test_gated_equals_pruned_equals_reloaded(model_type, head, attention, tmp_pa
     assert isinstance(pruned, PrunedModel)
     hfprune.save(pruned, tmp_path / "small")
     again = hfprune.load(tmp_path / "small", attn_implementation=model.config._attn_implementation)
-    assert (dense - with_gates).abs().max() > 1e-2, "the plan changes nothing, so the test would prove nothing"
-    assert (with_gates - output(pruned, batch)).abs().max() <= 1e-5
-    assert torch.equal(output(pruned, batch), output(again, batch))
+    without, loaded = output(pruned, batch), output(again, batch)
+    cell = Cell(
+        model_type=model_type,
+        head=head,
+        attention=attention,
+        pruned=distance(with_gates, without),
+        reloaded=distance(without, loaded),
+    )
+    record_property(PROPERTY, asdict(cell))
+    assert distance(dense, with_gates) > 1e-2, "the plan changes nothing, so the test would prove nothing"
+    assert cell.pruned <= 1e-5
+    assert torch.equal(without, loaded)
     assert torch.equal(dense, output(model, batch)), "the dense model changed"
     assert again.pruning_plan == plan
 
@@ -155,22 +178,6 @@ def test_generate_is_the_same_after_reload(model_type, cache, tmp_path):
     assert torch.equal(tokens, again.generate(**batch, **options))
     assert torch.equal(
         tokens, pruned.generate(**batch, **{**options, "use_cache": False, "cache_implementation": None})
-    )
-
-
-def removed_blocks(model):
-    """The feed-forward block of the first layer and the attention of the last, where they can go."""
-    blocks = [block for block in find_blocks(model) if block.least == 0]
-    ffns, attentions = ([block for block in blocks if block.kind == kind] for kind in ("ffn", "attention"))
-    return [*ffns[:1], *attentions[-1:]]
-
-
-def removed_plan(model) -> PruningPlan:
-    return PruningPlan.keep(
-        find_blocks(model),
-        {block.name: [] for block in removed_blocks(model)},
-        model_type=base_model_type(model.config.model_type),
-        sequence_length=8,
     )
 
 

@@ -3,12 +3,13 @@
 import html
 import logging
 import re
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment
+from jinja2 import Environment, Template
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -113,10 +114,7 @@ def draw_card(
             "param_sparsity": round(plan.sparsity("params"), 4),
         },
     )
-    template = resources.files("hfprune.publishing").joinpath("card_template.md").read_text(encoding="utf-8")
-    environment = Environment(keep_trailing_newline=True)
-    environment.filters.update(text=_text, code=_code)
-    return environment.from_string(template).render(
+    return _template().render(
         card_data=data.to_yaml(),
         record=record,
         plan=plan,
@@ -131,6 +129,14 @@ def draw_card(
         before=pictures or "",
         versions=", ".join(f"{package} {version}" for package, version in record.versions.items()),
     )
+
+
+@cache
+def _template() -> Template:
+    text = resources.files("hfprune.publishing").joinpath("card_template.md").read_text(encoding="utf-8")
+    environment = Environment(keep_trailing_newline=True)
+    environment.filters.update(text=_text, code=_code)
+    return environment.from_string(text)
 
 
 def _text(value: Any) -> str:

@@ -244,7 +244,7 @@ def _resize(module: nn.Module, in_features: int, out_features: int, initialize: 
     module.weight = nn.Parameter(module.weight.new_empty(shape), requires_grad=something)
     if module.bias is not None:
         module.bias = nn.Parameter(module.bias.new_zeros(out_features), requires_grad=out_features > 0)
-    if something:  # torch warns of initialising nothing
+    if something and not module.weight.is_meta:  # torch warns of initialising nothing; on meta it is slow
         initialize(module)
 
 

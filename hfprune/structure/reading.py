@@ -13,6 +13,8 @@ from hfprune.structure.blocks import QUERIES, Amount, Block, attention_unit_of, 
 from hfprune.structure.modeling_pruned import base_class, owner_of
 from hfprune.structure.specs import Architecture, AttentionUnit, BlockSpec, Quantity, specs_of
 
+_Sizes = tuple[tuple[str, int], ...]
+
 
 def find_blocks(model: PreTrainedModel, attention_unit: AttentionUnit | None = None) -> list[Block]:
     """List the prunable blocks of a model, in the order in which they run, encoders first.
@@ -55,6 +57,7 @@ def read_blocks(
     query = (attention_unit or own) == "query" and (own == "query" or _heads_in_group(model.config) > 1)
     problems: list[str] = []
     blocks = []
+    sayable: dict[_Sizes, bool] = {}
     for stack, specs in entry.stacks.items():
         layers, uses = _layers(model, stack, entry)
         for path, layer in layers:
@@ -65,7 +68,7 @@ def read_blocks(
                 block = reader.block(model.config)
                 problems.extend(reader.problems)
                 if block is not None:
-                    blocks.append(block)
+                    blocks.append(_with_portable_units(block, model.config, sayable))
     if not problems and not blocks:
         raise StructureError(
             f"{type(model).__name__} has no layers at {' or '.join(map(repr, entry.stacks))}, where its "
@@ -211,7 +214,7 @@ class _Reader:
             unit_pair_macs=0 if spec.head_dim is None else 2 * self.uses * width,
             portable_units=(units,),
         )
-        return None if self.problems else _with_portable_units(block, config)
+        return None if self.problems else block
 
     def _parts(self, path: str, size: int, columns: int) -> tuple[int, ...]:
         """The sizes of the parts that a producer stacks."""
@@ -292,8 +295,7 @@ def stock_config(config: PretrainedConfig, blocks: Sequence[Block], units: Seque
     if not all(units):  # a size of 0 means nothing to a stock config
         return None
     for block, count in zip(blocks, units, strict=True):
-        for name, amount in block.config_fields:
-            value = amount.of(count // block.groups)
+        for name, value in _sizes(block, count):
             if values.setdefault(name, value) != value:
                 return None
     stock = base_class(type(config))
@@ -307,11 +309,22 @@ def stock_config(config: PretrainedConfig, blocks: Sequence[Block], units: Seque
         return None
 
 
-def _with_portable_units(block: Block, config: PretrainedConfig) -> Block:
-    """Ask the stock config which counts it accepts: every one for neurons, some for heads, none where no field is."""
+def _sizes(block: Block, units: int) -> _Sizes:
+    """Fields of the stock config, and what they are for that many units of a block."""
+    return tuple((name, amount.of(units // block.groups)) for name, amount in block.config_fields)
+
+
+def _with_portable_units(block: Block, config: PretrainedConfig, sayable: dict[_Sizes, bool]) -> Block:
+    """Ask the stock config which counts it accepts: every one for neurons, some for heads, none where no field is.
+
+    `sayable` has the answers so far: to make a config takes milliseconds, and most layers have the same sizes.
+    """
     if not block.config_fields:
         return block
     counts: Sequence[int] = range(block.groups, block.units + 1, block.groups)
     if block.kind == "attention":
-        counts = tuple(n for n in counts if n == block.units or stock_config(config, [block], [n]) is not None)
+        for n in counts[:-1]:
+            if _sizes(block, n) not in sayable:
+                sayable[_sizes(block, n)] = stock_config(config, [block], [n]) is not None
+        counts = tuple(n for n in counts if n == block.units or sayable[_sizes(block, n)])
     return Block(**{**vars(block), "portable_units": counts})

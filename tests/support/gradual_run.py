@@ -22,17 +22,12 @@ class Slow(TrainerCallback):
         time.sleep(0.2)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--slow", action="store_true")
-    parser.add_argument("--resume")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+def run(folder: Path, *, slow: bool = False, resume: str | None = None) -> None:
+    """Train and prune, from the start or a checkpoint, and save the result as `folder/small`."""
     set_seed(0)
     dense = tiny_model("bert", num_labels=3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     args = arguments(
-        options.folder,
+        folder,
         num_train_epochs=8,
         per_device_train_batch_size=8 // int(os.environ.get("WORLD_SIZE", "1")),
         train_sampling_strategy="sequential",
@@ -41,11 +36,20 @@ def main() -> None:
         seed=1,
     )
     pruning = GradualPruning(PruningConfig(sparsity=0.6, sequence_length=8), every=3)
-    callbacks = [pruning, *([Slow()] if options.slow else [])]
+    callbacks = [pruning, *([Slow()] if slow else [])]
     trainer = trainer_of(copy.deepcopy(dense), dense, args, callbacks=callbacks)
-    trainer.train(resume_from_checkpoint=options.resume)
+    trainer.train(resume_from_checkpoint=resume)
     if trainer.is_world_process_zero():
-        hfprune.save(trainer.model, options.folder / "small")
+        hfprune.save(trainer.model, folder / "small")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--slow", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    run(options.folder, slow=options.slow)
 
 
 if __name__ == "__main__":

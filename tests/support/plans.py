@@ -48,6 +48,22 @@ def uneven_plan(model, *, seed: int = 1, attention_unit=None) -> PruningPlan:
     )
 
 
+def removed_blocks(model):
+    """The feed-forward block of the first layer and the attention of the last, where they can go."""
+    blocks = [block for block in find_blocks(model) if block.least == 0]
+    ffns, attentions = ([block for block in blocks if block.kind == kind] for kind in ("ffn", "attention"))
+    return [*ffns[:1], *attentions[-1:]]
+
+
+def removed_plan(model) -> PruningPlan:
+    return PruningPlan.keep(
+        find_blocks(model),
+        {block.name: [] for block in removed_blocks(model)},
+        model_type=base_model_type(model.config.model_type),
+        sequence_length=8,
+    )
+
+
 def as_gates(model, kept) -> dict[str, torch.Tensor]:
     return {
         block.name: torch.zeros(block.units).index_fill(0, torch.tensor(kept[block.name], dtype=torch.long), 1.0)

@@ -152,6 +152,9 @@ ATTENTION_ONLY = ("mixtral", "qwen3_moe")
 #: Types whose attention cannot run without heads; nor can that of decoders of encoder-decoders.
 KEEPS_ATTENTION = ("albert", "bloom", "gpt2", "modernbert", "mt5", "t5")
 
+#: Types that transformers has no sdpa attention for.
+EAGER_ONLY = ("bloom", "deberta-v2", "gemma2", "gpt_neo", "mpnet")
+
 
 def has_head(model_type: str, head: str) -> bool:
     """Whether transformers has that head for the model type."""
