@@ -124,7 +124,8 @@ def pack(
         pieces = [ids[start : start + max_length] for start in range(0, len(ids), max_length)]
         return {"input_ids": [piece for piece in pieces if len(piece) >= least]}
 
-    packed = data.map(encode, batched=True, remove_columns=data["train"].column_names, desc="Tokenizing and packing")
+    columns = next(iter(data.values())).column_names
+    packed = data.map(encode, batched=True, remove_columns=columns, desc="Tokenizing and packing")
     for split, part in packed.items():
         if len(part) == 0:
             raise ValueError(
