@@ -25,6 +25,7 @@ class Budget(StrEnum):
 
     macs = "macs"
     params = "params"
+    kv_cache = "kv_cache"
 
 
 ModelName = Annotated[str, typer.Argument(help="Folder or Hub name; minilm-l6, smollm2-135m: in packages.")]

@@ -1,7 +1,10 @@
 """PruningConfig: every choice of a pruning run, checked when it is made."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+#: What a sparsity can count.
+Budget = Literal["macs", "params", "kv_cache"]
 
 _COUNTS = (
     "sequence_length",
@@ -20,7 +23,8 @@ class PruningConfig:
 
     Attributes:
         sparsity: The fraction of the dense model's prunable cost to remove, in [0, 1): 0.5 halves it.
-        budget: What is counted: `macs` (multiply-adds a sequence) or `params`.
+        budget: What is counted: `macs` (multiply-adds a sequence), `params`, or for decoders `kv_cache` (bytes of the
+            key/value cache a token), of which neurons take nothing: they all stay.
         sequence_length: Tokens in a sequence, for `macs`.
         scorer: Which units matter: `residual_logit_fisher` (no labels needed), any other that
             `hfprune.scoring.known_scorers()` lists, one that you registered, or `hybrid(a, b, rule)` of two.
@@ -43,9 +47,7 @@ class PruningConfig:
     """
 
     sparsity: float = field(default=0.5, metadata={"help": "Fraction of the prunable cost to remove, in [0, 1)."})
-    budget: Literal["macs", "params"] = field(
-        default="macs", metadata={"help": "What sparsity counts: macs or params."}
-    )
+    budget: Budget = field(default="macs", metadata={"help": "What sparsity counts: macs, params or kv_cache."})
     sequence_length: int = field(default=128, metadata={"help": "Tokens in a sequence, for a budget of macs."})
     scorer: str = field(
         default="residual_logit_fisher", metadata={"help": "Which units matter; the default needs no labels."}
@@ -77,8 +79,8 @@ class PruningConfig:
         if not 0 <= self.sparsity < 1:
             hint = f" It is a fraction: write {self.sparsity / 100:g} for {self.sparsity:g} %."
             raise ValueError(f"sparsity must be in [0, 1), got {self.sparsity:g}.{hint if self.sparsity > 1 else ''}")
-        if self.budget not in ("macs", "params"):
-            raise ValueError(f"budget must be 'macs' or 'params', got {self.budget!r}.")
+        if self.budget not in get_args(Budget):
+            raise ValueError(f"budget must be one of {', '.join(get_args(Budget))}, got {self.budget!r}.")
         for name in _COUNTS:
             value, least = getattr(self, name), 0 if name == "min_units" else 1
             if value is not None and value < least:

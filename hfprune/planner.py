@@ -175,7 +175,13 @@ def _dense_cost(model: PreTrainedModel, config: PruningConfig) -> int:
     """Prunable cost of the dense model: units of the attached plan, at this model's cost of a unit."""
     length = config.sequence_length
     units = dense_units(model)
-    return sum(units[block.name] * unit_cost(block, config.budget, length) for block in find_blocks(model))
+    cost = sum(units[block.name] * unit_cost(block, config.budget, length) for block in find_blocks(model))
+    if not cost:
+        raise BudgetError(
+            f"{type(model).__name__} has no prunable {config.budget}: no unit of it is in a key/value cache. Choose "
+            "budget='macs' or 'params'."
+        )
+    return cost
 
 
 def check_target(model: PreTrainedModel, config: PruningConfig) -> float:

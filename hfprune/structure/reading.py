@@ -1,6 +1,7 @@
 """Find the blocks of a model: every path and size is checked before anything is done."""
 
 import copy
+import inspect
 from collections.abc import Sequence
 
 from huggingface_hub.errors import StrictDataclassError
@@ -33,9 +34,10 @@ def find_blocks(model: PreTrainedModel) -> list[Block]:
     blocks = []
     for stack, specs in entry.stacks.items():
         layers, uses = _layers(model, stack, entry)
+        cached = _is_cached(model, stack)
         for path, layer in layers:
             for name, choices in specs_of(specs).items():
-                reader = _Reader(layer, path, name, _fitting(layer, choices), uses)
+                reader = _Reader(layer, path, name, _fitting(layer, choices), uses, cached)
                 block = reader.block(model.config)
                 problems.extend(reader.problems)
                 if block is not None:
@@ -81,6 +83,17 @@ def _layers(model: PreTrainedModel, stack: str, entry: Architecture) -> tuple[li
     return found, runs // outermost
 
 
+def _is_cached(model: PreTrainedModel, stack: str) -> bool:
+    """Whether attention in a stack of layers keeps keys and values while the model generates."""
+    config = model.config
+    if "past_key_values" not in inspect.signature(model.base_model.forward).parameters:
+        return False
+    if config.is_encoder_decoder:
+        return stack.startswith("decoder.")
+    can_be_either = hasattr(config, "add_cross_attention")  # BERT and its kin are decoders if the config says so
+    return not can_be_either or getattr(config, "is_decoder", True)
+
+
 def _fitting(layer: nn.Module, choices: Sequence[BlockSpec]) -> BlockSpec:
     """The first spec whose projections the layer has; the first of all if none fits."""
     names = {name for name, _ in layer.named_modules()}
@@ -91,8 +104,8 @@ def _fitting(layer: nn.Module, choices: Sequence[BlockSpec]) -> BlockSpec:
 class _Reader:
     """Reads one block of one layer and collects what is wrong instead of stopping at the first problem."""
 
-    def __init__(self, layer: nn.Module, path: str, name: str, spec: BlockSpec, uses: int) -> None:
-        self.layer, self.path, self.name, self.spec, self.uses = layer, path, name, spec, uses
+    def __init__(self, layer: nn.Module, path: str, name: str, spec: BlockSpec, uses: int, cached: bool) -> None:
+        self.layer, self.path, self.name, self.spec, self.uses, self.cached = layer, path, name, spec, uses, cached
         self.problems: list[str] = []
 
     def block(self, config: PretrainedConfig) -> Block | None:
@@ -156,9 +169,20 @@ class _Reader:
             unit_params=weights + biases,
             unit_token_macs=self.uses * weights,
             unit_pair_macs=0 if spec.head_dim is None else 2 * self.uses * width,
+            unit_cache_bytes=self.uses * self._cached_features(made) * self._itemsize(),
             portable_units=(units,),
         )
         return None if self.problems else _with_portable_units(block, config)
+
+    def _cached_features(self, made: Sequence[int]) -> int:
+        """Features of key and value of one unit, of what its producers make of a token; 0 without a cache."""
+        if self.spec.head_dim is None or not self.cached:
+            return 0
+        parts = self.spec.fused * self.spec.interleaved  # 3, or there is a projection for each
+        return sum(made) * (parts - 1) // parts if parts > 1 else sum(made[1:])
+
+    def _itemsize(self) -> int:
+        return self.layer.get_submodule(self.spec.consumer).get_parameter("weight").dtype.itemsize
 
     def _mask(self, config: PretrainedConfig) -> str:
         """The decoder of an encoder-decoder reads other tokens than the encoder."""
