@@ -110,7 +110,7 @@ class Setting:
 
 def setting(args: argparse.Namespace) -> Setting:
     """Read the model and the text."""
-    folder = resolve_model("smollm2-135m")
+    folder = resolve_model(args.model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     raw = load_documents("state_of_the_union")
     recent = raw["train"].filter(lambda row: row["year"] >= 1950)
@@ -274,6 +274,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--bf16", action="store_true", help="train in mixed precision: faster where there is hardware for it"
     )
+    parser.add_argument("--model", default="smollm2-135m", help="another has other rows: give --output too")
     parser.add_argument("--windows", type=int, default=64, help="of calibration")
     parser.add_argument("--test-windows", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,6 +1,7 @@
 """Causal language modelling: windows, what is measured, and the whole story with what can be turned on."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,25 +10,19 @@ import hfprune
 from hfprune import RecoveryArguments, perplexity
 from hfprune.publishing.verification import verify
 from hfprune.tasks import CausalTextArguments, ModelArguments, causal_language_modelling
-from tests.support.runs import run_here, save
+from tests.support.processes import run_python
+from tests.support.runs import causal_home, run_here, save, settings, write
 from tests.support.tiny import tiny_model
-from tests.support.tiny_data import tiny_texts
 
 #: Its name before transformers 5.23.
 CHECKPOINTING = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if hasattr(RecoveryArguments, n))
+SCRIPT = Path(__file__).parent.parent / "scripts" / "run_language_modeling.py"
 DISTILLED = {"hidden_states_weight": 0, "temperature": 1, "metrics": ["perplexity", "loss"]}
-
-
-def home_of(home, **changes):
-    """With a tiny dense language model that was trained a little, and text, `data.txt`."""
-    save(tiny_model("llama", "AutoModelForCausalLM", num_key_value_heads=4, **changes), home / "dense")
-    (home / "data.txt").write_text(" ".join(tiny_texts(400)["text"]))
-    return home
 
 
 @pytest.fixture
 def home(tmp_path):
-    return home_of(tmp_path)
+    return causal_home(tmp_path)
 
 
 def load(home, **changes):
@@ -94,9 +89,7 @@ def test_what_can_be_turned_on(home, options):
     assert outcome.results["recovered_perplexity"] < outcome.results["pruned_perplexity"]
 
 
-def test_a_model_in_bfloat16(tmp_path):
-    home = tmp_path
-    home_of(home)
+def test_a_model_in_bfloat16(home):
     save(tiny_model("llama", "AutoModelForCausalLM").bfloat16(), home / "dense")
     chosen = {"scorer": "residual_logit_fisher", "schedule": "geometric", "rounds": 2, "reconstruct": True}
     outcome = story(home, num_train_epochs=1, **chosen)
@@ -118,3 +111,16 @@ def test_what_is_refused(home):
         load(home, self_generated=4, train_file="x.txt")
     with pytest.raises(ValueError, match="too little text in 'text' for one row of 50000"):
         load(home, max_length=50000)
+
+
+@pytest.mark.script
+@pytest.mark.distributed
+def test_two_processes_learn_from_what_one_wrote(home, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(home / "cache"))
+    values = settings(home, self_generated=48, teacher_top_k=4, num_train_epochs=1, eval_strategy="epoch", **DISTILLED)
+    values.pop("train_file")
+    run_python(SCRIPT, write(home, values), processes=2)
+    record = hfprune.load(home / "out" / "model").pruning_record
+    assert record.recovery["steps"] == 3  # 38 rows, 2 processes of 8
+    assert set(record.metrics["recovered"]) == {"perplexity", "loss"}
+    assert verify(home / "out" / "model") == []
