@@ -16,7 +16,7 @@ of `fluctuation`: what removed columns put out on average goes into a bias of th
 Recovery is distillation of the logits from the dense model on windows of 1950 to 2015, full weights.
 Rows go to runs/language_models.json as they are measured, and what is there is not measured again (delete the file to
 start over). seconds are score, plan, surgery, repair and training; peak_bytes the peak memory of that over what the
-process had before (dense model and data). CPU, float32 (training with --bf16 in mixed precision), 2 threads.
+process had before (dense model and data). CPU, float32 (training with --bf16 in mixed precision).
 """
 
 import argparse
@@ -280,6 +280,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/language_models.json"))
     parser.add_argument("--quick", action="store_true", help="80 %%: the default, fluctuation without and with bias")
+    parser.add_argument("--threads", type=int, default=2, help="1 where another process computes: they would spin")
     parser.add_argument("--untimed", action="store_true", help="the machine does other work: rows get no seconds")
     parser.add_argument("--show", action="store_true", help="report the rows there are of what is asked")
     return parser.parse_args()
@@ -289,7 +290,7 @@ def main() -> None:
     """Measure what is missing, report, keep the rows."""
     args = arguments()
     logging.set_verbosity_error()
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     rows: list[Row] = json.loads(args.output.read_text(encoding="utf-8")) if args.output.is_file() else []
     wanted = asked(args)
     there = {tuple(row[name] for name in NAMES) for row in rows}
