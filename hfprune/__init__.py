@@ -22,6 +22,8 @@ from hfprune.structure.architectures import known_architectures
 
 if TYPE_CHECKING:
     from hfprune.config import PruningConfig
+    from hfprune.corpus import self_generated
+    from hfprune.likelihood import perplexity
     from hfprune.pipeline import prune
     from hfprune.planner import apply_plan, plan, trade_off
     from hfprune.publishing.checkpoint import load, save
@@ -50,6 +52,7 @@ __all__ = [
     "apply_plan",
     "errors",
     "load",
+    "perplexity",
     "plan",
     "prune",
     "prune_vocabulary",
@@ -58,6 +61,7 @@ __all__ = [
     "reconstruct",
     "save",
     "score",
+    "self_generated",
     "sweep",
     "trade_off",
 ]
@@ -87,6 +91,7 @@ _WHERE = {
     "apply_plan": "hfprune.planner",
     "Sweep": "hfprune.sweeping.curve",
     "load": "hfprune.publishing.checkpoint",
+    "perplexity": "hfprune.likelihood",
     "plan": "hfprune.planner",
     "prune": "hfprune.pipeline",
     "prune_vocabulary": "hfprune.vocabulary.pruning",
@@ -95,6 +100,7 @@ _WHERE = {
     "reconstruct": "hfprune.recovery.reconstruction",
     "save": "hfprune.publishing.checkpoint",
     "score": "hfprune.scoring.scorers",
+    "self_generated": "hfprune.corpus",
     "sweep": "hfprune.sweeping.run",
     "trade_off": "hfprune.planner",
 }

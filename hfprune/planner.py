@@ -183,7 +183,13 @@ def _dense_cost(model: PreTrainedModel, config: PruningConfig) -> int:
     """Prunable cost of the dense model: units of the attached plan, at this model's cost of a unit."""
     length, blocks = config.sequence_length, find_blocks(model, config.attention_unit)
     units = dense_units(model, config.attention_unit)
-    return sum(units[block.name] * unit_cost(block, config.budget, length) for block in blocks)
+    cost = sum(units[block.name] * unit_cost(block, config.budget, length) for block in blocks)
+    if not cost:
+        raise BudgetError(
+            f"{type(model).__name__} has no prunable {config.budget}: no unit of it is in a key/value cache. Choose "
+            "budget='macs' or 'params'."
+        )
+    return cost
 
 
 def check_target(model: PreTrainedModel, config: PruningConfig) -> float:

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from hfprune.errors import StructureError, UnsupportedArchitectureError
-from hfprune.structure import Architecture, BlockSpec, find_blocks, known_architectures, reading, register_architecture
+from hfprune.structure import Architecture, BlockSpec, find_blocks, known_architectures, register_architecture, stock
 from tests.support.tiny import tiny_model
 
 
@@ -109,13 +109,13 @@ def test_register_architecture_makes_a_new_type_prunable(monkeypatch, tmp_path):
 
 def test_a_stock_config_is_asked_once_for_every_size(monkeypatch):
     """Not once a layer: on a Llama of 32 heads and 16 layers that took more than a second."""
-    asked, stock_config = [], reading.stock_config
+    asked, stock_config = [], stock.stock_config
 
     def counted(config, blocks, units):
         asked.extend(units)
         return stock_config(config, blocks, units)
 
-    monkeypatch.setattr(reading, "stock_config", counted)
+    monkeypatch.setattr(stock, "stock_config", counted)
     blocks = find_blocks(tiny_model("llama", num_hidden_layers=5))
     assert asked == [1, 2, 3]
     assert {block.portable_units for block in blocks if block.kind == "attention"} == {(1, 2, 4)}

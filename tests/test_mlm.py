@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 import hfprune
 from hfprune import RecoveryArguments
+from hfprune.corpus import pack
 from hfprune.publishing.verification import verify
 from hfprune.tasks import (
     MaskedTextArguments,
@@ -17,7 +18,7 @@ from hfprune.tasks import (
     masked_language_modelling,
     text_classification,
 )
-from hfprune.tasks.masked_text import masked, pack
+from hfprune.tasks.masked_text import masked
 from tests.support.runs import mlm_home, run_here, text_home
 from tests.support.tiny import tiny_model
 from tests.support.tiny_data import tiny_texts, tiny_tokenizer

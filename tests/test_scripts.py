@@ -17,7 +17,7 @@ from hfprune import PruningConfig
 from hfprune.cli import app
 from hfprune.publishing.verification import verify
 from tests.support.processes import run_python
-from tests.support.runs import mlm_home, settings, text_home, token_home, write
+from tests.support.runs import causal_home, mlm_home, settings, text_home, token_home, write
 from tests.support.tiny import tiny_batch, tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -145,6 +145,7 @@ class TestScript:
         [
             ("run_token_classification.py", token_home, "data.jsonl", "f1"),
             ("run_mlm.py", mlm_home, "data.txt", "perplexity"),
+            ("run_language_modeling.py", causal_home, "data.txt", "perplexity"),
         ],
     )
     def test_the_other_scripts(self, tmp_path, name, make_home, data, metric):

@@ -12,9 +12,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from hfprune.config import Budget
 from hfprune.errors import BudgetError
 from hfprune.planning.costs import Candidate, candidates_of
-from hfprune.planning.plan import Budget, PruningPlan
+from hfprune.planning.plan import PruningPlan
 from hfprune.scoring.scores import Scores
 from hfprune.structure.blocks import Block
 
@@ -240,7 +241,7 @@ def allocate(
         blocks: The model's blocks.
         scores: Their scores.
         limit: The prunable cost that may stay, in the budget's unit.
-        budget: What is counted: `params` or `macs`.
+        budget: What is counted: `params`, `macs` or `kv_cache`.
         sequence_length: Tokens in a sequence, for `macs`.
         model_type: The dense model's type, for the plan.
         allocation: Name of a registered allocator, or `random`, which ignores the scores.

@@ -7,12 +7,14 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from hfprune.planning.plan import Budget
+from hfprune.config import Budget
 from hfprune.structure.blocks import Block
 
 
 def unit_cost(block: Block, budget: Budget, sequence_length: int) -> int:
-    """Cost of one unit: parameters, or multiply-adds for a sequence of `sequence_length` tokens."""
+    """Cost of one unit: parameters, multiply-adds for `sequence_length` tokens, or bytes of key/value cache a token."""
+    if budget == "kv_cache":
+        return block.unit_cache_bytes
     return block.unit_params if budget == "params" else block.unit_macs(sequence_length)
 
 
@@ -69,7 +71,7 @@ def candidates_of(
     Args:
         blocks: The blocks; those that have no units left are passed over.
         scores: By block name, `(units,)`: higher is more worth keeping.
-        budget: What is counted: `params` or `macs`.
+        budget: What is counted: `params`, `macs` or `kv_cache`. Units that cost nothing of it all stay (or `at_most`).
         sequence_length: Tokens in a sequence, for `macs`.
         min_units: The fewest units that may stay, if the block can run with so few; where units stand in groups, the
             next multiple of their number.
@@ -107,6 +109,7 @@ def candidates_of(
             most = (at_most or {}).get(block.name, block.units)
             levels = [level for level in every if level <= most] or every[:1]
         cost = unit_cost(block, budget, sequence_length)
+        levels = levels if cost else levels[-1:]  # to remove them would gain nothing
         found.append(
             Candidate(block=block, order=tuple(order.tolist()), unit_cost=cost, levels=tuple(levels), values=values)
         )

@@ -41,7 +41,7 @@ def tabulate(candidates: Sequence[Candidate], limit: int) -> Table:
     Returns:
         The table.
     """
-    size = math.gcd(*(c.unit_cost for c in candidates))
+    size = math.gcd(*(c.unit_cost for c in candidates)) or 1  # 0: nothing costs anything
     size *= max(1, math.ceil(limit / size / BINS))
     bins = limit // size
     best = torch.zeros(bins + 1, dtype=torch.float64)

@@ -5,12 +5,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
+from hfprune.config import Budget
 from hfprune.errors import PlanMismatchError
 from hfprune.structure.blocks import Block, check_attention_unit
 
-Budget = Literal["params", "macs"]
 FORMAT_VERSION = 1
 
 
@@ -24,6 +23,7 @@ class BlockPlan:
         kept: Indices of those that stay, increasing.
         unit_params: Parameters of one unit.
         unit_macs: Multiply-adds of one unit for one sequence of the plan's `sequence_length`.
+        unit_cache_bytes: Bytes of one unit for every token in the key/value cache; 0 where it has none.
     """
 
     kind: str
@@ -31,10 +31,12 @@ class BlockPlan:
     kept: tuple[int, ...]
     unit_params: int
     unit_macs: int
+    unit_cache_bytes: int = 0
 
     def unit_cost(self, budget: Budget) -> int:
-        """The cost of one unit: parameters, or multiply-adds a sequence."""
-        return self.unit_params if budget == "params" else self.unit_macs
+        """The cost of one unit: parameters, multiply-adds a sequence, or bytes of key/value cache a token."""
+        costs = {"params": self.unit_params, "macs": self.unit_macs, "kv_cache": self.unit_cache_bytes}
+        return costs[budget]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,7 @@ class PruningPlan:
                     kept=tuple(kept.get(block.name, range(block.units))),
                     unit_params=block.unit_params,
                     unit_macs=block.unit_macs(sequence_length),
+                    unit_cache_bytes=block.unit_cache_bytes,
                 )
                 for block in blocks
             },
@@ -93,7 +96,7 @@ class PruningPlan:
         return {name: (len(block.kept), block.units) for name, block in self.blocks.items()}
 
     def cost(self, budget: Budget) -> tuple[int, int]:
-        """`(kept, before)` cost of all prunable units: parameters, or multiply-adds a sequence."""
+        """`(kept, before)` cost of all prunable units: parameters, multiply-adds a sequence, or cache bytes a token."""
         blocks = self.blocks.values()
         kept = sum(len(block.kept) * block.unit_cost(budget) for block in blocks)
         return kept, sum(block.units * block.unit_cost(budget) for block in blocks)
@@ -188,9 +191,10 @@ class PruningPlan:
         for name, (kept, before) in self.counts.items():
             bar = "█" * round(20 * kept / max(before, 1))
             lines.append(f"{name:<{width}}  {kept:>5} of {before:<5}  {bar:░<20}")
+        cache = f", {self.sparsity('kv_cache'):.1%} of its key/value cache" if self.cost("kv_cache")[1] else ""
         lines.append(
             f"removed {self.sparsity('macs'):.1%} of prunable MACs (sequences of {self.sequence_length} tokens), "
-            f"{self.sparsity('params'):.1%} of prunable parameters; digest {self.digest[:12]}"
+            f"{self.sparsity('params'):.1%} of prunable parameters{cache}; digest {self.digest[:12]}"
         )
         return "\n".join(lines)
 

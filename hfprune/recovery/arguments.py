@@ -26,6 +26,9 @@ class RecoveryArguments(TrainingArguments):
         hidden_states_weight: Weight of the mean squared error to the teacher's hidden states; 0 saves its memory.
         attention_outputs_weight: Weight of the mean squared error to what the teacher's attention blocks put out.
         temperature: Softens both distributions in the KL divergence.
+        teacher_top_k: Above 0, the teacher runs once over the training texts and only its so many likeliest tokens at
+            every place are kept, with what all others have together: less time and memory, and a KL divergence over
+            k + 1 outcomes that is a little smaller (`add_teacher_logits`). For models that predict tokens.
         unit_l1: Weight of the L1 penalty on the weights of units, a mean over units.
         unit_l2: Weight of their L2 penalty.
         unit_group_lasso: Weight of the group lasso on units, which draws whole units towards 0.
@@ -49,6 +52,9 @@ class RecoveryArguments(TrainingArguments):
     hidden_states_weight: float = field(default=0.5, metadata={"help": "Weight of the MSE of hidden states."})
     attention_outputs_weight: float = field(default=0.0, metadata={"help": "Weight of the MSE of attention outputs."})
     temperature: float = field(default=2.0, metadata={"help": "Softens both distributions in the KL divergence."})
+    teacher_top_k: int = field(
+        default=0, metadata={"help": "Above 0: run the teacher once, and keep its so many likeliest tokens."}
+    )
     unit_l1: float = field(default=0.0, metadata={"help": "Weight of the L1 penalty on units."})
     unit_l2: float = field(default=0.0, metadata={"help": "Weight of the L2 penalty on units."})
     unit_group_lasso: float = field(default=0.0, metadata={"help": "Weight of the group lasso on units."})
@@ -83,8 +89,20 @@ class RecoveryArguments(TrainingArguments):
         for name in ("token_dropout", "lora_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}. It is a fraction.")
+        self._check_top_k()
         self._check_rates()
         self._check_lora()
+
+    def _check_top_k(self) -> None:
+        if self.teacher_top_k < 0:
+            raise ValueError(f"teacher_top_k must not be negative, got {self.teacher_top_k}; 0 runs the teacher live.")
+        names = ("hidden_states_weight", "attention_outputs_weight", "token_dropout")
+        others = [f"{name}={getattr(self, name):g}" for name in names if getattr(self, name) > 0]
+        if self.teacher_top_k and others:
+            raise ValueError(
+                f"teacher_top_k={self.teacher_top_k} keeps what the teacher predicts for whole texts, and "
+                f"{', '.join(others)} needs it to run in every step: set that to 0, or teacher_top_k."
+            )
 
     def _check_rates(self) -> None:
         if any(not 0 < step < 1 for step in self.lr_steps) or sorted(self.lr_steps) != list(self.lr_steps):

@@ -5,6 +5,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+#: So many numbers of logits are compared at a time.
+DIVERGENCE_NUMBERS = 2**24
 
 
 def logits_loss(
@@ -37,20 +41,83 @@ def logits_loss(
             f"student logits are {tuple(student.shape)}, teacher logits {tuple(teacher.shape)}: the teacher must have "
             "the student's labels (or vocabulary). Pass the dense model that was pruned as teacher."
         )
+    mask = None if mask is None or student.ndim < 3 else mask.bool()
+    if problem not in ("regression", "multi_label_classification"):
+        return temperature**2 * _mean_divergence(student, teacher, temperature, mask)
     student, teacher = student.float(), teacher.float()
-    if mask is not None and student.ndim == 3:
-        student, teacher = student[mask.bool()], teacher[mask.bool()]
+    if mask is not None:
+        student, teacher = student[mask], teacher[mask]
     if problem == "regression":
         return F.mse_loss(student, teacher)
-    if problem == "multi_label_classification":
-        soft, log_soft = (teacher / temperature).sigmoid(), student / temperature
-        cross = F.binary_cross_entropy_with_logits(log_soft, soft, reduction="none")
-        entropy = F.binary_cross_entropy(soft, soft, reduction="none")
-        return temperature**2 * (cross - entropy).sum(-1).mean()
+    soft, log_soft = (teacher / temperature).sigmoid(), student / temperature
+    cross = F.binary_cross_entropy_with_logits(log_soft, soft, reduction="none")
+    entropy = F.binary_cross_entropy(soft, soft, reduction="none")
+    return temperature**2 * (cross - entropy).sum(-1).mean()
+
+
+def _mean_divergence(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
+    """KL(teacher ‖ student), mean over tokens; where there are many words, some tokens at a time and again backwards.
+
+    The float32 copies that it takes of the logits of a language model would be several times what the model takes.
+    """
     classes = student.shape[-1]
-    log_p = F.log_softmax(student.reshape(-1, classes) / temperature, dim=-1)
-    log_q = F.log_softmax(teacher.reshape(-1, classes) / temperature, dim=-1)
-    return temperature**2 * F.kl_div(log_p, log_q, log_target=True, reduction="batchmean")
+    student, teacher = student.reshape(-1, classes), teacher.reshape(-1, classes)
+    used = torch.ones(len(student), dtype=torch.bool, device=student.device) if mask is None else mask.flatten()
+    rows = max(1, DIVERGENCE_NUMBERS // classes)
+    parts = list(zip(*(torch.split(values, rows) for values in (student, teacher, used)), strict=True))
+    if len(parts) == 1:
+        total = _summed_divergence(student, teacher, used, temperature)
+    else:
+        sums = [checkpoint(_summed_divergence, *part, temperature, use_reentrant=False) for part in parts]
+        total = torch.stack(sums).sum()
+    return total / used.sum()
+
+
+def _summed_divergence(student: Tensor, teacher: Tensor, used: Tensor, temperature: float) -> Tensor:
+    log_p = F.log_softmax(student[used].float() / temperature, dim=-1)
+    log_q = F.log_softmax(teacher[used].float() / temperature, dim=-1)
+    return F.kl_div(log_p, log_q, log_target=True, reduction="sum")
+
+
+def top_k_logits_loss(
+    student: Tensor, ids: Tensor, log_probabilities: Tensor, *, temperature: float, mask: Tensor | None = None
+) -> Tensor:
+    """How far the student is from the teacher's likeliest tokens and all others together, a mean over tokens.
+
+    What: with p the teacher's and q the student's softened probabilities, K the teacher's k likeliest tokens, and
+    p_* = 1 − Σ_{i∈K} p_i, q_* alike: T² · (Σ_{i∈K} p_i log(p_i / q_i) + p_* log(p_* / q_*)). It is never more than the
+    KL divergence over all tokens, as it does not see how the rest is spread, and 0 where that is 0.
+    Inputs: `(N, tokens, words)` logits of the student; `(N, tokens, k)` tokens and `(N, tokens, k + 1)` log p_i, the
+    last of them log p_*, of the teacher, as `add_teacher_logits(top_k=k)` keeps them.
+    Requirements: the same vocabulary in the same order, and p softened with the same temperature T.
+    Reference: the log-sum inequality (Cover & Thomas 2006, "Elements of Information Theory", 2.7) for the bound.
+    Example: `top_k_logits_loss(small.logits, ids, log_probabilities, temperature=1.0)`
+
+    Args:
+        student: Logits of the student.
+        ids: The teacher's likeliest tokens.
+        log_probabilities: Their log-probabilities, and that of the rest.
+        temperature: Above 1 it softens both distributions.
+        mask: `(N, tokens)`; which tokens count.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: The shapes do not fit.
+    """
+    expected = (*student.shape[:-1], ids.shape[-1])
+    if student.ndim != 3 or ids.shape != expected or log_probabilities.shape != (*expected[:-1], expected[-1] + 1):
+        raise ValueError(
+            f"student logits {tuple(student.shape)}, the teacher's tokens {tuple(ids.shape)} and log-probabilities "
+            f"{tuple(log_probabilities.shape)} do not fit: expected (N, tokens, words), (N, tokens, k), "
+            "(N, tokens, k + 1) of the same texts. Make them with add_teacher_logits(top_k=k) and do not shorten texts."
+        )
+    used = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device) if mask is None else mask.bool()
+    logits, top, log_p = student[used].float() / temperature, ids[used].long(), log_probabilities[used].float()
+    rest = logits.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
+    log_q = torch.cat([logits.gather(-1, top), rest], -1) - logits.logsumexp(-1, keepdim=True)
+    return temperature**2 * F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
 
 
 def hidden_states_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], *, mask: Tensor | None = None) -> Tensor:

@@ -9,9 +9,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfprune.recovery.arguments import PENALTIES, TEACHER_WEIGHTS, RecoveryArguments
-from hfprune.recovery.distillation import attention_outputs_loss, hidden_states_loss, logits_loss
+from hfprune.recovery.distillation import attention_outputs_loss, hidden_states_loss, logits_loss, top_k_logits_loss
 from hfprune.recovery.regularisation import unit_penalties
-from hfprune.recovery.teacher import TEACHER_LOGITS, outputs_of
+from hfprune.recovery.teacher import (
+    TEACHER_COLUMNS,
+    TEACHER_LOGITS,
+    TEMPERATURE,
+    TOP_IDS,
+    TOP_LOG_PROBABILITIES,
+    outputs_of,
+)
 from hfprune.scoring.objectives import predicts_next_token, without_padding
 from hfprune.structure.reading import find_blocks
 
@@ -68,12 +75,12 @@ class RecoveryLoss:
             ValueError: There is nothing to learn from.
         """
         inputs = dict(inputs)
-        known = inputs.pop(TEACHER_LOGITS, None)
-        runs_teacher = self.teacher is not None and (known is None or self._needs_more_than_logits())
-        if known is not None and not runs_teacher and self.args.token_dropout > 0:
+        known = {name: inputs.pop(name) for name in TEACHER_COLUMNS if name in inputs}
+        runs_teacher = self.teacher is not None and (not known or self._needs_more_than_logits())
+        if known and not runs_teacher and self.args.token_dropout > 0:
             raise ValueError(
-                f"{TEACHER_LOGITS} are of whole texts, and token_dropout={self.args.token_dropout} changes the texts: "
-                "pass teacher=, or drop one of the two."
+                f"{next(iter(known))} are of whole texts, and token_dropout={self.args.token_dropout} changes the "
+                "texts: pass teacher=, or drop one of the two."
             )
         outputs, attention = self._run(model, student, inputs)
         parts: dict[str, Tensor] = {}
@@ -86,12 +93,12 @@ class RecoveryLoss:
             parts |= self._distillation(student, inputs, outputs, target)
             if self._attention:
                 parts["attention_outputs"] = self._attention_part(inputs, attention, target_attention)
-        elif known is not None and self.args.logits_weight > 0:
-            parts["logits"] = self._logits(student, inputs, outputs, {"logits": known})
+        elif known and self.args.logits_weight > 0:
+            parts["logits"] = self._known_logits(student, inputs, outputs, known)
         if self.labels(inputs) == 0:  # means of nothing, 0 / 0, whose share is 0
             parts |= {name: torch.nan_to_num(parts[name]) for name in ("task", "logits") if name in parts}
         weights = {name.removesuffix("_weight"): getattr(self.args, name) for name in TEACHER_WEIGHTS}
-        weights["task"] = self.args.task_weight if runs_teacher or known is not None else 1.0
+        weights["task"] = self.args.task_weight if runs_teacher or known else 1.0
         parts = {name: value for name, value in parts.items() if weights[name] > 0}
         if not parts:
             raise ValueError(
@@ -149,6 +156,22 @@ class RecoveryLoss:
                 mine, theirs = without_padding(mine, inputs), without_padding(theirs, inputs)
             losses.append(logits_loss(mine, theirs, temperature=self.args.temperature, problem=problem, mask=mask))
         return torch.stack(losses).mean()
+
+    def _known_logits(
+        self, student: PreTrainedModel, inputs: dict[str, Any], outputs: Any, known: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The same against what the teacher said before: all of its logits, or its likeliest tokens."""
+        if TEACHER_LOGITS in known:
+            return self._logits(student, inputs, outputs, {"logits": known[TEACHER_LOGITS]})
+        kept, temperature = known[TEMPERATURE].float(), self.args.temperature
+        if not torch.allclose(kept, torch.full_like(kept, temperature)):
+            raise ValueError(
+                f"the teacher's log-probabilities in the data are softened with a temperature of {float(kept[0]):g}, "
+                f"and temperature={temperature:g}. Set that, or keep them anew: add_teacher_logits(temperature=...)."
+            )
+        top, log_probabilities = known[TOP_IDS], known[TOP_LOG_PROBABILITIES]
+        mask = self._token_mask(inputs)
+        return top_k_logits_loss(outputs["logits"], top, log_probabilities, temperature=temperature, mask=mask)
 
     def _attention_part(self, inputs: dict[str, Any], mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> Tensor:
         mask = inputs.get("attention_mask")

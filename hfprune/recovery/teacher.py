@@ -1,6 +1,7 @@
 """What the teacher says: its logits beside the data, computed once; outputs of attention blocks while it runs."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,51 +12,84 @@ from datasets.fingerprint import Hasher
 from torch import Tensor, nn
 from transformers import PreTrainedModel, default_data_collator
 
+from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.scoring.calibration import Collator, check_batch
 from hfprune.structure.gates import frozen, inputs_of
 
+logger = logging.getLogger(__name__)
+
 #: The column of cached logits.
 TEACHER_LOGITS = "teacher_logits"
+#: The columns of the likeliest tokens: which, their log-probabilities and the rest's, and the temperature of these.
+TOP_IDS, TOP_LOG_PROBABILITIES, TEMPERATURE = "teacher_top_ids", "teacher_top_log_probabilities", "teacher_temperature"
+TEACHER_COLUMNS = (TEACHER_LOGITS, TOP_IDS, TOP_LOG_PROBABILITIES, TEMPERATURE)
 
 
 def add_teacher_logits(
-    data: Dataset, teacher: PreTrainedModel, *, collator: Collator | None = None, batch_size: int = 64
+    data: Dataset,
+    teacher: PreTrainedModel,
+    *,
+    collator: Collator | None = None,
+    batch_size: int = 64,
+    top_k: int | None = None,
+    temperature: float = 1.0,
 ) -> Dataset:
     """Run the teacher once over a data set and keep its logits there, so that recovery need not run it every epoch.
 
-    `RecoveryTrainer` finds the column and does without the teacher, if only `logits_weight` asks for one. The result
+    `RecoveryTrainer` finds the columns and does without the teacher, if only `logits_weight` asks for one. The result
     is cached like any `Dataset.map`: the same data and the same weights are not run again.
 
+    Of a model that predicts tokens all logits are too large to keep. With `top_k` the k likeliest tokens at every place
+    are kept with their log-probabilities log p_i at the temperature, and log p_* = log(1 − Σ p_i) of all others
+    together; recovery then minimises the KL divergence over these k + 1 outcomes, which is at most the KL divergence
+    over all tokens (see `hfprune.recovery.distillation.top_k_logits_loss`).
+
     Args:
-        data: A tokenized data set.
-        teacher: A model with one vector of logits a sample.
+        data: A tokenized data set; with `top_k`, of texts of one length, such as packed windows.
+        teacher: A model with one vector of logits a sample, or with `top_k` a token.
         collator: Makes a batch of rows; `DataCollatorWithPadding(tokenizer)` pads.
-        batch_size: Samples in a batch.
+        batch_size: Samples in a batch. Logits take samples × tokens × vocabulary numbers.
+        top_k: How many tokens to keep for every place.
+        temperature: What the log-probabilities are softened with: that of `RecoveryArguments`.
 
     Returns:
-        The data set with a column `teacher_logits`, `(classes,)` float32 each.
+        The data set with a column `teacher_logits`, `(classes,)` float32 each; or with `teacher_top_ids`,
+        `(tokens, k)`, `teacher_top_log_probabilities`, `(tokens, k + 1)` float32 each, and `teacher_temperature`.
 
     Raises:
-        ValueError: The teacher gives logits token by token, which are too large to keep, or none.
+        ValueError: The teacher gives logits token by token and there is no `top_k`, or the other way round, or none;
+            `top_k` is not below the number of words, or the collator changes texts at random.
         CalibrationError: No column is an argument of the teacher.
     """
     collate = collator or default_data_collator
-
     taken = [name for name in data.column_names if name in ("input_ids", "attention_mask", "token_type_ids")]
+    _check_repeatable(data, collate)
 
-    def run(columns: dict[str, list[Any]]) -> dict[str, list[list[float]]]:
+    def run(columns: dict[str, list[Any]]) -> dict[str, Any]:
         names = taken or list(columns)
         rows = [dict(zip(names, row, strict=True)) for row in zip(*(columns[n] for n in names), strict=True)]
         batch = check_batch(collate(rows), teacher)
         with torch.no_grad():
             logits = teacher(**inputs_of(teacher, batch)).get("logits")
-        if logits is None or logits.ndim != 2:
+        if logits is None or logits.ndim != (2 if top_k is None else 3):
             shape = "no logits" if logits is None else f"logits of shape {tuple(logits.shape)}"
             raise ValueError(
-                f"{type(teacher).__name__} gives {shape}; only `(samples, classes)` is kept beside the data. Pass the "
-                "teacher to RecoveryTrainer instead."
+                f"{type(teacher).__name__} gives {shape}; "
+                + (
+                    "only `(samples, classes)` is kept beside the data. Pass the teacher to RecoveryTrainer instead, "
+                    "or keep the likeliest tokens with top_k."
+                    if top_k is None
+                    else "top_k keeps a part of `(samples, tokens, words)`. Leave it out."
+                )
             )
-        return {TEACHER_LOGITS: logits.float().cpu().tolist()}
+        if top_k is None:
+            return {TEACHER_LOGITS: logits.float().cpu().tolist()}
+        ids, log_probabilities = _likeliest(logits, top_k, temperature)
+        return {
+            TOP_IDS: list(ids.int().cpu().numpy()),
+            TOP_LOG_PROBABILITIES: list(log_probabilities.cpu().numpy()),
+            TEMPERATURE: [temperature] * len(ids),
+        }
 
     with frozen(teacher):
         return data.map(
@@ -63,11 +97,74 @@ def add_teacher_logits(
             batched=True,
             batch_size=batch_size,
             desc="Teacher logits",
-            new_fingerprint=Hasher.hash((data._fingerprint, _digest(teacher))),
+            new_fingerprint=Hasher.hash((data._fingerprint, weights_digest(teacher), top_k, temperature)),
         )
 
 
-def _digest(model: PreTrainedModel) -> str:
+def _check_repeatable(data: Dataset, collate: Collator) -> None:
+    """Refuse a collator (of masked language modelling) that makes other texts of the same rows every time."""
+    if len(data) == 0 or "input_ids" not in data.column_names:
+        return
+    rows = [data[i] for i in range(min(8, len(data)))]
+    first, second = (collate([dict(row) for row in rows])["input_ids"] for _ in range(2))
+    if not torch.equal(first, second):
+        raise ValueError(
+            "the collator changes the texts at random, so what the teacher says of them once is not what it would say "
+            "of those that are trained on. Let the teacher run live: pass teacher= without teacher_top_k."
+        )
+
+
+def _likeliest(logits: Tensor, top_k: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """Token ids `(N, tokens, k)` and log-probabilities `(N, tokens, k + 1)`, a text at a time in float32."""
+    words = logits.shape[-1]
+    if not 1 <= top_k < words:
+        raise ValueError(f"top_k must be at least 1 and below the {words} words of the vocabulary, got {top_k}.")
+    found = []
+    for row in logits:
+        soft = row.float() / temperature
+        total = soft.logsumexp(-1, keepdim=True)
+        top, ids = soft.topk(top_k, -1)
+        rest = soft.scatter_(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+        found.append((ids, torch.cat([top, rest], -1) - total))
+    return torch.stack([ids for ids, _ in found]), torch.stack([values for _, values in found])
+
+
+def teacher_once(
+    args: RecoveryArguments, teacher: PreTrainedModel | None, kwargs: dict[str, Any]
+) -> tuple[PreTrainedModel | None, dict[str, Any]]:
+    """With `teacher_top_k`, run the teacher over the training data here, in place of in every step.
+
+    Args:
+        args: The arguments of the recovery.
+        teacher: The teacher.
+        kwargs: What else the trainer was given.
+
+    Returns:
+        The teacher that is still needed, and the arguments with what it said beside the training data.
+    """
+    data = kwargs.get("train_dataset")
+    if teacher is None or data is None or not args.teacher_top_k:
+        return teacher, kwargs
+    logger.info(
+        "The teacher runs once. Recovery follows its %d likeliest tokens and the rest as one, a lower bound of the KL "
+        "divergence over all tokens.",
+        args.teacher_top_k,
+    )
+    place = teacher.device
+    with args.main_process_first(local=False, desc="teacher logits"):
+        data = add_teacher_logits(
+            data,
+            teacher.to(args.device),
+            collator=kwargs.get("data_collator"),
+            batch_size=args.per_device_train_batch_size,
+            top_k=args.teacher_top_k,
+            temperature=args.temperature,
+        )
+    teacher.to(place)
+    return None, {**kwargs, "train_dataset": data}
+
+
+def weights_digest(model: PreTrainedModel) -> str:
     """SHA-256 of a model's weights."""
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

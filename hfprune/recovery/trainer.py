@@ -17,7 +17,7 @@ from hfprune.recovery.learning import choose_trainable, learning_names, slow_bas
 from hfprune.recovery.lora import has_adapters, merged, with_adapters
 from hfprune.recovery.loss import TOKEN_MEANS, RecoveryLoss, token_count
 from hfprune.recovery.regularisation import swap_tokens
-from hfprune.recovery.teacher import TEACHER_LOGITS
+from hfprune.recovery.teacher import TEACHER_COLUMNS, teacher_once
 from hfprune.structure.gates import count_samples, refuse_head_mask
 from hfprune.structure.modeling_pruned import write_attachments
 
@@ -56,6 +56,7 @@ class RecoveryTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         _check(model, args, teacher, kwargs)
+        teacher, kwargs = teacher_once(args, teacher, kwargs)
         self.teacher = teacher
         self._loss = RecoveryLoss(args, model, teacher)
         self._loss_sums: dict[str, Tensor] = {}
@@ -266,15 +267,13 @@ class RecoveryTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)
-        if not self.model.training:
-            prepared.pop(TEACHER_LOGITS, None)
-        return prepared
+        left_out = () if self.model.training else TEACHER_COLUMNS
+        return {name: value for name, value in prepared.items() if name not in left_out}
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: list[str] = self._signature_columns
-        if TEACHER_LOGITS not in columns:
-            columns.append(TEACHER_LOGITS)
+        columns += [name for name in TEACHER_COLUMNS if name not in columns]
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         if self.gradual is not None and not self.gradual.finished:

@@ -16,6 +16,8 @@ from hfprune.scoring.registry import Labels
 from hfprune.structure.devices import input_device
 from hfprune.structure.gates import Batch, count_samples, on_device
 
+#: Labels are drawn for so many rows of logits at a time.
+DRAWN_ROWS = 128
 _LABELS = ("labels", "start_positions", "end_positions", "next_sentence_label")
 
 
@@ -163,13 +165,14 @@ def projected_loss(model: PreTrainedModel, batch: Batch, *, seed: int) -> Tensor
                 real = mask.to(logits)
             elif logits.ndim == 3:
                 logits = logits[mask.bool().to(logits.device)]
+        # in place, and a dot product: logits of a language model are large, and so is every copy of them
         direction = torch.randn(logits.shape, generator=generator).to(logits.device)
-        direction = direction if real is None else direction * real
+        direction = direction if real is None else direction.mul_(real)
         if _has_softmax(model, logits):
             count = logits.shape[-1] if real is None else real.sum(-1, keepdim=True).clamp(min=1)
-            direction = direction - direction.sum(-1, keepdim=True) / count
-            direction = direction if real is None else direction * real
-        losses.append((direction * logits).sum())
+            direction.sub_(direction.sum(-1, keepdim=True) / count)
+            direction = direction if real is None else direction.mul_(real)
+        losses.append(torch.dot(direction.flatten(), logits.flatten()))
     return torch.stack(losses).sum()
 
 
@@ -205,7 +208,7 @@ def without_padding(logits: Tensor, batch: Batch) -> Tensor:
 
 
 def _draw(model: PreTrainedModel, batch: Batch, logits: Tensor, source: Tensor, generator: torch.Generator) -> Tensor:
-    logits, source = logits.float(), source.float()
+    logits = logits.float()
     if logits.ndim == 3:
         mask = batch.get("attention_mask")
         if isinstance(mask, Tensor) and mask.shape == logits.shape[:2]:
@@ -215,14 +218,20 @@ def _draw(model: PreTrainedModel, batch: Batch, logits: Tensor, source: Tensor, 
     problem = getattr(model.config, "problem_type", None)
     if problem == "regression" or logits.shape[-1] == 1:
         noise = torch.randn(source.shape, generator=generator).to(source.device)
-        return 0.5 * (logits - source - noise).square().sum()
+        return 0.5 * (logits - source.float() - noise).square().sum()
     if problem == "multi_label_classification":
         coins = torch.rand(source.shape, generator=generator).to(source.device)
-        return F.binary_cross_entropy_with_logits(logits, (coins < source.sigmoid()).float(), reduction="sum")
+        return F.binary_cross_entropy_with_logits(logits, (coins < source.float().sigmoid()).float(), reduction="sum")
     uniform = torch.rand((*source.shape[:-1], 1), generator=generator).to(source.device)
-    cumulative = source.softmax(-1).cumsum(-1)
-    labels = (cumulative < uniform * cumulative[..., -1:]).sum(-1)
+    pairs = zip(*(torch.split(values, DRAWN_ROWS) for values in (source, uniform)), strict=True)
+    labels = torch.cat([_drawn_labels(part, level) for part, level in pairs])
     return F.cross_entropy(logits, labels, reduction="sum")
+
+
+def _drawn_labels(source: Tensor, uniform: Tensor) -> Tensor:
+    """One label a row of `(rows, classes)` logits, by `(rows, 1)` numbers from 0 to 1."""
+    cumulative = source.float().softmax(-1).cumsum(-1)
+    return (cumulative < uniform * cumulative[..., -1:]).sum(-1)
 
 
 def _without_cache(model: PreTrainedModel, batch: Batch) -> Batch:

@@ -65,6 +65,8 @@ class Block:
         unit_params: Parameters that go when one unit goes.
         unit_token_macs: Multiply-adds for one token in the projections of one unit, in all uses of the layer.
         unit_pair_macs: Multiply-adds for one pair of tokens in the attention product of one unit, in all uses.
+        unit_cache_bytes: Bytes that one unit keeps of every token in the key/value cache, in the model's dtype, in all
+            uses of the layer; 0 where there is no cache. Cross-attention keeps them of every token of the source.
         portable_units: Counts of units that the stock config can say, if all layers have the same.
     """
 
@@ -91,6 +93,7 @@ class Block:
     unit_token_macs: int
     unit_pair_macs: int
     portable_units: Sequence[int]
+    unit_cache_bytes: int = 0
 
     def unit_macs(self, sequence_length: int) -> int:
         """Multiply-adds of one unit for one sequence of `sequence_length` tokens (ALGORITHMS §4).

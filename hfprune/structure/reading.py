@@ -1,19 +1,17 @@
 """Find the blocks of a model: every path and size is checked before anything is done."""
 
-import copy
+import inspect
 from collections.abc import Sequence
 
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hfprune.errors import StructureError
 from hfprune.structure.blocks import QUERIES, Amount, Block, attention_unit_of, features_of
-from hfprune.structure.modeling_pruned import base_class, owner_of
+from hfprune.structure.modeling_pruned import owner_of
 from hfprune.structure.specs import Architecture, AttentionUnit, BlockSpec, Quantity, specs_of
-
-_Sizes = tuple[tuple[str, int], ...]
+from hfprune.structure.stock import Sizes, with_portable_units
 
 
 def find_blocks(model: PreTrainedModel, attention_unit: AttentionUnit | None = None) -> list[Block]:
@@ -57,18 +55,19 @@ def read_blocks(
     query = (attention_unit or own) == "query" and (own == "query" or _heads_in_group(model.config) > 1)
     problems: list[str] = []
     blocks = []
-    sayable: dict[_Sizes, bool] = {}
+    sayable: dict[Sizes, bool] = {}
     for stack, specs in entry.stacks.items():
         layers, uses = _layers(model, stack, entry)
+        cached = _is_cached(model, stack)
         for path, layer in layers:
             for name, choices in specs_of(specs).items():
                 spec = _fitting(layer, choices)
                 by_query = query and spec.grouped
-                reader = _Reader(layer, path, QUERIES if by_query else name, spec, uses, by_query)
+                reader = _Reader(layer, path, QUERIES if by_query else name, spec, uses, cached, by_query=by_query)
                 block = reader.block(model.config)
                 problems.extend(reader.problems)
                 if block is not None:
-                    blocks.append(_with_portable_units(block, model.config, sayable))
+                    blocks.append(with_portable_units(block, model.config, sayable))
     if not problems and not blocks:
         raise StructureError(
             f"{type(model).__name__} has no layers at {' or '.join(map(repr, entry.stacks))}, where its "
@@ -116,6 +115,17 @@ def _layers(model: PreTrainedModel, stack: str, entry: Architecture) -> tuple[li
     return found, runs // outermost
 
 
+def _is_cached(model: PreTrainedModel, stack: str) -> bool:
+    """Whether attention in a stack of layers keeps keys and values while the model generates."""
+    config = model.config
+    if "past_key_values" not in inspect.signature(model.base_model.forward).parameters:
+        return False
+    if config.is_encoder_decoder:
+        return stack.startswith("decoder.")
+    can_be_either = hasattr(config, "add_cross_attention")  # BERT and its kin are decoders if the config says so
+    return not can_be_either or getattr(config, "is_decoder", True)
+
+
 def _fitting(layer: nn.Module, choices: Sequence[BlockSpec]) -> BlockSpec:
     """The first spec whose projections the layer has; the first of all if none fits."""
     names = {name for name, _ in layer.named_modules()}
@@ -127,9 +137,10 @@ class _Reader:
     """Reads one block of one layer and collects what is wrong instead of stopping at the first problem."""
 
     def __init__(
-        self, layer: nn.Module, path: str, name: str, spec: BlockSpec, uses: int, by_query: bool = False
+        self, layer: nn.Module, path: str, name: str, spec: BlockSpec, uses: int, cached: bool, *, by_query: bool
     ) -> None:
-        self.layer, self.path, self.name, self.spec, self.uses, self.by_query = layer, path, name, spec, uses, by_query
+        self.layer, self.path, self.name, self.spec, self.uses = layer, path, name, spec, uses
+        self.cached, self.by_query = cached, by_query
         self.problems: list[str] = []
 
     def block(self, config: PretrainedConfig) -> Block | None:
@@ -212,6 +223,7 @@ class _Reader:
             unit_params=weights + biases,
             unit_token_macs=self.uses * weights,
             unit_pair_macs=0 if spec.head_dim is None else 2 * self.uses * width,
+            unit_cache_bytes=self.uses * self._cached_features(rows) * self._itemsize(),
             portable_units=(units,),
         )
         return None if self.problems else block
@@ -225,6 +237,16 @@ class _Reader:
         if left or other < 0 or (self.spec.kind == "ffn" and other != columns):
             self.problems.append(f"{self.path}.{path}: {size} features are not {others + 1} parts beside {columns}")
         return (columns, *[other] * others)
+
+    def _cached_features(self, rows: Sequence[Sequence[int]]) -> int:
+        """Features of key and value of one unit, of the rows that make it; 0 without a cache."""
+        if self.spec.head_dim is None or not self.cached:
+            return 0
+        query = rows[0][0] // self.spec.interleaved
+        return sum(map(sum, rows)) - query
+
+    def _itemsize(self) -> int:
+        return self.layer.get_submodule(self.spec.consumer).get_parameter("weight").dtype.itemsize
 
     def _mask(self, config: PretrainedConfig) -> str:
         """The decoder of an encoder-decoder reads other tokens than the encoder."""
@@ -277,54 +299,3 @@ def _heads_in_group(config: PretrainedConfig) -> int:
     """Query heads for each key/value head, by the config; 1 where it does not say."""
     heads: int = getattr(config, "num_attention_heads", None) or 1
     return heads // (getattr(config, "num_key_value_heads", None) or heads)
-
-
-def stock_config(config: PretrainedConfig, blocks: Sequence[Block], units: Sequence[int]) -> PretrainedConfig | None:
-    """The stock config that says these sizes, or None where its fields or its own checks cannot.
-
-    Args:
-        config: The model's config, stock or pruned; it stays as it is.
-        blocks: The blocks whose sizes are to be said.
-        units: How many units each of them shall have.
-
-    Returns:
-        A copy of the config with the sizes set. Sizes that no field can say are left as they are, so compare the
-        shapes of a model built from it.
-    """
-    values: dict[str, int] = {}
-    if not all(units):  # a size of 0 means nothing to a stock config
-        return None
-    for block, count in zip(blocks, units, strict=True):
-        for name, value in _sizes(block, count):
-            if values.setdefault(name, value) != value:
-                return None
-    stock = base_class(type(config))
-    fields = copy.deepcopy(config.to_dict())
-    fields.update(values, model_type=stock.model_type)
-    for ours in ("pruning_config", "auto_map", "architectures", "transformers_weights"):
-        fields.pop(ours, None)
-    try:
-        return stock.from_dict(fields)
-    except (StrictDataclassError, ValueError):  # its own checks, such as hidden_size % num_attention_heads
-        return None
-
-
-def _sizes(block: Block, units: int) -> _Sizes:
-    """Fields of the stock config, and what they are for that many units of a block."""
-    return tuple((name, amount.of(units // block.groups)) for name, amount in block.config_fields)
-
-
-def _with_portable_units(block: Block, config: PretrainedConfig, sayable: dict[_Sizes, bool]) -> Block:
-    """Ask the stock config which counts it accepts: every one for neurons, some for heads, none where no field is.
-
-    `sayable` has the answers so far: to make a config takes milliseconds, and most layers have the same sizes.
-    """
-    if not block.config_fields:
-        return block
-    counts: Sequence[int] = range(block.groups, block.units + 1, block.groups)
-    if block.kind == "attention":
-        for n in counts[:-1]:
-            if _sizes(block, n) not in sayable:
-                sayable[_sizes(block, n)] = stock_config(config, [block], [n]) is not None
-        counts = tuple(n for n in counts if n == block.units or sayable[_sizes(block, n)])
-    return Block(**{**vars(block), "portable_units": counts})

@@ -13,7 +13,8 @@ from transformers.pytorch_utils import Conv1D
 from hfprune.errors import StructureError, UnsupportedArchitectureError
 from hfprune.structure import modeling_pruned
 from hfprune.structure.blocks import Block, attention_unit_of, base_model_prefix, check_in_one_place, features_of
-from hfprune.structure.reading import find_blocks, stock_config
+from hfprune.structure.reading import find_blocks
+from hfprune.structure.stock import stock_config
 
 
 def keep_units(

@@ -2,6 +2,7 @@
 
 from hfprune.tasks.arguments import (
     Arguments,
+    CausalTextArguments,
     DataArguments,
     MaskedTextArguments,
     MethodArguments,
@@ -10,6 +11,7 @@ from hfprune.tasks.arguments import (
     TokenArguments,
     parse,
 )
+from hfprune.tasks.causal_text import causal_language_modelling
 from hfprune.tasks.masked_text import masked_language_modelling
 from hfprune.tasks.task import Task
 from hfprune.tasks.texts import text_classification
@@ -17,6 +19,7 @@ from hfprune.tasks.tokens import token_classification
 
 __all__ = [
     "Arguments",
+    "CausalTextArguments",
     "DataArguments",
     "MaskedTextArguments",
     "MethodArguments",
@@ -24,6 +27,7 @@ __all__ = [
     "Task",
     "TextArguments",
     "TokenArguments",
+    "causal_language_modelling",
     "masked_language_modelling",
     "parse",
     "text_classification",

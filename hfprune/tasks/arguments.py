@@ -23,7 +23,7 @@ PruningArguments = make_dataclass(
 class ModelArguments:
     """Which model, whether it must be fine-tuned first, what it learns from, and when it has learned enough."""
 
-    model_name_or_path: str = field(metadata={"help": "Hub name, folder, or minilm-l6 (from an installed package)."})
+    model_name_or_path: str = field(metadata={"help": "Hub name, folder, or minilm-l6, smollm2-135m (from packages)."})
     teacher_model: str | None = field(
         default=None, metadata={"help": "Fine-tuned teacher for recovery, with the same labels; by default the dense."}
     )
@@ -96,6 +96,19 @@ class MaskedTextArguments(DataArguments):
 
     text_column: str = field(default="text", metadata={"help": "Column with the text."})
     mask_probability: float = field(default=0.15, metadata={"help": "The share of tokens to predict."})
+
+
+@dataclass
+class CausalTextArguments(DataArguments):
+    """Plain text, whose next tokens are predicted."""
+
+    dataset: str | None = field(default=None, metadata={"help": "Hub name, or state_of_the_union."})
+    text_column: str = field(default="text", metadata={"help": "Column with the text; a txt file is one text."})
+    max_length: int = field(default=256, metadata={"help": "Tokens in a window."})
+    self_generated: int = field(
+        default=0, metadata={"help": "Instead of texts to learn from: so many windows that the dense model writes."}
+    )
+    latency_batch_size: int = field(default=4, metadata={"help": "Batch size of the latency measurement."})
 
 
 class Arguments(NamedTuple):

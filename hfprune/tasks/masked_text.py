@@ -3,13 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from torch import Tensor
 from transformers import (
     AutoModelForMaskedLM,
@@ -19,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from hfprune.corpus import pack
 from hfprune.data import load_splits, resolve_model
 from hfprune.scoring import Collator
 from hfprune.structure.gates import Batch
@@ -95,41 +95,6 @@ class _Collator:
             if (batch["labels"] != -100).any():
                 break
         return batch
-
-
-def pack(
-    data: DatasetDict, tokenizer: PreTrainedTokenizerBase, *, text_column: str = "text", max_length: int = 128
-) -> DatasetDict:
-    """Token ids of all texts, one after the other, in rows of `max_length`.
-
-    Args:
-        data: Splits with a text column; empty texts are skipped.
-        tokenizer: The model's tokenizer; each text keeps its special tokens.
-        text_column: The column with the text.
-        max_length: Tokens in a row. What is left of every 1,000 texts is a shorter row, or is dropped where it is less
-            than half as long.
-
-    Returns:
-        The same splits with `input_ids` only.
-
-    Raises:
-        ValueError: A split has less text than half a row.
-    """
-
-    def encode(rows: Mapping[str, list[Any]]) -> dict[str, Any]:
-        texts = [text for text in rows[text_column] if text and text.strip()]
-        ids = list(chain.from_iterable(tokenizer(texts, verbose=False)["input_ids"])) if texts else []
-        pieces = [ids[start : start + max_length] for start in range(0, len(ids), max_length)]
-        return {"input_ids": [piece for piece in pieces if len(piece) >= max_length / 2]}
-
-    packed = data.map(encode, batched=True, remove_columns=data["train"].column_names, desc="Tokenizing and packing")
-    for split, part in packed.items():
-        if len(part) == 0:
-            raise ValueError(
-                f"the {split} split has too little text in {text_column!r} for one row of {max_length} tokens. "
-                "Pass more text, or a smaller max_length."
-            )
-    return packed
 
 
 def masked(split: Dataset, tokenizer: PreTrainedTokenizerBase, *, probability: float, seed: int) -> Dataset:

@@ -2,7 +2,8 @@
 
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
-from hfprune.data import align_labels, label_arguments, load_text_dataset, resolve_model, tokenize
+from hfprune.data import load_text_dataset, resolve_model, tokenize
+from hfprune.labels import align_labels, label_arguments
 from hfprune.metrics import compute_metrics_for, default_metrics
 from hfprune.tasks.arguments import ModelArguments, TextArguments
 from hfprune.tasks.task import Task

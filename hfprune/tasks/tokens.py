@@ -14,7 +14,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hfprune.data import load_splits, named_labels, numbers_of, resolve_model
+from hfprune.data import load_splits, resolve_model
+from hfprune.labels import named_labels, numbers_of
 from hfprune.metrics import entity_metrics_for
 from hfprune.tasks.arguments import ModelArguments, TokenArguments
 from hfprune.tasks.task import Task

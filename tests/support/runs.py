@@ -74,6 +74,13 @@ def mlm_home(home: Path) -> Path:
     return home
 
 
+def causal_home(home: Path, **changes: object) -> Path:
+    """With a tiny dense causal language model and text, `data.txt`."""
+    save(tiny_model("llama", "AutoModelForCausalLM", **changes), home / "dense")
+    (home / "data.txt").write_text(" ".join(tiny_texts(400)["text"]))
+    return home
+
+
 def save(model: PreTrainedModel, folder: Path) -> None:
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
