@@ -1,6 +1,5 @@
 """What the teacher says: its logits beside the data, computed once; outputs of attention blocks while it runs."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from transformers import PreTrainedModel, default_data_collator
 
 from hfprune.scoring.calibration import Collator, check_batch
 from hfprune.structure.gates import frozen, inputs_of
+from hfprune.structure.kept import sha256_of
 
 #: The column of cached logits.
 TEACHER_LOGITS = "teacher_logits"
@@ -63,17 +63,8 @@ def add_teacher_logits(
             batched=True,
             batch_size=batch_size,
             desc="Teacher logits",
-            new_fingerprint=Hasher.hash((data._fingerprint, _digest(teacher))),
+            new_fingerprint=Hasher.hash((data._fingerprint, sha256_of(teacher.state_dict()))),
         )
-
-
-def _digest(model: PreTrainedModel) -> str:
-    """SHA-256 of a model's weights."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        total.update(name.encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
 
 
 @contextmanager
