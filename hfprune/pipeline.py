@@ -84,7 +84,14 @@ def prune(
         began, scoring = time.perf_counter(), 0.0
         for target in _targets(small, config, step):
             started = time.perf_counter()
-            scores = score(small, batches, scorer=config.scorer, seed=config.seed + number, teacher=model)
+            scores = score(
+                small,
+                batches,
+                scorer=config.scorer,
+                seed=config.seed + number,
+                teacher=model,
+                gradient_checkpointing=config.gradient_checkpointing,
+            )
             scoring += time.perf_counter() - started
             small = apply_plan(small, plan(small, scores, config, sparsity=target))
         if config.portable and isinstance(small, PrunedModel):

@@ -102,7 +102,14 @@ def sweep(
         return earlier
     known = {} if earlier is None else {point.sparsity: point for point in earlier.points}
     began = time.perf_counter()
-    scores = score(model, batches, scorer=config.scorer, seed=config.seed, teacher=model)
+    scores = score(
+        model,
+        batches,
+        scorer=config.scorer,
+        seed=config.seed,
+        teacher=model,
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
     scoring_seconds = time.perf_counter() - began
     wanted = sorted({*wanted, *known} - {0.0})
     plans: dict[float, PruningPlan | None] = {0.0: None}
