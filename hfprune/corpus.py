@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfprune.data import load_raw, with_splits
-from hfprune.recovery.teacher import weights_digest
 from hfprune.structure.devices import input_device
 from hfprune.structure.gates import frozen
+from hfprune.structure.kept import sha256_of
 
 
 def data_folder(relative: str) -> Path:
@@ -199,7 +199,15 @@ def self_generated(
                 for row in _continued(model, ids, tokens, generator).tolist():
                     yield {"input_ids": row}
 
-    asked = (weights_digest(model), tokenizer.bos_token_id, tokenizer.eos_token_id, samples, tokens, seed, batch_size)
+    asked = (
+        sha256_of(model.state_dict()),
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        samples,
+        tokens,
+        seed,
+        batch_size,
+    )
     return Dataset.from_generator(rows, fingerprint=Hasher.hash(asked))
 
 

@@ -26,6 +26,24 @@ def is_main_process() -> bool:
     return not _started() or dist.get_rank() == 0
 
 
+def count_processes() -> int:
+    """How many processes work together.
+
+    >>> count_processes()
+    1
+    """
+    return dist.get_world_size() if _started() else 1
+
+
+def process_rank() -> int:
+    """The number of this process, from 0.
+
+    >>> process_rank()
+    0
+    """
+    return dist.get_rank() if _started() else 0
+
+
 def share_of(items: Sequence[Item]) -> list[tuple[int, Item]]:
     """This process's share of what all processes hold: every n-th item with its index; all of them in one process.
 

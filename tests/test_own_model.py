@@ -40,7 +40,7 @@ def test_its_blocks_are_found_and_proven():
     assert attention.sizes == (("pile.0.mixer", "lanes", Amount(2)), ("pile.0.mixer", "shared", Amount(1)))
     assert attention.residual_sum == "pile.0.second"
     assert (ffn.units, ffn.producers) == (40, ("pile.0.open", "pile.0.signal"))
-    assert (ffn.residual_sum, ffn.config_fields) == ("pile.0", (("wide", 1),))
+    assert (ffn.residual_sum, ffn.config_fields) == ("pile.0", (("wide", Amount(1)),))
 
 
 def test_gated_equals_pruned_equals_reloaded(tmp_path):

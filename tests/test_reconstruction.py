@@ -5,7 +5,7 @@ import torch
 
 import hfprune
 from hfprune.errors import CalibrationError, NonFiniteScoreError, PlanMismatchError
-from hfprune.recovery import reconstruction
+from hfprune.recovery import least_squares, reconstruction
 from hfprune.recovery.reconstruction import reconstruct
 from hfprune.structure import find_blocks
 from hfprune.structure.surgery import keep_units
@@ -176,9 +176,9 @@ def test_bad_input_is_refused():
 
 
 def test_a_ridge_that_fails_is_raised_and_said(caplog):
-    gram = reconstruction._Gram.zeros(3, 2, torch.device("cpu"))
+    gram = least_squares.Gram.zeros(3, 2, torch.device("cpu"))
     gram.add(torch.tensor([[1.0, 1.0, 1.0]]), torch.tensor([[1.0, 2.0]]))
-    change, ridge = reconstruction._solve(gram, 1e-17, "a.block")
+    change, ridge = least_squares.solve(gram, 1e-17, "a.block")
     assert ridge > 1e-17
     assert torch.isfinite(change).all()
     assert "too small to solve block 'a.block'" in caplog.text

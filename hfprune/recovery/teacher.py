@@ -1,6 +1,5 @@
 """What the teacher says: its logits beside the data, computed once; outputs of attention blocks while it runs."""
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel, default_data_collator
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.scoring.calibration import Collator, check_batch
 from hfprune.structure.gates import frozen, inputs_of
+from hfprune.structure.kept import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def add_teacher_logits(
             batched=True,
             batch_size=batch_size,
             desc="Teacher logits",
-            new_fingerprint=Hasher.hash((data._fingerprint, weights_digest(teacher), top_k, temperature)),
+            new_fingerprint=Hasher.hash((data._fingerprint, sha256_of(teacher.state_dict()), top_k, temperature)),
         )
 
 
@@ -162,15 +162,6 @@ def teacher_once(
         )
     teacher.to(place)
     return None, {**kwargs, "train_dataset": data}
-
-
-def weights_digest(model: PreTrainedModel) -> str:
-    """SHA-256 of a model's weights."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        total.update(name.encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
 
 
 @contextmanager

@@ -110,7 +110,9 @@ def obs(statistics: GramStatistics) -> Tensor:
 def regularised_inverse(gram: Tensor) -> Tensor:
     """(G + λI)⁻¹ with λ = `OBS_RIDGE` times the mean of G's diagonal."""
     ridge = OBS_RIDGE * gram.diagonal().mean().clamp(min=1e-12)
-    inverse: Tensor = torch.linalg.inv(gram + ridge * torch.eye(len(gram), dtype=gram.dtype))
+    lifted = gram.clone()
+    lifted.diagonal().add_(ridge)
+    inverse: Tensor = torch.linalg.inv(lifted)
     return inverse
 
 

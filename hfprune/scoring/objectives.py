@@ -13,11 +13,10 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from hfprune.errors import CalibrationError
 from hfprune.scoring.registry import Labels
+from hfprune.scoring.token_losses import Head, before_head, summed_in_parts
 from hfprune.structure.devices import input_device
 from hfprune.structure.gates import Batch, count_samples, on_device
 
-#: Labels are drawn for so many rows of logits at a time.
-DRAWN_ROWS = 128
 _LABELS = ("labels", "start_positions", "end_positions", "next_sentence_label")
 
 
@@ -63,6 +62,8 @@ def labelled_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
             f"this scorer needs labels, and the batch has only {', '.join(batch)}. Pass labelled data, or use a scorer "
             "that needs none, such as residual_logit_fisher or kl_fisher."
         )
+    if (found := _labelled_tokens(model, batch)) is not None:
+        return found
     problem = getattr(model.config, "problem_type", None)
     try:
         output = model(**_without_cache(model, batch))
@@ -76,6 +77,44 @@ def labelled_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
         )
     total: Tensor = loss.float() * _count(model, batch, output)
     return total
+
+
+def _labelled_tokens(model: PreTrainedModel, batch: Batch) -> Tensor | None:
+    """The same for a causal language model, a few tokens at a time; None for another, or one with a loss of its own."""
+    labels = batch.get("labels")
+    if not predicts_next_token(model) or not isinstance(labels, Tensor):
+        return None
+    if model.loss_function is not ForCausalLMLoss or getattr(model.config, "output_router_logits", False):
+        return None
+    if (split := _split(model, _without_labels(model, batch))) is None:
+        return None
+    hidden, head = split
+    following = labels[:, 1:].to(hidden.device)
+    real = following != -100
+    targets = following[real]
+
+    def nll(states: Tensor, rows: Tensor) -> Tensor:
+        logits = head(states)
+        return F.cross_entropy(logits, targets[rows].to(logits.device), reduction="sum")
+
+    return summed_in_parts(hidden[:, :-1][real], nll, _vocabulary(model))
+
+
+def _split(model: PreTrainedModel, inputs: Batch) -> tuple[Tensor, Head] | None:
+    """Hidden states and head of a causal language model; None for another."""
+    return before_head(model, _without_cache(model, inputs)) if predicts_next_token(model) else None
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    return int(model.config.get_text_config().vocab_size)
+
+
+def _real(hidden: Tensor, batch: Batch) -> Tensor:
+    """`(tokens, features)` without padding of `(samples, tokens, features)`."""
+    mask = batch.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.shape == hidden.shape[:2]:
+        return hidden[mask.bool().to(hidden.device)]
+    return hidden.flatten(0, 1)
 
 
 def _count(model: PreTrainedModel, batch: Batch, output: Any) -> int:
@@ -117,13 +156,15 @@ def sampled_loss(model: PreTrainedModel, batch: Batch, *, teacher: PreTrainedMod
         CalibrationError: The model has no logits.
     """
     inputs = _without_labels(model, batch)
+    generator = torch.Generator().manual_seed(seed)
+    if (split := _split(model, inputs)) is not None:
+        return _sampled_tokens(model, inputs, split, teacher, generator)
     output = model(**_without_cache(model, inputs))
     if teacher is model:
         drawn_from = output
     else:
         with torch.no_grad():
             drawn_from = teacher(**_without_cache(teacher, on_device(inputs, input_device(teacher))))
-    generator = torch.Generator().manual_seed(seed)
     losses = []
     for name in _logits_in(model, output):
         mine = output[name]
@@ -132,6 +173,33 @@ def sampled_loss(model: PreTrainedModel, batch: Batch, *, teacher: PreTrainedMod
             mine, source = without_padding(mine, inputs), without_padding(source, inputs)
         losses.append(_draw(model, inputs, mine, source, generator))
     return torch.stack(losses).sum()
+
+
+def _sampled_tokens(
+    model: PreTrainedModel,
+    inputs: Batch,
+    split: tuple[Tensor, Head],
+    teacher: PreTrainedModel,
+    generator: torch.Generator,
+) -> Tensor:
+    """The same for a causal language model, a few tokens at a time."""
+    hidden, head = _real(split[0], inputs), split[1]
+    uniform = torch.rand((len(hidden), 1), generator=generator)
+    draws: tuple[Tensor, Head] | None = None
+    if teacher is not model:
+        with torch.no_grad():
+            found = _split(teacher, on_device(inputs, input_device(teacher)))
+        assert found is not None  # a model of the same kind
+        draws = _real(found[0], inputs), found[1]
+
+    def nll(states: Tensor, rows: Tensor) -> Tensor:
+        logits = head(states)
+        with torch.no_grad():
+            source = logits.detach() if draws is None else draws[1](draws[0][rows.to(draws[0].device)])
+            labels = _drawn(source, uniform[rows.cpu()])
+        return F.cross_entropy(logits, labels.to(logits.device), reduction="sum")
+
+    return summed_in_parts(hidden, nll, _vocabulary(model))
 
 
 def projected_loss(model: PreTrainedModel, batch: Batch, *, seed: int) -> Tensor:
@@ -153,9 +221,18 @@ def projected_loss(model: PreTrainedModel, batch: Batch, *, seed: int) -> Tensor
         CalibrationError: The model has no logits.
     """
     inputs = _without_labels(model, batch)
+    generator = torch.Generator().manual_seed(seed)
+    if (split := _split(model, inputs)) is not None:
+        hidden, head = split
+
+        def projected(states: Tensor, _: Tensor) -> Tensor:
+            logits = head(states)
+            direction = torch.randn(logits.shape, generator=generator).to(logits.device)
+            return ((direction - direction.mean(-1, keepdim=True)) * logits).sum()
+
+        return summed_in_parts(_real(hidden, inputs), projected, _vocabulary(model))
     output = model(**_without_cache(model, inputs))
     mask = batch.get("attention_mask")
-    generator = torch.Generator().manual_seed(seed)
     losses = []
     for name in _logits_in(model, output):
         logits = output[name].float()
@@ -222,16 +299,14 @@ def _draw(model: PreTrainedModel, batch: Batch, logits: Tensor, source: Tensor, 
     if problem == "multi_label_classification":
         coins = torch.rand(source.shape, generator=generator).to(source.device)
         return F.binary_cross_entropy_with_logits(logits, (coins < source.float().sigmoid()).float(), reduction="sum")
-    uniform = torch.rand((*source.shape[:-1], 1), generator=generator).to(source.device)
-    pairs = zip(*(torch.split(values, DRAWN_ROWS) for values in (source, uniform)), strict=True)
-    labels = torch.cat([_drawn_labels(part, level) for part, level in pairs])
+    labels = _drawn(source, torch.rand((*source.shape[:-1], 1), generator=generator))
     return F.cross_entropy(logits, labels, reduction="sum")
 
 
-def _drawn_labels(source: Tensor, uniform: Tensor) -> Tensor:
-    """One label a row of `(rows, classes)` logits, by `(rows, 1)` numbers from 0 to 1."""
+def _drawn(source: Tensor, uniform: Tensor) -> Tensor:
+    """Classes drawn from logits `(..., classes)` with uniform numbers `(..., 1)`."""
     cumulative = source.float().softmax(-1).cumsum(-1)
-    return (cumulative < uniform * cumulative[..., -1:]).sum(-1)
+    return (cumulative < uniform.to(source.device) * cumulative[..., -1:]).sum(-1)
 
 
 def _without_cache(model: PreTrainedModel, batch: Batch) -> Batch:

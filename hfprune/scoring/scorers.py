@@ -17,7 +17,7 @@ from hfprune.scoring.scores import Scores
 from hfprune.scoring.weight_scorers import read_weight_gradients, read_weights
 from hfprune.structure.blocks import Block
 from hfprune.structure.devices import check_can_run
-from hfprune.structure.gates import Batch, count_samples
+from hfprune.structure.gates import Batch, count_samples, recomputed
 from hfprune.structure.reading import find_blocks
 from hfprune.structure.specs import AttentionUnit
 
@@ -56,6 +56,7 @@ def score(
     seed: int = 0,
     teacher: PreTrainedModel | None = None,
     attention_unit: AttentionUnit | None = None,
+    gradient_checkpointing: bool = False,
 ) -> Scores:
     """Score every unit of a model. The model is exactly as before afterwards, also after an error.
 
@@ -72,6 +73,8 @@ def score(
             pruning it is the dense model.
         attention_unit: What units of attention with shared key/value heads are, as in `PruningConfig`. None: what the
             model was pruned by, or else `group`.
+        gradient_checkpointing: Keep only the inputs of layers, and run each again in the backward pass: the same
+            scores with less memory and more time. Smaller batches do as much where one sample fits.
 
     Returns:
         Scores of all blocks, in the model's present numbering.
@@ -91,7 +94,8 @@ def score(
     samples = sum(count_samples(batch) for batch in batches)
     by_block = {block.name: torch.zeros(block.units) for block in every}
     if blocks:
-        found = [_score(model, blocks, batches, entry, seed, teacher or model) for entry in entries]
+        with recomputed(model, blocks if gradient_checkpointing else []):
+            found = [_score(model, blocks, batches, entry, seed, teacher or model) for entry in entries]
         by_block |= found[0] if rule is None else hybrid(found[0], found[1], blocks, rule)
     from_main_process(by_block.values())
     return Scores(by_block=by_block, scorer=scorer, samples=samples)

@@ -3,10 +3,12 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from hfprune.structure.blocks import Block
@@ -185,6 +187,41 @@ def run_without_head(model: PreTrainedModel, batch: Batch) -> None:
         model(**inputs_of(model, batch, labels=True))
     else:
         model.base_model(**inputs_of(model.base_model, batch))
+
+
+@contextmanager
+def recomputed(model: PreTrainedModel, blocks: Sequence[Block]) -> Iterator[None]:
+    """Gradient checkpointing, inside the `with`: layers are run again in the backward pass instead of kept.
+
+    The same gradients for one more forward pass. transformers' own works in training mode only, where there is dropout.
+
+    Args:
+        model: The model.
+        blocks: Its blocks; what is kept is the inputs of their layers.
+
+    Yields:
+        Nothing.
+    """
+    with ExitStack() as stack:
+        for path in {block.layer for block in blocks}:
+            layer = model.base_model.get_submodule(path)
+            forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+            stack.enter_context(replaced_forward(layer, forward))
+        yield
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Another `forward` for one module; one that was set on the instance before (by accelerate's hooks) comes back."""
+    own = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = own
 
 
 @contextmanager

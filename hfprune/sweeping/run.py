@@ -1,6 +1,5 @@
 """sweep(): one scoring pass, many sizes, each cut, repaired, recovered if you like, and measured."""
 
-import hashlib
 import json
 import logging
 import time
@@ -9,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
@@ -23,6 +20,7 @@ from hfprune.record import public_name
 from hfprune.recovery.reconstruction import reconstruct
 from hfprune.scoring import CalibrationData, Collator, known_scorers, score
 from hfprune.structure.gates import Batch, frozen
+from hfprune.structure.kept import sha256_of
 from hfprune.sweeping.curve import Sweep, in_order
 from hfprune.sweeping.points import SweepPoint, outcome_of
 
@@ -111,6 +109,7 @@ def sweep(
         seed=config.seed,
         teacher=model,
         attention_unit=config.attention_unit,
+        gradient_checkpointing=config.gradient_checkpointing,
     )
     scoring_seconds = time.perf_counter() - began
     wanted = sorted({*wanted, *known} - {0.0})
@@ -234,8 +233,8 @@ def settings_of(
     fields = {name: value for name, value in config.to_dict().items() if name != "sparsity"}
     return {
         "model": public_name(model.config._name_or_path or ""),
-        "weights": _sha256(model.state_dict()),
-        "calibration": _sha256({f"{i}.{name}": value for i, b in enumerate(batches) for name, value in b.items()}),
+        "weights": sha256_of(model.state_dict()),
+        "calibration": sha256_of({f"{i}.{name}": value for i, b in enumerate(batches) for name, value in b.items()}),
         "metric": metric,
         "recover": recover,
         **fields,
@@ -311,12 +310,3 @@ def _composed(model: PreTrainedModel, made: PruningPlan | None) -> PruningPlan |
 
 def _digest(made: PruningPlan | None) -> str:
     return "" if made is None else made.digest
-
-
-def _sha256(tensors: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(name.encode())
-        if isinstance(value, Tensor):
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
