@@ -43,7 +43,7 @@ class PruningConfig:
         calibration_batch_size: The most samples in a calibration batch.
         calibration_batch_tokens: The most tokens in one. It bounds the memory of scoring; of the scores
             it changes only what is drawn at random.
-        gradient_checkpointing: Score with less memory and more time, as `score` explains.
+        calibration_checkpointing: Score with less memory and more time, as `score` explains.
         min_units: The fewest heads, key/value groups or neurons that a block keeps; with 0 whole blocks may go, where
             the architecture can run without them.
         round_to: Neurons are kept in multiples of this; 16 or 32 suits most kernels.
@@ -73,7 +73,7 @@ class PruningConfig:
     calibration_samples: int = field(default=512, metadata={"help": "Samples that a scoring pass sees."})
     calibration_batch_size: int = field(default=32, metadata={"help": "The most samples in a calibration batch."})
     calibration_batch_tokens: int = field(default=512, metadata={"help": "The most tokens in a calibration batch."})
-    gradient_checkpointing: bool = field(
+    calibration_checkpointing: bool = field(
         default=False, metadata={"help": "Score with less memory: layers run again in the backward pass."}
     )
     min_units: int = field(

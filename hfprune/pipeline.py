@@ -95,7 +95,7 @@ def prune(
                 seed=config.seed + number,
                 teacher=model,
                 attention_unit=config.attention_unit,
-                gradient_checkpointing=config.gradient_checkpointing,
+                gradient_checkpointing=config.calibration_checkpointing,
             )
             scoring += time.perf_counter() - started
             small = apply_plan(small, plan(small, scores, config, sparsity=target))

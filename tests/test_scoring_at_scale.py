@@ -54,7 +54,8 @@ def test_the_config_asks_for_it(monkeypatch):
     real = pipeline.score
     monkeypatch.setattr(pipeline, "score", lambda *args, **named: (asked.append(named), real(*args, **named))[1])
     for value in (False, True):
-        hfprune.prune(model, batches, hfprune.PruningConfig(rounds=1, sequence_length=7, gradient_checkpointing=value))
+        config = hfprune.PruningConfig(rounds=1, sequence_length=7, calibration_checkpointing=value)
+        hfprune.prune(model, batches, config)
     assert [named["gradient_checkpointing"] for named in asked] == [False, True]
 
 

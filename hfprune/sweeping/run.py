@@ -109,7 +109,7 @@ def sweep(
         seed=config.seed,
         teacher=model,
         attention_unit=config.attention_unit,
-        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing=config.calibration_checkpointing,
     )
     scoring_seconds = time.perf_counter() - began
     wanted = sorted({*wanted, *known} - {0.0})
