@@ -259,7 +259,9 @@ def _repair(model: PreTrainedModel, block: Block, fit: Gram, held_out: Gram, tar
     added = change[:, : change.shape[1] - len(bias)]
     if isinstance(model.base_model.get_submodule(block.consumer), Conv1D):
         added = added.T
-    changes = {weight: added, **{name: change[:, -1] for name in bias}}
+    changes = {weight: added}
+    if bias:
+        changes[bias[0]] = change[:, -1]
     # added up before the one rounding, which counts in bfloat16
     write({name: value.to(changes[name]) + changes[name] for name, value in parameters.items()})
     return Repair(block=block.name, target=target, ridge=ridge, error_before=fit.error(), error_after=fit.error(change))
