@@ -125,7 +125,7 @@ def table(rows: Sequence[Row], figure: str) -> str:
 
 def report(rows: Sequence[Row], output: Path) -> None:
     """Print the tables, and draw accuracy by cost: one panel a data set, one line a method."""
-    for dataset, value in sorted({(row["dataset"], row["dense_accuracy"]) for row in rows}):
+    for dataset, value in sorted({(row["dataset"], round(row["dense_accuracy"], 1)) for row in rows}):
         print(f"\ndense {dataset}: {value:.1f}")
     for figure in ("accuracy", "kl", "seconds"):
         print(f"\n{table(rows, figure)}")
