@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup data demo test test-all contract lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery benchmark-memory model-cards clean
+.PHONY: help setup data demo test test-all contract lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery benchmark-memory benchmark-language-models model-cards clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -74,6 +74,9 @@ benchmark-recovery: setup ## recovery against a dense model of the same size: TR
 
 benchmark-memory: setup ## what scoring and repair need of memory, next to inference, on MiniLM-L6 and SmolLM2: about 12 minutes
 	$(BIN)/python benchmarks/memory.py
+
+benchmark-language-models: setup ## SmolLM2 at 80 %, the default and fluctuation: about 7 minutes (the script has the rest)
+	$(BIN)/python benchmarks/language_models.py --quick
 
 model-cards: setup ## do the runs of model_cards/ again: about 25 minutes on 2 cores
 	for card in minilm-l6-trec "minilm-l6-trec-3x --sparsity 0.69" "minilm-l6-trec-portable --portable true --sparsity 0.5"; do \

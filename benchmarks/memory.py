@@ -1,6 +1,6 @@
 """What scoring and repair need of memory, next to inference with the same batch; and what larger models would need.
 
-    python benchmarks/memory.py [--batch 8] [--length 256] [--windows 32] [--smollm2 FOLDER]
+    python benchmarks/memory.py [--batch 8] [--length 256] [--windows 32]
 
 MiniLM-L6 with a classification head and SmolLM2-135M (a 4-bit file, dequantised), on random tokens: memory does not
 depend on what they say. CPU, float32, 1 thread. Every figure is taken in a process of its own (Linux): peak memory over
@@ -99,12 +99,12 @@ def formula(shape: Shape, *, tokens: int, calibration: int, size: int, kept: flo
     }
 
 
-def load(name: str, smollm2: str) -> PreTrainedModel:
+def load(name: str) -> PreTrainedModel:
     """`minilm-l6` or `smollm2-135m`, in evaluation mode."""
     if name == "minilm-l6":
         folder = resolve_model("minilm-l6")
         return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=6).eval()
-    return AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(resolve_model(name), dtype=torch.float32).eval()
 
 
 def shape_of(model: PreTrainedModel) -> Shape:
@@ -124,7 +124,7 @@ def shape_of(model: PreTrainedModel) -> Shape:
 
 def measure(args: argparse.Namespace) -> Row:
     """Peak memory of one work on one model, over that of what is loaded before."""
-    model = load(args.model, args.smollm2)
+    model = load(args.model)
     ids = torch.randint(1000, 20000, (args.windows, args.length), generator=torch.Generator().manual_seed(0))
     batches: list[Batch] = [
         {"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(args.batch)
@@ -170,7 +170,6 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--windows", type=int, default=32, help="windows of calibration, for the repair")
     parser.add_argument("--models", nargs="+", default=["minilm-l6", "smollm2-135m"])
-    parser.add_argument("--smollm2", default=resolve_model("smollm2-135m"), help="folder of SmolLM2-135M in float32")
     parser.add_argument("--output", type=Path, default=Path("runs/memory.json"))
     parser.add_argument("--model", help=argparse.SUPPRESS)
     parser.add_argument("--work", choices=WORKS, help=argparse.SUPPRESS)
@@ -185,7 +184,7 @@ def main() -> None:
     print(f"cpu, float32, 1 thread, {shapes}; MiB\n")
     print("| model | work | extra peak | formula | of inference | with weights, of inference | at most |")
     print("|---|---|---:|---:|---:|---:|---:|")
-    given = [f"--{n}={getattr(args, n)}" for n in ("batch", "length", "windows", "smollm2")]
+    given = [f"--{n}={getattr(args, n)}" for n in ("batch", "length", "windows")]
     rows: list[Row] = []
     for model in args.models:
         for work in WORKS:
