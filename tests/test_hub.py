@@ -76,15 +76,6 @@ def digest_of(model):
     return hashlib.sha256(b"".join(name.encode() + tensor.numpy().tobytes() for name, tensor in state)).hexdigest()
 
 
-@pytest.fixture
-def one_thread():
-    """As the clients have: sums differ in the last bit with the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.demo
 @pytest.mark.usefixtures("one_thread")
 def test_a_minilm_loads_by_name_in_four_ways(hub, client, tmp_path):
