@@ -48,7 +48,7 @@ test-all: setup ## every test, the slow ones too
 	$(PYTEST)
 
 contract: setup ## gated == pruned == reloaded for every model type: the tests, and docs/contract.md
-	$(BIN)/pytest -m contract --contract-table docs/contract.md
+	$(PYTEST) --dist load tests -m contract --contract-table docs/contract.md
 
 lint: setup ## what a commit must pass
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pre-commit run --all-files
