@@ -128,6 +128,7 @@ class Run:
             use_cpu=True,
             report_to="none",
             disable_tqdm=True,
+            train_sampling_strategy="group_by_length",  # half the padding
             logging_steps=10_000,
             **{**COMMON, **SETTINGS.get(method, {})},
         )

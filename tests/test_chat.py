@@ -2,13 +2,17 @@
 
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
 
 import hfprune
-from hfprune import PruningConfig, prune
+from hfprune import PruningConfig, RecoveryArguments, RecoveryTrainer, perplexity, prune
+from hfprune.corpus import pack
+from hfprune.measure import kv_cache_bytes
+from hfprune.tasks.causal_text import labelled
 from tests.support.tiny import tiny_batch, tiny_model
-from tests.support.tiny_data import tiny_tokenizer
+from tests.support.tiny_data import WORDS, tiny_tokenizer
 
 TEMPLATE = "{% for m in messages %}[BOS] {{ m['role'] }} {{ m['content'] }} {% endfor %}"
 KINDS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "gpt2", "gpt_neox")
@@ -85,10 +89,29 @@ def test_the_pruned_model_drafts_for_its_parent(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_generation_is_the_same_after_reloading(kind, tmp_path):
-    small = prune(chat_model(kind, tie_word_embeddings=False), [tiny_batch(kind)], QUICK)
-    hfprune.save(small, tmp_path / "small", tokenizer=chat_tokenizer())
+def test_the_whole_story(kind, tmp_path):
+    """Scored, pruned and repaired by default in rounds, distilled, saved: it writes and predicts as before."""
+    dense, tokenizer = chat_model(kind, tie_word_embeddings=False), chat_tokenizer()
+    texts = [" ".join(WORDS[(i * 5 + j * 3) % len(WORDS)] for j in range(40)) for i in range(6)]
+    windows = pack(DatasetDict(train=Dataset.from_dict({"text": texts})), tokenizer, max_length=8, whole=True)["train"]
+    config = PruningConfig(sparsity=0.4, calibration_samples=16, sequence_length=8)
+    small = prune(dense, windows, config, collator=labelled)
+    assert len(small.pruning_record.rounds) == 3
+    args = RecoveryArguments(
+        output_dir=str(tmp_path / "training"), max_steps=2, use_cpu=True, report_to="none", save_strategy="no"
+    )
+    before = {name: value.clone() for name, value in small.state_dict().items()}
+    RecoveryTrainer(small, args, teacher=dense, train_dataset=windows, data_collator=labelled).train()
+    assert any(not torch.equal(value, before[name]) for name, value in small.state_dict().items())
+    hfprune.save(small, tmp_path / "small", tokenizer=tokenizer)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    found = [perplexity(model, tokenizer, windows["input_ids"][:], window=8).perplexity for model in (small, again)]
+    assert found[0] == found[1]
+    assert kv_cache_bytes(again) == small.pruning_plan.cost("kv_cache")[0] <= kv_cache_bytes(dense)
+    assert_generate_alike(small.eval(), again)
+
+
+def assert_generate_alike(small, again):
     texts = ["who is the dog", "what", "where is a river of the city"]
     batch = chat_tokenizer()(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
     assert batch["attention_mask"][1, 0] == 0
