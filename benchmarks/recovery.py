@@ -17,8 +17,9 @@ MiniLM-L6 is fine-tuned once for each data set and kept in runs/dense; it is the
     fewer_layers    the honest alternative: the first layers of the dense model, the fewest that have at least these
                     MACs (3, 2 and 2 of 6, so 33 % where 30 and 20 are asked), trained against labels and logits
 
-All that train do so for the same number of steps, embeddings frozen; those with a teacher swap 30 % of the tokens
-(`token_dropout`), at the rates that SETTINGS says.
+All that train do so for the same number of steps, embeddings frozen, in batches of texts of about the same length
+(`train_sampling_strategy`: half the padding); those with a teacher swap 30 % of the tokens (`token_dropout`), at the
+rates that SETTINGS says.
 Accuracy in per cent, and the divergence KL(dense ‖ model) in thousandths of a nat, which is less noisy, on texts that
 no model saw. Rows go to runs/recovery.json as they are measured, and what is there is not measured again; `--show` only
 reports it. CPU, 2 threads, batch 32, training in bfloat16 (autocast) where the processor has it, MACs of 64 tokens;

@@ -127,14 +127,16 @@ class TestPenalties:
 class TestTokenDropout:
     def test_the_share_is_replaced_by_tokens_of_the_batch_and_special_tokens_stay(self):
         torch.manual_seed(0)
-        ids = torch.randint(4, 60, (64, 100)) // 2 * 2
+        ids = torch.randint(4, 60, (2000, 100)) // 2 * 2
         ids[:, 0], ids[:, -20:] = 3, 1
         new = swap_tokens(ids, 0.3, keep=[0, 1, 2, 3])
         assert torch.equal(new[:, 0], ids[:, 0])
         assert torch.equal(new[:, -20:], ids[:, -20:])
         assert set(new[:, 1:-20].flatten().tolist()) <= set(range(4, 60, 2))
-        # one in 28 is replaced by itself
-        assert (new != ids).float()[:, 1:-20].mean() == pytest.approx(0.3 * 27 / 28, abs=0.02)
+        # one in 28 is replaced by itself; texts differ in how many are
+        changed = (new != ids).float()[:, 1:-20].mean(1)
+        assert changed.mean() == pytest.approx(0.3 * 27 / 28, abs=0.02)
+        assert changed.min() < 0.05 < 0.5 < changed.max()
 
     def test_nothing_to_replace(self):
         assert torch.equal(swap_tokens(torch.ones(2, 3).long(), 0.5, keep=[1]), torch.ones(2, 3).long())

@@ -33,7 +33,8 @@ class RecoveryArguments(TrainingArguments):
         unit_l2: Weight of their L2 penalty.
         unit_group_lasso: Weight of the group lasso on units, which draws whole units towards 0.
         token_dropout: Share of the tokens (special ones apart) that are replaced by tokens drawn from the same training
-            batch: more texts to follow the teacher on, which sees the same ones. Give the labels little weight then.
+            batch, more of them in some texts than in others: more texts to follow the teacher on, which sees the same
+            ones. Give the labels little weight then.
         trainable: What learns: `all`; `input_output`, the embeddings, the first and the last layer, and the head; or
             shell-style patterns of parameter names.
         freeze_embeddings: Leave the input embeddings as they are: less memory and time for little accuracy.
