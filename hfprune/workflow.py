@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
+from hfprune.data import model_title
 from hfprune.errors import HfpruneError
 from hfprune.measure import checkpoint_bytes, measure_latencies
 from hfprune.methods import METHODS, Job, Made, check_method, train
@@ -104,7 +105,7 @@ def run(load_task: TaskLoader, arguments: Arguments, *, script: str) -> Outcome 
     shape = {"batch_size": data_args.latency_batch_size, "sequence_length": data_args.latency_length}
     slow, fast = measure_latencies([dense.to(pruned.device), pruned], **shape)
     pruned.pruning_record = pruned.pruning_record.with_(
-        base_model=public_name(named.model_name_or_path),
+        base_model=public_name(model_title(named.model_name_or_path)),
         metrics={"dense": job.metrics, **made.metrics},
         latencies={"dense": asdict(slow), "pruned": asdict(fast)},
         datasets=[public_name(data_args.dataset)] if data_args.dataset else [],

