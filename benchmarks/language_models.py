@@ -14,9 +14,9 @@ share everywhere, `fluctuation` by one threshold over its standardised scores, t
 reconstruction as keep about four fifths each, and `bias` the compensation of FLAP (An et al. 2024), the fair baseline
 of `fluctuation`: what removed columns put out on average goes into a bias of the consumer. * marks the default.
 Recovery is distillation of the logits from the dense model on windows of 1950 to 2015, full weights.
-Rows go to runs/language_models.json as they are measured, and what is there is not measured again (delete the file to
-start over). seconds are score, plan, surgery, repair and training; peak_bytes the peak memory of that over what the
-process had before (dense model and data). CPU, float32 (training with --bf16 in mixed precision).
+Rows go to runs/language_models.json as they are measured, and what is there by the same settings is not measured again
+(delete the file to start over). seconds are score, plan, surgery, repair and training; peak_bytes the peak memory of
+that over what the process had before (dense model and data). CPU, float32 (training with --bf16 in mixed precision).
 """
 
 import argparse
@@ -60,6 +60,8 @@ REPAIRS = ("none", "bias", "repair", "rounds")
 Result = TypeVar("Result")
 #: What makes a row, beside its figures.
 NAMES = ("method", "kept", "repair", "steps")
+#: And what is the same for all rows that a run asks for; that of recovery counts where there are steps.
+SETTINGS, RECOVERY = ("model", "windows", "test_windows", "seed"), ("batch", "learning_rate", "bf16")
 
 
 @dataclass(frozen=True)
@@ -260,6 +262,11 @@ def asked(args: argparse.Namespace) -> list[tuple[str, int, str, int]]:
     return list(dict.fromkeys(rows))
 
 
+def settings_of(args: argparse.Namespace, steps: int) -> dict[str, object]:
+    """What a row of so many steps depends on beside its names."""
+    return {name: getattr(args, name) for name in (*SETTINGS, *(RECOVERY if steps else ()))}
+
+
 def arguments() -> argparse.Namespace:
     """From the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -274,7 +281,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--bf16", action="store_true", help="train in mixed precision: faster where there is hardware for it"
     )
-    parser.add_argument("--model", default="smollm2-135m", help="another has other rows: give --output too")
+    parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--windows", type=int, default=64, help="of calibration")
     parser.add_argument("--test-windows", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
@@ -293,7 +300,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     rows: list[Row] = json.loads(args.output.read_text(encoding="utf-8")) if args.output.is_file() else []
     wanted = asked(args)
-    there = {tuple(row[name] for name in NAMES) for row in rows}
+    mine = [row for row in rows if row["settings"] == settings_of(args, row["steps"])]
+    there = {tuple(row[name] for name in NAMES) for row in mine}
     missing = [] if args.show else [names for names in wanted if names not in there]
     if missing:
         run = setting(args)
@@ -304,10 +312,11 @@ def main() -> None:
         for row in measure(run, method, cells):
             if args.untimed:
                 row["seconds"] = None
-            rows.append({**row, "dense_perplexity": dense_perplexity})
+            rows.append({**row, "dense_perplexity": dense_perplexity, "settings": settings_of(args, row["steps"])})
+            mine.append(rows[-1])
             write(args.output, rows)
             print(*(f"{name}={value}" for name, value in rows[-1].items()), flush=True)
-    report([row for row in rows if tuple(row[name] for name in NAMES) in set(wanted)])
+    report([row for row in mine if tuple(row[name] for name in NAMES) in set(wanted)])
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from hfprune.data import resolve_model
 from hfprune.sweeping import correctness
 from hfprune.sweeping import sweep as sweep_model
 from hfprune.sweeping.plot import require_matplotlib
+from hfprune.sweeping.points import check_max_drop, paired_drop
 
 
 def sweep(
@@ -63,6 +64,9 @@ def sweep(
         )
         source = resolve_model(model)
         splits, tokenizer = tokenized(data, source, text_column, pair_column, label_column, max_length, seed)
+        if max_drop is not None:  # before the work, not after it
+            right = [1.0] * len(split_of(splits, split))
+            check_max_drop(max_drop, paired_drop(right, right))
         collator = DataCollatorWithPadding(tokenizer)
         found = sweep_model(
             load_model(model),

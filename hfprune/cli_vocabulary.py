@@ -13,6 +13,7 @@ from hfprune.measure import checkpoint_bytes
 from hfprune.publishing.checkpoint import save
 from hfprune.record import public_name
 from hfprune.report import command_line, comparison_table
+from hfprune.scoring.objectives import predicts_next_token
 from hfprune.vocabulary import prune_vocabulary
 
 
@@ -32,14 +33,18 @@ def vocabulary(
     text_column: TextColumn = "text",
     pair_column: PairColumn = None,
 ) -> None:
-    """Drop the tokens that never occur in your texts, from a model, dense or pruned, and its tokenizer."""
+    """Drop the tokens that never occur in your texts, from a model, dense or pruned, and its tokenizer.
+
+    A txt file is one text a line; for a causal language model it is one text, line breaks and all.
+    """
     with errors_in_one_line():
         if output.is_dir() and any(output.iterdir()) and not overwrite:
             raise HfpruneError(f"{output} exists and is not empty. Choose another folder, or pass --overwrite.")
-        texts = load_texts(data, [text_column, *([pair_column] if pair_column else [])])
-        source = resolve_model(model)
+        source, large = resolve_model(model), load_model(model)
+        columns = [text_column, *([pair_column] if pair_column else [])]
+        texts = load_texts(data, columns, documents=predicts_next_token(large))
         small, tokenizer = prune_vocabulary(
-            load_model(model),
+            large,
             AutoTokenizer.from_pretrained(source),
             texts,
             keep=keep or (),

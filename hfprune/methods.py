@@ -16,6 +16,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_utils import get_last_checkpoint
 
 from hfprune.errors import HfpruneError
 from hfprune.pipeline import check, prune
@@ -120,6 +121,7 @@ def before(job: Job) -> Made:
     args = job.arguments.training
     if args.resume_from_checkpoint and (job.output / "pruned").is_dir():
         pruned = load(job.output / "pruned")
+        _check_settings(pruned, job.arguments)
     else:
         pruned = prune(job.dense, job.batches, job.arguments.pruning)
         job.save(pruned, "pruned")
@@ -150,6 +152,8 @@ def rounds(job: Job) -> Made:
         own = copy.deepcopy(args)
         own.output_dir = str(job.output / "rounds" / f"{number}_training")
         own.num_train_epochs = args.num_train_epochs / count
+        own.seed = args.seed + number - 1  # or every round would see the same first part of the data
+        own.data_seed = None if args.data_seed is None else args.data_seed + number - 1
         own.max_steps = max(1, args.max_steps // count) if args.max_steps > 0 else args.max_steps
         trainers[:] = [job.trainer(small, own)]  # the last one measures the result
         trainers[-1].add_callback(_Announce(trainers[-1], _named("dense", job.metrics)))
@@ -214,6 +218,18 @@ def _finished(
     )
 
 
+def _check_settings(pruned: PreTrainedModel, arguments: Arguments) -> None:
+    """Refuse to go on with a model that was pruned by other settings."""
+    was, now = pruned.pruning_record.config, arguments.pruning.to_dict()
+    other = [name for name in now if name in was and was[name] != now[name]]
+    if other:
+        raise HfpruneError(
+            "this run goes on with a model that was pruned with "
+            + ", ".join(f"{name}={was[name]!r} (now {now[name]!r})" for name in other)
+            + ". Resume with the same settings, or begin anew with --overwrite."
+        )
+
+
 def _named(stage: str, metrics: Mapping[str, float]) -> dict[str, float]:
     return {f"{stage}_{name}": value for name, value in metrics.items()}
 
@@ -224,11 +240,16 @@ def train(trainer: RecoveryTrainer, patience: int | None, *, resume: str | bool 
     Args:
         trainer: The trainer.
         patience: Evaluations without a better metric before it stops; None: it does not.
-        resume: As for `Trainer.train`.
+        resume: As for `Trainer.train`; with True where there is no checkpoint yet, it begins.
 
     Returns:
         What `Trainer.train` returns.
     """
+    if resume is True:
+        folder = Path(trainer.args.output_dir)
+        resume = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        if resume is None:
+            logger.info("There is no checkpoint in %s to go on from: training begins", folder)
     stopping = [EarlyStoppingCallback(patience)] if patience is not None else []
     for callback in stopping:
         trainer.add_callback(callback)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from hfprune.data import model_title
 from hfprune.errors import HfpruneError
-from hfprune.measure import checkpoint_bytes, measure_latencies
+from hfprune.measure import check_length, checkpoint_bytes, measure_latencies
 from hfprune.methods import METHODS, Job, Made, check_method, train
 from hfprune.pipeline import batches_for
 from hfprune.publishing.checkpoint import save
@@ -83,6 +83,7 @@ def run(load_task: TaskLoader, arguments: Arguments, *, script: str) -> Outcome 
         check_login(args.hub_token)
     task = _load(load_task, arguments)
     dense = task.model(fine_tuned=output / "dense", trust_remote_code=named.trust_remote_code)
+    check_length(dense, max(len(row) for part in task.data.values() for row in part["input_ids"]))
     teacher = task.teacher(named, dense)
     check_method(arguments, dense)
     batches = batches_for(dense, task.data["train"], config, collator=task.calibration_collator)
@@ -90,7 +91,7 @@ def run(load_task: TaskLoader, arguments: Arguments, *, script: str) -> Outcome 
     dense_trainer = task.trainer(dense, _dense_arguments(args, named))
     if named.dense_epochs > 0 and not (output / "dense").is_dir():
         logger.info("Fine-tuning the dense model")
-        train(dense_trainer, named.early_stopping_patience)
+        train(dense_trainer, named.early_stopping_patience, resume=bool(args.resume_from_checkpoint) or None)
         dense_trainer.save_model(str(output / "dense"))
     job = Job(
         task=task, arguments=arguments, dense=dense, teacher=teacher, batches=batches, metrics=task.test(dense_trainer)
@@ -127,6 +128,8 @@ def _load(load_task: TaskLoader, arguments: Arguments) -> Task:
             clear_earlier_run(Path(args.output_dir), allowed=named.overwrite)
         task = load_task(named, data_args, seed=args.seed)
     check_early_stopping(args, named.early_stopping_patience, task.metrics)
+    if (args.metric_for_best_model or "").removeprefix("eval_") == "perplexity":
+        args.greater_is_better = False  # transformers knows that of losses only
     return task
 
 

@@ -13,6 +13,7 @@ from hfprune.tasks import CausalTextArguments, ModelArguments, causal_language_m
 from tests.support.processes import run_python
 from tests.support.runs import causal_home, run_here, save, settings, write
 from tests.support.tiny import tiny_model
+from tests.support.tiny_data import tiny_texts
 
 #: Its name before transformers 5.23.
 CHECKPOINTING = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if hasattr(RecoveryArguments, n))
@@ -104,11 +105,22 @@ def test_generated_text_is_measured_on_the_users(home):
     assert task.data["test"]["input_ids"][0] == load(home).tokenizer((home / "data.txt").read_text())["input_ids"][:16]
 
 
+def test_files_have_the_column_that_was_named(home):
+    (home / "t.csv").write_text("body\n" + "\n".join(tiny_texts(40)["text"]) + "\n")
+    task = load(home, self_generated=20, test_file=str(home / "t.csv"), text_column="body")
+    assert len(task.data["test"]) > 3
+
+
 def test_what_is_refused(home):
     with pytest.raises(ValueError, match="unknown metric 'bleu' of causal language modelling; these are: perplexity"):
         load(home, metrics=["bleu"])
     with pytest.raises(ValueError, match="self_generated=4 has the dense model write .* Drop one of the two"):
         load(home, self_generated=4, train_file="x.txt")
+    with pytest.raises(ValueError, match="max_length must be at least 2, got 1"):
+        load(home, max_length=1)
+    with pytest.raises(ValueError, match="sequence_length=200 is more than the model's 160 positions"):
+        story(home, max_length=200)
+    assert not (home / "out" / "pruned").exists()
     with pytest.raises(ValueError, match="too little text in 'text' for one row of 50000"):
         load(home, max_length=50000)
 

@@ -34,12 +34,23 @@ def test_windows_are_whole():
         pack(texts, tiny_tokenizer(), max_length=5000, whole=True)
 
 
+def test_splits_may_have_other_columns():
+    rows = {"text": tiny_texts(20)["text"]}
+    data = DatasetDict(train=Dataset.from_dict({**rows, "id": list(range(20))}), test=Dataset.from_dict(rows))
+    for splits in (data, DatasetDict(train=data["test"], test=data["train"])):
+        windows = pack(splits, tiny_tokenizer(), max_length=8)
+        assert windows["train"]["input_ids"][:] == windows["test"]["input_ids"][:]
+    with pytest.raises(ValueError, match="max_length must be at least 1, got 0"):
+        pack(data, tiny_tokenizer(), max_length=0)
+
+
 def test_splits_are_cut_from_windows_by_the_seed():
     windows = DatasetDict(train=Dataset.from_dict({"input_ids": [[i] for i in range(40)]}))
     first, again, other = (cut_splits(DatasetDict(windows), seed)["test"]["input_ids"][:] for seed in (0, 0, 1))
     assert first == again != other
     with pytest.raises(ValueError, match="makes only 2 windows to train on, too few to cut"):
         cut_splits(DatasetDict(train=windows["train"].select(range(2))), 0)
+    assert len(cut_splits(DatasetDict(train=windows["train"].select([0]), validation=first, test=first), 0)) == 3
 
 
 def test_a_corpus_that_was_not_fetched_says_how(tmp_path, monkeypatch):
@@ -86,6 +97,9 @@ def test_generated_text_follows_the_model_and_the_seed():
     )
     assert first == again != other
     assert free.training is False
+    assert torch.tensor(first).max() < len(tokenizer) < 64  # no row of the embeddings that is no token
+    with pytest.raises(ValueError, match="sequence_length=200 is more than the model's 160 positions"):
+        self_generated(free, tokenizer, samples=1, tokens=200)
     nameless = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     begins = {row[0] for row in self_generated(free, nameless, samples=8, tokens=2)["input_ids"]}
     assert len(begins) > 2

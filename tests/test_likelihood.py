@@ -89,6 +89,7 @@ def test_bfloat16_and_pruned_models():
         ({"batch_size": 0}, "batch_size ≥ 1, got window=256, stride=256, batch_size=0"),
         ({"texts": "the dog"}, r"takes a list of texts, got one text: write \[text\]"),
         ({"texts": [[5], []]}, "none of the 2 texts has two tokens"),
+        ({"texts": [[5] * 200]}, "sequence_length=200 is more than the model's 160 positions"),
     ],
 )
 def test_what_is_refused(options, message):

@@ -1,4 +1,4 @@
-"""What RecoveryArguments add: attention outputs, penalties, token dropout, what learns and how fast, LoRA."""
+"""What RecoveryArguments add: attention outputs, penalties, what learns and how fast, LoRA."""
 
 import copy
 
@@ -10,7 +10,7 @@ import hfprune
 from hfprune import add_teacher_logits
 from hfprune.recovery.distillation import attention_outputs_loss
 from hfprune.recovery.learning import choose_trainable, stepwise
-from hfprune.recovery.regularisation import swap_tokens, unit_penalties
+from hfprune.recovery.regularisation import unit_penalties
 from hfprune.recovery.teacher import outputs_of
 from hfprune.structure.reading import find_blocks
 from tests.support.tiny import tiny_batch, tiny_model
@@ -122,41 +122,6 @@ class TestPenalties:
                 parameter.zero_()
         sum(unit_penalties(model, find_blocks(model)).values()).backward()
         assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
-
-
-class TestTokenDropout:
-    def test_the_share_is_replaced_by_tokens_of_the_batch_and_special_tokens_stay(self):
-        torch.manual_seed(0)
-        ids = torch.randint(4, 60, (2000, 100)) // 2 * 2
-        ids[:, 0], ids[:, -20:] = 3, 1
-        new = swap_tokens(ids, 0.3, keep=[0, 1, 2, 3])
-        assert torch.equal(new[:, 0], ids[:, 0])
-        assert torch.equal(new[:, -20:], ids[:, -20:])
-        assert set(new[:, 1:-20].flatten().tolist()) <= set(range(4, 60, 2))
-        # one in 28 is replaced by itself; texts differ in how many are
-        changed = (new != ids).float()[:, 1:-20].mean(1)
-        assert changed.mean() == pytest.approx(0.3 * 27 / 28, abs=0.02)
-        assert changed.min() < 0.05 < 0.5 < changed.max()
-
-    def test_nothing_to_replace(self):
-        assert torch.equal(swap_tokens(torch.ones(2, 3).long(), 0.5, keep=[1]), torch.ones(2, 3).long())
-
-    def test_the_teacher_reads_the_same_text(self, tmp_path):
-        small, dense = pruned_pair(num_labels=3)
-        trainer = trainer_of(small, dense, arguments(tmp_path, token_dropout=0.9))
-        read = []
-        for model in (small, dense):
-            model.register_forward_pre_hook(lambda _, __, kw: read.append(kw["input_ids"]), with_kwargs=True)
-        batch = labelled()
-        trainer.compute_loss(small.train(), batch)
-        assert torch.equal(read[0], read[1])
-        assert not torch.equal(read[0], batch["input_ids"])
-        trainer.compute_loss(small.eval(), batch)
-        assert torch.equal(read[2], batch["input_ids"])
-
-    def test_it_needs_the_tokenizer(self, tmp_path):
-        with pytest.raises(ValueError, match="needs to know the special tokens: pass processing_class=tokenizer"):
-            hfprune.RecoveryTrainer(tiny_model("bert"), arguments(tmp_path, token_dropout=0.1))
 
 
 class TestWhatLearns:

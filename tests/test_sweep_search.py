@@ -51,7 +51,14 @@ class TestCurve:
 
     def test_values_that_are_no_answers_get_the_plain_interval(self):
         drop = points.paired_drop([4.0, 6.0], [1.0, 1.0])  # differences 3 and 5: mean 4, variance 1
-        assert (drop.mean, drop.upper) == (4.0, pytest.approx(4 + 1.6448536 * 0.5**0.5))
+        t = 6.3137515  # of one degree of freedom, at 0.95
+        assert (drop.mean, drop.upper) == (4.0, pytest.approx(4 + t * (2 / 2) ** 0.5))
+        with pytest.raises(ValueError, match="two or more, got 1 and 1 values"):
+            points.paired_drop([-1.0], [-1.2])
+
+    def test_answers_on_another_scale(self):
+        found = points.paired_drop([0, 100] * 10, [0, 100] * 10)
+        assert found.upper == pytest.approx(100 * points.paired_drop([0, 1] * 10, [0, 1] * 10).upper)
 
     def test_within(self):
         dense = answers(1000, 0)
@@ -78,7 +85,7 @@ class TestCurve:
             few.within(0)
         with pytest.raises(ValueError, match=r"confidence must be in \(0, 1\), got 95: write 0.95 for 95 %"):
             few.within(0.1, confidence=95)
-        with pytest.raises(ValueError, match="same samples for both models, got 50 and 2 values"):
+        with pytest.raises(ValueError, match="same samples for both models, two or more, got 50 and 2 values"):
             curve(few.dense, point(0.5, per_sample=(1.0, 0.0))).within(0.5)
 
     def test_the_number_of_samples_that_is_advised_is_enough(self):
@@ -302,6 +309,7 @@ class TestCommand:
             ("sweep", ["--sparsity", 50], "sparsity must be in [0, 1), got 50"),
             ("prune", ["--sparsity", 0.5, "--max-drop", 0.1], "--max-drop has it found: give one of them"),
             ("prune", ["--max-drop", 0.01], "11 samples cannot show a drop below 0.01"),
+            ("sweep", ["--max-drop", 0.01], "11 samples cannot show a drop below 0.01"),
         ],
     )
     def test_mistakes_are_one_line(self, home, command, extra, message):

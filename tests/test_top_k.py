@@ -153,6 +153,13 @@ def test_what_is_refused(tmp_path):
     trainer = RecoveryTrainer(copy.deepcopy(teacher), arguments(tmp_path), train_dataset=data, data_collator=labelled)
     with pytest.raises(ValueError, match="softened with a temperature of 2, and temperature=1. Set that"):
         trainer.train()
+    rows = windows().to_list()
+    with pytest.raises(ValueError, match="must be a datasets.Dataset, got list. Make one"):
+        RecoveryTrainer(model_of(1), arguments(tmp_path, teacher_top_k=4), teacher=teacher, train_dataset=rows)
+    with torch.device("meta"):
+        away = type(teacher)(teacher.config)
+    with pytest.raises(ValueError, match="of LlamaForCausalLM is not in memory .*without offload"):
+        add_teacher_logits(windows(), away, top_k=4)
     with pytest.raises(ValueError, match="teacher_top_k must not be negative, got -1"):
         arguments(tmp_path, teacher_top_k=-1)
     with pytest.raises(ValueError, match="teacher_top_k=8 keeps .* hidden_states_weight=0.5 needs it to run"):

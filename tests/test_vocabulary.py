@@ -228,6 +228,13 @@ class TestChoice:
         assert "renders no talk of ['system', 'user']" in caplog.text
         assert new.tokenize("Exhibit") == tokenizer.tokenize("Exhibit")
 
+    def test_rare_tokens_go_but_those_of_the_template(self):
+        tokenizer = trained("byte_level")
+        tokenizer.chat_template = "{% for m in messages %}Exhibit of purposes {{ m.content }}{% endfor %}"
+        _, new = hfprune.prune_vocabulary(model_for(tokenizer), tokenizer, LINES, min_count=50)
+        assert len(new) < 400
+        assert new.tokenize("Exhibit of purposes") == tokenizer.tokenize("Exhibit of purposes")
+
 
 @pytest.mark.contract
 class TestModels:

@@ -114,6 +114,20 @@ class TestRecord:
         assert "vocabulary" not in record.to_json()
 
 
+def test_a_txt_file_of_a_language_model_is_one_text(tmp_path):
+    """With its line breaks, which are tokens."""
+    tokenizer = trained("byte_level")
+    model_for(tokenizer).save_pretrained(tmp_path / "dense")
+    tokenizer.save_pretrained(tmp_path / "dense")
+    (tmp_path / "mine.txt").write_text("a line\n\nanother")
+    call = ["vocabulary", str(tmp_path / "dense"), str(tmp_path / "small"), "--data", str(tmp_path / "mine.txt")]
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 0, done.output
+    assert hfprune.load(tmp_path / "small").pruning_record.vocabulary["texts"] == 1
+    new = AutoTokenizer.from_pretrained(tmp_path / "small")
+    assert new.tokenize("a line\n\nanother") == tokenizer.tokenize("a line\n\nanother")
+
+
 def test_from_the_shell(tmp_path):
     tokenizer = trained("word_piece")
     model = model_for(tokenizer, "bert", "AutoModelForMaskedLM")

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,8 @@ class GradualPruning(TrainerCallback):
         self._resumed = False
         #: Samples in all micro-batches of the present step, which RecoveryTrainer says.
         self.step_samples: int | None = None
+        #: Whether a RecoveryTrainer trains, which cuts the model at the end.
+        self.has_trainer = False
 
     @property
     def attached(self) -> bool:
@@ -168,6 +170,11 @@ class GradualPruning(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, _: TrainerControl, **kwargs: Any) -> None:
         """Put the gates on."""
+        if not self.has_trainer:
+            raise ValueError(
+                "GradualPruning works with hfprune.RecoveryTrainer only, which cuts the model when training ends. "
+                "Replace Trainer by it, and TrainingArguments by RecoveryArguments."
+            )
         if args.fp16:
             raise ValueError("gradual pruning reads gradients, which fp16=True scales: train with bf16=True instead.")
         if not self._resumed:
@@ -307,26 +314,10 @@ class GradualPruning(TrainerCallback):
         self._from = about["from"]
 
     def _target(self) -> dict[str, Any]:
-        config = self.config
-        return {"sparsity": config.sparsity, "budget": config.budget, "schedule": self.schedule, "end": self.end}
-
-
-def gradual_in(callbacks: Sequence[object]) -> GradualPruning | None:
-    """The gradual pruning among a trainer's callbacks, if there is one.
-
-    Args:
-        callbacks: The callbacks.
-
-    Returns:
-        It, or None.
-
-    Raises:
-        ValueError: There are two.
-    """
-    found = [callback for callback in callbacks if isinstance(callback, GradualPruning)]
-    if len(found) > 1:
-        raise ValueError(f"{len(found)} callbacks are GradualPruning; a trainer follows one schedule. Pass one.")
-    return found[0] if found else None
+        own = {name: getattr(self, name) for name in ("schedule", "start", "end", "every")}
+        names = ("sparsity", "budget", "sequence_length", "allocation", "attention_unit", "min_units", "round_to")
+        config = {name: getattr(self.config, name) for name in (*names, "exclude", "portable")}
+        return {**config, **own}
 
 
 class _Gate(torch.autograd.Function):

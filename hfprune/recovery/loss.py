@@ -20,6 +20,7 @@ from hfprune.recovery.teacher import (
     outputs_of,
 )
 from hfprune.scoring.objectives import predicts_next_token, without_padding
+from hfprune.structure.gates import token_mask
 from hfprune.structure.reading import find_blocks
 
 _LOGITS = ("logits", "start_logits", "end_logits")
@@ -34,6 +35,32 @@ def token_count(inputs: Mapping[str, Any]) -> Tensor | int | None:
     if isinstance(mask, Tensor):
         return mask.sum()
     return ids.numel() if isinstance(ids, Tensor) else None
+
+
+def with_decoder_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch with what the decoder reads, where the model would make that of the labels: the teacher gets none."""
+    inputs, labels = dict(inputs), inputs.get("labels")
+    if (
+        model.config.is_encoder_decoder
+        and isinstance(labels, Tensor)
+        and not {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys()
+        and hasattr(model, "prepare_decoder_input_ids_from_labels")
+    ):
+        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
+    return inputs
+
+
+def _mask_of(states: str) -> str:
+    return "decoder_attention_mask" if states == "decoder_hidden_states" else "attention_mask"
+
+
+def _fitting(inputs: dict[str, Any], name: str, value: Tensor) -> Tensor | None:
+    """Which tokens of `(samples, tokens, features)` are no padding, where the mask is of these tokens.
+
+    That of a sound is of its samples in time, of which a model makes fewer frames.
+    """
+    mask = token_mask(inputs, name)
+    return mask if mask is not None and mask.shape == value.shape[:2] else None
 
 
 class RecoveryLoss:
@@ -51,7 +78,7 @@ class RecoveryLoss:
         self.penalised = [name for name in PENALTIES if getattr(args, name) > 0]
         matched = args.attention_outputs_weight > 0
         self.blocks = [b for b in find_blocks(student) if b.units] if self.penalised or matched else []
-        self._attention = [b.consumer for b in self.blocks if matched and b.kind == "attention"]
+        self._attention = {b.consumer: b.mask for b in self.blocks if matched and b.kind == "attention"}
 
     def parts(
         self,
@@ -74,7 +101,7 @@ class RecoveryLoss:
         Raises:
             ValueError: There is nothing to learn from.
         """
-        inputs = dict(inputs)
+        inputs = with_decoder_inputs(student, inputs)
         known = {name: inputs.pop(name) for name in TEACHER_COLUMNS if name in inputs}
         runs_teacher = self.teacher is not None and (not known or self._needs_more_than_logits())
         if known and not runs_teacher and self.args.token_dropout > 0:
@@ -122,22 +149,20 @@ class RecoveryLoss:
         """A forward pass with all that the loss wants of it."""
         taught = self.teacher is not None
         extra = {"output_hidden_states": True} if taught and self.args.hidden_states_weight > 0 else {}
-        with outputs_of(plain.base_model, self._attention if taught else ()) as attention:
+        with outputs_of(plain.base_model, list(self._attention) if taught else ()) as attention:
             return model(**inputs, **extra), attention
 
     def _distillation(
         self, student: PreTrainedModel, inputs: dict[str, Any], outputs: Any, target: Any
     ) -> dict[str, Tensor]:
         parts = {}
-        if self.args.logits_weight > 0:
+        if self.args.logits_weight > 0 and any(outputs.get(name) is not None for name in _LOGITS):
             parts["logits"] = self._logits(student, inputs, outputs, target)
         if self.args.hidden_states_weight > 0:
             losses = [
                 # the first entry is the embeddings', which pruning does not touch
                 hidden_states_loss(
-                    outputs[name][1:],
-                    target[name][1:],
-                    mask=None if name == "decoder_hidden_states" else inputs.get("attention_mask"),
+                    outputs[name][1:], target[name][1:], mask=_fitting(inputs, _mask_of(name), outputs[name][-1])
                 )
                 for name in _HIDDEN_STATES
                 if outputs.get(name) is not None
@@ -149,7 +174,7 @@ class RecoveryLoss:
         problem = student.config.problem_type or "single_label_classification"
         if outputs.get("logits") is not None and outputs["logits"].shape[-1] == 1:
             problem = "regression"
-        mask, losses = self._token_mask(inputs), []
+        mask, losses = self._token_mask(inputs, outputs.get("logits")), []
         for name in (name for name in _LOGITS if outputs.get(name) is not None):
             mine, theirs = outputs[name], target[name]
             if name != "logits":
@@ -170,23 +195,25 @@ class RecoveryLoss:
                 f"and temperature={temperature:g}. Set that, or keep them anew: add_teacher_logits(temperature=...)."
             )
         top, log_probabilities = known[TOP_IDS], known[TOP_LOG_PROBABILITIES]
-        mask = self._token_mask(inputs)
+        mask = self._token_mask(inputs, outputs["logits"])
         return top_k_logits_loss(outputs["logits"], top, log_probabilities, temperature=temperature, mask=mask)
 
     def _attention_part(self, inputs: dict[str, Any], mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> Tensor:
-        mask = inputs.get("attention_mask")
+        losses = []
+        for path, name in self._attention.items():
+            a, b, mask = mine[path], theirs[path], token_mask(inputs, name)
+            if mask is not None and a.ndim == 2 and len(a) == mask.numel():  # samples and tokens are flattened there
+                a, b = (value.reshape(*mask.shape, -1) for value in (a, b))
+            losses.append(attention_outputs_loss([a], [b], mask=_fitting(inputs, name, a)))
+        return torch.stack(losses).mean()
 
-        def by_token(value: Tensor) -> Tensor:  # some models flatten samples and tokens before the projection
-            return value if mask is None else value.reshape(*mask.shape, value.shape[-1])
-
-        pairs = [(by_token(mine[path]), by_token(theirs[path])) for path in self._attention]
-        return attention_outputs_loss([a for a, _ in pairs], [b for _, b in pairs], mask=mask)
-
-    def _token_mask(self, inputs: dict[str, Any]) -> Tensor | None:
+    def _token_mask(self, inputs: dict[str, Any], logits: Tensor | None) -> Tensor | None:
         """Which tokens' predictions count: the labelled ones, else those that are not padding."""
         labels: Tensor | None = inputs.get("labels")
-        if labels is None or labels.ndim != 2 or labels.is_floating_point():
+        if logits is None or logits.ndim < 3:
             return inputs.get("attention_mask")
+        if labels is None or labels.is_floating_point() or labels.shape != logits.shape[:2]:
+            return _fitting(inputs, "attention_mask", logits)
         if not self.shifts_labels:
             return labels != -100
         mask = torch.zeros_like(labels, dtype=torch.bool)

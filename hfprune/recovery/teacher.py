@@ -1,5 +1,6 @@
 """What the teacher says: its logits beside the data, computed once; outputs of attention blocks while it runs."""
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,13 +10,14 @@ import torch
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 from torch import Tensor, nn
-from transformers import PreTrainedModel, default_data_collator
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, default_data_collator
 
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.scoring.calibration import Collator, check_batch
 from hfprune.structure.gates import frozen, inputs_of
-from hfprune.structure.kept import sha256_of
+from hfprune.structure.kept import digest_of
 
+_LABELS = ("labels", "start_positions", "end_positions", "next_sentence_label")
 logger = logging.getLogger(__name__)
 
 #: The column of cached logits.
@@ -37,7 +39,7 @@ def add_teacher_logits(
     """Run the teacher once over a data set and keep its logits there, so that recovery need not run it every epoch.
 
     `RecoveryTrainer` finds the columns and does without the teacher, if only `logits_weight` asks for one. The result
-    is cached like any `Dataset.map`: the same data and the same weights are not run again.
+    is cached like any `Dataset.map`: the same data and the same model are not run again.
 
     Of a model that predicts tokens all logits are too large to keep. With `top_k` the k likeliest tokens at every place
     are kept with their log-probabilities log p_i at the temperature, and log p_* = log(1 − Σ p_i) of all others
@@ -47,7 +49,8 @@ def add_teacher_logits(
     Args:
         data: A tokenized data set; with `top_k`, of texts of one length, such as packed windows.
         teacher: A model with one vector of logits a sample, or with `top_k` a token.
-        collator: Makes a batch of rows; `DataCollatorWithPadding(tokenizer)` pads.
+        collator: Makes a batch of rows, of those columns that are arguments of the teacher; texts of different lengths
+            need one that pads, such as `DataCollatorWithPadding(tokenizer)`.
         batch_size: Samples in a batch. Logits take samples × tokens × vocabulary numbers.
         top_k: How many tokens to keep for every place.
         temperature: What the log-probabilities are softened with: that of `RecoveryArguments`.
@@ -58,12 +61,14 @@ def add_teacher_logits(
 
     Raises:
         ValueError: The teacher gives logits token by token and there is no `top_k`, or the other way round, or none;
-            `top_k` is not below the number of words, or the collator changes texts at random.
+            `top_k` is not below the number of words, the collator changes texts at random, or weights of the teacher
+            are not in memory.
         CalibrationError: No column is an argument of the teacher.
     """
     collate = collator or default_data_collator
-    taken = [name for name in data.column_names if name in ("input_ids", "attention_mask", "token_type_ids")]
-    _check_repeatable(data, collate)
+    parameters = inspect.signature(teacher.forward).parameters
+    taken = [name for name in data.column_names if name in parameters and name not in _LABELS]
+    _check_repeatable(data.select_columns(taken) if taken else data, collate)
 
     def run(columns: dict[str, list[Any]]) -> dict[str, Any]:
         names = taken or list(columns)
@@ -97,7 +102,7 @@ def add_teacher_logits(
             batched=True,
             batch_size=batch_size,
             desc="Teacher logits",
-            new_fingerprint=Hasher.hash((data._fingerprint, sha256_of(teacher.state_dict()), top_k, temperature)),
+            new_fingerprint=Hasher.hash((data._fingerprint, digest_of(teacher), top_k, temperature)),
         )
 
 
@@ -106,7 +111,11 @@ def _check_repeatable(data: Dataset, collate: Collator) -> None:
     if len(data) == 0 or "input_ids" not in data.column_names:
         return
     rows = [data[i] for i in range(min(8, len(data)))]
-    first, second = (collate([dict(row) for row in rows])["input_ids"] for _ in range(2))
+    try:
+        first, second = (collate([dict(row) for row in rows])["input_ids"] for _ in range(2))
+    except ValueError as error:
+        advice = " Texts of different lengths need padding: pass collator=DataCollatorWithPadding(tokenizer)."
+        raise ValueError(f"the collator could not make a batch: {error}{advice}") from error
     if not torch.equal(first, second):
         raise ValueError(
             "the collator changes the texts at random, so what the teacher says of them once is not what it would say "
@@ -141,6 +150,9 @@ def teacher_once(
 
     Returns:
         The teacher that is still needed, and the arguments with what it said beside the training data.
+
+    Raises:
+        ValueError: The training data is no `datasets.Dataset`, or as for `add_teacher_logits`.
     """
     data = kwargs.get("train_dataset")
     if teacher is None or data is None or not args.teacher_top_k:
@@ -150,18 +162,29 @@ def teacher_once(
         "divergence over all tokens.",
         args.teacher_top_k,
     )
-    place = teacher.device
+    if not isinstance(data, Dataset):
+        raise ValueError(
+            f"teacher_top_k={args.teacher_top_k} keeps what the teacher says beside the training data, which must be a "
+            f"datasets.Dataset, got {type(data).__name__}. Make one (Dataset.from_list), or set teacher_top_k=0."
+        )
+    spread, place = hasattr(teacher, "hf_device_map"), teacher.device
     with args.main_process_first(local=False, desc="teacher logits"):
         data = add_teacher_logits(
             data,
-            teacher.to(args.device),
-            collator=kwargs.get("data_collator"),
+            teacher if spread else teacher.to(args.device),
+            collator=kwargs.get("data_collator") or _padding(kwargs.get("processing_class")),
             batch_size=args.per_device_train_batch_size,
             top_k=args.teacher_top_k,
             temperature=args.temperature,
         )
-    teacher.to(place)
+    if not spread:
+        teacher.to(place)
     return None, {**kwargs, "train_dataset": data}
+
+
+def _padding(tokenizer: Any) -> Collator | None:
+    """What Trainer takes for a collator where it is given none."""
+    return DataCollatorWithPadding(tokenizer) if isinstance(tokenizer, PreTrainedTokenizerBase) else None
 
 
 @contextmanager

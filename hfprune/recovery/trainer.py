@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, Trainer
 from hfprune.publishing.callback import keep_files
 from hfprune.publishing.card import write_card
 from hfprune.recovery.arguments import RecoveryArguments
-from hfprune.recovery.gradual import GradualPruning, gradual_in
+from hfprune.recovery.checks import check_together, check_trainer, gradual_in
+from hfprune.recovery.gradual import GradualPruning
 from hfprune.recovery.learning import choose_trainable, learning_names, slow_base_model, stepwise
 from hfprune.recovery.lora import has_adapters, merged, with_adapters
 from hfprune.recovery.loss import TOKEN_MEANS, RecoveryLoss, token_count
@@ -28,10 +29,11 @@ class RecoveryTrainer(Trainer):
     """Everything `Trainer` does, with the loss of `RecoveryArguments` while training.
 
     Evaluation and prediction see the task loss only. Under gradient accumulation the loss of each micro-batch counts
-    for its share of the labels, so the gradient is that of the whole batch (stock Trainer 5.23 multiplies it by the
-    number of steps for most encoders). The parts of the loss are logged as `loss_task`, `loss_logits` and so on.
-    Checkpoints carry the pruning plan and record. With `GradualPruning` among the callbacks `model` is pruned while it
-    trains and `trainer.model` is the small one afterwards; with `lora_rank` adapters train, and are merged at the end.
+    for its share of the labels (of the samples where there are none), so the gradient is that of the whole batch
+    (stock Trainer 5.23 multiplies it by the number of steps for most encoders). The parts of the loss are logged as
+    `loss_task`, `loss_logits` and so on. Checkpoints carry the pruning plan and record. With `GradualPruning` among the
+    callbacks `model` is pruned while it trains and `trainer.model` is the small one afterwards; with `lora_rank`
+    adapters train, and are merged at the end.
 
     Args:
         model: The pruned model.
@@ -55,7 +57,7 @@ class RecoveryTrainer(Trainer):
         teacher: PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> None:
-        _check(model, args, teacher, kwargs)
+        check_trainer(model, args, teacher, kwargs)
         teacher, kwargs = teacher_once(args, teacher, kwargs)
         self.teacher = teacher
         self._loss = RecoveryLoss(args, model, teacher)
@@ -97,7 +99,9 @@ class RecoveryTrainer(Trainer):
         adapted = has_adapters(self.accelerator.unwrap_model(self.model))
         if self.args.lora_rank > 0 and not adapted:
             raise RuntimeError("the adapters were merged when train ended. Make a new RecoveryTrainer to train again.")
-        _check_together(self.args, self.gradual)
+        check_together(self.args, self.gradual)
+        if self.gradual is not None:
+            self.gradual.has_trainer = True
         if not adapted:
             choose_trainable(self._plain_model(), self.args.trainable, freeze_embeddings=self.args.freeze_embeddings)
         try:
@@ -106,6 +110,7 @@ class RecoveryTrainer(Trainer):
         finally:
             if self.gradual is not None:
                 self.gradual.detach()
+                self.gradual.has_trainer = False
             unwrapped = self.accelerator.unwrap_model(self.model)
             if has_adapters(unwrapped):  # an error came
                 self._replace_model(unwrapped.unload())
@@ -200,7 +205,7 @@ class RecoveryTrainer(Trainer):
             inputs = {**inputs, "input_ids": swap_tokens(inputs["input_ids"], self.args.token_dropout, keep=special)}
         student = self._plain_model()
         parts, weights, outputs = self._loss.parts(model, student, inputs, self.accelerator.autocast())
-        by_label = self._share(self._loss.labels(inputs), num_items_in_batch)
+        by_label = self._share(self._labels(inputs), num_items_in_batch)
         by_token = self._share(token_count(inputs), self._step_tokens)
         shares = {name: by_token if name in TOKEN_MEANS else by_label for name in parts}
         if self._loss.labels(inputs) is None and outputs.get("logits") is not None and outputs["logits"].ndim == 3:
@@ -220,7 +225,12 @@ class RecoveryTrainer(Trainer):
             return 1.0
         processes = self.args.world_size if self.args.average_tokens_across_devices else 1
         factor: int = self.current_gradient_accumulation_steps * processes
-        return count * factor / total
+        return count * factor / torch.as_tensor(total).clamp(min=1)
+
+    def _labels(self, inputs: dict[str, Any]) -> Tensor | int:
+        """How many labels a micro-batch has; where it has none by that name, its samples."""
+        labels = self._loss.labels(inputs)
+        return count_samples(inputs) if labels is None else labels
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """As `Trainer`, and counts labels and tokens of the step as the loss does.
@@ -235,10 +245,10 @@ class RecoveryTrainer(Trainer):
         """
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._step_tokens = self._total([token_count(batch) for batch in batches], device)
-        labels = self._total([self._loss.labels(batch) for batch in batches], device)
+        labels = self._total([self._labels(batch) for batch in batches], device)
         if self.gradual is not None:
             self.gradual.step_samples = sum(count_samples(batch) for batch in batches)
-        return batches, items if labels is None else labels
+        return batches, items if labels is None else labels  # none: the data has ended
 
     def _total(self, counts: Sequence[Tensor | int | None], device: torch.device) -> Tensor | None:
         """The sum of counts of micro-batches, over all processes where Trainer averages over them."""
@@ -309,37 +319,3 @@ class RecoveryTrainer(Trainer):
         if self.is_world_process_zero():
             keep_files(self._plain_model(), Path(self.args.output_dir))
         super()._push_from_checkpoint(checkpoint_folder)
-
-
-def _check(model: Any, args: Any, teacher: PreTrainedModel | None, kwargs: dict[str, Any]) -> None:
-    """Refuse, before anything is changed, what a RecoveryTrainer cannot do."""
-    if not isinstance(args, RecoveryArguments):
-        raise TypeError(
-            f"args must be RecoveryArguments, got {type(args).__name__}. They are TrainingArguments with the "
-            "weights of the recovery loss: RecoveryArguments(output_dir=..., ...)."
-        )
-    if not isinstance(model, PreTrainedModel):
-        raise TypeError(f"model must be the pruned model itself, got {type(model).__name__}; model_init is not used.")
-    for name, is_set in (
-        ("compute_loss_func", kwargs.get("compute_loss_func") is not None),
-        ("label_smoothing_factor", args.label_smoothing_factor != 0),
-    ):
-        if is_set:
-            raise ValueError(
-                f"{name} is not used by RecoveryTrainer, whose loss RecoveryArguments describe. Leave it out."
-            )
-    if teacher is model:
-        raise ValueError("the teacher is the model itself; pass the dense model that was pruned.")
-    if args.token_dropout > 0 and not hasattr(kwargs.get("processing_class"), "all_special_ids"):
-        raise ValueError(
-            f"token_dropout={args.token_dropout} needs to know the special tokens: pass processing_class=tokenizer."
-        )
-    given = kwargs.get("optimizers") or (None, None)
-    if any(given) and (args.lr_steps or args.base_model_lr_factor != 1):
-        raise ValueError("lr_steps and base_model_lr_factor are not used with optimizers of your own. Leave them out.")
-    _check_together(args, gradual_in(kwargs.get("callbacks") or []))
-
-
-def _check_together(args: RecoveryArguments, gradual: GradualPruning | None) -> None:
-    if args.lora_rank > 0 and gradual is not None:
-        raise ValueError("lora_rank and GradualPruning do not go together: cutting needs whole weights. Drop one.")

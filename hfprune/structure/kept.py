@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 
 class Kept:
@@ -62,6 +63,28 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, draft, dict(metadata or {}))
     draft.replace(path)
+
+
+def digest_of(model: PreTrainedModel) -> str:
+    """SHA-256 of all that a model computes with: its weights, buffers and config.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Hexadecimal.
+
+    Raises:
+        ValueError: Weights are not in memory.
+    """
+    tensors = dict(model.state_dict())
+    away = [name for name, value in tensors.items() if value.is_meta]
+    if away:
+        raise ValueError(
+            f"{away[0]!r} of {type(model).__name__} is not in memory (offloaded by device_map, or on the meta device), "
+            "and what the model says is kept under the digest of its weights. Load it without offloading."
+        )
+    return sha256_of({**tensors, model.config.to_json_string(use_diff=False): None})
 
 
 def sha256_of(tensors: Mapping[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """Sweep: many sizes of one model, as a table, a file and a picture; its knee, and which size is good enough."""
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 from hfprune.measure import Latency, Size
 from hfprune.sweeping.plot import draw
-from hfprune.sweeping.points import Drop, SweepPoint, paired_drop
+from hfprune.sweeping.points import Drop, SweepPoint, check_max_drop, paired_drop
 
 FORMAT_VERSION = 1
 
@@ -99,18 +98,7 @@ class Sweep:
             ValueError: The limit is not positive, `evaluate` gave one number a model, or there are too few samples to
                 show it of any model.
         """
-        if not max_drop > 0:
-            raise ValueError(
-                f"max_drop must be positive, got {max_drop:g}. It is the drop that you can accept, such as 0.01."
-            )
-        least = self.drop(self.dense, confidence=confidence)
-        if least.upper >= max_drop:
-            enough = math.floor((least.samples + 2) * least.upper / max_drop) - 1  # the upper end goes as 1 / (n + 2)
-            raise ValueError(
-                f"{least.samples} samples cannot show a drop below {max_drop:g}: the upper end of the interval is "
-                f"{least.upper:.4f} even for a model that does as the dense one on all of them. Evaluate on at least "
-                f"{enough}, or accept a larger drop or less confidence."
-            )
+        check_max_drop(max_drop, self.drop(self.dense, confidence=confidence) if max_drop > 0 else None)
         drops = [(point, self.drop(point, confidence=confidence)) for point in self.points[1:]]
         return next((point for point, drop in reversed(drops) if drop.upper < max_drop), None)
 

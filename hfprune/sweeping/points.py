@@ -3,8 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Any
+
+from scipy import stats
 
 from hfprune.measure import Latency, Size
 
@@ -71,16 +72,18 @@ class Drop:
 
 
 def paired_drop(dense: Sequence[float], pruned: Sequence[float], *, confidence: float = 0.95) -> Drop:
-    """The drop from one model to another, with the upper end of a paired, one-sided normal interval.
+    """The drop from one model to another, with the upper end of a paired, one-sided interval.
 
     With the differences d of the samples (dense minus pruned), as in McNemar's test only samples on which the two
     models differ widen the interval:
 
         upper = mean(d') + z · √(var(d') / n')
 
-    Where all values lie in [0, 1], such as right (1) or wrong (0), d' is d and two made-up samples more, one +1 and
-    one −1 (Bonett & Price 2012, "Adjusted Wald confidence interval for a difference of binomial proportions based on
-    paired data"), so that a few samples without a difference do not prove that there is none. For other values d' is d.
+    Where all values lie in [0, 1], such as right (1) or wrong (0), or are one of two numbers, d' is d and two made-up
+    samples more, plus and minus the largest difference there can be (Bonett & Price 2012, "Adjusted Wald confidence
+    interval for a difference of binomial proportions based on paired data"), so that a few samples without a difference
+    do not prove that there is none, and z is of the normal distribution. For other values d' is d, with n' − 1 in place
+    of n' in the variance, and z is of Student's t with n' − 1 degrees of freedom.
 
     >>> drop = paired_drop([1, 1, 1, 0, 1, 1], [1, 0, 1, 1, 0, 1])
     >>> round(drop.mean, 4), round(drop.upper, 4)
@@ -95,23 +98,54 @@ def paired_drop(dense: Sequence[float], pruned: Sequence[float], *, confidence: 
         The drop.
 
     Raises:
-        ValueError: The two have different numbers of samples, or none, or `confidence` is not in (0, 1).
+        ValueError: The two have different numbers of samples, or less than two, or `confidence` is not in (0, 1).
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence:g}: write 0.95 for 95 %.")
-    if len(dense) != len(pruned) or not dense:
+    if len(dense) != len(pruned) or len(dense) < 2:
         raise ValueError(
-            f"a paired interval needs the same samples for both models, got {len(dense)} and {len(pruned)} values. "
+            f"a paired interval needs the same samples for both models, two or more, got {len(dense)} and "
+            f"{len(pruned)} values. "
             "`evaluate` must give one value a sample, of the same data in the same order for every model."
         )
     differences = [float(before) - float(after) for before, after in zip(dense, pruned, strict=True)]
     seen = math.fsum(differences) / len(differences)
-    if all(0 <= value <= 1 for value in (*dense, *pruned)):
-        differences += [1.0, -1.0]
+    values, z = {float(value) for value in (*dense, *pruned)}, float(stats.norm.ppf(confidence))
+    fractions = all(0 <= value <= 1 for value in values)
+    if fractions or len(values) == 2:
+        largest = 1.0 if fractions else max(values) - min(values)
+        differences += [largest, -largest]
+        degrees = len(differences)
+    else:
+        degrees = len(differences) - 1
+        z = float(stats.t.ppf(confidence, degrees))
     mean = math.fsum(differences) / len(differences)
-    variance = math.fsum((d - mean) ** 2 for d in differences) / len(differences)
-    upper = mean + NormalDist().inv_cdf(confidence) * math.sqrt(variance / len(differences))
+    variance = math.fsum((d - mean) ** 2 for d in differences) / degrees
+    upper = mean + z * math.sqrt(variance / len(differences))
     return Drop(mean=seen, upper=upper, confidence=confidence, samples=len(dense))
+
+
+def check_max_drop(max_drop: float, least: Drop | None) -> None:
+    """Refuse a limit that nothing can be shown to be below.
+
+    Args:
+        max_drop: The limit.
+        least: The drop of a model that does as the dense one on all samples.
+
+    Raises:
+        ValueError: It is not positive, or there are too few samples.
+    """
+    if not max_drop > 0 or least is None:
+        raise ValueError(
+            f"max_drop must be positive, got {max_drop:g}. It is the drop that you can accept, such as 0.01."
+        )
+    if least.upper >= max_drop:
+        enough = math.floor((least.samples + 2) * least.upper / max_drop) - 1  # the upper end goes as 1 / (n + 2)
+        raise ValueError(
+            f"{least.samples} samples cannot show a drop below {max_drop:g}: the upper end of the interval is "
+            f"{least.upper:.4f} even for a model that does as the dense one on all of them. Evaluate on at least "
+            f"{enough}, or accept a larger drop or less confidence."
+        )
 
 
 def outcome_of(value: Any) -> tuple[float, tuple[float, ...] | None]:

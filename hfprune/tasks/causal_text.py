@@ -34,7 +34,7 @@ def causal_language_modelling(model: ModelArguments, data: CausalTextArguments, 
         The task.
 
     Raises:
-        ValueError: Data, columns or metrics do not fit, or there is too little text.
+        ValueError: Data, columns or metrics do not fit, windows have less than two tokens, or there is too little text.
         FileNotFoundError: A named corpus is not there.
     """
     metrics = data.metrics or list(METRICS)
@@ -42,6 +42,10 @@ def causal_language_modelling(model: ModelArguments, data: CausalTextArguments, 
     if unknown:
         raise ValueError(
             f"unknown metric {unknown[0]!r} of causal language modelling; these are: {', '.join(METRICS)}."
+        )
+    if data.max_length < 2:
+        raise ValueError(
+            f"max_length must be at least 2, got {data.max_length}: tokens are predicted from those before."
         )
     source = resolve_model(model.model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
@@ -64,7 +68,12 @@ def _read(tokenizer: PreTrainedTokenizerBase, data: CausalTextArguments, seed: i
     raw = load_documents(
         data.dataset, config_name=data.dataset_config, files=data.files, text_column=data.text_column, seed=seed
     )
-    return pack(raw, tokenizer, text_column=data.text_column, max_length=data.max_length, whole=True)
+    return _windows(raw, tokenizer, data)
+
+
+def _windows(raw: DatasetDict, tokenizer: PreTrainedTokenizerBase, data: CausalTextArguments) -> DatasetDict:
+    splits = DatasetDict({name: raw[name] for name in ("train", "validation", "test") if name in raw})
+    return pack(splits, tokenizer, text_column=data.text_column, max_length=data.max_length, whole=True)
 
 
 def _generated(
@@ -76,14 +85,15 @@ def _generated(
             f"self_generated={data.self_generated} has the dense model write what is learned from, and "
             f"{data.dataset or data.train_file!r} has it too. Drop one of the two; other files may stay."
         )
+    windows = DatasetDict()
+    if data.files:
+        files = {"train": next(iter(data.files.values())), **data.files}
+        raw = load_documents(files=files, text_column=data.text_column)
+        del raw["train"]
+        windows = _windows(raw, tokenizer, data)
     writer = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=model.trust_remote_code)
     written = self_generated(writer, tokenizer, samples=data.self_generated, tokens=data.max_length, seed=seed)
-    windows = DatasetDict(train=written)
-    if data.files:
-        raw = load_documents(files={"train": next(iter(data.files.values())), **data.files})
-        del raw["train"]
-        windows |= pack(raw, tokenizer, text_column=data.text_column, max_length=data.max_length, whole=True)
-    return DatasetDict(windows)
+    return DatasetDict({"train": written, **windows})
 
 
 def labelled(rows: list[dict[str, Any]]) -> Batch:

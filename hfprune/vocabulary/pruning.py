@@ -73,8 +73,9 @@ def prune_vocabulary(
             raise ValueError(f"{name} must be at least 1, got {value}.")
     texts = _checked(texts)
     data, rows = read(tokenizer), rows_of(model)
-    counts = _counted(tokenizer, data["model"], [*texts, *_frames(tokenizer)])
+    counts, frames = _counted(tokenizer, data["model"], texts), list(_frames(tokenizer))
     used = {token for token, count in counts.items() if count >= min_count}
+    used |= set(_counted(tokenizer, data["model"], frames)) if frames else set()
     roles = named_ids(model) | fixed_ids(model)
     tokens = _needed(tokenizer, data, {*used, *_named(tokenizer, keep)}, roles)
     beyond = sorted((number, token) for token, number in tokens.items() if number >= rows)
@@ -89,8 +90,7 @@ def prune_vocabulary(
     kept = sorted({*tokens.values(), *spare})
     new = {number: place for place, number in enumerate(kept)}
     made = cut(tokenizer, data, {token: new[number] for token, number in tokens.items()})
-    if min_count == 1:
-        _check_same(tokenizer, made, texts)
+    _check_same(tokenizer, made, [*(texts if min_count == 1 else ()), *frames])
     small = keep_tokens(model, kept)
     _describe(model, small, texts=len(texts), min_count=min_count)
     return small, made

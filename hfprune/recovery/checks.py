@@ -1,0 +1,81 @@
+"""What a RecoveryTrainer cannot do, refused before anything is changed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from hfprune.recovery.arguments import RecoveryArguments
+from hfprune.recovery.gradual import GradualPruning
+
+
+def gradual_in(callbacks: Sequence[object]) -> GradualPruning | None:
+    """The gradual pruning among a trainer's callbacks, if there is one.
+
+    Args:
+        callbacks: The callbacks.
+
+    Returns:
+        It, or None.
+
+    Raises:
+        ValueError: There are two.
+    """
+    found = [callback for callback in callbacks if isinstance(callback, GradualPruning)]
+    if len(found) > 1:
+        raise ValueError(f"{len(found)} callbacks are GradualPruning; a trainer follows one schedule. Pass one.")
+    return found[0] if found else None
+
+
+def check_trainer(model: Any, args: Any, teacher: PreTrainedModel | None, kwargs: dict[str, Any]) -> None:
+    """Refuse, before anything is changed, what a RecoveryTrainer cannot do.
+
+    Args:
+        model: The model.
+        args: The arguments.
+        teacher: The teacher, if there is one.
+        kwargs: What else the trainer is given.
+
+    Raises:
+        TypeError: Arguments or model are of another kind.
+        ValueError: Settings that would have no effect, or do not go together.
+    """
+    if not isinstance(args, RecoveryArguments):
+        raise TypeError(
+            f"args must be RecoveryArguments, got {type(args).__name__}. They are TrainingArguments with the "
+            "weights of the recovery loss: RecoveryArguments(output_dir=..., ...)."
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"model must be the pruned model itself, got {type(model).__name__}; model_init is not used.")
+    for name, is_set in (
+        ("compute_loss_func", kwargs.get("compute_loss_func") is not None),
+        ("label_smoothing_factor", args.label_smoothing_factor != 0),
+    ):
+        if is_set:
+            raise ValueError(
+                f"{name} is not used by RecoveryTrainer, whose loss RecoveryArguments describe. Leave it out."
+            )
+    if teacher is model:
+        raise ValueError("the teacher is the model itself; pass the dense model that was pruned.")
+    if args.token_dropout > 0 and not hasattr(kwargs.get("processing_class"), "all_special_ids"):
+        raise ValueError(
+            f"token_dropout={args.token_dropout} needs to know the special tokens: pass processing_class=tokenizer."
+        )
+    given = kwargs.get("optimizers") or (None, None)
+    if any(given) and (args.lr_steps or args.base_model_lr_factor != 1):
+        raise ValueError("lr_steps and base_model_lr_factor are not used with optimizers of your own. Leave them out.")
+    check_together(args, gradual_in(kwargs.get("callbacks") or []))
+
+
+def check_together(args: RecoveryArguments, gradual: GradualPruning | None) -> None:
+    """Refuse adapters with gradual pruning.
+
+    Args:
+        args: The arguments.
+        gradual: The gradual pruning, if there is one.
+
+    Raises:
+        ValueError: Both are there.
+    """
+    if args.lora_rank > 0 and gradual is not None:
+        raise ValueError("lora_rank and GradualPruning do not go together: cutting needs whole weights. Drop one.")
