@@ -28,6 +28,7 @@ reports it. CPU, 2 threads, batch 32, training in bfloat16 (autocast) where the 
 
 import argparse
 import copy
+import itertools
 import json
 import math
 import time
@@ -113,10 +114,11 @@ class Run:
         method: str,
         *,
         steps: int | None = None,
+        number: int = 0,
         callbacks: Sequence[Any] = (),
     ) -> PreTrainedModel:
-        """Train for the steps that all methods have."""
-        set_seed(self.seed)
+        """Train for the steps that all methods have; rounds by their number, so that they see other data."""
+        set_seed(self.seed + number)
         args = RecoveryArguments(
             output_dir="runs/recovery_training",
             max_steps=steps or self.steps,
@@ -127,7 +129,7 @@ class Run:
             lora_rank=16 if method == "lora" else 0,
             bf16=torch.cpu._is_avx512_bf16_supported(),
             save_strategy="no",
-            seed=self.seed,
+            seed=self.seed + number,
             use_cpu=True,
             report_to="none",
             disable_tqdm=True,
@@ -181,12 +183,12 @@ class Run:
 
     def in_rounds(self, kept: int) -> PreTrainedModel:
         """Rounds of pruning, repair and an equal share of the training steps."""
-        rounds = math.ceil(math.log(kept / 100) / math.log(2 / 3) - 1e-9)
+        rounds, numbers = math.ceil(math.log(kept / 100) / math.log(2 / 3) - 1e-9), itertools.count()
         return prune(
             self.dense.model,
             self.batches,
             self.config(kept),
-            recover=lambda small, _: self.train(small, "rounds", steps=self.steps // rounds),
+            recover=lambda small, _: self.train(small, "rounds", steps=self.steps // rounds, number=next(numbers)),
         )
 
 

@@ -155,7 +155,9 @@ def evaluate(
         str | None,
         typer.Option(help="For causal language models: a txt file, or state_of_the_union (test split)."),
     ] = None,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="train, validation or test; by default test, or all of a single file.")
+    ] = None,
     metrics: Annotated[list[str] | None, typer.Option("--metric", help="Several may be given.")] = None,
     latency: Annotated[bool, typer.Option(help="Measure the latency too (batch 32).")] = False,
     text_column: TextColumn = "text",
@@ -179,8 +181,10 @@ def evaluate(
             return
         source = resolve_model(model)
         loaded = AutoModelForSequenceClassification.from_pretrained(source)
-        splits, tokenizer = tokenized(data, source, text_column, pair_column, label_column, max_length, seed)
-        tested = split_of(splits, split)
+        splits, tokenizer = tokenized(
+            data, source, text_column, pair_column, label_column, max_length, seed, whole=split is None
+        )
+        tested = split_of(splits, split or "test")
         with tempfile.TemporaryDirectory() as scratch:
             trainer = Trainer(
                 loaded,
@@ -197,6 +201,7 @@ def evaluate(
             )
             found = trainer.predict(tested, metric_key_prefix="").metrics
         results = {name.removeprefix("_"): value for name, value in found.items() if "per_second" not in name}
+        results["samples"] = len(tested)
         if latency:
             results["latency"] = asdict(measure_latency(loaded, sequence_length=max_length))
         typer.echo(json.dumps(results, indent=1))

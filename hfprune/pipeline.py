@@ -45,7 +45,7 @@ def prune(
         for number, step in enumerate(sparsities(config.schedule, start=..., target=config.sparsity, ...)):
             scores = score(
                 small, batches, scorer=config.scorer, seed=config.seed + number, teacher=model,
-                attention_unit=config.attention_unit,
+                attention_unit=config.attention_unit, gradient_checkpointing=config.calibration_checkpointing,
             )
             small = apply_plan(small, plan(small, scores, config, sparsity=step))
             if config.reconstruct:
@@ -63,8 +63,9 @@ def prune(
         sparsity: Instead of `config.sparsity`: by pattern of block names, the fraction of units to remove, as `plan`
             takes it.
         recover: Trains a little after every round: called with the pruned and the dense model, it changes the first in
-            place (where it returns a model, that one goes on). Rounds are then larger, at most 1.5 × in cost, unless
-            `config.rounds` says how many there are; the next one scores what was trained.
+            place (where it returns a model, that one goes on); it must not prune (no `GradualPruning`). Rounds are then
+            larger, at most 1.5 × in cost, unless `config.rounds` says how many there are; the next one scores what was
+            trained.
 
     Returns:
         A new model, of the stock class where the stock config can say its widths and of `Pruned<Base>` otherwise, with
@@ -74,7 +75,7 @@ def prune(
         BudgetError: The sparsity cannot be reached under the constraints, or the model has it already.
         PlanMismatchError: The model was pruned by another `attention_unit` than the config's.
         CalibrationError: The data cannot be used.
-        UnsupportedArchitectureError: The model type is not in the table.
+        UnsupportedArchitectureError: The model type is not in the table, and no entry could be proven.
         StructureError: The model does not look as the table says.
         NonFiniteScoreError: A score is NaN or infinite.
         ValueError: A scorer, allocation or schedule of an unknown name, or a pattern that matches no block.
@@ -213,7 +214,7 @@ def check(
     Raises:
         BudgetError: The sparsity cannot be reached under the constraints, or the model has it already.
         PlanMismatchError: The model was pruned by another `attention_unit` than the config's.
-        UnsupportedArchitectureError: The model type is not in the table.
+        UnsupportedArchitectureError: The model type is not in the table, and no entry could be proven.
         StructureError: The model does not look as the table says, or is spread over devices.
         ValueError: A name that is not known, a pattern that matches no block, or too long a sequence.
     """

@@ -4,7 +4,7 @@ Data are files (json, jsonl, parquet) or data sets of the Hub with two columns o
 Tags are strings or named numbers; with IOB tags (B-PER, I-PER, O) entities are measured, else the accuracy of tags.
 
     python scripts/run_token_classification.py --model_name_or_path google-bert/bert-base-cased \
-        --dataset eriktks/conll2003 --dense_epochs 3 --sparsity 0.5 --num_train_epochs 5 --output_dir runs/conll
+        --dataset lhoestq/conll2003 --dense_epochs 3 --sparsity 0.5 --num_train_epochs 5 --output_dir runs/conll
 
     python scripts/run_token_classification.py --model_name_or_path me/tagger --train_file train.jsonl \
         --test_file test.jsonl --token_column words --tag_column tags --sparsity 0.6 --output_dir runs/mine

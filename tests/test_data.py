@@ -4,10 +4,11 @@ import importlib.util
 import json
 
 import pytest
-from datasets import ClassLabel, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict
+from transformers import PretrainedConfig
 
 from hfprune.data import load_text_dataset, model_title, package_file, resolve_model, tokenize
-from hfprune.labels import label_arguments
+from hfprune.labels import align_labels, label_arguments, numbers_of
 from hfprune.record import public_name
 from tests.support.tiny_data import tiny_texts, tiny_tokenizer
 
@@ -106,3 +107,15 @@ def test_named_sets_have_no_text_in_two_splits(name, rows, classes):
     assert label_arguments(data)["num_labels"] == classes
     assert not texts["train"] & texts["validation"]
     assert not texts["train"] & texts["test"]
+
+
+def test_numbers_of_a_model_without_names_stay_where_a_class_is_absent():
+    config = PretrainedConfig(num_labels=3)
+    assert numbers_of(config, ["0", "2"]) == {"0": 0, "2": 2}
+    assert numbers_of(config, ["a", "b", "c"]) == {"a": 0, "b": 1, "c": 2}
+    data = DatasetDict(
+        train=Dataset.from_dict({"label": ["2", "0"]}).cast_column("label", ClassLabel(names=["0", "2"]))
+    )
+    assert align_labels(data, config)["train"]["label"][:] == [2, 0]
+    with pytest.raises(ValueError, match="knows the classes LABEL_0, LABEL_1, LABEL_2, the data has a, b. Write the"):
+        numbers_of(config, ["a", "b"])

@@ -195,6 +195,8 @@ class TestCommand:
         results = json.loads(found.stdout)
         assert 0 <= results["accuracy"] <= 1
         assert results["latency"]["sequence_length"] == 16
+        assert results["samples"] == 80  # a file is evaluated whole
+        assert json.loads(self.cli("evaluate", out, *options, "--split", "test").stdout)["samples"] == 8
 
         assert self.cli("verify", out).exit_code == 0
         (out / "model.safetensors").write_bytes(b"x")

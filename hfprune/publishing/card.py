@@ -119,6 +119,7 @@ def draw_card(
         record=record,
         plan=plan,
         cut=plan.sparsity("macs") > 0,
+        removed=_removed(plan),
         name=name,
         location=location,
         portable=portable,
@@ -186,6 +187,13 @@ def task_of(model_class: str) -> tuple[str | None, str]:
         if model_class in names.values():
             return task, auto_class
     return None, "AutoModel"
+
+
+def _removed(plan: PruningPlan) -> str:
+    """What went, in words."""
+    names = {"attention": "heads", "ffn": "feed-forward neurons"}
+    gone = {block.kind for block in plan.blocks.values() if len(block.kept) < block.units}
+    return " and ".join(name for kind, name in names.items() if kind in gone)
 
 
 def _rows(record: PruningRecord, final: str) -> list[tuple[str, str, str, str]]:

@@ -41,7 +41,7 @@ def load_legacy(folder: str | Path, *, sequence_length: int = 128, pickled: bool
 
     Raises:
         CheckpointError: There is no config, no `pruned_heads` in it, no weights, or they do not fit each other.
-        UnsupportedArchitectureError: The model type is not in the table.
+        UnsupportedArchitectureError: The model type is not in the table, and no entry could be proven.
     """
     folder = Path(folder)
     config = _config(folder)

@@ -18,7 +18,7 @@ def learning_names(model: PreTrainedModel, trainable: Sequence[str]) -> set[str]
     Args:
         model: The model.
         trainable: `["all"]`; `["input_output"]`: embeddings, the first and the last layer, and all that is outside of
-            the layers (the article's advice: what is nearest to input and output first); or shell-style patterns of
+            the layers (what is nearest to input and output); or shell-style patterns of
             parameter names.
 
     Returns:

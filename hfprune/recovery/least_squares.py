@@ -53,7 +53,7 @@ def best_ridge(fit: Gram, held_out: Gram, ridges: Sequence[float], block: str) -
 
 
 def solve(gram: Gram, ridge: float, block: str) -> tuple[Tensor, float]:
-    """EᵀX (XᵀX + λI)⁻¹ (ALGORITHMS §6), with λ a multiple of the mean diagonal of XᵀX.
+    """EᵀX (XᵀX + λI)⁻¹, with λ a multiple of the mean diagonal of XᵀX.
 
     Args:
         gram: The sums.

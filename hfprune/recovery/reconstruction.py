@@ -51,7 +51,7 @@ def reconstruct(
 
         ΔW = argmin ‖X ΔWᵀ − E‖² + λ‖ΔW‖²  =  EᵀX (XᵀX + λI)⁻¹
 
-    which is ALGORITHMS §6 with the residual-stream target and the ridge towards the present weights. Where a
+    with the residual stream as the target and the ridge towards the present weights. Where a
     consumer's output does not enter the residual stream as it is (a norm in between, a multiplier) e is what the
     output is short of. A bias is solved for where there is one. For every consumer λ is the one of `RIDGES` that is
     best on held-out samples; then all samples are used. Sums and solutions are float64 whatever the models' dtype.

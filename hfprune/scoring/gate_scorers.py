@@ -1,6 +1,6 @@
 """Gate scorers: all from one pass of per-sample gate gradients.
 
-Notation: γ[n, u] is the derivative of sample n's loss by the gate of unit u (ALGORITHMS §1).
+Notation: γ[n, u] is the derivative of sample n's loss by the gate of unit u.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

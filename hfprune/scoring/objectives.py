@@ -141,7 +141,7 @@ def sampled_loss(model: PreTrainedModel, batch: Batch, *, teacher: PreTrainedMod
     A classification draws one label an example, a token-level task one a token (padding excluded), multi-label tasks
     one coin a label, question answering a start and an end, a regression adds N(0, 1) noise to the prediction. With
     the model as its own teacher, the mean square of this loss's gate gradients is in expectation the Hessian of
-    KL(dense ‖ gated): the natural-gradient Fisher (ALGORITHMS §1).
+    KL(dense ‖ gated): the natural-gradient Fisher.
 
     Args:
         model: A model with logits.

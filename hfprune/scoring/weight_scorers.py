@@ -1,6 +1,6 @@
 """Weight scorers: from a unit's weights (rows of the producers, columns of the consumer) and their gradients.
 
-The article that this library began with describes them. Notation: w are the weights of one unit, all of them.
+Notation: w are the weights of one unit, all of them.
 """
 
 import copy
@@ -71,7 +71,7 @@ def l2(statistics: WeightStatistics) -> Tensor:
 
 @register_scorer("sparsity_measure", reads="weights")
 def sparsity_measure(statistics: WeightStatistics) -> Tensor:
-    """Σw² / Σ|w|: high where a few weights carry a unit; 0 for a unit of zeros. From the article."""
+    """Σw² / Σ|w|: high where a few weights carry a unit; 0 for a unit of zeros."""
     return statistics.weights.square().sum(1) / statistics.weights.abs().sum(1).clamp(min=1e-12)
 
 
@@ -83,7 +83,7 @@ def random(statistics: WeightStatistics) -> Tensor:
 
 @register_scorer("gradient", reads="weight_gradients", labels="data")
 def gradient(statistics: WeightGradientStatistics) -> Tensor:
-    """Σ|∂L/∂w|, averaged over batches. From the article."""
+    """Σ|∂L/∂w|, averaged over batches."""
     return statistics.gradient
 
 

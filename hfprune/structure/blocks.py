@@ -96,7 +96,7 @@ class Block:
     unit_cache_bytes: int = 0
 
     def unit_macs(self, sequence_length: int) -> int:
-        """Multiply-adds of one unit for one sequence of `sequence_length` tokens (ALGORITHMS §4).
+        """Multiply-adds of one unit for one sequence of `sequence_length` tokens.
 
         Cross-attention is counted as if source and target were both of that length.
         """

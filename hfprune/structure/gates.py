@@ -56,7 +56,7 @@ def gate_gradients(
 ) -> dict[str, Tensor]:
     """The derivative of every sample's loss by every unit's gate, exact, from one forward and one backward pass.
 
-    γ[n, u] = ∂loss_n/∂m_u = Σ_t Σ_{c∈C_u} x[n,t,c] · g[n,t,c] with all gates at 1 (ALGORITHMS §1). Call it inside
+    γ[n, u] = ∂loss_n/∂m_u = Σ_t Σ_{c∈C_u} x[n,t,c] · g[n,t,c] with all gates at 1. Call it inside
     `frozen(model)`: weights then get no gradient and the pass costs about two forward passes.
 
     Args:

@@ -195,7 +195,7 @@ def empty(cls: type[PreTrainedModel], config: PretrainedConfig, model: PreTraine
 
 
 def _table(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The shape table of DESIGN, "How a pruned checkpoint loads", by path from the base model."""
+    """The shape table that a pruned config carries and loading applies, by path from the base model."""
     earlier = (getattr(model.config, "pruning_config", None) or {}).get("inputs", {})
     shapes: dict[str, dict[str, int]] = {}
     attributes: dict[str, int] = {}

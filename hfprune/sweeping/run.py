@@ -85,7 +85,7 @@ def sweep(
     Raises:
         BudgetError: A sparsity cannot be reached under the constraints, or the model has it already.
         CalibrationError: The calibration data cannot be used.
-        UnsupportedArchitectureError: The model type is not in the table.
+        UnsupportedArchitectureError: The model type is not in the table, and no entry could be proven.
         StructureError: The model does not look as the table says.
         NonFiniteScoreError: A score is NaN or infinite.
         ValueError: No sparsities, or some out of [0, 1); an unknown scorer or allocation, or one that cannot do with

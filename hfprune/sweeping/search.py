@@ -56,7 +56,7 @@ def prune_within(
     Raises:
         BudgetError: Even the lowest sparsity drops more, or none can be reached under the constraints.
         CalibrationError: The calibration data cannot be used.
-        UnsupportedArchitectureError: The model type is not in the table.
+        UnsupportedArchitectureError: The model type is not in the table, and no entry could be proven.
         StructureError: The model does not look as the table says.
         NonFiniteScoreError: A score is NaN or infinite.
         ValueError: A limit or step that cannot be, an `evaluate` that gives one number a model or too few samples to

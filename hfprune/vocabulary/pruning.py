@@ -64,7 +64,7 @@ def prune_vocabulary(
         CalibrationError: The texts are no texts, or hold no token.
         StructureError: The model has not one row of embeddings a token, or the tokenizer's class does more than its
             tokenizer.json says, so that the new one would split the texts otherwise.
-        UnsupportedArchitectureError: The model type is not in the table.
+        UnsupportedArchitectureError: The model type is not in the table, and no entry could be proven.
         ValueError: A slow tokenizer, one with more tokens than the model has rows, a token to keep that it does not
             have, a count or multiple below 1, or a multiple that the vocabulary cannot fill.
     """
