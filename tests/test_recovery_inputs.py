@@ -8,6 +8,7 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
 from hfprune import GradualPruning, PruningConfig, RecoveryTrainer, add_teacher_logits
+from hfprune.recovery.learning import without_dropout
 from hfprune.recovery.regularisation import swap_tokens
 from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.tiny_data import tiny_tokenized, tiny_tokenizer
@@ -168,3 +169,32 @@ def test_gradual_pruning_needs_the_trainer_that_cuts(tmp_path):
     with pytest.raises(ValueError, match="works with hfprune.RecoveryTrainer only, which cuts"):
         trainer.train()
     assert not gradual.attached
+
+
+@pytest.mark.parametrize("kind", ["bert", "bart", "gpt2", "mistral"])
+def test_without_dropout_a_model_in_training_computes_what_it_does_in_evaluation(kind):
+    rates = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout"), 0.5)
+    rates |= dict.fromkeys(("dropout", "activation_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.5)
+    model = tiny_model(kind, "AutoModel", **rates)
+    batch = tiny_batch(kind)
+    with torch.no_grad():
+        expected = model.eval()(**batch)[0]
+        assert (model.train()(**batch)[0] - expected).abs().max() > 1e-2
+        with without_dropout(model):
+            torch.testing.assert_close(model(**batch)[0], expected)
+        assert (model(**batch)[0] - expected).abs().max() > 1e-2
+
+
+def test_a_trainer_without_dropout(tmp_path):
+    small, teacher = pruned_pair(num_labels=3)
+    rates, seen = [m.p for m in small.modules() if isinstance(m, torch.nn.Dropout)], []
+    small.register_forward_pre_hook(
+        lambda m, _: seen.extend(d.p for d in m.modules() if isinstance(d, torch.nn.Dropout))
+    )
+    trainer_of(small, teacher, arguments(tmp_path, disable_dropout=True, max_steps=1)).train()
+    assert len(seen) > 3
+    assert set(seen) == {0.0}
+    assert [m.p for m in small.modules() if isinstance(m, torch.nn.Dropout)] == rates
+    assert max(rates) > 0
+    with pytest.raises(ValueError, match="disable_dropout is for lora_dropout=0.1 too"):
+        arguments(tmp_path, disable_dropout=True, lora_rank=2, lora_dropout=0.1)

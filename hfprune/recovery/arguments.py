@@ -37,6 +37,8 @@ class RecoveryArguments(TrainingArguments):
             ones. Give the labels little weight then.
         trainable: What learns: `all`; `input_output`, the embeddings, the first and the last layer, and the head; or
             shell-style patterns of parameter names.
+        disable_dropout: Train without the model's own dropout, as TRL does: it is noise where a teacher says what is
+            right, and helps where labels do.
         freeze_embeddings: Leave the input embeddings as they are: less memory and time for little accuracy.
         base_model_lr_factor: The base model learns at `learning_rate` times this, the head at `learning_rate`.
         lr_steps: Stepwise decay in place of `lr_scheduler_type`: after each of these fractions of the training the
@@ -63,6 +65,7 @@ class RecoveryArguments(TrainingArguments):
     trainable: list[str] = field(
         default_factory=lambda: ["all"], metadata={"help": "all, input_output, or patterns of parameter names."}
     )
+    disable_dropout: bool = field(default=False, metadata={"help": "Train without the model's own dropout."})
     freeze_embeddings: bool = field(default=False, metadata={"help": "Do not train the input embeddings."})
     base_model_lr_factor: float = field(
         default=1.0, metadata={"help": "The base model learns at learning_rate times this, the head at learning_rate."}
@@ -123,6 +126,8 @@ class RecoveryArguments(TrainingArguments):
         others = [name for name in PENALTIES if getattr(self, name) > 0]
         if self.trainable != ["all"]:
             others.append("trainable")
+        if self.disable_dropout and self.lora_dropout > 0:
+            raise ValueError(f"disable_dropout is for lora_dropout={self.lora_dropout:g} too: drop one of the two.")
         if others:
             raise ValueError(
                 f"lora_rank={self.lora_rank} trains adapters only, so {', '.join(others)} would have no effect. Drop "

@@ -1,8 +1,11 @@
-"""What of a model learns, and how fast: trainable parameters, learning rates by part, stepwise decay."""
+"""What of a model learns, and how: trainable parameters, dropout, learning rates by part, stepwise decay."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
@@ -18,8 +21,7 @@ def learning_names(model: PreTrainedModel, trainable: Sequence[str]) -> set[str]
     Args:
         model: The model.
         trainable: `["all"]`; `["input_output"]`: embeddings, the first and the last layer, and all that is outside of
-            the layers (what is nearest to input and output); or shell-style patterns of
-            parameter names.
+            the layers (what is nearest to input and output); or shell-style patterns of parameter names.
 
     Returns:
         The names.
@@ -66,6 +68,28 @@ def choose_trainable(model: PreTrainedModel, trainable: Sequence[str], *, freeze
         if embeddings is None:
             raise ValueError(f"freeze_embeddings: {type(model).__name__} has no embeddings. Leave it out.")
         embeddings.requires_grad_(False)
+
+
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """No dropout inside the `with`, neither of modules of its own nor of attention, whose rate is a number.
+
+    Args:
+        model: The model; its rates come back.
+    """
+    rates = [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, float) and ("dropout" in name or (name == "p" and isinstance(module, _DropoutNd)))
+    ]
+    try:
+        for module, name, _ in rates:
+            setattr(module, name, 0.0)
+        yield
+    finally:
+        for module, name, value in rates:
+            setattr(module, name, value)
 
 
 def slow_base_model(optimizer: Optimizer, model: PreTrainedModel, factor: float) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ from hfprune.publishing.card import write_card
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.recovery.checks import check_together, check_trainer, gradual_in
 from hfprune.recovery.gradual import GradualPruning
-from hfprune.recovery.learning import choose_trainable, learning_names, slow_base_model, stepwise
+from hfprune.recovery.learning import (
+    choose_trainable,
+    learning_names,
+    slow_base_model,
+    stepwise,
+    without_dropout,
+)
 from hfprune.recovery.lora import has_adapters, merged, with_adapters
 from hfprune.recovery.loss import TOKEN_MEANS, RecoveryLoss, token_count
 from hfprune.recovery.regularisation import swap_tokens
@@ -105,7 +112,8 @@ class RecoveryTrainer(Trainer):
         if not adapted:
             choose_trainable(self._plain_model(), self.args.trainable, freeze_embeddings=self.args.freeze_embeddings)
         try:
-            result = super().train(resume_from_checkpoint, **kwargs)
+            with without_dropout(self._plain_model()) if self.args.disable_dropout else nullcontext():
+                result = super().train(resume_from_checkpoint, **kwargs)
             self._cut_or_merge()
         finally:
             if self.gradual is not None:
