@@ -6,8 +6,8 @@ from transformers import Trainer
 import hfprune
 from hfprune.errors import HfpruneError
 from hfprune.recovery.trainer import RecoveryTrainer
-from hfprune.tasks import CausalTextArguments, TextArguments, causal_language_modelling, text_classification
-from tests.support.runs import causal_home, run_here, text_home
+from hfprune.tasks import CausalTextArguments, causal_language_modelling
+from tests.support.runs import causal_home, classify, run_here, text_home
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -15,10 +15,6 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 @pytest.fixture
 def home(tmp_path):
     return text_home(tmp_path)
-
-
-def classify(home, **changes):
-    return run_here(text_classification, TextArguments, home, **changes)
 
 
 class KilledError(Exception):

@@ -17,10 +17,9 @@ from hfprune.tasks import (
     TokenArguments,
     masked_language_modelling,
     parse,
-    text_classification,
     token_classification,
 )
-from tests.support.runs import mlm_home, run_here, save, settings, text_home, token_home, write
+from tests.support.runs import classify, mlm_home, run_here, save, settings, text_home, token_home, write
 from tests.support.tiny import tiny_model
 from tests.support.tiny_data import WORDS
 
@@ -32,10 +31,6 @@ LABELS = {"num_labels": 3, "id2label": {0: "what", 1: "where", 2: "who"}}
 @pytest.fixture
 def home(tmp_path):
     return text_home(tmp_path)
-
-
-def classify(home, **changes):
-    return run_here(text_classification, TextArguments, home, **changes)
 
 
 def test_regression_on_pairs(home):

@@ -37,7 +37,7 @@ def token_count(inputs: Mapping[str, Any]) -> Tensor | int | None:
     return ids.numel() if isinstance(ids, Tensor) else None
 
 
-def with_decoder_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def _with_decoder_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """A batch with what the decoder reads, where the model would make that of the labels: the teacher gets none."""
     inputs, labels = dict(inputs), inputs.get("labels")
     if (
@@ -101,7 +101,7 @@ class RecoveryLoss:
         Raises:
             ValueError: There is nothing to learn from.
         """
-        inputs = with_decoder_inputs(student, inputs)
+        inputs = _with_decoder_inputs(student, inputs)
         known = {name: inputs.pop(name) for name in TEACHER_COLUMNS if name in inputs}
         runs_teacher = self.teacher is not None and (not known or self._needs_more_than_logits())
         if known and not runs_teacher and self.args.token_dropout > 0:

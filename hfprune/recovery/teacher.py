@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, default_data_collator
 
 from hfprune.recovery.arguments import RecoveryArguments
-from hfprune.scoring.calibration import Collator, check_batch
+from hfprune.scoring.calibration import Collator, check_batch, collate
 from hfprune.structure.gates import frozen, inputs_of
 from hfprune.structure.kept import digest_of
 
@@ -63,17 +63,17 @@ def add_teacher_logits(
         ValueError: The teacher gives logits token by token and there is no `top_k`, or the other way round, or none;
             `top_k` is not below the number of words, the collator changes texts at random, or weights of the teacher
             are not in memory.
-        CalibrationError: No column is an argument of the teacher.
+        CalibrationError: No column is an argument of the teacher, or the collator could not make a batch.
     """
-    collate = collator or default_data_collator
+    collator = collator or default_data_collator
     parameters = inspect.signature(teacher.forward).parameters
     taken = [name for name in data.column_names if name in parameters and name not in _LABELS]
-    _check_repeatable(data.select_columns(taken) if taken else data, collate)
+    _check_repeatable(data.select_columns(taken) if taken else data, collator)
 
     def run(columns: dict[str, list[Any]]) -> dict[str, Any]:
         names = taken or list(columns)
         rows = [dict(zip(names, row, strict=True)) for row in zip(*(columns[n] for n in names), strict=True)]
-        batch = check_batch(collate(rows), teacher)
+        batch = check_batch(collate(rows, collator), teacher)
         with torch.no_grad():
             logits = teacher(**inputs_of(teacher, batch)).get("logits")
         if logits is None or logits.ndim != (2 if top_k is None else 3):
@@ -106,16 +106,12 @@ def add_teacher_logits(
         )
 
 
-def _check_repeatable(data: Dataset, collate: Collator) -> None:
+def _check_repeatable(data: Dataset, collator: Collator) -> None:
     """Refuse a collator (of masked language modelling) that makes other texts of the same rows every time."""
     if len(data) == 0 or "input_ids" not in data.column_names:
         return
     rows = [data[i] for i in range(min(8, len(data)))]
-    try:
-        first, second = (collate([dict(row) for row in rows])["input_ids"] for _ in range(2))
-    except ValueError as error:
-        advice = " Texts of different lengths need padding: pass collator=DataCollatorWithPadding(tokenizer)."
-        raise ValueError(f"the collator could not make a batch: {error}{advice}") from error
+    first, second = (collate([dict(row) for row in rows], collator)["input_ids"] for _ in range(2))
     if not torch.equal(first, second):
         raise ValueError(
             "the collator changes the texts at random, so what the teacher says of them once is not what it would say "

@@ -108,8 +108,24 @@ def _collated(rows: list[Row], batch_size: int, batch_tokens: int, collator: Col
         if len(groups[-1]) == batch_size or (groups[-1] and (len(groups[-1]) + 1) * _length(row) > batch_tokens):
             groups.append([])
         groups[-1].append(row)
+    return [collate(group, collator) for group in groups]
+
+
+def collate(rows: list[Row], collator: Collator) -> Batch:
+    """A batch of rows.
+
+    Args:
+        rows: The rows.
+        collator: Makes the batch.
+
+    Returns:
+        The batch.
+
+    Raises:
+        CalibrationError: The collator could not make one.
+    """
     try:
-        return [collator(group) for group in groups]
+        return collator(rows)
     except ValueError as error:
         advice = ""
         if collator is default_data_collator:

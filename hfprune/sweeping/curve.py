@@ -98,7 +98,7 @@ class Sweep:
             ValueError: The limit is not positive, `evaluate` gave one number a model, or there are too few samples to
                 show it of any model.
         """
-        check_max_drop(max_drop, self.drop(self.dense, confidence=confidence) if max_drop > 0 else None)
+        check_max_drop(max_drop, self.drop(self.dense, confidence=confidence))
         drops = [(point, self.drop(point, confidence=confidence)) for point in self.points[1:]]
         return next((point for point, drop in reversed(drops) if drop.upper < max_drop), None)
 

@@ -125,7 +125,7 @@ def paired_drop(dense: Sequence[float], pruned: Sequence[float], *, confidence: 
     return Drop(mean=seen, upper=upper, confidence=confidence, samples=len(dense))
 
 
-def check_max_drop(max_drop: float, least: Drop | None) -> None:
+def check_max_drop(max_drop: float, least: Drop) -> None:
     """Refuse a limit that nothing can be shown to be below.
 
     Args:
@@ -135,7 +135,7 @@ def check_max_drop(max_drop: float, least: Drop | None) -> None:
     Raises:
         ValueError: It is not positive, or there are too few samples.
     """
-    if not max_drop > 0 or least is None:
+    if not max_drop > 0:
         raise ValueError(
             f"max_drop must be positive, got {max_drop:g}. It is the drop that you can accept, such as 0.01."
         )

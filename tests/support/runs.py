@@ -7,7 +7,7 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
-from hfprune.tasks import parse
+from hfprune.tasks import TextArguments, parse, text_classification
 from hfprune.workflow import Outcome, run
 from tests.support.tiny import tiny_model
 from tests.support.tiny_data import tiny_tags, tiny_texts, tiny_tokenizer
@@ -47,6 +47,11 @@ def run_here(load_task, arguments, home: Path, **changes: object) -> Outcome:
     values = {**quick, "dataloader_pin_memory": torch.cuda.is_available(), **changes}
     path = write(home, settings(home, **values))
     return run(load_task, parse(arguments, None, [str(path)]), script="scripts/run_x.py")
+
+
+def classify(home: Path, **changes: object) -> Outcome:
+    """The script of text classification on `text_home`."""
+    return run_here(text_classification, TextArguments, home, **changes)
 
 
 def text_home(home: Path, **changes: object) -> Path:
