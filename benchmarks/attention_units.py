@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from common import Row, write
-from language_models import WINDOW, setting
+from language_models import WINDOW, arguments, setting
 from transformers.utils import logging
 
 from hfprune import PruningConfig, apply_plan, plan, reconstruct, score
@@ -32,8 +32,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.set_verbosity_error()
     torch.set_num_threads(2)
-    args.model, args.seed, args.batch, args.learning_rate, args.bf16 = "smollm2-135m", 0, 1, 0.0, False
-    run = setting(args)
+    run = setting(arguments(["--windows", str(args.windows), "--test-windows", str(args.test_windows)]))
     dense = run.perplexity(run.model)
     whole = measure_size(run.model, sequence_length=WINDOW, attention_unit="group").prunable_params
     print(f"dense perplexity {dense}, {whole:,} prunable parameters", flush=True)

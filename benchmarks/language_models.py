@@ -267,8 +267,8 @@ def settings_of(args: argparse.Namespace, steps: int) -> dict[str, object]:
     return {name: getattr(args, name) for name in (*SETTINGS, *(RECOVERY if steps else ()))}
 
 
-def arguments() -> argparse.Namespace:
-    """From the command line."""
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """From the command line, or from what is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="*", default=list(ALLOCATIONS))
     parser.add_argument("--repairs", nargs="+", default=list(REPAIRS), choices=REPAIRS)
@@ -290,7 +290,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="1 where another process computes: they would spin")
     parser.add_argument("--untimed", action="store_true", help="the machine does other work: rows get no seconds")
     parser.add_argument("--show", action="store_true", help="report the rows there are of what is asked")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""PruningConfig: every choice of a pruning run, checked when it is made."""
+"""PruningConfig: every choice of a pruning run, checked when it is made (names that can be registered when used)."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
@@ -17,6 +17,20 @@ _COUNTS = (
     "min_units",
     "round_to",
 )
+
+
+def check_sparsity(value: float) -> None:
+    """Refuse what is no fraction that can be removed.
+
+    Args:
+        value: A sparsity.
+
+    Raises:
+        ValueError: It is not in [0, 1).
+    """
+    if not 0 <= value < 1:
+        hint = f" It is a fraction: write {value / 100:g} for {value:g} %." if value > 1 else ""
+        raise ValueError(f"sparsity must be in [0, 1), got {value:g}.{hint}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,21 +103,24 @@ class PruningConfig:
             raise ValueError(
                 f"exclude must be a list of patterns, got the string {self.exclude!r}: write [{self.exclude!r}]."
             )
-        if not 0 <= self.sparsity < 1:
-            hint = f" It is a fraction: write {self.sparsity / 100:g} for {self.sparsity:g} %."
-            raise ValueError(f"sparsity must be in [0, 1), got {self.sparsity:g}.{hint if self.sparsity > 1 else ''}")
+        check_sparsity(self.sparsity)
         if self.budget not in get_args(Budget):
             raise ValueError(f"budget must be one of {', '.join(get_args(Budget))}, got {self.budget!r}.")
         if self.attention_unit not in get_args(AttentionUnit):
             raise ValueError(f"attention_unit must be 'group' or 'query', got {self.attention_unit!r}.")
         for name in _COUNTS:
             value, least = getattr(self, name), 0 if name == "min_units" else 1
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}.")
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value}.")
         if self.rounds is not None and self.rounds > 1 and self.schedule == "one_shot":
             raise ValueError(
                 f"rounds={self.rounds} needs a schedule that spreads them: 'geometric', 'linear' or 'cubic', "
                 "not 'one_shot'."
+            )
+        if self.portable and self.allocation == "layerwise":
+            raise ValueError(
+                "portable=True wants the same widths in every layer, and allocation='layerwise' cuts one layer after "
+                "the other. Drop one of the two."
             )
 
     def to_dict(self) -> dict[str, Any]:

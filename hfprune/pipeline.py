@@ -100,11 +100,7 @@ def prune(
             )
             scoring += time.perf_counter() - started
             small = apply_plan(small, plan(small, scores, config, sparsity=target))
-        if config.portable and isinstance(small, PrunedModel):
-            raise BudgetError(
-                "portable=True was asked for, but the stock config cannot say the widths of this model, as it was "
-                "pruned unevenly before. Prune the dense model, or drop portable=True."
-            )
+        check_portable(small, config)
         cut = time.perf_counter()
         if config.reconstruct:
             reconstruct(small, model, batches)
@@ -126,6 +122,23 @@ def prune(
     small.train(model.training)  # a trainer leaves it in training mode
     small.pruning_record = record_of(model, before, small, asked, rounds, calibration)
     return small
+
+
+def check_portable(small: PreTrainedModel, config: PruningConfig) -> None:
+    """Refuse a model that is not portable where that was asked for.
+
+    Args:
+        small: The pruned model.
+        config: What was asked for.
+
+    Raises:
+        BudgetError: The stock config cannot say its widths.
+    """
+    if config.portable and isinstance(small, PrunedModel):
+        raise BudgetError(
+            "portable=True was asked for, but the stock config cannot say the widths of this model, as it was "
+            "pruned unevenly before. Prune the dense model, or drop portable=True."
+        )
 
 
 def _targets(model: PreTrainedModel, config: PruningConfig, sparsity: Step) -> list[Step]:

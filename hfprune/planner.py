@@ -7,7 +7,7 @@ from typing import overload
 import torch
 from transformers import PreTrainedModel
 
-from hfprune.config import PruningConfig
+from hfprune.config import PruningConfig, check_sparsity
 from hfprune.errors import BudgetError, PlanMismatchError
 from hfprune.measure import dense_units
 from hfprune.planning import PruningPlan, TradeOff, allocate, trade_off_curve
@@ -60,8 +60,8 @@ def plan(
     Raises:
         BudgetError: The sparsity cannot be reached under the constraints.
         PlanMismatchError: The model was pruned by another `attention_unit` than the config's.
-        ValueError: An unknown allocation, a pattern that matches nothing, a list that does not increase, a mapping and
-            `portable`, or scores of another model or of other units.
+        ValueError: A sparsity out of [0, 1), an unknown allocation, a pattern that matches nothing, a list that does
+            not increase, a mapping and `portable`, or scores of another model or of other units.
     """
     config = config or PruningConfig()
     if isinstance(sparsity, Mapping):
@@ -89,6 +89,7 @@ def _plan(
     sparsity: float,
     at_most: Mapping[str, int] | None = None,
 ) -> PruningPlan:
+    check_sparsity(sparsity)
     return allocate(
         find_blocks(model, config.attention_unit),
         scores,

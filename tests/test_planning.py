@@ -181,6 +181,33 @@ class TestOthers:
         )
         assert [p.lost for p in trade_off_curve(candidates, dense_cost=3)] == [-1.0, 0.0, 2.0]
 
+    def test_a_coarse_trade_off_begins_with_the_whole_model(self, monkeypatch):
+        monkeypatch.setattr(knapsack_module, "BINS", 5)
+        candidates = candidates_of(TWO, scores_of(TABLE), budget="params", sequence_length=4)
+        first = trade_off_curve(candidates, dense_cost=18)[0]
+        assert first == (0.0, 0.0)
+
+    @pytest.mark.parametrize("name", ["global", "knapsack"])
+    @settings(max_examples=40, deadline=None)
+    @given(data=st.data())
+    def test_no_unit_goes_for_its_score_alone(self, name, data):
+        """Scores of 0 and below are no reason to remove more than was asked."""
+        numbers = st.floats(-1, 1, width=32)
+        blocks = [block("a", "attention", 3, params=7), block("f", "ffn", 6, params=2), block("g", "ffn", 4, params=3)]
+        values = {b.name: data.draw(st.lists(numbers, min_size=b.units, max_size=b.units)) for b in blocks}
+        limit = data.draw(st.integers(12, 45))
+        kept = run(blocks, values, limit, allocation=name)
+        room = limit - sum(b.unit_params * len(kept[b.name]) for b in blocks)
+        assert room >= 0
+        assert all(len(kept[b.name]) == b.units or b.unit_params > room for b in blocks)
+
+    def test_portable_widths_are_the_widest_whatever_the_scores(self):
+        blocks = [block("a", "attention", 4, params=4), block("f", "ffn", 6)]
+        values = {"a": [-1.0, -2.0, 1.0, 0.0], "f": [-1.0] * 6}
+        kept = run(blocks, values, 20, stock_widths=True)
+        assert (len(kept["a"]), len(kept["f"])) in [(4, 4), (3, 6)]
+        assert run(blocks, values, 22, stock_widths=True) == {"a": [0, 1, 2, 3], "f": [0, 1, 2, 3, 4, 5]}
+
     def test_whole_blocks_go_only_if_asked_and_where_they_can(self):
         blocks = [block("a", "attention", 3, params=4, least=1), block("f", "ffn", 6), block("g", "ffn", 2)]
         values = {"a": [0.0, 0.0, 0.0], "f": [1.0] * 6, "g": [0.0, 0.0]}

@@ -1,19 +1,17 @@
 """Scorers: iron tests of truth, calibration data, and what is refused."""
 
+import copy
 from functools import partial
 
 import pytest
 import torch
-from datasets import Dataset
-from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding
 
 from hfprune.errors import CalibrationError, NonFiniteScoreError
-from hfprune.scoring import Scores, calibration_batches, known_scorers, register_scorer, registry, score
-from hfprune.scoring.objectives import projected_loss, sampled_loss
+from hfprune.scoring import Scores, known_scorers, register_scorer, registry, score
+from hfprune.scoring.objectives import labelled_loss, projected_loss, sampled_loss
 from hfprune.structure import find_blocks, frozen, gate_gradients, gated
+from hfprune.structure.gates import token_mask
 from tests.support.tiny import tiny_batch, tiny_model
-from tests.support.tiny_data import tiny_tokenized, tiny_tokenizer
 
 
 def batches(model_type="bert", *, count=3, labels=2):
@@ -128,6 +126,52 @@ def test_logits_of_padding_count_for_nothing(head):
     assert not gradient[padding].any()
     assert gradient[~padding].all()
     assert gradient.sum(-1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("target", [5, 7])  # 7: as long as the source
+@pytest.mark.parametrize("loss", [projected_loss, sampled_loss])
+def test_an_encoder_decoder_counts_the_tokens_that_its_decoder_predicts(target, loss):
+    model = tiny_model("bart", "AutoModelForSeq2SeqLM").double()
+    batch = tiny_batch("bart", target=target)
+    batch["labels"] = batch.pop("decoder_input_ids")
+    batch["labels"][0, -2:] = -100
+    output = model(**batch)
+    output.logits.retain_grad()
+    model.forward = lambda **_: output
+    options = {"teacher": model} if loss is sampled_loss else {}
+    loss(model, batch, seed=0, **options).backward()
+    padding = batch["labels"] == -100
+    assert not output.logits.grad[padding].any()
+    assert output.logits.grad[~padding].all()
+
+
+def test_a_decoder_that_reads_what_the_encoder_reads_has_its_padding():
+    batch = tiny_batch("bart")
+    del batch["decoder_input_ids"]
+    assert torch.equal(token_mask(batch, "decoder_attention_mask"), batch["attention_mask"].bool())
+    assert token_mask({**batch, "decoder_input_ids": batch["input_ids"]}, "decoder_attention_mask") is None
+
+
+def test_half_precision_is_added_up_in_float32():
+    model = tiny_model("bert")
+    scores = [
+        score(made, batches(), scorer=scorer)
+        for scorer in ("weight_sensitivity", "movement")
+        for made in (model.float(), copy.deepcopy(model).half())
+    ]
+    for whole, half in (scores[:2], scores[2:]):
+        for name in whole:
+            assert spearman(whole[name], half[name]) > 0.9
+
+
+def spearman(a, b):
+    return torch.corrcoef(torch.stack([a.argsort().argsort(), b.argsort().argsort()]).double())[0, 1]
+
+
+def test_a_question_of_a_multiple_choice_is_one_loss():
+    model = tiny_model("bert", "AutoModelForMultipleChoice")
+    batch = {**{k: v.reshape(2, 2, -1) for k, v in tiny_batch().items()}, "labels": torch.tensor([0, 1])}
+    torch.testing.assert_close(labelled_loss(model, batch), 2 * model(**batch).loss)
 
 
 def test_a_unit_nobody_reads_scores_zero():
@@ -278,60 +322,3 @@ def test_scores_survive_a_file(tmp_path):
     again = Scores.load(tmp_path / "scores.safetensors")
     assert (again.scorer, again.samples) == ("kl_fisher", 12)
     assert all(torch.equal(scores[name], again[name]) for name in scores)
-
-
-class TestCalibration:
-    def test_a_dataset_is_drawn_by_seed(self):
-        model, data = tiny_model("bert"), tiny_tokenized()
-        collate = DataCollatorWithPadding(tiny_tokenizer())
-        draw = [
-            calibration_batches(data, model, samples=10, batch_size=4, seed=seed, collator=collate)
-            for seed in (0, 0, 1)
-        ]
-        assert [len(batch["input_ids"]) for batch in draw[0]] == [4, 4, 2]
-        assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(draw[0], draw[1], strict=True))
-        assert any(a["input_ids"].tolist() != b["input_ids"].tolist() for a, b in zip(draw[0], draw[2], strict=True))
-
-    def test_batches_are_of_like_lengths_and_bounded(self):
-        model, data = tiny_model("bert", num_labels=3), tiny_tokenized()
-        options = {"samples": 20, "collator": DataCollatorWithPadding(tiny_tokenizer())}
-        found = calibration_batches(data, model, batch_size=6, batch_tokens=30, **options)
-        shapes = [tuple(batch["input_ids"].shape) for batch in found]
-        assert sum(rows for rows, _ in shapes) == 20
-        assert all(rows <= 6 and rows * length <= 30 for rows, length in shapes)
-        lengths = [length for _, length in shapes]
-        assert lengths == sorted(lengths)
-        alone = calibration_batches(data, model, batch_tokens=1, **options)
-        assert {len(batch["input_ids"]) for batch in alone} == {1}
-        a, b = (score(model, batches, scorer="fisher") for batches in (found, alone))
-        for name in a:
-            torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-8)
-
-    def test_a_dataloader_is_cut_to_the_number_of_samples(self):
-        loader = DataLoader(tiny_tokenized(), batch_size=8, collate_fn=DataCollatorWithPadding(tiny_tokenizer()))
-        found = calibration_batches(loader, tiny_model("bert"), samples=12)
-        assert [len(batch["input_ids"]) for batch in found] == [8, 4]
-
-    def test_a_list_is_used_whole(self):
-        assert len(calibration_batches(batches(), tiny_model("bert"), samples=512)) == 3
-
-    def test_what_forward_does_not_take_is_left_out(self):
-        batch = {**tiny_batch(), "idx": torch.arange(4)}
-        assert set(calibration_batches([batch], tiny_model("bert"))[0]) == {"input_ids", "attention_mask"}
-
-    @pytest.mark.parametrize(
-        ("data", "message"),
-        [
-            (list, "the calibration data is empty"),
-            (lambda: tiny_tokenized(5), "needs 512 samples, the data has 5"),
-            (lambda: Dataset.from_dict({"text": ["a"] * 600}), "no column of the data set is an argument of"),
-            (lambda: tiny_tokenized(600), "Rows of different lengths need padding"),
-            (lambda: 3, "not int"),
-            (lambda: [[1, 2]], "a batch must be a dict of tensors, got list"),
-            (lambda: [{**tiny_batch(), "head_mask": torch.ones(2, 4)}], "transformers 5 swallows it"),
-            (lambda: [{"pixels": torch.ones(2)}], "has no tensor that BertForSequenceClassification.forward takes"),
-        ],
-    )
-    def test_bad_data_is_refused(self, data, message):
-        with pytest.raises(ValueError, match=message):  # a CalibrationError is one
-            calibration_batches(data(), tiny_model("bert"))

@@ -99,6 +99,23 @@ class TestSweep:
         found = hfprune.sweep(tiny_model("bert"), BATCHES, one_shot, sparsities=[0.5], evaluate=output_sum, **QUICK)
         assert found.settings["scorer"] == "residual_logit_fisher"
 
+    def test_fractions_are_of_sequences_as_long_as_the_config_says(self):
+        once = hfprune.prune(tiny_model("bert"), BATCHES, PruningConfig(sparsity=0.3, sequence_length=8))
+        config = PruningConfig(sequence_length=64)
+        point = hfprune.sweep(
+            once, BATCHES, config, sparsities=[0.6], evaluate=samples_seen, latency_batch_size=None
+        ).points[1]
+        dense = measure_size(tiny_model("bert"), sequence_length=64)
+        assert point.mac_sparsity == pytest.approx(1 - point.size.prunable_macs / dense.prunable_macs)
+        assert point.param_sparsity == pytest.approx(1 - point.size.prunable_params / dense.prunable_params)
+
+    def test_portable_is_what_it_says(self):
+        whole = PruningConfig(min_units=0, schedule="one_shot", sequence_length=8)
+        uneven = hfprune.prune(tiny_model("bert"), BATCHES, whole, sparsity={"*.0.attention": 1.0})
+        config = PruningConfig(portable=True, sequence_length=8)
+        with pytest.raises(BudgetError, match="pruned unevenly before"):
+            hfprune.sweep(uneven, BATCHES, config, sparsities=[0.6], evaluate=samples_seen, latency_batch_size=None)
+
     def test_a_model_that_was_pruned_before(self):
         once = hfprune.apply_plan(tiny_model("bert"), uneven_plan(tiny_model("bert")))
         start = once.pruning_plan.sparsity("macs")

@@ -5,6 +5,7 @@ of it, so a count says it all.
 """
 
 import bisect
+import heapq
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
@@ -116,7 +117,7 @@ def global_(candidates: Sequence[Candidate], limit: int) -> list[int]:
     if best is None:
         return base
     ups = Counter(heads.owners[: best[1]] + neurons.owners[: best[2]])
-    return [c.levels[ups[i]] for i, c in enumerate(candidates)]
+    return filled(candidates, [c.levels[ups[i]] for i, c in enumerate(candidates)], limit)
 
 
 @register_allocator("random")
@@ -156,6 +157,38 @@ def threshold(candidates: Sequence[Candidate], limit: int) -> list[int]:
         counts[owner] = candidates[owner].levels[index + 1]
         room -= cost
     return counts
+
+
+def filled(candidates: Sequence[Candidate], counts: Sequence[int], limit: int) -> list[int]:
+    """Counts raised by the best steps for their cost that still fit, so that no unit goes for a score of 0 or below.
+
+    Args:
+        candidates: The blocks.
+        counts: Levels of theirs.
+        limit: The cost that may stay.
+
+    Returns:
+        Counts within the limit, none of which can be raised.
+    """
+    room = limit - cost_of(candidates, counts)
+    heap: list[tuple[float, int, int]] = []
+    at = [bisect.bisect_left(c.levels, count) for c, count in zip(candidates, counts, strict=True)]
+
+    def offer(i: int) -> None:
+        """Put the next step of a block on the heap."""
+        if at[i] + 1 < len(candidates[i].levels):
+            low, high = candidates[i].levels[at[i] : at[i] + 2]
+            cost = (high - low) * candidates[i].unit_cost
+            heapq.heappush(heap, (-float(candidates[i].values[low:high].sum()) / cost, i, cost))
+
+    for i in range(len(candidates)):
+        offer(i)
+    while heap:
+        _, i, cost = heapq.heappop(heap)
+        if cost <= room:  # else this block is done: a step needs those below it
+            room, at[i] = room - cost, at[i] + 1
+            offer(i)
+    return [c.levels[index] for c, index in zip(candidates, at, strict=True)]
 
 
 class _Ranked:
@@ -198,7 +231,9 @@ def portable(candidates: Sequence[Candidate], limit: int) -> list[int]:
         options.append(
             [(sum(c.unit_cost for c in members) * n, n, sum(float(t[n - 1]) for t in totals)) for n in sorted(allowed)]
         )
-    pairs = [(a, f) for a in options[0] for f in options[1] if a[0] + f[0] <= limit]
+    fitting = [(a, [f for f in options[1] if a[0] + f[0] <= limit]) for a in options[0]]
+    # of two kinds the widest that fit: only these pairs cannot grow, whatever the signs of scores
+    pairs = [(a, f) for f, a in {widths[-1]: a for a, widths in fitting if widths}.items()]
     if not pairs:
         cheapest = min(a[0] + f[0] for a in options[0] for f in options[1]) if all(options) else None
         raise BudgetError(

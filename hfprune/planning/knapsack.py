@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hfprune.planning.allocation import register_allocator
+from hfprune.planning.allocation import filled, register_allocator
 from hfprune.planning.costs import Candidate
 
 #: The finest division of the budget.
@@ -96,6 +96,9 @@ def trade_off_curve(candidates: Sequence[Candidate], dense_cost: int) -> list[Tr
         if value > top:
             top = value
             points.append(TradeOff(sparsity=1 - used * size / dense_cost, lost=total - value))
+    whole = TradeOff(sparsity=1 - full / dense_cost, lost=0.0)
+    if not points or (points[-1].sparsity > whole.sparsity and points[-1].lost > 0):
+        points.append(whole)  # which rounding up to bins left out
     return points[::-1]
 
 
@@ -105,10 +108,10 @@ def knapsack(candidates: Sequence[Candidate], limit: int) -> list[int]:
     best, choices, size = tabulate(candidates, limit)
     left = limit // size
     if best[left] == -torch.inf:  # rounding up leaves no room for more than the lowest levels
-        return [c.levels[0] for c in candidates]
+        return filled(candidates, [c.levels[0] for c in candidates], limit)
     counts = []
     for c, choice in zip(reversed(candidates), reversed(choices), strict=True):
         level = c.levels[int(choice[left])]
         left -= -(-level * c.unit_cost // size)
         counts.append(level)
-    return counts[::-1]
+    return filled(candidates, counts[::-1], limit)

@@ -54,7 +54,8 @@ def reconstruct(
     with the residual stream as the target and the ridge towards the present weights. Where a
     consumer's output does not enter the residual stream as it is (a norm in between, a multiplier) e is what the
     output is short of. A bias is solved for where there is one. For every consumer λ is the one of `RIDGES` that is
-    best on held-out samples; then all samples are used. Sums and solutions are float64 whatever the models' dtype.
+    best on held-out samples; then all samples are used. Products are float32 within a batch, sums over batches and
+    solutions float64, whatever the models' dtype.
     Over the batches, every layer runs about three times in the pruned model and once in the dense one, whatever the
     number of blocks; memory is the hidden states of both models, what the dense one has at the targets of a layer, the
     consumers as they were, and the Gram matrices of one consumer. With a folder all but the last is in files there.

@@ -14,10 +14,9 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.scoring.calibration import Collator, check_batch, collate
-from hfprune.structure.gates import frozen, inputs_of
+from hfprune.structure.gates import LABELS, frozen, inputs_of
 from hfprune.structure.kept import digest_of
 
-_LABELS = ("labels", "start_positions", "end_positions", "next_sentence_label")
 logger = logging.getLogger(__name__)
 
 #: The column of cached logits.
@@ -67,7 +66,7 @@ def add_teacher_logits(
     """
     collator = collator or default_data_collator
     parameters = inspect.signature(teacher.forward).parameters
-    taken = [name for name in data.column_names if name in parameters and name not in _LABELS]
+    taken = [name for name in data.column_names if name in parameters and name not in LABELS]
     _check_repeatable(data.select_columns(taken) if taken else data, collator)
 
     def run(columns: dict[str, list[Any]]) -> dict[str, Any]:

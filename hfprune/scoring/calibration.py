@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, default_data_collator
 
 from hfprune.errors import CalibrationError
-from hfprune.structure.gates import Batch, count_samples, refuse_head_mask, token_mask
+from hfprune.structure.gates import LABELS, Batch, count_samples, refuse_head_mask, token_mask
 
 #: What scoring accepts as data.
 CalibrationData: TypeAlias = Dataset | DataLoader[Any] | Sequence[Batch]
@@ -87,9 +87,9 @@ def _drawn(data: Dataset, model: PreTrainedModel, samples: int, seed: int) -> li
         raise _too_small(len(data), samples)
     wanted = {*_parameters(model), "label", "label_ids"}
     rows = data.remove_columns([name for name in data.column_names if name not in wanted])
-    if not rows.column_names:
+    if not {*rows.column_names} - {*LABELS, "label", "label_ids"}:
         raise CalibrationError(
-            f"no column of the data set is an argument of {type(model).__name__}.forward: it has "
+            f"no column of the data set but labels is an argument of {type(model).__name__}.forward: it has "
             f"{', '.join(data.column_names)}. Tokenize it first: dataset.map(lambda row: tokenizer(row['text'], "
             "truncation=True))."
         )
@@ -99,7 +99,10 @@ def _drawn(data: Dataset, model: PreTrainedModel, samples: int, seed: int) -> li
 
 
 def _length(row: Row) -> int:
-    return len(row.get("input_ids", ())) or 1
+    """Tokens of a sample, of all its choices together where it is a multiple choice."""
+    ids = row.get("input_ids", ())
+    nested = len(ids) > 0 and (isinstance(ids[0], list) or getattr(ids[0], "ndim", 0) > 0)
+    return (sum(len(choice) for choice in ids) if nested else len(ids)) or 1
 
 
 def _collated(rows: list[Row], batch_size: int, batch_tokens: int, collator: Collator) -> list[Batch]:
@@ -138,13 +141,13 @@ def _take(loader: Iterable[Batch], model: PreTrainedModel, samples: int) -> list
     found = 0
     for batch in loader:
         batch = check_batch(batch, model)
-        rows = count_samples(batch)
-        if found + rows > samples:
-            keep = samples - found
+        if found + count_samples(batch) > samples:
+            rows = next(len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim)
+            keep = -(-(samples - found) * rows // count_samples(batch))  # the choices of a question stay together
             batch = {k: v[:keep] if isinstance(v, Tensor) and v.ndim else v for k, v in batch.items()}
         batches.append(dict(batch))
-        found += min(rows, samples - found)
-        if found == samples:
+        found += count_samples(batch)
+        if found >= samples:
             break
     return batches
 
@@ -195,9 +198,10 @@ def check_batch(batch: Batch, model: PreTrainedModel) -> Batch:
             f"{', '.join(lists)} in a batch is a list, not a tensor. Give the DataLoader a collate_fn that makes "
             "tensors, such as DataCollatorWithPadding(tokenizer), or call dataset.set_format('torch')."
         )
-    if not any(isinstance(value, Tensor) for value in kept.values()):
+    if not any(isinstance(value, Tensor) for name, value in kept.items() if name not in LABELS):
         raise CalibrationError(
-            f"a batch has no tensor that {type(model).__name__}.forward takes; its keys are {', '.join(batch)}."
+            f"a batch has no tensor beside labels that {type(model).__name__}.forward takes; its keys are "
+            f"{', '.join(batch)}."
         )
     return kept
 

@@ -15,9 +15,7 @@ from hfprune.errors import CalibrationError
 from hfprune.scoring.registry import Labels
 from hfprune.scoring.token_losses import Head, before_head, summed_in_parts
 from hfprune.structure.devices import input_device
-from hfprune.structure.gates import Batch, count_samples, on_device
-
-_LABELS = ("labels", "start_positions", "end_positions", "next_sentence_label")
+from hfprune.structure.gates import LABELS, Batch, count_samples, on_device, predicted_tokens
 
 
 def summed_loss(
@@ -57,7 +55,7 @@ def labelled_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     Raises:
         CalibrationError: The batch has no labels, or the model gives no loss.
     """
-    if not any(name in batch for name in _LABELS):
+    if not any(name in batch for name in LABELS):
         raise CalibrationError(
             f"this scorer needs labels, and the batch has only {', '.join(batch)}. Pass labelled data, or use a scorer "
             "that needs none, such as residual_logit_fisher or kl_fisher."
@@ -109,12 +107,10 @@ def _vocabulary(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
-def _real(hidden: Tensor, batch: Batch) -> Tensor:
+def _real(model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
     """`(tokens, features)` without padding of `(samples, tokens, features)`."""
-    mask = batch.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.shape == hidden.shape[:2]:
-        return hidden[mask.bool().to(hidden.device)]
-    return hidden.flatten(0, 1)
+    mask = predicted_tokens(model, batch, hidden)
+    return hidden.flatten(0, 1) if mask is None else hidden[mask]
 
 
 def _count(model: PreTrainedModel, batch: Batch, output: Any) -> int:
@@ -122,7 +118,8 @@ def _count(model: PreTrainedModel, batch: Batch, output: Any) -> int:
     labels, logits = batch.get("labels"), output.get("logits")
     token_level = logits is not None and logits.ndim == 3 and isinstance(labels, Tensor) and labels.ndim == 2
     if not token_level or labels is None or labels.is_floating_point():
-        return count_samples(batch)
+        # of a multiple choice the mean is over questions, not over choices
+        return len(labels) if isinstance(labels, Tensor) and labels.ndim else count_samples(batch)
     if predicts_next_token(model):
         labels = labels[:, 1:]
     return int((labels != -100).sum())
@@ -183,14 +180,14 @@ def _sampled_tokens(
     generator: torch.Generator,
 ) -> Tensor:
     """The same for a causal language model, a few tokens at a time."""
-    hidden, head = _real(split[0], inputs), split[1]
+    hidden, head = _real(model, split[0], inputs), split[1]
     uniform = torch.rand((len(hidden), 1), generator=generator)
     draws: tuple[Tensor, Head] | None = None
     if teacher is not model:
         with torch.no_grad():
             found = _split(teacher, on_device(inputs, input_device(teacher)))
         assert found is not None  # a model of the same kind
-        draws = _real(found[0], inputs), found[1]
+        draws = _real(teacher, found[0], inputs), found[1]
 
     def nll(states: Tensor, rows: Tensor) -> Tensor:
         logits = head(states)
@@ -230,18 +227,17 @@ def projected_loss(model: PreTrainedModel, batch: Batch, *, seed: int) -> Tensor
             direction = torch.randn(logits.shape, generator=generator).to(logits.device)
             return ((direction - direction.mean(-1, keepdim=True)) * logits).sum()
 
-        return summed_in_parts(_real(hidden, inputs), projected, _vocabulary(model))
+        return summed_in_parts(_real(model, hidden, inputs), projected, _vocabulary(model))
     output = model(**_without_cache(model, inputs))
-    mask = batch.get("attention_mask")
     losses = []
     for name in _logits_in(model, output):
         logits = output[name].float()
         real: Tensor | None = None
-        if isinstance(mask, Tensor) and mask.shape == logits.shape[:2]:
+        if (mask := predicted_tokens(model, batch, logits)) is not None:
             if name != "logits":  # a span: the softmax goes over the tokens of a text
                 real = mask.to(logits)
             elif logits.ndim == 3:
-                logits = logits[mask.bool().to(logits.device)]
+                logits = logits[mask]
         # in place, and a dot product: logits of a language model are large, and so is every copy of them
         direction = torch.randn(logits.shape, generator=generator).to(logits.device)
         direction = direction if real is None else direction.mul_(real)
@@ -256,7 +252,7 @@ def projected_loss(model: PreTrainedModel, batch: Batch, *, seed: int) -> Tensor
 def _without_labels(model: PreTrainedModel, batch: Batch) -> Batch:
     if model.config.is_encoder_decoder:  # there, labels make the decoder's inputs
         return batch
-    return {name: value for name, value in batch.items() if name not in _LABELS}
+    return {name: value for name, value in batch.items() if name not in LABELS}
 
 
 def _logits_in(model: PreTrainedModel, output: Any) -> list[str]:
@@ -287,9 +283,7 @@ def without_padding(logits: Tensor, batch: Batch) -> Tensor:
 def _draw(model: PreTrainedModel, batch: Batch, logits: Tensor, source: Tensor, generator: torch.Generator) -> Tensor:
     logits = logits.float()
     if logits.ndim == 3:
-        mask = batch.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.shape == logits.shape[:2]:
-            mask = mask.bool().to(logits.device)
+        if (mask := predicted_tokens(model, batch, logits)) is not None:
             logits, source = logits[mask], source[mask]
         logits, source = logits.reshape(-1, logits.shape[-1]), source.reshape(-1, source.shape[-1])
     problem = getattr(model.config, "problem_type", None)

@@ -152,7 +152,7 @@ def read_weight_gradients(
         )
     training = scorer.reads == "fine_tuning"
     if training:
-        model = copy.deepcopy(model)
+        model = copy.deepcopy(model).float()  # steps this small round away in half precision
     sums = {block.name: torch.zeros(3, block.units) for block in blocks}
     device = input_device(model)
     projections = [
@@ -190,7 +190,7 @@ def _add(sums: Mapping[str, Tensor], model: PreTrainedModel, blocks: Sequence[Bl
     for block in blocks:
         weights, gradients = unit_slices(model, block), unit_slices(model, block, gradients=True)
         size = sum(gradient.float().abs().sum(1) for gradient in gradients)
-        product = sum((w * g).float().sum(1) for w, g in zip(weights, gradients, strict=True))
+        product = sum((w.float() * g.float()).sum(1) for w, g in zip(weights, gradients, strict=True))
         assert isinstance(size, Tensor)
         assert isinstance(product, Tensor)
         sums[block.name].add_(torch.stack([size, product.abs(), product]).detach().cpu())

@@ -15,6 +15,8 @@ from hfprune.structure.blocks import Block
 from hfprune.structure.devices import input_device
 
 Batch = dict[str, Any]
+#: Arguments of models that are labels.
+LABELS = ("labels", "start_positions", "end_positions", "next_sentence_label")
 
 
 @contextmanager
@@ -144,18 +146,37 @@ def token_mask(batch: Batch, name: str = "attention_mask") -> Tensor | None:
 
     Args:
         batch: Arguments of a model.
-        name: Of the mask: `Block.mask`. That of a decoder follows from padded labels where there is none.
+        name: Of the mask: `Block.mask`. That of a decoder follows from padded labels where there is none, or is that
+            of the encoder where it reads the same tokens.
 
     Returns:
         `(samples, tokens)` bool; None if the batch does not say.
     """
     mask = batch.get(name)
     labels = batch.get("labels")
-    if mask is None and name == "decoder_attention_mask" and isinstance(labels, Tensor) and labels.ndim == 2:
-        mask = labels != -100
+    if mask is None and name == "decoder_attention_mask":
+        if isinstance(labels, Tensor) and labels.ndim == 2:
+            mask = labels != -100
+        elif "decoder_input_ids" not in batch and "input_ids" in batch:  # its head gives the decoder the same tokens
+            mask = batch.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.ndim < 2:
         return None
     return mask.reshape(count_samples(batch), -1).bool()
+
+
+def predicted_tokens(model: PreTrainedModel, batch: Batch, logits: Tensor) -> Tensor | None:
+    """Which tokens of logits are for no padding.
+
+    Args:
+        model: The model.
+        batch: Its arguments.
+        logits: `(samples, tokens, ...)`, those of an encoder-decoder for the decoder's tokens.
+
+    Returns:
+        `(samples, tokens)` bool, where the logits are; None if the batch does not say, or logits are not of tokens.
+    """
+    mask = token_mask(batch, "decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask")
+    return mask.to(logits.device) if mask is not None and mask.shape == logits.shape[:2] else None
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

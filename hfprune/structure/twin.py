@@ -88,7 +88,7 @@ def make_twin(model: PreTrainedModel) -> tuple[PreTrainedModel, Batch]:
     with torch.device("meta"):
         whole = cls(config)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed accelerators too
         twin: PreTrainedModel = cls(_shortened(whole, cls, config_class, fields) or config_class.from_dict(fields))
         twin.to(torch.float32).eval()
         with torch.no_grad():
@@ -197,7 +197,7 @@ def output_of(model: PreTrainedModel, batch: Batch) -> Tensor:
         The output, detached.
     """
     with frozen(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         called = model if model.config.is_encoder_decoder else model.base_model
         output: Tensor = called(**inputs_of(called, batch))[0]
     return output

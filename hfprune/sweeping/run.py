@@ -13,8 +13,8 @@ from transformers.utils.logging import tqdm
 
 from hfprune.config import PruningConfig
 from hfprune.measure import Latency, measure_latencies, measure_size
-from hfprune.pipeline import Recover, batches_for, check, recovered
-from hfprune.planner import apply_plan, plan
+from hfprune.pipeline import Recover, batches_for, check, check_portable, recovered
+from hfprune.planner import apply_plan, plan, sparsity_of
 from hfprune.planning import PruningPlan
 from hfprune.record import public_name
 from hfprune.recovery.reconstruction import reconstruct
@@ -187,8 +187,8 @@ def measured(
         value, per_sample = outcome_of(evaluate(model))
     return SweepPoint(
         sparsity=sparsity,
-        mac_sparsity=0.0 if made is None else made.sparsity("macs"),
-        param_sparsity=0.0 if made is None else made.sparsity("params"),
+        mac_sparsity=sparsity_of(model, replace(config, budget="macs")),
+        param_sparsity=sparsity_of(model, replace(config, budget="params")),
         metric=value,
         per_sample=per_sample,
         size=measure_size(model, sequence_length=config.sequence_length, attention_unit=config.attention_unit),
@@ -276,6 +276,7 @@ def _pruned(
     model: PreTrainedModel, made: PruningPlan, batches: Sequence[Batch], config: PruningConfig, recover: Recover | None
 ) -> PreTrainedModel:
     small = apply_plan(model, made)
+    check_portable(small, config)
     if config.reconstruct:
         reconstruct(small, model, batches)
     return recovered(small, model, recover)
