@@ -176,6 +176,8 @@ def evaluate(
         if (data is None) == (text is None):
             raise ValueError("give --data (labelled texts) or --text (plain text for a causal language model).")
         if data is None:
+            if latency or split:
+                raise ValueError("--latency and --split go with --data; with --text they would be ignored.")
             found = text_perplexity(model, str(text), metrics or [], window, stride, batch_size or 4)
             typer.echo(json.dumps(asdict(found), indent=1))
             return
@@ -203,7 +205,7 @@ def evaluate(
         results = {name.removeprefix("_"): value for name, value in found.items() if "per_second" not in name}
         results["samples"] = len(tested)
         if latency:
-            results["latency"] = asdict(measure_latency(loaded, sequence_length=max_length))
+            results["latency"] = asdict(measure_latency(loaded.to("cpu"), sequence_length=max_length))
         typer.echo(json.dumps(results, indent=1))
 
 

@@ -89,11 +89,14 @@ def tokenized(
 ) -> tuple[DatasetDict, PreTrainedTokenizerBase]:
     """The data as the model of a folder or repository takes it, and its tokenizer.
 
-    With `whole` all splits of a single file are all of it.
+    With `whole` all splits of a single file are all of it. Where there is no test split with labels, validation is
+    both: what is chosen on it must not be text of the train split.
     """
     is_file = Path(data).suffix in (".csv", ".tsv", ".json", ".jsonl", ".parquet")
     files = dict.fromkeys(("train", "validation", "test") if whole else ("train",), data) if is_file else None
-    splits = load_text_dataset(None if is_file else data, files=files, label_column=label, seed=seed)
+    splits = load_text_dataset(
+        None if is_file else data, files=files, label_column=label, seed=seed, reuse_validation=True
+    )
     splits = align_labels(splits, AutoConfig.from_pretrained(source), label)
     tokenizer = AutoTokenizer.from_pretrained(source)
     columns = {"text_column": text, "label_column": label}

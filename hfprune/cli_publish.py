@@ -149,8 +149,12 @@ def push(
 
 def _plan_of(name: str) -> PruningPlan:
     """The plan in a file, a folder or a repository."""
-    path = Path(resolve_model(name)) if not Path(name).exists() else Path(name)
-    found = path if path.is_file() else cached_file(str(path), PLAN_FILE, _raise_exceptions_for_missing_entries=False)
+    source = name if Path(name).exists() else resolve_model(name)
+    found = (
+        source
+        if Path(source).is_file()
+        else cached_file(source, PLAN_FILE, _raise_exceptions_for_missing_entries=False)
+    )
     if found is None:
         raise CheckpointError(f"{name} has no {PLAN_FILE}: it was not pruned by hfprune.")
     return PruningPlan.from_json(Path(found).read_text(encoding="utf-8"))

@@ -101,6 +101,7 @@ def load_text_dataset(
     files: Mapping[str, str] | None = None,
     label_column: str = "label",
     seed: int = 0,
+    reuse_validation: bool = False,
 ) -> DatasetDict:
     """Load a labelled data set with the splits `train`, `validation` and `test`, as `load_splits` does.
 
@@ -109,18 +110,25 @@ def load_text_dataset(
         config_name: The configuration of a data set on the Hub, such as `sst2` of `glue`.
         files: Instead of a name: paths of csv, tsv, json, jsonl or parquet files by split; `train` is needed.
         label_column: The column with the labels; classes named by strings get numbers. A test split without labels
-            (all −1, as in GLUE) counts as missing.
+            (all −1, as in GLUE, or empty) counts as missing.
         seed: Of the splits that are made.
+        reuse_validation: Where there is no test split, validation is both, instead of another one cut from train.
 
     Returns:
         The three splits.
 
     Raises:
-        ValueError: Neither or both of name and files are given, a file is of an unknown kind, or there is no train
-            split or label column.
+        ValueError: Neither or both of name and files are given, a file is of an unknown kind, there is no train split
+            or label column, or a label is empty.
     """
     splits = load_splits(
-        name, config_name=config_name, files=files, columns=[label_column], label_column=label_column, seed=seed
+        name,
+        config_name=config_name,
+        files=files,
+        columns=[label_column],
+        label_column=label_column,
+        seed=seed,
+        reuse_validation=reuse_validation,
     )
     return _encode_labels(splits, label_column)
 
@@ -133,6 +141,7 @@ def load_splits(
     columns: Sequence[str],
     label_column: str | None = None,
     seed: int = 0,
+    reuse_validation: bool = False,
 ) -> DatasetDict:
     """Load a data set with the splits `train`, `validation` and `test`; those that are missing are cut off, seeded.
 
@@ -141,19 +150,23 @@ def load_splits(
         config_name: The configuration of a data set on the Hub.
         files: Instead of a name: paths of csv, tsv, json, jsonl, parquet or txt files by split; `train` is needed.
         columns: Columns that it must have.
-        label_column: Where all of its values are −1 in the test split, that split counts as missing.
+        label_column: Where all of its values are −1 or empty in the test split, that split counts as missing.
         seed: Of the splits that are made.
+        reuse_validation: Where there is no test split, validation is both, instead of another one cut from train.
 
     Returns:
         The three splits.
 
     Raises:
-        ValueError: Neither or both of name and files are given, a file is of an unknown kind, or there is no train
-            split or no such column.
+        ValueError: Neither or both of name and files are given, a file is of an unknown kind, there is no train split
+            or no such column, or a cell of it is empty.
     """
     found = load_raw(name, config_name=config_name, files=files, columns=columns, seed=seed)
-    if label_column and "test" in found and set(found["test"].unique(label_column)) == {-1}:  # hidden, as in GLUE
+    if label_column and "test" in found and set(found["test"].unique(label_column)) <= {-1, None}:  # hidden, as in GLUE
         found.pop("test")
+    _check_filled(found, columns)
+    if reuse_validation and "test" not in found and "validation" in found:
+        found["test"] = found["validation"]
     return with_splits(found, seed)
 
 
@@ -201,7 +214,7 @@ def load_texts(name_or_file: str, columns: Sequence[str] = ("text",), *, documen
         The texts, column after column.
 
     Raises:
-        ValueError: A file does not exist, or there is no such column.
+        ValueError: A file does not exist, there is no such column, or a text is empty.
     """
     if name_or_file in NAMED:
         return NAMED[name_or_file][0]()[0]
@@ -211,6 +224,7 @@ def load_texts(name_or_file: str, columns: Sequence[str] = ("text",), *, documen
         found = datasets.load_dataset(name_or_file)
     for part in found.values():
         _check_columns(DatasetDict(train=part), columns)
+    _check_filled(found, columns)
     return [text for part in found.values() for column in columns for text in part[column]]
 
 
@@ -219,6 +233,18 @@ def _check_columns(data: DatasetDict, columns: Sequence[str]) -> None:
     for column in columns:
         if column not in there:
             raise ValueError(f"the data set has no column {column!r}; its columns are {', '.join(there)}.")
+
+
+def _check_filled(data: DatasetDict, columns: Sequence[str]) -> None:
+    for split, part in data.items():
+        for column in columns:
+            empty = [row for row, value in enumerate(part[column][:]) if value is None]
+            if empty:
+                raise ValueError(
+                    f"{len(empty)} of {len(part)} rows of the {split} split have no {column!r}, the first is row "
+                    f"{empty[0]} (from 0). Fill them in or leave the rows out. In csv and tsv files words such as NA "
+                    "and null count as empty too."
+                )
 
 
 def _encode_labels(data: DatasetDict, label_column: str) -> DatasetDict:
@@ -290,13 +316,14 @@ def tokenize(
         The same splits with the tokenizer's columns and `labels` only.
 
     Raises:
-        ValueError: A column is missing.
+        ValueError: A column is missing, or a text is empty.
     """
-    _check_columns(data, [text_column, label_column, *([pair_column] if pair_column else [])])
+    texts = [text_column, *([pair_column] if pair_column else [])]
+    _check_columns(data, [*texts, label_column])
+    _check_filled(data, texts)
 
     def encode(rows: Mapping[str, list[Any]]) -> dict[str, Any]:
-        texts = (rows[text_column],) if pair_column is None else (rows[text_column], rows[pair_column])
-        encoded = tokenizer(*texts, truncation=True, max_length=max_length)
+        encoded = tokenizer(*(rows[column] for column in texts), truncation=True, max_length=max_length)
         return {**encoded, "labels": rows[label_column]}
 
     return data.map(encode, batched=True, remove_columns=data["train"].column_names, desc="Tokenizing")

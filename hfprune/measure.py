@@ -183,20 +183,50 @@ def measure_latency(
         Median and spread.
 
     Raises:
-        ValueError: The model cannot take so long a sequence, or `runs` is not positive.
+        ValueError: The model cannot take so long a sequence, or a number is not positive.
+    """
+    shape = {"batch_size": batch_size, "sequence_length": sequence_length}
+    return measure_latencies([model], **shape, runs=runs, warmup=warmup)[0]
+
+
+def check_timing(model: PreTrainedModel, *, batch_size: int, sequence_length: int, runs: int = 20) -> None:
+    """Find out before any work whether a model can be timed.
+
+    Args:
+        model: The model.
+        batch_size: Sequences in a batch.
+        sequence_length: Tokens in a sequence.
+        runs: How many passes are timed.
+
+    Raises:
+        ValueError: The model cannot take so long a sequence, or a number is not positive.
     """
     check_length(model, sequence_length)
-    if runs < 1:
-        raise ValueError(f"runs must be at least 1, got {runs}.")
-    return measure_latencies([model], batch_size=batch_size, sequence_length=sequence_length, runs=runs, warmup=warmup)[
-        0
-    ]
+    for name, value in {"batch_size": batch_size, "runs": runs}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
 
 
 def measure_latencies(
     models: list[PreTrainedModel], *, batch_size: int, sequence_length: int, runs: int = 20, warmup: int = 3
 ) -> list[Latency]:
-    """Time several models in turn, run by run, so that whatever else the machine does meets them alike."""
+    """Time several models in turn, run by run, so that whatever else the machine does meets them alike.
+
+    Args:
+        models: The models.
+        batch_size: Sequences in a batch.
+        sequence_length: Tokens in a sequence.
+        runs: How many passes of each are timed.
+        warmup: How many passes come before, untimed.
+
+    Returns:
+        Median and spread of each.
+
+    Raises:
+        ValueError: A model cannot take so long a sequence, or a number is not positive.
+    """
+    for model in models:
+        check_timing(model, batch_size=batch_size, sequence_length=sequence_length, runs=runs)
     times: list[list[float]] = [[] for _ in models]
     with ExitStack() as stack, torch.inference_mode():
         for model in models:

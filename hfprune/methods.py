@@ -134,7 +134,7 @@ def before(job: Job) -> Made:
     logger.info("%s", pruned.pruning_plan)
     trainer = job.trainer(pruned)
     measured = job.task.test(trainer)
-    metrics = {"pruned": measured, "recovered": measured}
+    metrics = {"pruned": measured}
     if args.num_train_epochs <= 0:
         return Made(model=pruned, trainer=trainer, metrics=metrics)
     logger.info("Recovering")

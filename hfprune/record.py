@@ -253,9 +253,15 @@ def public_name(name_or_path: str) -> str:
     'google-bert/bert-base-uncased'
     >>> public_name("/home/me/my model")
     'my-model'
+    >>> public_name("./my_bert")  # also where it is not any more
+    'my_bert'
     """
     if not name_or_path:
         return ""
     path = Path(name_or_path)
-    local = path.is_absolute() or path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path, re.ASCII)
+    local = (
+        path.is_absolute()
+        or path.exists()
+        or not re.fullmatch(r"(?!\.{1,2}/)[\w.-]+(/[\w.-]+)?", name_or_path, re.ASCII)
+    )
     return re.sub(r"[^A-Za-z0-9_.-]", "-", path.resolve().name) if local else name_or_path

@@ -106,7 +106,8 @@ def comparison_table(record: PruningRecord, checkpoint_bytes: Mapping[str, int] 
     stages = ("dense", "pruned", "recovered")
     rows: list[tuple[str, ...]] = [("", *stages)]
     for metric in record.metrics.get("dense", {}):
-        rows.append((metric, *(f"{record.metrics.get(s, {}).get(metric, float('nan')):.4f}" for s in stages)))
+        values = [record.metrics.get(stage, {}).get(metric) for stage in stages]
+        rows.append((metric, *("" if value is None else f"{value:.4f}" for value in values)))
 
     def size(name: str, before: float, after: float) -> None:
         rows.append((name, f"{before:,.0f}", f"{after:,.0f}", f"−{1 - after / before:.1%}"))

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from hfprune.data import model_title
 from hfprune.errors import HfpruneError
-from hfprune.measure import check_length, checkpoint_bytes, measure_latencies
+from hfprune.measure import check_length, check_timing, checkpoint_bytes, measure_latencies
 from hfprune.methods import METHODS, Job, Made, check_method, train
 from hfprune.pipeline import batches_for
 from hfprune.publishing.checkpoint import save
@@ -84,6 +84,7 @@ def run(load_task: TaskLoader, arguments: Arguments, *, script: str) -> Outcome 
     task = _load(load_task, arguments)
     dense = task.model(fine_tuned=output / "dense", trust_remote_code=named.trust_remote_code)
     check_length(dense, max(len(row) for part in task.data.values() for row in part["input_ids"]))
+    check_timing(dense, batch_size=data_args.latency_batch_size, sequence_length=data_args.latency_length)
     teacher = task.teacher(named, dense)
     check_method(arguments, dense)
     batches = batches_for(dense, task.data["train"], config, collator=task.calibration_collator)
@@ -92,7 +93,10 @@ def run(load_task: TaskLoader, arguments: Arguments, *, script: str) -> Outcome 
     if named.dense_epochs > 0 and not (output / "dense").is_dir():
         logger.info("Fine-tuning the dense model")
         train(dense_trainer, named.early_stopping_patience, resume=bool(args.resume_from_checkpoint) or None)
-        dense_trainer.save_model(str(output / "dense"))
+        draft = output / "dense.saving"  # a run that is killed here leaves no half of a model to go on with
+        dense_trainer.save_model(str(draft))
+        if main_process:
+            draft.rename(output / "dense")
     job = Job(
         task=task, arguments=arguments, dense=dense, teacher=teacher, batches=batches, metrics=task.test(dense_trainer)
     )
@@ -105,8 +109,9 @@ def run(load_task: TaskLoader, arguments: Arguments, *, script: str) -> Outcome 
         made.trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     shape = {"batch_size": data_args.latency_batch_size, "sequence_length": data_args.latency_length}
     slow, fast = measure_latencies([dense.to(pruned.device), pruned], **shape)
+    earlier = getattr(dense, "pruning_record", None)  # where it was pruned before, what it was cut from
     pruned.pruning_record = pruned.pruning_record.with_(
-        base_model=public_name(model_title(named.model_name_or_path)),
+        base_model=(earlier and earlier.base_model) or public_name(model_title(named.model_name_or_path)),
         metrics={"dense": job.metrics, **made.metrics},
         latencies={"dense": asdict(slow), "pruned": asdict(fast)},
         datasets=[public_name(data_args.dataset)] if data_args.dataset else [],
@@ -125,7 +130,8 @@ def _load(load_task: TaskLoader, arguments: Arguments) -> Task:
     args, named, data_args, *_ = arguments
     with args.main_process_first(local=False):
         if args.process_index == 0 and not args.resume_from_checkpoint:
-            clear_earlier_run(Path(args.output_dir), allowed=named.overwrite)
+            inputs = [named.model_name_or_path, named.teacher_model, *data_args.files.values()]
+            clear_earlier_run(Path(args.output_dir), allowed=named.overwrite, inputs=[i for i in inputs if i])
         task = load_task(named, data_args, seed=args.seed)
     check_early_stopping(args, named.early_stopping_patience, task.metrics)
     if (args.metric_for_best_model or "").removeprefix("eval_") == "perplexity":
@@ -150,23 +156,30 @@ def _flag(checkpoint: str | bool | None) -> str | bool | None:
     return words.get(checkpoint.lower(), checkpoint) if isinstance(checkpoint, str) else checkpoint
 
 
-def clear_earlier_run(output: Path, *, allowed: bool) -> None:
+def clear_earlier_run(output: Path, *, allowed: bool, inputs: Sequence[str] = ()) -> None:
     """Make way for a new run of a script.
 
     Args:
         output: Its output folder.
         allowed: Whether what an earlier run left there may go. Nothing else in the folder is touched.
+        inputs: Models and files that the new run reads.
 
     Raises:
-        HfpruneError: There is an earlier run, and it may not go.
+        HfpruneError: There is an earlier run, and it may not go, or the new one reads some of it. Nothing is removed.
     """
-    names = ("dense", "dense_training", "pruned", "rounds", "model", "checkpoint-*")
+    names = ("dense", "dense.saving", "dense_training", "pruned", "rounds", "model", "checkpoint-*")
     earlier = [path for name in names for path in sorted(output.glob(name))]
     if earlier and not allowed:
         raise HfpruneError(
             f"{output} holds an earlier run ({', '.join(path.name for path in earlier)}). Choose another output_dir, "
             "go on with --resume_from_checkpoint, or pass --overwrite."
         )
+    for used in inputs:
+        if any(Path(used).resolve().is_relative_to(path.resolve()) for path in earlier):
+            raise HfpruneError(
+                f"this run reads {used}, which --overwrite would remove with the earlier run in {output}. Choose "
+                "another output_dir."
+            )
     for path in earlier:
         shutil.rmtree(path)
 

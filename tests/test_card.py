@@ -45,6 +45,22 @@ def checkpoint(path, *, sparsity=0.5, **options):
     return hfprune.save(small, path, tokenizer=tiny_tokenizer())
 
 
+@pytest.mark.parametrize(
+    ("model_class", "auto_class"),
+    [
+        ("T5ForConditionalGeneration", "AutoModelForSeq2SeqLM"),
+        ("BartForConditionalGeneration", "AutoModelForSeq2SeqLM"),  # among the masked language models too
+        ("MarianMTModel", "AutoModelForSeq2SeqLM"),
+        ("WhisperForConditionalGeneration", "AutoModelForSpeechSeq2Seq"),
+        ("Wav2Vec2ForCTC", "AutoModelForCTC"),
+        ("ViTForImageClassification", "AutoModelForImageClassification"),
+        ("BertForMaskedLM", "AutoModelForMaskedLM"),
+    ],
+)
+def test_a_card_names_the_class_that_has_the_head(model_class, auto_class):
+    assert card.task_of(model_class)[1] == auto_class
+
+
 def code_blocks(text):
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 

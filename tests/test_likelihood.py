@@ -126,6 +126,7 @@ class TestCommand:
             (("--data", "trec", "--text", "a.txt"), "give --data (labelled texts) or --text"),
             (("--text", "nowhere.txt"), "'nowhere.txt' does not exist"),
             (("--text", tmp_path / "text.txt", "--metric", "bleu"), "the metric of --text is perplexity, got bleu"),
+            (("--text", tmp_path / "text.txt", "--latency"), "--latency and --split go with --data"),
         ):
             done = self.run(tmp_path / "model", *arguments)
             assert done.exit_code == 1

@@ -63,8 +63,11 @@ def test_a_sequence_longer_than_the_positions_is_refused():
     ):
         with pytest.raises(ValueError, match="sequence_length=161 is more than the model's 160 positions"):
             measure(tiny_model("bert"))
-    with pytest.raises(ValueError, match="runs must be at least 1, got 0"):
-        measure_latency(tiny_model("bert"), runs=0)
+        with pytest.raises(ValueError, match="sequence_length=161 is more than"):
+            measure_latencies([tiny_model("bert")], batch_size=1, sequence_length=161)
+    for wrong in ("runs", "batch_size"):
+        with pytest.raises(ValueError, match=f"{wrong} must be at least 1, got 0"):
+            measure_latency(tiny_model("bert"), **{wrong: 0})
 
 
 def test_bytes_on_disk(tmp_path):

@@ -1,5 +1,7 @@
 """Runs that go on: before there is a checkpoint, with other settings; what rounds see, and what is best."""
 
+from pathlib import Path
+
 import pytest
 from transformers import Trainer
 
@@ -38,6 +40,25 @@ def test_a_run_that_ended_before_its_first_checkpoint_goes_on(home, monkeypatch,
     assert (home / "out" / "dense").is_dir() == bool(trainings)
     monkeypatch.setattr(Trainer, "train", train)
     outcome = classify(home, dense_epochs=1, resume_from_checkpoint="true")
+    assert hfprune.load(outcome.folder).pruning_record.recovery["steps"] == 16
+
+
+def test_a_run_that_ended_while_the_dense_model_was_saved_goes_on(home, monkeypatch):
+    save = Trainer.save_model
+
+    def dies(self, folder, **kwargs):
+        if "dense_training" in folder:  # a checkpoint of its training
+            return save(self, folder, **kwargs)
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "config.json").write_text("{")
+        raise KilledError
+
+    monkeypatch.setattr(Trainer, "save_model", dies)
+    with pytest.raises(KilledError):
+        classify(home, dense_epochs=1)
+    monkeypatch.setattr(Trainer, "save_model", save)
+    outcome = classify(home, dense_epochs=1, resume_from_checkpoint="true")
+    assert (home / "out" / "dense" / "model.safetensors").is_file()
     assert hfprune.load(outcome.folder).pruning_record.recovery["steps"] == 16
 
 

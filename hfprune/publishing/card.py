@@ -12,12 +12,17 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, Template
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_CTC_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES,
     MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES,
     MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
@@ -38,6 +43,11 @@ _TASKS = (
     ("text-generation", "AutoModelForCausalLM", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
     (None, "AutoModelForMultipleChoice", MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES),
     (None, "AutoModelForNextSentencePrediction", MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES),
+    ("automatic-speech-recognition", "AutoModelForSpeechSeq2Seq", MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES),
+    ("automatic-speech-recognition", "AutoModelForCTC", MODEL_FOR_CTC_MAPPING_NAMES),
+    ("audio-classification", "AutoModelForAudioClassification", MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES),
+    ("image-classification", "AutoModelForImageClassification", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
+    (None, "AutoModelForSeq2SeqLM", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),  # some are among masked ones too
     ("fill-mask", "AutoModelForMaskedLM", MODEL_FOR_MASKED_LM_MAPPING_NAMES),
 )
 
@@ -204,8 +214,8 @@ def _rows(record: PruningRecord, final: str) -> list[tuple[str, str, str, str]]:
         if value is None or now is None:
             continue  # not measured, or no number
         note = ""
-        if final == "recovered" and metric in record.metrics.get("pruned", {}):
-            note = f"; {record.metrics['pruned'][metric]:.4f} before recovery"
+        if final == "recovered" and (before := record.metrics.get("pruned", {}).get(metric)) is not None:
+            note = f"; {before:.4f} before recovery"
         rows.append((metric, f"{value:.4f}", f"{now:.4f}", f"{now - value:+.4f}{note}".replace("-", "−")))
     dense, pruned = record.sizes.get("dense"), record.sizes.get("pruned")
     if dense and pruned:

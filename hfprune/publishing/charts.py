@@ -85,10 +85,9 @@ def _accuracy(record: PruningRecord, path: Path) -> None:
     figure = _figure(6, 3.6)
     axes = figure.add_subplot()
     for stage, marker in (("dense", "s"), ("pruned", "o"), ("recovered", "^")):
-        if metric in record.metrics.get(stage, {}):
+        if (value := record.metrics.get(stage, {}).get(metric)) is not None:
             size = record.sizes["dense" if stage == "dense" else "pruned"]
             share = 100 * size["macs"] / record.sizes["dense"]["macs"]
-            value = record.metrics[stage][metric]
             axes.plot([share], [value], marker, label=f"{stage}: {value:.4f} at {share:.0f} %", markersize=9)
     axes.set_xlim(0, 108)
     axes.margins(y=0.3)

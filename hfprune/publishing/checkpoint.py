@@ -117,7 +117,7 @@ def _write(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerB
     write_card(model, folder, location=name)
     for file in folder.rglob("*"):  # on disk before the rename makes it the checkpoint
         if file.is_file():
-            with file.open("rb") as handle:
+            with file.open("r+b") as handle:  # Windows syncs no file that cannot be written
                 os.fsync(handle.fileno())
 
 
@@ -173,7 +173,7 @@ def load(path: str | Path, **kwargs: Any) -> PreTrainedModel:
         **kwargs: As for `from_pretrained`: dtype, device_map, revision, token ...
 
     Returns:
-        The model, in evaluation mode.
+        The model, in evaluation mode; with `output_loading_info=True` what was missing or unexpected beside it.
 
     Raises:
         CheckpointError: There is no such folder or repository, or it has no plan, is damaged, contradicts itself, or
@@ -183,9 +183,10 @@ def load(path: str | Path, **kwargs: Any) -> PreTrainedModel:
     folder = fetch(path, **hub)
     check_loadable(folder)
     kwargs.pop("trust_remote_code", None)  # none is needed
-    model: PreTrainedModel = model_class(folder).from_pretrained(folder, **kwargs)
+    loaded = model_class(folder).from_pretrained(folder, **kwargs)
+    model: PreTrainedModel = loaded[0] if isinstance(loaded, tuple) else loaded
     if not isinstance(model, PrunedModel):
         read_attachments(model, folder)
     if folder != Path(path):
         model.config._name_or_path = model.name_or_path = str(path)
-    return model
+    return loaded

@@ -79,12 +79,15 @@ def _push(
     message: str,
     token: str | bool | None,
 ) -> CommitInfo:
+    folder = folder.resolve()  # "." has no name
     check_loadable(folder)
     api = HfApi(token=token)
     repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None and not revision.startswith("refs/"):
         api.create_branch(repo, branch=revision, exist_ok=True)
-    files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and path.name[0] not in "._"}
+    paths = [path for path in folder.iterdir() if path.is_file() and path.name[0] not in "._"]
+    paths += folder.glob("additional_chat_templates/*.jinja")  # of a tokenizer that has several
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
     contents: dict[str, Path | bytes] = {**files}
     card = files.get("README.md")
     if card is not None and card.read_text(encoding="utf-8") == card_of(folder, location=folder.name):

@@ -82,7 +82,8 @@ class PrunedModel:
             )
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        read_attachments(model, pretrained_model_name_or_path, **kwargs)
+        if pretrained_model_name_or_path is not None:  # None: weights are in `state_dict`
+            read_attachments(model, pretrained_model_name_or_path, **kwargs)
         return loaded
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
