@@ -78,8 +78,9 @@ benchmark-memory: setup ## what scoring and repair need of memory, next to infer
 benchmark-language-models: setup ## SmolLM2 at 80 %, the default and fluctuation: about 7 minutes (the script has the rest)
 	$(BIN)/python benchmarks/language_models.py --quick
 
-model-cards: setup ## do the runs of model_cards/ again: about 25 minutes on 2 cores
-	for card in minilm-l6-trec "minilm-l6-trec-3x --sparsity 0.69" "minilm-l6-trec-portable --portable true --sparsity 0.5"; do \
+model-cards: setup data ## do the runs of model_cards/ again: about an hour on 2 cores
+	for card in minilm-l6-trec "minilm-l6-trec-3x --sparsity 0.69" "minilm-l6-trec-portable --portable true --sparsity 0.5" \
+		"smollm2-135m --bf16 true"; do \
 		$(BIN)/python model_cards/publish.py $$card || exit 1; done
 
 clean: ## remove the environment and everything that runs wrote
