@@ -165,9 +165,7 @@ def load_splits(
     if label_column and "test" in found and set(found["test"].unique(label_column)) <= {-1, None}:  # hidden, as in GLUE
         found.pop("test")
     _check_filled(found, columns)
-    if reuse_validation and "test" not in found and "validation" in found:
-        found["test"] = found["validation"]
-    return with_splits(found, seed)
+    return with_splits(found, seed, reuse_validation=reuse_validation)
 
 
 def load_raw(
@@ -282,10 +280,13 @@ def _from_files(files: Mapping[str, str], *, documents: bool = False) -> Dataset
     return loaded
 
 
-def with_splits(found: DatasetDict, seed: int) -> DatasetDict:
-    """Cut validation and test, each a tenth, from train where they are missing; a lone validation serves as test."""
+def with_splits(found: DatasetDict, seed: int, *, reuse_validation: bool = False) -> DatasetDict:
+    """Cut validation and test, each a tenth, from train where they are missing; a lone validation serves as test.
+
+    With `reuse_validation` it serves as both.
+    """
     if "test" not in found and "validation" in found:
-        found["test"] = found.pop("validation")
+        found["test"] = found["validation"] if reuse_validation else found.pop("validation")
     for split in ("test", "validation"):
         if split not in found:
             parts = found["train"].train_test_split(test_size=0.1, seed=seed)

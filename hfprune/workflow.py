@@ -84,7 +84,8 @@ def run(load_task: TaskLoader, arguments: Arguments, *, script: str) -> Outcome 
     task = _load(load_task, arguments)
     dense = task.model(fine_tuned=output / "dense", trust_remote_code=named.trust_remote_code)
     check_length(dense, max(len(row) for part in task.data.values() for row in part["input_ids"]))
-    check_timing(dense, batch_size=data_args.latency_batch_size, sequence_length=data_args.latency_length)
+    shape = {"batch_size": data_args.latency_batch_size, "sequence_length": data_args.latency_length}
+    check_timing(dense, **shape)
     teacher = task.teacher(named, dense)
     check_method(arguments, dense)
     batches = batches_for(dense, task.data["train"], config, collator=task.calibration_collator)
@@ -107,7 +108,6 @@ def run(load_task: TaskLoader, arguments: Arguments, *, script: str) -> Outcome 
 
     for model in (dense, pruned):  # out of the mixed precision of training
         made.trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    shape = {"batch_size": data_args.latency_batch_size, "sequence_length": data_args.latency_length}
     slow, fast = measure_latencies([dense.to(pruned.device), pruned], **shape)
     earlier = getattr(dense, "pruning_record", None)  # where it was pruned before, what it was cut from
     pruned.pruning_record = pruned.pruning_record.with_(

@@ -20,7 +20,7 @@ from hfprune.recovery.teacher import (
     outputs_of,
 )
 from hfprune.scoring.objectives import predicts_next_token, without_padding
-from hfprune.structure.gates import token_mask
+from hfprune.structure.gates import fitting_mask, token_mask
 from hfprune.structure.reading import find_blocks
 
 _LOGITS = ("logits", "start_logits", "end_logits")
@@ -52,15 +52,6 @@ def _with_decoder_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> d
 
 def _mask_of(states: str) -> str:
     return "decoder_attention_mask" if states == "decoder_hidden_states" else "attention_mask"
-
-
-def _fitting(inputs: dict[str, Any], name: str, value: Tensor) -> Tensor | None:
-    """Which tokens of `(samples, tokens, features)` are no padding, where the mask is of these tokens.
-
-    That of a sound is of its samples in time, of which a model makes fewer frames.
-    """
-    mask = token_mask(inputs, name)
-    return mask if mask is not None and mask.shape == value.shape[:2] else None
 
 
 class RecoveryLoss:
@@ -162,7 +153,7 @@ class RecoveryLoss:
             losses = [
                 # the first entry is the embeddings', which pruning does not touch
                 hidden_states_loss(
-                    outputs[name][1:], target[name][1:], mask=_fitting(inputs, _mask_of(name), outputs[name][-1])
+                    outputs[name][1:], target[name][1:], mask=fitting_mask(inputs, _mask_of(name), outputs[name][-1])
                 )
                 for name in _HIDDEN_STATES
                 if outputs.get(name) is not None
@@ -204,7 +195,7 @@ class RecoveryLoss:
             a, b, mask = mine[path], theirs[path], token_mask(inputs, name)
             if mask is not None and a.ndim == 2 and len(a) == mask.numel():  # samples and tokens are flattened there
                 a, b = (value.reshape(*mask.shape, -1) for value in (a, b))
-            losses.append(attention_outputs_loss([a], [b], mask=_fitting(inputs, name, a)))
+            losses.append(attention_outputs_loss([a], [b], mask=fitting_mask(inputs, name, a)))
         return torch.stack(losses).mean()
 
     def _token_mask(self, inputs: dict[str, Any], logits: Tensor | None) -> Tensor | None:
@@ -213,7 +204,7 @@ class RecoveryLoss:
         if logits is None or logits.ndim < 3:
             return inputs.get("attention_mask")
         if labels is None or labels.is_floating_point() or labels.shape != logits.shape[:2]:
-            return _fitting(inputs, "attention_mask", logits)
+            return fitting_mask(inputs, "attention_mask", logits)
         if not self.shifts_labels:
             return labels != -100
         mask = torch.zeros_like(labels, dtype=torch.bool)

@@ -164,6 +164,23 @@ def token_mask(batch: Batch, name: str = "attention_mask") -> Tensor | None:
     return mask.reshape(count_samples(batch), -1).bool()
 
 
+def fitting_mask(batch: Batch, name: str, value: Tensor) -> Tensor | None:
+    """Which tokens of a value are no padding, where the mask is of these tokens.
+
+    That of a sound is of its samples in time, of which a model makes fewer frames.
+
+    Args:
+        batch: Arguments of a model.
+        name: Of the mask, as for `token_mask`.
+        value: `(samples, tokens, ...)`.
+
+    Returns:
+        `(samples, tokens)` bool; None if the batch does not say, or the mask is of other tokens.
+    """
+    mask = token_mask(batch, name)
+    return mask if mask is not None and mask.shape == value.shape[:2] else None
+
+
 def predicted_tokens(model: PreTrainedModel, batch: Batch, logits: Tensor) -> Tensor | None:
     """Which tokens of logits are for no padding.
 
@@ -175,8 +192,9 @@ def predicted_tokens(model: PreTrainedModel, batch: Batch, logits: Tensor) -> Te
     Returns:
         `(samples, tokens)` bool, where the logits are; None if the batch does not say, or logits are not of tokens.
     """
-    mask = token_mask(batch, "decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask")
-    return mask.to(logits.device) if mask is not None and mask.shape == logits.shape[:2] else None
+    name = "decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask"
+    mask = fitting_mask(batch, name, logits)
+    return None if mask is None else mask.to(logits.device)
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
