@@ -83,3 +83,12 @@ def _sendable(device: torch.device) -> torch.device:
     backends = dist.get_backend_config().split(",")  # such as "cpu:gloo,cuda:nccl"
     kinds = [backend.partition(":")[0] for backend in backends]
     return device if device.type in kinds else torch.device(kinds[0])
+
+
+def leave() -> None:
+    """Leave the group of processes, where this is one: threads of a group that is there at exit can abort it.
+
+    The launcher would then end the other processes too, in the middle of what they still do.
+    """
+    if _started():
+        dist.destroy_process_group()

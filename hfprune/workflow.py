@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from hfprune.data import model_title
+from hfprune.distributed import leave
 from hfprune.errors import HfpruneError
 from hfprune.measure import check_length, check_timing, checkpoint_bytes, measure_latencies
 from hfprune.methods import METHODS, Job, Made, check_method, train
@@ -103,6 +104,7 @@ def run(load_task: TaskLoader, arguments: Arguments, *, script: str) -> Outcome 
     )
     made = METHODS[arguments.method.method](job)
     pruned = made.model
+    leave()  # nothing is shared from here on
     if not main_process:
         return None
 
