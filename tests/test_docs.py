@@ -113,3 +113,21 @@ def test_recovered_accuracies_in_the_readme_are_means_of_measured_rows():
             ]
             assert len(values) == 3, (method, names)
             assert float(cell) == pytest.approx(sum(values) / 3, abs=0.051), (method, names)
+
+
+def test_perplexities_of_language_models_are_measured_rows():
+    """Of docs/language_models.md against docs/language_models.json, which benchmarks/language_models.py wrote."""
+    rows = json.loads((ROOT / "docs" / "language_models.json").read_text())
+    measured = {(row["method"], row["repair"], row["steps"], row["kept"]): row["perplexity"] for row in rows}
+    assert len({row["seed"] for row in (row["settings"] for row in rows)}) == 1
+    shown = {}
+    for line in (ROOT / "docs" / "language_models.md").read_text().splitlines():
+        cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")]
+        if len(cells) == 8 and cells[1] in ("none", "bias", "repair", "rounds"):
+            method, repair, steps = cells[0], cells[1], int(cells[2])
+            for kept, cell in zip((80, 70, 50), cells[3:6], strict=True):
+                if cell:
+                    shown[method, repair, steps, kept] = float(cell.replace(",", ""))
+    assert shown.keys() == measured.keys()
+    for names, value in shown.items():
+        assert value == pytest.approx(measured[names], abs=0.51 if value >= 1000 else 0.051), names
