@@ -119,7 +119,7 @@ def test_perplexities_of_language_models_are_measured_rows():
     """Of docs/language_models.md against docs/language_models.json, which benchmarks/language_models.py wrote."""
     rows = json.loads((ROOT / "docs" / "language_models.json").read_text())
     measured = {(row["method"], row["repair"], row["steps"], row["kept"]): row["perplexity"] for row in rows}
-    assert len({row["seed"] for row in (row["settings"] for row in rows)}) == 1
+    assert len({row["settings"]["seed"] for row in rows}) == 1
     shown = {}
     for line in (ROOT / "docs" / "language_models.md").read_text().splitlines():
         cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")]
