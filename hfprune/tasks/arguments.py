@@ -103,6 +103,10 @@ class CausalTextArguments(DataArguments):
     """Plain text, whose next tokens are predicted."""
 
     dataset: str | None = field(default=None, metadata={"help": "Hub name, or state_of_the_union."})
+    dataset_config: str | None = field(
+        default=None,
+        metadata={"help": "Configuration of a Hub data set; of state_of_the_union the first year to train on."},
+    )
     text_column: str = field(default="text", metadata={"help": "Column with the text; a txt file is one text."})
     max_length: int = field(default=256, metadata={"help": "Tokens in a window."})
     self_generated: int = field(
