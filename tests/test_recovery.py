@@ -93,6 +93,18 @@ class TestTraining:
         loss = trainer.compute_loss(small.train(), batch)
         assert loss.item() == pytest.approx((0.3 * mine.loss + 0.6 * kl + 2 * mse).item(), rel=1e-4)
 
+    def test_a_task_loss_without_weight_is_not_computed(self, tmp_path, monkeypatch):
+        small, dense = pruned_pair("llama", "AutoModelForCausalLM")
+        seen = []
+        monkeypatch.setattr(type(small), "loss_function", lambda *_, **__: seen.append(1) or torch.tensor(0.0))
+        batch = tiny_batch("llama")
+        batch["labels"] = batch["input_ids"]
+        for weight in (0.0, 0.5):
+            trainer = trainer_of(small, dense, arguments(tmp_path, task_weight=weight))
+            trainer.current_gradient_accumulation_steps = 1
+            trainer.compute_loss(small.train(), batch)
+            assert len(seen) == (weight > 0)
+
     def test_evaluation_sees_the_task_loss_only(self, tmp_path):
         small, dense = pruned_pair(num_labels=3)
         batch = {**tiny_batch(), "labels": torch.tensor([0, 1, 2, 0])}

@@ -1,14 +1,15 @@
 """Distillation losses: tensors in, scalar out."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
-#: So many numbers of logits are compared at a time.
-DIVERGENCE_NUMBERS = 2**24
+#: So many numbers of logits are compared at a time: what allocators keep and caches nearly hold.
+DIVERGENCE_NUMBERS = 2**22
 
 
 def logits_loss(
@@ -43,7 +44,10 @@ def logits_loss(
         )
     mask = None if mask is None or student.ndim < 3 else mask.bool()
     if problem not in ("regression", "multi_label_classification"):
-        return temperature**2 * _mean_divergence(student, teacher, temperature, mask)
+        student, teacher = (logits.reshape(-1, logits.shape[-1]) for logits in (student, teacher.detach()))
+        used = torch.arange(len(student), device=student.device) if mask is None else mask.flatten().nonzero().flatten()
+        divergence: Tensor = _Divergence.apply(student, teacher, used, temperature)  # type: ignore[no-untyped-call]
+        return divergence
     student, teacher = student.float(), teacher.float()
     if mask is not None:
         student, teacher = student[mask], teacher[mask]
@@ -55,28 +59,31 @@ def logits_loss(
     return temperature**2 * (cross - entropy).sum(-1).mean()
 
 
-def _mean_divergence(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
-    """KL(teacher ‖ student), mean over tokens; where there are many words, some tokens at a time and again backwards.
+class _Divergence(torch.autograd.Function):
+    """T² · KL(q ‖ p), a mean over `used` rows of logits s of the student (p) and of the teacher (q), or 0 of no rows.
 
-    The float32 copies that it takes of the logits of a language model would be several times what the model takes.
+    Some rows at a time, and ∂/∂s = T · (p − q) / rows at once: the float32 copies that a softmax takes of the logits of
+    a language model would be several times what the model takes, and to make them again backwards takes as long.
     """
-    classes = student.shape[-1]
-    student, teacher = student.reshape(-1, classes), teacher.reshape(-1, classes)
-    used = torch.ones(len(student), dtype=torch.bool, device=student.device) if mask is None else mask.flatten()
-    rows = max(1, DIVERGENCE_NUMBERS // classes)
-    parts = list(zip(*(torch.split(values, rows) for values in (student, teacher, used)), strict=True))
-    if len(parts) == 1:
-        total = _summed_divergence(student, teacher, used, temperature)
-    else:
-        sums = [checkpoint(_summed_divergence, *part, temperature, use_reentrant=False) for part in parts]
-        total = torch.stack(sums).sum()
-    return total / used.sum()
 
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, used: Tensor, temperature: float) -> Tensor:
+        gradient = torch.zeros_like(student) if ctx.needs_input_grad[0] else None
+        total, count = torch.zeros((), device=student.device), max(1, len(used))
+        for rows in torch.split(used, max(1, DIVERGENCE_NUMBERS // student.shape[-1])):
+            log_p, log_q = (F.log_softmax(of[rows].float().div_(temperature), dim=-1) for of in (student, teacher))
+            q = log_q.exp()
+            total += log_q.sub_(log_p).mul_(q).sum()
+            if gradient is not None:
+                gradient[rows] = log_p.exp_().sub_(q).mul_(temperature / count).to(gradient.dtype)
+        ctx.save_for_backward(gradient)
+        return total * (temperature**2 / count)
 
-def _summed_divergence(student: Tensor, teacher: Tensor, used: Tensor, temperature: float) -> Tensor:
-    log_p = F.log_softmax(student[used].float() / temperature, dim=-1)
-    log_q = F.log_softmax(teacher[used].float() / temperature, dim=-1)
-    return F.kl_div(log_p, log_q, log_target=True, reduction="sum")
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return upstream * gradient, None, None, None
 
 
 def top_k_logits_loss(

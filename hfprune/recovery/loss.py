@@ -100,13 +100,15 @@ class RecoveryLoss:
                 f"{next(iter(known))} are of whole texts, and token_dropout={self.args.token_dropout} changes the "
                 "texts: pass teacher=, or drop one of the two."
             )
-        outputs, attention = self._run(model, student, inputs)
+        weights = {name.removesuffix("_weight"): getattr(self.args, name) for name in TEACHER_WEIGHTS}
+        weights["task"] = self.args.task_weight if runs_teacher or known else 1.0
+        unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
+        outputs, attention = self._run(model, student, inputs if weights["task"] > 0 else unlabelled)
         parts: dict[str, Tensor] = {}
         if outputs.get("loss") is not None:
             parts["task"] = outputs["loss"]
         if runs_teacher and self.teacher is not None:
             with torch.no_grad(), autocast:
-                unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
                 target, target_attention = self._run(self.teacher, self.teacher, unlabelled)
             parts |= self._distillation(student, inputs, outputs, target)
             if self._attention:
@@ -115,8 +117,6 @@ class RecoveryLoss:
             parts["logits"] = self._known_logits(student, inputs, outputs, known)
         if self.labels(inputs) == 0:  # means of nothing, 0 / 0, whose share is 0
             parts |= {name: torch.nan_to_num(parts[name]) for name in ("task", "logits") if name in parts}
-        weights = {name.removesuffix("_weight"): getattr(self.args, name) for name in TEACHER_WEIGHTS}
-        weights["task"] = self.args.task_weight if runs_teacher or known else 1.0
         parts = {name: value for name, value in parts.items() if weights[name] > 0}
         if not parts:
             raise ValueError(
