@@ -320,11 +320,13 @@ def tokenize(
         ValueError: A column is missing, or a text is empty.
     """
     texts = [text_column, *([pair_column] if pair_column else [])]
-    _check_columns(data, [*texts, label_column])
+    columns = [*texts, label_column]
+    _check_columns(data, columns)
     _check_filled(data, texts)
 
     def encode(rows: Mapping[str, list[Any]]) -> dict[str, Any]:
         encoded = tokenizer(*(rows[column] for column in texts), truncation=True, max_length=max_length)
         return {**encoded, "labels": rows[label_column]}
 
-    return data.map(encode, batched=True, remove_columns=data["train"].column_names, desc="Tokenizing")
+    # splits may have other columns than each other
+    return data.select_columns(columns).map(encode, batched=True, remove_columns=columns, desc="Tokenizing")

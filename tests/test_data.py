@@ -56,6 +56,12 @@ def test_floats_are_a_regression(tmp_path):
     assert label_arguments(load_text_dataset(files={"train": str(path)}))["problem_type"] == "regression"
 
 
+def test_a_column_that_one_split_lacks_is_left_out():
+    texts = tiny_texts(6)
+    data = tokenize(DatasetDict(train=texts.add_column("source", ["web"] * 6), test=texts), tiny_tokenizer())
+    assert [set(part.column_names) for part in data.values()] == [{"input_ids", "attention_mask", "labels"}] * 2
+
+
 def test_tokenize_pairs():
     texts = tiny_texts(6).add_column("other", ["the cat"] * 6)
     data = tokenize(DatasetDict(train=texts), tiny_tokenizer(), pair_column="other", max_length=6)

@@ -69,6 +69,12 @@ class TestHostile:
             ("adapter_config.json", {"base_model_name_or_path": "evil/x"}, "leads to weights elsewhere"),
             ("config.json", {"transformers_weights": "../evil.safetensors"}, "sets transformers_weights to '../evil"),
             ("config.json", {"attn_implementation": "evil/kernel"}, "sets attn_implementation to 'evil/kernel'"),
+            (
+                "config.json",
+                {"more": [{"experts_implementation": "evil/x"}]},
+                "sets experts_implementation to 'evil",
+            ),
+            ("config.json", {"text_config": {"attn_implementation": {"": "evil/y"}}}, "sets attn_implementation to "),
         ],
     )
     def test_weights_and_code_elsewhere(self, name, changes, message, folder):

@@ -148,5 +148,5 @@ def tokenize_words(
             )
         return {**encoded, "labels": labels}
 
-    columns = data["train"].column_names
-    return data.map(encode, batched=True, remove_columns=columns, desc="Tokenizing")
+    columns = [token_column, tag_column]  # splits may have other columns than each other
+    return data.select_columns(columns).map(encode, batched=True, remove_columns=columns, desc="Tokenizing")
