@@ -116,7 +116,7 @@ def test_recovered_accuracies_in_the_readme_are_means_of_measured_rows():
 
 
 def test_perplexities_of_language_models_are_measured_rows():
-    """Of docs/language_models.md against docs/language_models.json, which benchmarks/language_models.py wrote."""
+    """Of the page and the README against docs/language_models.json, which benchmarks/language_models.py wrote."""
     rows = json.loads((ROOT / "docs" / "language_models.json").read_text())
     measured = {(row["method"], row["repair"], row["steps"], row["kept"]): row["perplexity"] for row in rows}
     assert len({row["settings"]["seed"] for row in rows}) == 1
@@ -131,3 +131,16 @@ def test_perplexities_of_language_models_are_measured_rows():
     assert shown.keys() == measured.keys()
     for names, value in shown.items():
         assert value == pytest.approx(measured[names], abs=0.51 if value >= 1000 else 0.051), names
+    lines = {
+        "FLAP: ": ("fluctuation", "bias", 0),
+        "`activation_norm`, ": ("activation_norm", "repair", 0),
+        "`taylor`, ": ("taylor", "repair", 0),
+        "the default ": ("residual_logit_fisher", "rounds", 0),
+        '`scorer="kl_fisher"`': ("kl_fisher", "rounds", 0),
+        "and 200 steps ": ("kl_fisher", "rounds", 200),
+    }
+    section = (ROOT / "README.md").read_text().split("## Causal language models")[1].split("\n## ")[0]
+    for start, names in lines.items():
+        (line,) = (line for line in section.splitlines() if line.startswith("| " + start))
+        cells = [float(cell) for cell in line.strip("| ").split(" | ")[1:]]
+        assert cells == pytest.approx([measured[*names, kept] for kept in (80, 70, 50)], abs=0.051), start
