@@ -5,8 +5,8 @@ it is packed into windows of --max_length tokens, of which calibration, training
 model learns what the dense one predicts for every next token (logits distillation):
 
     python scripts/run_language_modeling.py --model_name_or_path smollm2-135m --dataset state_of_the_union \
-        --sparsity 0.2 --budget params --scorer kl_fisher --calibration_samples 64 --max_steps 200 --learning_rate 3e-4 \
-        --task_weight 0 --temperature 1 --hidden_states_weight 0 --output_dir runs/smollm2
+        --sparsity 0.2 --budget params --scorer kl_fisher --calibration_samples 64 --max_steps 200 \
+        --learning_rate 3e-4 --task_weight 0 --temperature 1 --hidden_states_weight 0 --output_dir runs/smollm2
 
 Further down the same road:
 
