@@ -288,7 +288,8 @@ class TestCachedTeacherLogits:
             assert trainer.evaluate()["eval_loss"] > 0
             after.append(small.state_dict())
         for name, tensor in after[0].items():
-            torch.testing.assert_close(after[1][name], tensor, rtol=1e-4, atol=1e-5)
+            if not name.endswith("key.bias"):  # attention does not see it: its gradient is what rounding leaves
+                torch.testing.assert_close(after[1][name], tensor, rtol=1e-4, atol=1e-5)
 
     def test_the_teacher_rests_while_it_is_not_needed(self, tmp_path):
         small, dense = pruned_pair(num_labels=3)

@@ -222,24 +222,15 @@ def detours(folder: Path) -> Iterator[str]:
     """What would make transformers read weights or code that are not those of a checkpoint folder, one line each."""
     if (folder / "adapter_config.json").exists():
         yield "adapter_config.json leads to weights elsewhere. hfprune writes none: merge the adapter, or remove it"
+    found: list[tuple[str, object]] = []  # of the config and the configs in it
     with suppress(OSError, RecursionError, ValueError):  # what is no config is named elsewhere
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        for name, value in _settings(config):
-            kernels = name in ("attn_implementation", "experts_implementation") and "/" in str(value)  # a repository
-            weights = name == "transformers_weights" and value not in (None, modeling_pruned.STOCK_CLASSES)
-            if kernels or weights:
-                yield f"config.json sets {name} to {value!r:.100}, which leads elsewhere. Remove it"
-
-
-def _settings(config: object) -> Iterator[tuple[str, object]]:
-    """Every name and value of a config and of the configs in it."""
-    if isinstance(config, dict):
-        for name, value in config.items():
-            yield name, value
-            yield from _settings(value)
-    elif isinstance(config, list):
-        for value in config:
-            yield from _settings(value)
+        text = (folder / "config.json").read_text(encoding="utf-8")
+        json.loads(text, object_pairs_hook=lambda pairs: found.extend(pairs) or dict(pairs))  # type: ignore[func-returns-value]
+    for name, value in found:
+        kernels = name in ("attn_implementation", "experts_implementation") and "/" in str(value)  # a repository
+        weights = name == "transformers_weights" and value not in (None, modeling_pruned.STOCK_CLASSES)
+        if kernels or weights:
+            yield f"config.json sets {name} to {value!r:.100}, which leads elsewhere. Remove it"
 
 
 def _loader_problems(folder: Path) -> Iterator[str]:
