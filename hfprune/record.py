@@ -13,6 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.file_download import repo_folder_name
 from transformers import PreTrainedModel
 
 from hfprune.measure import Size, dense_size, measure_size
@@ -34,7 +36,8 @@ class PruningRecord:
         model_class: Class of the dense model.
         config: The `PruningConfig`, as plain values.
         plan_digest: Digest of the whole plan, in dense numbering.
-        base_revision: The commit of the dense model's repository; empty if it did not come from the Hub.
+        base_revision: The commit of the dense model's repository; empty if it did not come from the Hub, or if the
+            cache holds several of its commits and transformers (5.23) does not say which.
         blocks: Kind of each block, and its units `before` and `after`.
         calibration: What scores and repair saw: `samples`, `tokens`, and a `digest` of the token ids.
         rounds: For each round: sparsity, digest of the plan so far, and seconds of scoring and surgery.
@@ -197,7 +200,7 @@ def record_of(
     history = [] if earlier is None else [*earlier.earlier, {**asdict(earlier), "earlier": []}]
     return PruningRecord(
         base_model=earlier.base_model if earlier else public_name(model.config._name_or_path or ""),
-        base_revision=earlier.base_revision if earlier else getattr(model.config, "_commit_hash", None) or "",
+        base_revision=earlier.base_revision if earlier else _revision(model),
         model_class=base_class(type(model)).__name__,
         config=asked,
         rounds=list(rounds),
@@ -244,6 +247,17 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _revision(model: PreTrainedModel) -> str:
+    """The commit that a model came from. transformers 5.23 does not say; what is in the cache does, if it is one."""
+    name = model.config._name_or_path or ""
+    known: str | None = getattr(model.config, "_commit_hash", None)
+    if known or "/" not in name or Path(name).exists():
+        return known or ""
+    snapshots = Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"), "snapshots")
+    commits = {path.parent.name for path in snapshots.glob("*/config.json")}
+    return commits.pop() if len(commits) == 1 else ""
 
 
 def public_name(name_or_path: str) -> str:

@@ -190,6 +190,26 @@ say(inspected=said.stdout)
     assert json.loads(said["inspected"])["plan_digest"] == hfprune.load(folder).pruning_plan.digest
 
 
+FROM_THE_HUB = """
+import hfprune
+from transformers import AutoModelForSequenceClassification
+dense = AutoModelForSequenceClassification.from_pretrained("me/dense")
+config = hfprune.PruningConfig(scorer="l2", schedule="one_shot", reconstruct=False)
+record = hfprune.prune(dense, [dense.dummy_inputs], config).pruning_record
+say(model=record.base_model, revision=record.base_revision)
+"""
+
+
+def test_the_record_names_the_commit_of_the_dense_model(hub, client, tmp_path):
+    repo = hub.repos["me/dense"] = Repo()
+    for text, known in ((b"one", True), (b"two", False)):  # then there are two commits in the cache
+        tiny_model("bert", num_labels=3).save_pretrained(tmp_path / "dense")
+        files = {path.name: path.read_bytes() for path in (tmp_path / "dense").iterdir()}
+        repo.commit("main", files | {"README.md": text}, "by hand")
+        said = client(FROM_THE_HUB)
+        assert (said["model"], said["revision"]) == ("me/dense", repo.branches["main"] if known else "")
+
+
 COMMAND = """
 from typer.testing import CliRunner
 from hfprune.cli import app
