@@ -16,7 +16,8 @@ of `fluctuation`: what removed columns put out on average goes into a bias of th
 Recovery is distillation of the logits from the dense model on windows of 1950 to 2015, full weights.
 Rows go to runs/language_models.json as they are measured, and what is there by the same settings is not measured again
 (delete the file to start over). seconds are score, plan, surgery, repair and training; peak_bytes the peak memory of
-that over what the process had before (dense model and data). CPU, float32 (training with --bf16 in mixed precision).
+that over what the process had before (dense model and data); where an allocator is told to keep what was freed, that
+counts, so measure a row a process then. CPU, float32 (training with --bf16 in mixed precision).
 """
 
 import argparse
@@ -238,7 +239,7 @@ def report(rows: Sequence[Row]) -> None:
         cells = [f"{found[cost]['perplexity']:.1f}" if cost in found else "" for cost in costs]
         seconds = [row["seconds"] for row in found.values() if row["seconds"] is not None]
         timed = f"{min(seconds):.0f} to {max(seconds):.0f}" if seconds else ""
-        peak = f"{max(row['peak_bytes'] for row in found.values()) / 1e9:.1f} GB"
+        peak = f"{max(row['peak_bytes'] or 0 for row in found.values()) / 1e9:.1f} GB"  # none: it was not measured
         mark = " *" if (method, repair) == (DEFAULT, "rounds") else ""
         print("| " + " | ".join((method, repair + mark, str(steps), *cells, timed, peak)) + " |")
 

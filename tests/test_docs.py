@@ -137,7 +137,8 @@ def test_perplexities_of_language_models_are_measured_rows():
         "`taylor`, ": ("taylor", "repair", 0),
         "the default ": ("residual_logit_fisher", "rounds", 0),
         '`scorer="kl_fisher"`': ("kl_fisher", "rounds", 0),
-        "and 200 steps ": ("kl_fisher", "rounds", 200),
+        "and 200 steps ": ("residual_logit_fisher", "rounds", 200),
+        "and 200 such ": ("kl_fisher", "rounds", 200),
     }
     section = (ROOT / "README.md").read_text().split("## Causal language models")[1].split("\n## ")[0]
     for start, names in lines.items():
