@@ -253,7 +253,7 @@ def _revision(model: PreTrainedModel) -> str:
     """The commit that a model came from. transformers 5.23 does not say; what is in the cache does, if it is one."""
     name = model.config._name_or_path or ""
     known: str | None = getattr(model.config, "_commit_hash", None)
-    if known or "/" not in name or Path(name).exists():
+    if known or not name or Path(name).exists():
         return known or ""
     snapshots = Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"), "snapshots")
     commits = {path.parent.name for path in snapshots.glob("*/config.json")}
