@@ -239,7 +239,8 @@ def report(rows: Sequence[Row]) -> None:
         cells = [f"{found[cost]['perplexity']:.1f}" if cost in found else "" for cost in costs]
         seconds = [row["seconds"] for row in found.values() if row["seconds"] is not None]
         timed = f"{min(seconds):.0f} to {max(seconds):.0f}" if seconds else ""
-        peak = f"{max(row['peak_bytes'] or 0 for row in found.values()) / 1e9:.1f} GB"  # none: it was not measured
+        peaks = [row["peak_bytes"] for row in found.values() if row["peak_bytes"] is not None]
+        peak = f"{max(peaks) / 1e9:.1f} GB" if peaks else ""
         mark = " *" if (method, repair) == (DEFAULT, "rounds") else ""
         print("| " + " | ".join((method, repair + mark, str(steps), *cells, timed, peak)) + " |")
 

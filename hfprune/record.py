@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 from transformers import PreTrainedModel
 
@@ -255,8 +256,11 @@ def _revision(model: PreTrainedModel) -> str:
     known: str | None = getattr(model.config, "_commit_hash", None)
     if known or not name or Path(name).exists():
         return known or ""
-    snapshots = Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"), "snapshots")
-    commits = {path.parent.name for path in snapshots.glob("*/config.json")}
+    try:
+        repository = Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"))
+    except HFValidationError:  # a folder that is not there any more
+        return ""
+    commits = {path.parent.name for path in repository.glob("snapshots/*/config.json")}
     return commits.pop() if len(commits) == 1 else ""
 
 

@@ -210,6 +210,15 @@ def test_the_record_names_the_commit_of_the_dense_model(hub, client, tmp_path):
         assert (said["model"], said["revision"]) == ("me/dense", repo.branches["main"] if known else "")
 
 
+@pytest.mark.parametrize(("folder", "name"), [("/gone/for/good", "good"), ("gone", "gone"), ("./gone", "gone")])
+def test_a_dense_model_whose_folder_is_gone_has_no_commit(folder, name):
+    dense = tiny_model("bert")
+    dense.config._name_or_path = folder
+    config = PruningConfig(scorer="l2", schedule="one_shot", reconstruct=False)
+    record = hfprune.prune(dense, [tiny_batch("bert")], config).pruning_record
+    assert (record.base_model, record.base_revision) == (name, "")
+
+
 COMMAND = """
 from typer.testing import CliRunner
 from hfprune.cli import app
