@@ -103,6 +103,7 @@ class PruningConfig:
             raise ValueError(
                 f"exclude must be a list of patterns, got the string {self.exclude!r}: write [{self.exclude!r}]."
             )
+        object.__setattr__(self, "exclude", list(self.exclude))  # as JSON gives it back, to compare with
         check_sparsity(self.sparsity)
         if self.budget not in get_args(Budget):
             raise ValueError(f"budget must be one of {', '.join(get_args(Budget))}, got {self.budget!r}.")

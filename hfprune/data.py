@@ -285,6 +285,7 @@ def with_splits(found: DatasetDict, seed: int, *, reuse_validation: bool = False
 
     With `reuse_validation` it serves as both.
     """
+    found = DatasetDict(found)
     if "test" not in found and "validation" in found:
         found["test"] = found["validation"] if reuse_validation else found.pop("validation")
     for split in ("test", "validation"):

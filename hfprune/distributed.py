@@ -3,12 +3,15 @@
 Every process must hold the same list of batches and make the same calls, as under `torchrun` or `accelerate launch`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from hfprune.errors import HfpruneError
 
 Item = TypeVar("Item")
 
@@ -76,6 +79,26 @@ def from_main_process(tensors: Iterable[Tensor]) -> None:
             dist.broadcast(sent, src=0)
             if sent is not tensor:
                 tensor.copy_(sent)
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """An error inside the `with` is raised in all processes, which would else wait for the one that has it.
+
+    Nothing inside it may wait for other processes.
+
+    Raises:
+        HfpruneError: Another process had an error.
+    """
+    failed = torch.ones(1)
+    try:
+        yield
+        failed.zero_()
+    finally:
+        own = bool(failed)
+        add_over_processes([failed])
+        if failed and not own:
+            raise HfpruneError("another process could not go on, so this one ends too. Its own message says why.")
 
 
 def _sendable(device: torch.device) -> torch.device:

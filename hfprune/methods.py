@@ -16,7 +16,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from hfprune.config import PruningConfig
 from hfprune.errors import HfpruneError
@@ -253,7 +253,7 @@ def train(trainer: RecoveryTrainer, patience: int | None, *, resume: str | bool 
     """
     if resume is True:
         folder = Path(trainer.args.output_dir)
-        resume = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        resume = _last_checkpoint(folder)
         if resume is None:
             logger.info("There is no checkpoint in %s to go on from: training begins", folder)
     stopping = [EarlyStoppingCallback(patience)] if patience is not None else []
@@ -263,6 +263,16 @@ def train(trainer: RecoveryTrainer, patience: int | None, *, resume: str | bool 
     for callback in stopping:
         trainer.remove_callback(callback)
     return trained
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint that is whole: the state of the Trainer is the last of its files."""
+    found = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*[0-9]")}
+    for _, path in sorted(found.items(), reverse=True):
+        if (path / TRAINER_STATE_NAME).is_file():
+            return str(path)
+        logger.warning("%s was not written to its end: training goes on from an earlier one", path)
+    return None
 
 
 class _Announce(TrainerCallback):

@@ -1,6 +1,7 @@
 """plan(): from scores and a config to the units that stay; apply_plan(): the smaller model."""
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from itertools import pairwise
 from typing import overload
 
@@ -93,7 +94,7 @@ def _plan(
     return allocate(
         find_blocks(model, config.attention_unit),
         scores,
-        limit=int((1 - sparsity) * _dense_cost(model, config) + 1e-6),
+        limit=_limit(_dense_cost(model, config), sparsity),
         budget=config.budget,
         sequence_length=config.sequence_length,
         model_type=base_model_type(model.config.model_type),
@@ -105,6 +106,11 @@ def _plan(
         at_most=at_most,
         seed=config.seed,
     )
+
+
+def _limit(cost: int, sparsity: float) -> int:
+    """The most that may stay, of a sparsity as it is written: in binary, 1 − 0.8 is a little less than 0.2."""
+    return int((1 - Fraction(repr(float(sparsity)))) * cost + Fraction(1, 1_000_000))
 
 
 def apply_plan(model: PreTrainedModel, plan: PruningPlan) -> PreTrainedModel:

@@ -46,8 +46,9 @@ def test_splits_may_have_other_columns():
 
 def test_splits_are_cut_from_windows_by_the_seed():
     windows = DatasetDict(train=Dataset.from_dict({"input_ids": [[i] for i in range(40)]}))
-    first, again, other = (cut_splits(DatasetDict(windows), seed)["test"]["input_ids"][:] for seed in (0, 0, 1))
+    first, again, other = (cut_splits(windows, seed)["test"]["input_ids"][:] for seed in (0, 0, 1))
     assert first == again != other
+    assert windows.num_rows == {"train": 40}
     with pytest.raises(ValueError, match="makes only 2 windows to train on, too few to cut"):
         cut_splits(DatasetDict(train=windows["train"].select(range(2))), 0)
     assert len(cut_splits(DatasetDict(train=windows["train"].select([0]), validation=first, test=first), 0)) == 3

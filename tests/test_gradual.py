@@ -170,6 +170,20 @@ class TestTraining:
             torch.testing.assert_close(total, gamma.sum(0), rtol=1e-3, atol=1e-5)
             torch.testing.assert_close(square, gamma.square().sum(0), rtol=1e-3, atol=1e-5)
 
+    def test_a_layer_that_is_used_many_times_is_one_gate(self):
+        model = tiny_model("albert", num_labels=3, num_hidden_layers=3).eval()
+        batch, pruning = {**tiny_batch("albert"), "labels": torch.tensor([0, 1, 2, 0])}, gradual()
+        blocks = find_blocks(model)
+        with frozen(model):
+            gammas = gate_gradients(model, blocks, batch, lambda m, b: 4 * m(**b).loss)
+        pruning.attach(model)
+        model(**batch).loss.backward()
+        for block in blocks:
+            count, total, square = pruning._sums[block.name].float()
+            assert count.tolist() == [4] * block.units
+            torch.testing.assert_close(total, gammas[block.name].sum(0), rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(square, gammas[block.name].square().sum(0), rtol=1e-3, atol=1e-5)
+
     def test_what_is_below_the_trainable_parameters_is_scored_too(self, tmp_path):
         pruning = gradual(start=0.5)
         stop = StopAt(2, pruning)

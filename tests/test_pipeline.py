@@ -13,7 +13,7 @@ import hfprune
 from hfprune import PruningConfig, pipeline
 from hfprune.errors import BudgetError, PlanMismatchError, UnsupportedArchitectureError
 from hfprune.measure import measure_size
-from hfprune.planner import sparsity_of
+from hfprune.planner import no_scores, sparsity_of
 from hfprune.planning import sparsities
 from hfprune.scoring import calibration_batches
 from hfprune.structure import find_blocks
@@ -335,3 +335,17 @@ class TestRoundsWithRecovery:
             pipeline.prune(
                 dense, [tiny_batch()], PruningConfig(sequence_length=8), recover=lambda *_: tiny_model("bert")
             )
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.2, 0.3, 0.7, 0.8, 0.9])
+def test_a_width_that_fits_exactly_is_taken_however_large_the_cost(sparsity):
+    """1 − 0.8 is a little less than 0.2 in binary: of a cost above 2e10 that would be a whole unit of it."""
+    model = tiny_model("llama", hidden_size=40, num_attention_heads=10, num_key_value_heads=10)
+    config = PruningConfig(sparsity=sparsity, allocation="uniform", sequence_length=131_072)
+    chosen = hfprune.plan(model, no_scores(model, config), config)
+    widths = {name.rpartition(".")[2]: len(block.kept) for name, block in chosen.blocks.items()}
+    assert widths == {"attention": round(10 * (1 - sparsity)), "ffn": round(40 * (1 - sparsity))}
+
+
+def test_patterns_are_compared_as_json_gives_them_back():
+    assert PruningConfig(exclude=("*.0.*",)) == PruningConfig(exclude=["*.0.*"])

@@ -41,6 +41,27 @@ class TestLosses:
         expected = ((a - b)[:, :2] ** 2).mean()
         torch.testing.assert_close(hidden_states_loss([a, a], [b, b], mask=mask), expected)
 
+    @pytest.mark.parametrize("temperature", [0.5, 1.0])
+    def test_what_is_never_chosen_costs_nothing(self, temperature):
+        student, teacher = torch.randn(2, 5, requires_grad=True), torch.randn(2, 5)
+        low = torch.tensor([[0.0, 0.0, 0.0, -torch.inf, torch.finfo(torch.float32).min]])
+        options = {"temperature": temperature, "problem": "single_label_classification"}
+        loss = logits_loss(student + low, teacher + low, **options)
+        assert loss.item() == pytest.approx(logits_loss(student[:, :3], teacher[:, :3], **options).item(), rel=1e-5)
+        loss.backward()
+        assert torch.isfinite(student.grad).all()
+
+    def test_small_gradients_in_float16(self):
+        """They are multiplied by the scale of the loss before they are rounded."""
+        torch.manual_seed(0)
+        student, teacher, found = torch.randn(64, 5000), torch.randn(64, 5000), []
+        for dtype in (torch.float32, torch.float16):
+            logits = student.to(torch.float16).to(dtype).requires_grad_()
+            loss = logits_loss(logits, teacher, temperature=2.0, problem="single_label_classification")
+            (32768 * loss).backward()
+            found.append(logits.grad.float())
+        assert (found[0] - found[1]).norm() < 1e-3 * found[0].norm()
+
     def test_mismatches_say_what_to_do(self):
         with pytest.raises(ValueError, match=r"student logits are \(2, 3\), teacher logits \(2, 4\)"):
             logits_loss(torch.ones(2, 3), torch.ones(2, 4), temperature=1.0, problem="regression")

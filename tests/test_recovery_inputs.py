@@ -8,6 +8,7 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
 from hfprune import GradualPruning, PruningConfig, RecoveryTrainer, add_teacher_logits
+from hfprune.recovery.distillation import logits_loss
 from hfprune.recovery.learning import without_dropout
 from hfprune.recovery.regularisation import swap_tokens
 from tests.support.tiny import tiny_batch, tiny_model
@@ -24,7 +25,7 @@ def parts_of(student, teacher, batch, folder, **weights):
     weights = {"task_weight": 0.0, "hidden_states_weight": 1.0, "attention_outputs_weight": 1.0, **weights}
     trainer = trainer_of(student, teacher, arguments(folder, **weights))
     found, _, _ = trainer._loss.parts(student, student, batch, trainer.accelerator.autocast())
-    return {name: float(value.detach()) for name, value in found.items()}
+    return {name: float(torch.stack([value.detach() for value, _ in part]).mean()) for name, part in found.items()}
 
 
 class TestTokenDropout:
@@ -115,6 +116,76 @@ def test_without_labels_samples_count_under_accumulation(tmp_path):
     assert (found[0] - found[1]).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("kind", ["bart", "t5"])
+def test_tokens_of_encoder_and_decoder_count_for_themselves_under_accumulation(kind, tmp_path):
+    """Micro-batches of 2 give the step of the whole batch, with texts and targets of unlike lengths."""
+    off = {"dropout": 0.0, "attention_dropout": 0.0} if kind == "bart" else {"dropout_rate": 0.0}
+    small, teacher = pruned_pair(kind, "AutoModelForSeq2SeqLM", **off)
+    batch = tiny_batch(kind, samples=8, length=12, target=12)
+    mask, labels = torch.ones(8, 12, dtype=torch.long), batch.pop("decoder_input_ids")
+    for row, (source, target) in enumerate([(3, 12), (9, 3), (5, 8), (12, 2), (7, 2), (4, 11), (10, 3), (6, 9)]):
+        mask[row, source:], labels[row, target:] = 0, -100
+    columns = {"input_ids": batch["input_ids"], "attention_mask": mask, "labels": labels}
+    data = Dataset.from_dict({name: value.tolist() for name, value in columns.items()})
+    found = []
+    for size, steps in ((8, 1), (2, 4)):
+        sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
+        parts = {"task_weight": 0.0, "logits_weight": 0.0, "hidden_states_weight": 1.0, "attention_outputs_weight": 1.0}
+        args = arguments(
+            tmp_path,
+            max_steps=1,
+            optim="sgd",
+            max_grad_norm=0,
+            learning_rate=0.1,
+            lr_scheduler_type="constant",
+            train_sampling_strategy="sequential",
+            **sizes,
+            **parts,
+        )
+        model = copy.deepcopy(small)
+        RecoveryTrainer(model, args, teacher=teacher, train_dataset=data).train()
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    start = torch.cat([p.detach().flatten() for p in small.parameters()])
+    assert (found[0] - found[1]).norm() < 1e-3 * (found[0] - start).norm()
+
+
+def test_what_several_labels_are_learned_from(tmp_path):
+    """Sigmoids, also where no config says it and the labels are all that does, and are not learned from."""
+    small, teacher = pruned_pair(num_labels=3)
+    batch = {**labelled(), "labels": torch.tensor([[1.0, 0.0, 1.0]] * 4)}
+    found = parts_of(small.eval(), teacher.eval(), batch, tmp_path, hidden_states_weight=0.0)["logits"]
+    with torch.no_grad():
+        logits = [model(**tiny_batch()).logits for model in (small, teacher)]
+    temperature = arguments(tmp_path).temperature
+    expected = logits_loss(*logits, temperature=temperature, problem="multi_label_classification")
+    assert found == pytest.approx(float(expected), rel=1e-5)
+    assert small.config.problem_type is None
+
+
+def test_key_value_caches_are_not_built_and_the_config_stays(tmp_path):
+    """Trainer would write `use_cache=False` into a config that is saved with the model."""
+    small, teacher = pruned_pair("llama", "AutoModelForCausalLM")
+    assert small.config.use_cache is True
+    data = Dataset.from_dict({"input_ids": torch.randint(4, 60, (8, 6)).tolist()})
+    data = data.add_column("labels", data["input_ids"][:])
+    trainer = RecoveryTrainer(small, arguments(tmp_path), teacher=teacher, train_dataset=data, eval_dataset=data)
+    built = []
+    for model in (small, teacher):
+        model.register_forward_hook(lambda _, __, output: built.append(output.get("past_key_values")))
+    trainer.train()
+    trainer.evaluate()
+    assert len(built) == 3
+    assert not any(built)
+    assert small.config.use_cache is True
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path):
+    args = arguments(tmp_path)
+    args._n_gpu = 2
+    with pytest.raises(ValueError, match=r"sees 2 GPUs.*`accelerate launch` or torchrun.*CUDA_VISIBLE_DEVICES=0"):
+        trainer_of(*pruned_pair(num_labels=3), args)
+
+
 def test_a_step_without_any_label_is_no_nan(tmp_path):
     small, teacher = pruned_pair("bert", "AutoModelForTokenClassification", num_labels=3)
     data = tiny_tokenized(8)
@@ -146,6 +217,19 @@ class TestTeacherLogits:
     def test_texts_of_different_lengths_need_a_collator(self):
         with pytest.raises(ValueError, match="pass collator=DataCollatorWithPadding"):
             add_teacher_logits(tiny_tokenized(), tiny_model("bert", num_labels=3))
+
+    def test_another_collator_is_another_text(self, tmp_path):
+        """One that forgets the mask, first: what the other one asks for is not taken from the cache."""
+        tiny_tokenized(8).remove_columns("labels").save_to_disk(tmp_path / "data")
+        teacher, pad = tiny_model("bert", num_labels=3).eval(), DataCollatorWithPadding(tiny_tokenizer())
+        said = []
+        for collator in (lambda rows: {"input_ids": pad(rows)["input_ids"]}, pad):
+            data = Dataset.load_from_disk(str(tmp_path / "data"))
+            said.append(add_teacher_logits(data, teacher, collator=collator).with_format("torch")["teacher_logits"][:])
+        with torch.no_grad():
+            expected = teacher(**pad([dict(row) for row in data])).logits
+        torch.testing.assert_close(said[1], expected)
+        assert (said[0] - said[1]).abs().max() > 1e-3
 
     def test_another_config_is_another_teacher(self):
         ids = {"input_ids": torch.randint(4, 60, (4, 6), generator=torch.Generator().manual_seed(0)).tolist()}

@@ -7,7 +7,7 @@ import torch
 from transformers import DataCollatorWithPadding
 
 import hfprune
-from hfprune import add_teacher_logits
+from hfprune import RecoveryTrainer, add_teacher_logits
 from hfprune.recovery.distillation import attention_outputs_loss
 from hfprune.recovery.learning import choose_trainable, stepwise
 from hfprune.recovery.regularisation import unit_penalties
@@ -156,6 +156,13 @@ class TestWhatLearns:
         with pytest.raises(ValueError, match=r"no parameter matches '\*.layer.9.\*'"):
             choose_trainable(tiny_model("bert"), ["*.layer.9.*"])
 
+    def test_nothing_is_frozen_where_there_are_no_embeddings_to_freeze(self, tmp_path):
+        small = tiny_model("wav2vec2")
+        options = {"trainable": ["*.layers.0.*"], "freeze_embeddings": True}
+        with pytest.raises(ValueError, match="has no embeddings. Leave it out"):
+            trainer_of(small, None, arguments(tmp_path, **options))
+        assert all(parameter.requires_grad for parameter in small.parameters())
+
 
 class TestLearningRates:
     def test_stepwise(self):
@@ -248,6 +255,15 @@ class TestLora:
         trainer.compute_loss = lambda *_, **__: 1 / 0
         with pytest.raises(ZeroDivisionError):
             trainer.train()
+        assert set(small.state_dict()) == before
+        assert all(parameter.requires_grad for parameter in small.parameters())
+
+    def test_arguments_that_trainer_refuses_leave_no_adapters(self, tmp_path):
+        small, dense = pruned_pair(num_labels=3)
+        before = set(small.state_dict())
+        args = arguments(tmp_path, lora_rank=2, eval_strategy="steps")
+        with pytest.raises(ValueError, match="eval_dataset"):
+            RecoveryTrainer(small, args, teacher=dense, train_dataset=tiny_tokenized())
         assert set(small.state_dict()) == before
         assert all(parameter.requires_grad for parameter in small.parameters())
 

@@ -82,6 +82,25 @@ def test_the_dense_fine_tuning_goes_on_at_its_checkpoint(home, monkeypatch):
     assert sum(folder.endswith("dense_training") for folder in steps) == 8
 
 
+def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(home, monkeypatch):
+    save, steps = Trainer._save_optimizer_and_scheduler, []
+
+    def dies(self, folder):
+        if folder.endswith("checkpoint-16"):
+            raise KilledError
+        save(self, folder)
+
+    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", dies)
+    with pytest.raises(KilledError):
+        classify(home, num_train_epochs=2)
+    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", save)
+    assert (home / "out" / "checkpoint-16" / "model.safetensors").is_file()
+    step = Trainer.training_step
+    monkeypatch.setattr(Trainer, "training_step", lambda self, *a, **k: steps.append(1) or step(self, *a, **k))
+    classify(home, num_train_epochs=2, resume_from_checkpoint="true")
+    assert len(steps) == 8
+
+
 def test_it_goes_on_with_the_same_settings_only(home):
     classify(home)
     with pytest.raises(HfpruneError, match=r"sparsity=0.4 \(now 0.7\), scorer='l1' \(now 'l2'\). Resume with the same"):

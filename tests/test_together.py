@@ -41,6 +41,16 @@ def test_the_main_process_decides_where_others_compute_otherwise(folder):
 
 
 @pytest.mark.distributed
+def test_an_error_in_one_process_ends_all(folder):
+    alone, first, second = (report["failures"] for report in reports(folder))
+    assert alone.keys() == {"kl_fisher", "fluctuation", "obs"}
+    assert all("are not finite" in message and "batch 1" in message for message in alone.values())
+    assert second == alone
+    assert all(message.startswith("HfpruneError: another process could not go on") for message in first.values())
+    assert first.keys() == alone.keys()
+
+
+@pytest.mark.distributed
 @pytest.mark.parametrize("task", TASKS)
 def test_equal_global_batches_train_alike(folder, task):
     alone, *others = (report["trained"][task] for report in reports(folder))

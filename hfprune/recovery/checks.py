@@ -55,6 +55,12 @@ def check_trainer(model: Any, args: Any, teacher: PreTrainedModel | None, kwargs
             raise ValueError(
                 f"{name} is not used by RecoveryTrainer, whose loss RecoveryArguments describe. Leave it out."
             )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"this process sees {args.n_gpu} GPUs, and Trainer would split every batch over copies of the model, whose "
+            "losses cannot be put together. Start with `accelerate launch` or torchrun, a process for each GPU, or set "
+            "CUDA_VISIBLE_DEVICES=0."
+        )
     if teacher is model:
         raise ValueError("the teacher is the model itself; pass the dense model that was pruned.")
     if args.token_dropout > 0 and not hasattr(kwargs.get("processing_class"), "all_special_ids"):

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 #: So many numbers of logits are compared at a time: what allocators keep and caches nearly hold.
 DIVERGENCE_NUMBERS = 2**22
+_LOG_ZERO = -1e30
 
 
 def logits_loss(
@@ -68,22 +69,25 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, used: Tensor, temperature: float) -> Tensor:
-        gradient = torch.zeros_like(student) if ctx.needs_input_grad[0] else None
+        wide = torch.float32 if student.dtype == torch.float16 else student.dtype  # float16 would lose small ones
+        gradient = torch.zeros_like(student, dtype=wide) if ctx.needs_input_grad[0] else None
         total, count = torch.zeros((), device=student.device), max(1, len(used))
         for rows in torch.split(used, max(1, DIVERGENCE_NUMBERS // student.shape[-1])):
             log_p, log_q = (F.log_softmax(of[rows].float().div_(temperature), dim=-1) for of in (student, teacher))
             q = log_q.exp()
-            total += log_q.sub_(log_p).mul_(q).sum()
+            # log 0, of what is never chosen, would be NaN in a product with 0
+            total += log_q.clamp_(min=_LOG_ZERO).sub_(log_p.clamp_(min=_LOG_ZERO)).mul_(q).sum()
             if gradient is not None:
                 gradient[rows] = log_p.exp_().sub_(q).mul_(temperature / count).to(gradient.dtype)
         ctx.save_for_backward(gradient)
+        ctx.dtype = student.dtype
         return total * (temperature**2 / count)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return upstream * gradient, None, None, None
+        return (upstream * gradient).to(ctx.dtype), None, None, None
 
 
 def top_k_logits_loss(

@@ -94,6 +94,8 @@ class GradualPruning(TrainerCallback):
         self._sums: dict[str, Tensor] = {}
         self._hooks = ExitStack()
         self._samples = 0
+        #: By block, γ of the uses that the backward pass has come to (ALBERT uses one layer many times).
+        self._of_uses: dict[str, list[Tensor]] = {}
         self._resumed = False
         #: Samples in all micro-batches of the present step, which RecoveryTrainer says.
         self.step_samples: int | None = None
@@ -141,7 +143,7 @@ class GradualPruning(TrainerCallback):
         self._gates, self._sums, self._blocks = {}, {}, []
 
     def _count(self, _: object, __: object, inputs: dict[str, Any]) -> None:
-        self._samples = count_samples(inputs)
+        self._samples, self._of_uses = count_samples(inputs), {}
 
     def _gate(self, block: Block) -> Callable[[Tensor], Tensor]:
         def change(x: Tensor) -> Tensor:
@@ -154,7 +156,12 @@ class GradualPruning(TrainerCallback):
         return change
 
     def _add(self, block: Block, gamma: Tensor) -> None:
-        """Take in the gradients of a batch by its gates, `(samples, columns)`."""
+        """Take in the gradients of a batch by its gates, `(samples, columns)`, when those of every use are there."""
+        of_uses = self._of_uses.setdefault(block.name, [])
+        of_uses.append(gamma)
+        if len(of_uses) < block.uses:
+            return
+        gamma = torch.stack(self._of_uses.pop(block.name)).sum(0)
         # the loss is a mean over the samples of the step
         by_unit = gamma.reshape(len(gamma), block.units, -1).sum(-1) * (self.step_samples or len(gamma))
         terms = torch.stack([torch.ones_like(by_unit).sum(0), by_unit.sum(0), by_unit.square().sum(0)])

@@ -15,20 +15,32 @@ from hfprune.structure.devices import input_embeddings
 from hfprune.structure.reading import find_blocks
 
 
-def learning_names(model: PreTrainedModel, trainable: Sequence[str]) -> set[str]:
+def learning_names(model: PreTrainedModel, trainable: Sequence[str], *, freeze_embeddings: bool = False) -> set[str]:
     """Names of the parameters that shall learn.
 
     Args:
         model: The model.
         trainable: `["all"]`; `["input_output"]`: embeddings, the first and the last layer, and all that is outside of
             the layers (what is nearest to input and output); or shell-style patterns of parameter names.
+        freeze_embeddings: The input embeddings do not learn, whatever the patterns say.
 
     Returns:
         The names.
 
     Raises:
-        ValueError: A pattern matches no parameter.
+        ValueError: A pattern matches no parameter, or there are no embeddings to freeze.
     """
+    learns = _matching(model, trainable)
+    if freeze_embeddings:
+        embeddings = input_embeddings(model)
+        if embeddings is None:
+            raise ValueError(f"freeze_embeddings: {type(model).__name__} has no embeddings. Leave it out.")
+        frozen = {id(parameter) for parameter in embeddings.parameters()}
+        learns -= {name for name, parameter in model.named_parameters() if id(parameter) in frozen}
+    return learns
+
+
+def _matching(model: PreTrainedModel, trainable: Sequence[str]) -> set[str]:
     names = [name for name, _ in model.named_parameters()]
     if list(trainable) == ["all"]:
         return set(names)
@@ -54,20 +66,15 @@ def choose_trainable(model: PreTrainedModel, trainable: Sequence[str], *, freeze
     Args:
         model: The model.
         trainable: As for `learning_names`.
-        freeze_embeddings: Freeze the input embeddings, whatever the patterns say.
+        freeze_embeddings: As for `learning_names`.
 
     Raises:
-        ValueError: A pattern matches no parameter.
+        ValueError: A pattern matches no parameter, or there are no embeddings to freeze. Nothing is frozen.
     """
-    learns = learning_names(model, trainable)
+    learns = learning_names(model, trainable, freeze_embeddings=freeze_embeddings)
     for name, parameter in model.named_parameters():
         if name not in learns:
             parameter.requires_grad_(False)
-    if freeze_embeddings:
-        embeddings = input_embeddings(model)
-        if embeddings is None:
-            raise ValueError(f"freeze_embeddings: {type(model).__name__} has no embeddings. Leave it out.")
-        embeddings.requires_grad_(False)
 
 
 @contextmanager

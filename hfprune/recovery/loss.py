@@ -20,21 +20,47 @@ from hfprune.recovery.teacher import (
     outputs_of,
 )
 from hfprune.scoring.objectives import predicts_next_token, without_padding
-from hfprune.structure.gates import fitting_mask, token_mask
+from hfprune.structure.gates import fitting_mask, predicted_tokens, token_mask, without_cache
 from hfprune.structure.reading import find_blocks
 
 _LOGITS = ("logits", "start_logits", "end_logits")
 _HIDDEN_STATES = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
-#: Parts that are means over tokens; the others are means over labels.
-TOKEN_MEANS = ("hidden_states", "attention_outputs")
+#: Names of masks: what a loss may be a mean over, beside labels.
+TOKENS, DECODER_TOKENS = "attention_mask", "decoder_attention_mask"
+LABELS = "labels"
+#: A part of the loss: means, and by name of what each is one over; the part is their mean.
+Part = list[tuple[Tensor, str]]
 
 
-def token_count(inputs: Mapping[str, Any]) -> Tensor | int | None:
-    """How many tokens of a batch are no padding; None if it does not say."""
-    mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
-    if isinstance(mask, Tensor):
-        return mask.sum()
-    return ids.numel() if isinstance(ids, Tensor) else None
+def token_counts(inputs: dict[str, Any]) -> dict[str, Tensor | int | None]:
+    """How many tokens of a batch are no padding, by name of their mask; None if it does not say."""
+    counts: dict[str, Tensor | int | None] = {}
+    for name, ids in ((TOKENS, inputs.get("input_ids")), (DECODER_TOKENS, inputs.get("decoder_input_ids"))):
+        mask = token_mask(inputs, name)
+        counts[name] = mask.sum() if mask is not None else ids.numel() if isinstance(ids, Tensor) else None
+    return counts
+
+
+def weighted_sum(
+    parts: Mapping[str, Part], weights: Mapping[str, float], shares: Mapping[str, Tensor | float]
+) -> Tensor:
+    """The loss of a micro-batch.
+
+    Args:
+        parts: Its parts.
+        weights: Of each part.
+        shares: By name of what means are over, what makes them count for their share of the whole step; else they are
+            means of it.
+
+    Returns:
+        A scalar.
+    """
+    terms = [
+        weights[name] / len(part) * shares.get(over, 1.0) * value
+        for name, part in parts.items()
+        for value, over in part
+    ]
+    return torch.stack(terms).sum()
 
 
 def _with_decoder_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,7 +77,7 @@ def _with_decoder_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> d
 
 
 def _mask_of(states: str) -> str:
-    return "decoder_attention_mask" if states == "decoder_hidden_states" else "attention_mask"
+    return DECODER_TOKENS if states == "decoder_hidden_states" else TOKENS
 
 
 class RecoveryLoss:
@@ -77,7 +103,7 @@ class RecoveryLoss:
         student: PreTrainedModel,
         inputs: dict[str, Any],
         autocast: AbstractContextManager[Any],
-    ) -> tuple[dict[str, Tensor], dict[str, float], Any]:
+    ) -> tuple[dict[str, Part], dict[str, float], Any]:
         """Run both models over a micro-batch.
 
         Args:
@@ -87,7 +113,7 @@ class RecoveryLoss:
             autocast: The precision that the teacher runs in.
 
         Returns:
-            The parts by name, their weights, and the student's outputs.
+            The parts by name, with what each of their means is over; their weights; and the student's outputs.
 
         Raises:
             ValueError: There is nothing to learn from.
@@ -104,9 +130,9 @@ class RecoveryLoss:
         weights["task"] = self.args.task_weight if runs_teacher or known else 1.0
         unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
         outputs, attention = self._run(model, student, inputs if weights["task"] > 0 else unlabelled)
-        parts: dict[str, Tensor] = {}
+        parts: dict[str, Part] = {}
         if outputs.get("loss") is not None:
-            parts["task"] = outputs["loss"]
+            parts["task"] = [(outputs["loss"], LABELS)]
         if runs_teacher and self.teacher is not None:
             with torch.no_grad(), autocast:
                 target, target_attention = self._run(self.teacher, self.teacher, unlabelled)
@@ -116,7 +142,8 @@ class RecoveryLoss:
         elif known and self.args.logits_weight > 0:
             parts["logits"] = self._known_logits(student, inputs, outputs, known)
         if self.labels(inputs) == 0:  # means of nothing, 0 / 0, whose share is 0
-            parts |= {name: torch.nan_to_num(parts[name]) for name in ("task", "logits") if name in parts}
+            for name in {"task", "logits"} & parts.keys():
+                parts[name] = [(torch.nan_to_num(value), over) for value, over in parts[name]]
         parts = {name: value for name, value in parts.items() if weights[name] > 0}
         if not parts:
             raise ValueError(
@@ -141,41 +168,55 @@ class RecoveryLoss:
         taught = self.teacher is not None
         extra = {"output_hidden_states": True} if taught and self.args.hidden_states_weight > 0 else {}
         with outputs_of(plain.base_model, list(self._attention) if taught else ()) as attention:
-            return model(**inputs, **extra), attention
+            return model(**without_cache(plain, inputs), **extra), attention
 
     def _distillation(
         self, student: PreTrainedModel, inputs: dict[str, Any], outputs: Any, target: Any
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Part]:
         parts = {}
         if self.args.logits_weight > 0 and any(outputs.get(name) is not None for name in _LOGITS):
             parts["logits"] = self._logits(student, inputs, outputs, target)
         if self.args.hidden_states_weight > 0:
-            losses = [
+            parts["hidden_states"] = []
+            for name in (name for name in _HIDDEN_STATES if outputs.get(name) is not None):
+                mask = fitting_mask(inputs, _mask_of(name), outputs[name][-1])
                 # the first entry is the embeddings', which pruning does not touch
-                hidden_states_loss(
-                    outputs[name][1:], target[name][1:], mask=fitting_mask(inputs, _mask_of(name), outputs[name][-1])
-                )
-                for name in _HIDDEN_STATES
-                if outputs.get(name) is not None
-            ]
-            parts["hidden_states"] = torch.stack(losses).mean()
+                value = hidden_states_loss(outputs[name][1:], target[name][1:], mask=mask)
+                parts["hidden_states"].append((value, _mask_of(name)))
         return parts
 
-    def _logits(self, student: PreTrainedModel, inputs: dict[str, Any], outputs: Any, target: Any) -> Tensor:
-        problem = student.config.problem_type or "single_label_classification"
-        if outputs.get("logits") is not None and outputs["logits"].shape[-1] == 1:
-            problem = "regression"
-        mask, losses = self._token_mask(inputs, outputs.get("logits")), []
+    def _logits(self, student: PreTrainedModel, inputs: dict[str, Any], outputs: Any, target: Any) -> Part:
+        logits = outputs.get("logits")
+        problem = self._problem(student, inputs, logits)
+        mask, part = self._token_mask(student, inputs, logits), []
+        over = self._mean_over(student, inputs, logits)
         for name in (name for name in _LOGITS if outputs.get(name) is not None):
             mine, theirs = outputs[name], target[name]
             if name != "logits":
                 mine, theirs = without_padding(mine, inputs), without_padding(theirs, inputs)
-            losses.append(logits_loss(mine, theirs, temperature=self.args.temperature, problem=problem, mask=mask))
-        return torch.stack(losses).mean()
+            value = logits_loss(mine, theirs, temperature=self.args.temperature, problem=problem, mask=mask)
+            part.append((value, over))
+        return part
+
+    def _problem(self, student: PreTrainedModel, inputs: dict[str, Any], logits: Tensor | None) -> str:
+        """What kind of task it is: as transformers goes by the labels where no config says it."""
+        if logits is not None and logits.shape[-1] == 1:
+            return "regression"
+        said = [model.config.problem_type for model in (student, self.teacher) if model is not None]
+        labels = inputs.get(LABELS)
+        several = logits is not None and logits.ndim == 2 and isinstance(labels, Tensor) and labels.is_floating_point()
+        default = "multi_label_classification" if several else "single_label_classification"
+        return next((problem for problem in said if problem), default)
+
+    def _mean_over(self, student: PreTrainedModel, inputs: dict[str, Any], logits: Tensor | None) -> str:
+        """What the loss of logits is a mean over: of tokens, where there are no labels."""
+        if self.labels(inputs) is not None or logits is None or logits.ndim < 3:
+            return LABELS
+        return DECODER_TOKENS if student.config.is_encoder_decoder else TOKENS
 
     def _known_logits(
         self, student: PreTrainedModel, inputs: dict[str, Any], outputs: Any, known: Mapping[str, Tensor]
-    ) -> Tensor:
+    ) -> Part:
         """The same against what the teacher said before: all of its logits, or its likeliest tokens."""
         if TEACHER_LOGITS in known:
             return self._logits(student, inputs, outputs, {"logits": known[TEACHER_LOGITS]})
@@ -186,25 +227,27 @@ class RecoveryLoss:
                 f"and temperature={temperature:g}. Set that, or keep them anew: add_teacher_logits(temperature=...)."
             )
         top, log_probabilities = known[TOP_IDS], known[TOP_LOG_PROBABILITIES]
-        mask = self._token_mask(inputs, outputs["logits"])
-        return top_k_logits_loss(outputs["logits"], top, log_probabilities, temperature=temperature, mask=mask)
+        logits = outputs["logits"]
+        mask = self._token_mask(student, inputs, logits)
+        value = top_k_logits_loss(logits, top, log_probabilities, temperature=temperature, mask=mask)
+        return [(value, self._mean_over(student, inputs, logits))]
 
-    def _attention_part(self, inputs: dict[str, Any], mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> Tensor:
-        losses = []
+    def _attention_part(self, inputs: dict[str, Any], mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> Part:
+        part = []
         for path, name in self._attention.items():
             a, b, mask = mine[path], theirs[path], token_mask(inputs, name)
             if mask is not None and a.ndim == 2 and len(a) == mask.numel():  # samples and tokens are flattened there
                 a, b = (value.reshape(*mask.shape, -1) for value in (a, b))
-            losses.append(attention_outputs_loss([a], [b], mask=fitting_mask(inputs, name, a)))
-        return torch.stack(losses).mean()
+            part.append((attention_outputs_loss([a], [b], mask=fitting_mask(inputs, name, a)), name))
+        return part
 
-    def _token_mask(self, inputs: dict[str, Any], logits: Tensor | None) -> Tensor | None:
+    def _token_mask(self, student: PreTrainedModel, inputs: dict[str, Any], logits: Tensor | None) -> Tensor | None:
         """Which tokens' predictions count: the labelled ones, else those that are not padding."""
         labels: Tensor | None = inputs.get("labels")
         if logits is None or logits.ndim < 3:
             return inputs.get("attention_mask")
         if labels is None or labels.is_floating_point() or labels.shape != logits.shape[:2]:
-            return fitting_mask(inputs, "attention_mask", logits)
+            return predicted_tokens(student, inputs, logits)
         if not self.shifts_labels:
             return labels != -100
         mask = torch.zeros_like(labels, dtype=torch.bool)

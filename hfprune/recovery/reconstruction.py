@@ -197,28 +197,30 @@ def _with_held_out(batches: Sequence[Batch], masks: AbstractSet[str]) -> list[tu
 def _residual_sum(dense: Stream, block: Block) -> str | None:
     """`block.residual_sum` if the consumer's output is really added there as it is, else None.
 
-    An entry of the table may be right for some configs only (OPT's place of the norms), so it is tried: twice the
-    consumer's output must change the sum by that output.
+    An entry of the table may be right for some configs only (OPT's place of the norms), so it is tried: a multiple of
+    the consumer's output must change the sum by as much. The multiple makes it as large as the sum, in whose rounding
+    a small change would be lost. Of several processes the main one decides.
     """
     if block.residual_sum is None:
         return None
-    place = {block.name: block.residual_sum}
-    _, before = dense.read(0, [block], place)[block.name]
-    outputs: list[Tensor] = []
+    consumer, outputs, sums, more = dense.model.base_model.get_submodule(block.consumer), [], [], 0.0
 
-    def double(_: nn.Module, __: object, output: Tensor) -> Tensor:
-        outputs.append(output)
-        return 2 * output
+    def enlarge(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        outputs.append(output.float())
+        return (1 + more) * output
 
-    hook = dense.model.base_model.get_submodule(block.consumer).register_forward_hook(double)
+    hook = consumer.register_forward_hook(enlarge)
     try:
-        _, after = dense.read(0, [block], place)[block.name]
+        for _ in range(2):
+            _, value = dense.read(0, [block], {block.name: block.residual_sum})[block.name]
+            sums.append(value.float().flatten()[: outputs[0].numel()])  # of the first use: later ones change with it
+            more = max(1.0, float(sums[0].norm() / outputs[0].norm().clamp(min=1e-12)))
     finally:
         hook.remove()
-    output = outputs[0]  # of the first use: later ones have changed with it
-    changed = (after.float() - before.float()).flatten()[: output.numel()]
-    off = (changed.reshape(output.shape) - output.float()).norm()
-    return block.residual_sum if off <= 0.1 * output.float().norm() else None
+    expected = more * outputs[0].flatten()
+    is_there = ((sums[1] - sums[0] - expected).norm() <= 0.1 * expected.norm()).float()
+    from_main_process([is_there])
+    return block.residual_sum if is_there else None
 
 
 def _accumulate(

@@ -67,7 +67,7 @@ def add_teacher_logits(
     collator = collator or default_data_collator
     parameters = inspect.signature(teacher.forward).parameters
     taken = [name for name in data.column_names if name in parameters and name not in LABELS]
-    _check_repeatable(data.select_columns(taken) if taken else data, collator)
+    made = _made_of_some(data.select_columns(taken) if taken else data, collator)
 
     def run(columns: dict[str, list[Any]]) -> dict[str, Any]:
         names = taken or list(columns)
@@ -101,21 +101,25 @@ def add_teacher_logits(
             batched=True,
             batch_size=batch_size,
             desc="Teacher logits",
-            new_fingerprint=Hasher.hash((data._fingerprint, digest_of(teacher), top_k, temperature)),
+            new_fingerprint=Hasher.hash((data._fingerprint, digest_of(teacher), top_k, temperature, made)),
         )
 
 
-def _check_repeatable(data: Dataset, collator: Collator) -> None:
-    """Refuse a collator (of masked language modelling) that makes other texts of the same rows every time."""
-    if len(data) == 0 or "input_ids" not in data.column_names:
-        return
-    rows = [data[i] for i in range(min(8, len(data)))]
-    first, second = (collate([dict(row) for row in rows], collator)["input_ids"] for _ in range(2))
-    if not torch.equal(first, second):
+def _made_of_some(data: Dataset, collator: Collator) -> dict[str, Any]:
+    """What a collator makes of some rows, for the fingerprint: it may not be of a kind that can be hashed itself.
+
+    One (of masked language modelling) that makes other texts of the same rows every time is refused.
+    """
+    rows = [data[i] for i in range(0, len(data), max(1, len(data) // 8))]
+    if not rows:
+        return {}
+    first, second = (collate([dict(row) for row in rows], collator) for _ in range(2))
+    if "input_ids" in first and not torch.equal(first["input_ids"], second["input_ids"]):
         raise ValueError(
             "the collator changes the texts at random, so what the teacher says of them once is not what it would say "
             "of those that are trained on. Let the teacher run live: pass teacher= without teacher_top_k."
         )
+    return {name: value.tolist() for name, value in sorted(first.items()) if isinstance(value, Tensor)}
 
 
 def _likeliest(logits: Tensor, top_k: int, temperature: float) -> tuple[Tensor, Tensor]:

@@ -23,10 +23,10 @@ from hfprune.recovery.learning import (
     without_dropout,
 )
 from hfprune.recovery.lora import has_adapters, merged, with_adapters
-from hfprune.recovery.loss import TOKEN_MEANS, RecoveryLoss, token_count
+from hfprune.recovery.loss import RecoveryLoss, token_counts, weighted_sum
 from hfprune.recovery.regularisation import swap_tokens
 from hfprune.recovery.teacher import TEACHER_COLUMNS, teacher_once
-from hfprune.structure.gates import count_samples, refuse_head_mask
+from hfprune.structure.gates import count_samples, refuse_head_mask, without_cache
 from hfprune.structure.modeling_pruned import write_attachments
 
 logger = logging.getLogger(__name__)
@@ -65,18 +65,31 @@ class RecoveryTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         check_trainer(model, args, teacher, kwargs)
+        learning_names(model, args.trainable, freeze_embeddings=args.freeze_embeddings)  # raises what training would
         teacher, kwargs = teacher_once(args, teacher, kwargs)
         self.teacher = teacher
         self._loss = RecoveryLoss(args, model, teacher)
         self._loss_sums: dict[str, Tensor] = {}
         self._loss_count = 0
-        self._step_tokens: Tensor | None = None
+        self._step_tokens: dict[str, Tensor | None] = {}
         self._learned = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-        learning_names(model, args.trainable)  # raises what training would raise
-        prepared: nn.Module = model
+        prepared: Any = model
         if args.lora_rank > 0:
             prepared = with_adapters(model, rank=args.lora_rank, alpha=args.lora_alpha, dropout=args.lora_dropout)
-        super().__init__(prepared, args, **kwargs)
+        caches = vars(model.config).get("use_cache")
+        try:
+            super().__init__(prepared, args, **kwargs)
+        except BaseException:
+            if has_adapters(prepared):
+                prepared.unload()
+            self._thaw(model)
+            raise
+        finally:
+            # Trainer writes False there, which would be saved with the model; the loss says it in every call
+            if caches is None:
+                vars(model.config).pop("use_cache", None)
+            else:
+                model.config.use_cache = caches
         if teacher is not None:
             teacher.eval()
             if not hasattr(teacher, "hf_device_map"):
@@ -122,10 +135,14 @@ class RecoveryTrainer(Trainer):
             unwrapped = self.accelerator.unwrap_model(self.model)
             if has_adapters(unwrapped):  # an error came
                 self._replace_model(unwrapped.unload())
-            for name, parameter in self._plain_model().named_parameters():
-                parameter.requires_grad_(self._learned[name] and parameter.numel() > 0)
-            self._step_tokens, self._loss_sums, self._loss_count = None, {}, 0
+            self._thaw(self._plain_model())
+            self._step_tokens, self._loss_sums, self._loss_count = {}, {}, 0
         return result
+
+    def _thaw(self, model: PreTrainedModel) -> None:
+        """Let learn what learned before; what has lost all its numbers cannot."""
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(self._learned[name] and parameter.numel() > 0)
 
     def _cut_or_merge(self) -> None:
         """What turns the model that was trained into the one that is wanted."""
@@ -207,22 +224,22 @@ class RecoveryTrainer(Trainer):
         """
         refuse_head_mask(inputs)
         if not model.training:
+            inputs = without_cache(self._plain_model(), inputs)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-any-return]
         if self.args.token_dropout > 0:
             special = self.processing_class.all_special_ids
             inputs = {**inputs, "input_ids": swap_tokens(inputs["input_ids"], self.args.token_dropout, keep=special)}
         student = self._plain_model()
         parts, weights, outputs = self._loss.parts(model, student, inputs, self.accelerator.autocast())
-        by_label = self._share(self._labels(inputs), num_items_in_batch)
-        by_token = self._share(token_count(inputs), self._step_tokens)
-        shares = {name: by_token if name in TOKEN_MEANS else by_label for name in parts}
-        if self._loss.labels(inputs) is None and outputs.get("logits") is not None and outputs["logits"].ndim == 3:
-            shares["logits"] = by_token  # there it is a mean over tokens too
-        loss = torch.stack([weights[name] * shares[name] * value for name, value in parts.items()]).sum()
+        tokens = token_counts(inputs)
+        shares = {name: self._share(count, self._step_tokens.get(name)) for name, count in tokens.items()}
+        shares["labels"] = self._share(self._labels(inputs), num_items_in_batch)
+        loss = weighted_sum(parts, weights, shares)
+        values = {name: torch.stack([value for value, _ in part]).mean() for name, part in parts.items()}
         for name, value in self._loss.penalties(student).items():
-            parts[name] = value
+            values[name] = value
             loss = loss + getattr(self.args, name) * value
-        for name, value in parts.items():
+        for name, value in values.items():
             self._loss_sums[name] = self._loss_sums.get(name, 0.0) + value.detach()
         self._loss_count += 1
         return (loss, outputs) if return_outputs else loss
@@ -252,7 +269,9 @@ class RecoveryTrainer(Trainer):
             What `Trainer.get_batch_samples` returns.
         """
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._step_tokens = self._total([token_count(batch) for batch in batches], device)
+        counts = [token_counts(batch) for batch in batches]
+        names = counts[0] if counts else ()
+        self._step_tokens = {name: self._total([count[name] for count in counts], device) for name in names}
         labels = self._total([self._labels(batch) for batch in batches], device)
         if self.gradual is not None:
             self.gradual.step_samples = sum(count_samples(batch) for batch in batches)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import tqdm
 
-from hfprune.distributed import add_over_processes, share_of
+from hfprune.distributed import add_over_processes, failing_together, share_of
 from hfprune.scoring.registry import register_scorer
 from hfprune.scoring.scores import check_finite
 from hfprune.structure.blocks import Block
@@ -215,7 +215,7 @@ def _run(
     """
     tokens, samples_seen = torch.zeros(len(blocks), dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     places = {block.name: place for place, block in enumerate(blocks)}
-    with frozen(model), torch.no_grad():
+    with frozen(model), torch.no_grad(), failing_together():
         for index, batch in tqdm(share_of(batches), desc="Scoring", unit="batch"):
             samples = count_samples(batch)
             masks = {block.mask: token_mask(batch, block.mask) for block in blocks}

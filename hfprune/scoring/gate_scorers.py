@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
-from hfprune.distributed import add_over_processes, share_of
+from hfprune.distributed import add_over_processes, failing_together, share_of
 from hfprune.scoring.activation_scorers import (
     GramStatistics,
     consumer_device,
@@ -168,7 +168,7 @@ def _read_group(
 ) -> dict[str, GateStatistics]:
     sums = {block.name: torch.zeros(3, block.units, dtype=torch.float64) for block in blocks}
     device = input_device(model)
-    with frozen(model), frozen(teacher):
+    with frozen(model), frozen(teacher), failing_together():
         for index, batch in tqdm(share_of(batches), desc="Scoring", unit="batch"):
             gammas = gate_gradients(model, blocks, on_device(batch, device), losses[index], maps=maps)
             for name, gamma in gammas.items():

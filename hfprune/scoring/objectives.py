@@ -1,6 +1,5 @@
 """The summed loss of a batch: against its labels, against labels drawn from a model's predictions, or of its logits."""
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ from hfprune.errors import CalibrationError
 from hfprune.scoring.registry import Labels
 from hfprune.scoring.token_losses import Head, before_head, summed_in_parts
 from hfprune.structure.devices import input_device
-from hfprune.structure.gates import LABELS, Batch, count_samples, on_device, predicted_tokens
+from hfprune.structure.gates import LABELS, Batch, count_samples, on_device, predicted_tokens, without_cache
 
 
 def summed_loss(
@@ -64,7 +63,7 @@ def labelled_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
         return found
     problem = getattr(model.config, "problem_type", None)
     try:
-        output = model(**_without_cache(model, batch))
+        output = model(**without_cache(model, batch))
     finally:
         model.config.problem_type = problem  # transformers guesses it from the labels and writes it down
     loss = output.get("loss")
@@ -100,7 +99,7 @@ def _labelled_tokens(model: PreTrainedModel, batch: Batch) -> Tensor | None:
 
 def _split(model: PreTrainedModel, inputs: Batch) -> tuple[Tensor, Head] | None:
     """Hidden states and head of a causal language model; None for another."""
-    return before_head(model, _without_cache(model, inputs)) if predicts_next_token(model) else None
+    return before_head(model, without_cache(model, inputs)) if predicts_next_token(model) else None
 
 
 def _vocabulary(model: PreTrainedModel) -> int:
@@ -156,12 +155,12 @@ def sampled_loss(model: PreTrainedModel, batch: Batch, *, teacher: PreTrainedMod
     generator = torch.Generator().manual_seed(seed)
     if (split := _split(model, inputs)) is not None:
         return _sampled_tokens(model, inputs, split, teacher, generator)
-    output = model(**_without_cache(model, inputs))
+    output = model(**without_cache(model, inputs))
     if teacher is model:
         drawn_from = output
     else:
         with torch.no_grad():
-            drawn_from = teacher(**_without_cache(teacher, on_device(inputs, input_device(teacher))))
+            drawn_from = teacher(**without_cache(teacher, on_device(inputs, input_device(teacher))))
     losses = []
     for name in _logits_in(model, output):
         mine = output[name]
@@ -228,7 +227,7 @@ def projected_loss(model: PreTrainedModel, batch: Batch, *, seed: int) -> Tensor
             return ((direction - direction.mean(-1, keepdim=True)) * logits).sum()
 
         return summed_in_parts(_real(model, hidden, inputs), projected, _vocabulary(model))
-    output = model(**_without_cache(model, inputs))
+    output = model(**without_cache(model, inputs))
     losses = []
     for name in _logits_in(model, output):
         logits = output[name].float()
@@ -301,9 +300,3 @@ def _drawn(source: Tensor, uniform: Tensor) -> Tensor:
     """Classes drawn from logits `(..., classes)` with uniform numbers `(..., 1)`."""
     cumulative = source.float().softmax(-1).cumsum(-1)
     return (cumulative < uniform.to(source.device) * cumulative[..., -1:]).sum(-1)
-
-
-def _without_cache(model: PreTrainedModel, batch: Batch) -> Batch:
-    """Scoring never generates, so a decoder need not build a key/value cache."""
-    takes_it = "use_cache" in inspect.signature(model.forward).parameters
-    return {**batch, "use_cache": False} if takes_it and "use_cache" not in batch else batch

@@ -217,7 +217,21 @@ def inputs_of(module: PreTrainedModel, batch: Batch, *, labels: bool = False) ->
             name: value.flatten(0, 1) if isinstance(value, Tensor) and value.shape[:2] == ids.shape[:2] else value
             for name, value in taken.items()
         }
-    return {**taken, "use_cache": False} if "use_cache" in parameters and "use_cache" not in taken else taken
+    return without_cache(module, taken)
+
+
+def without_cache(model: PreTrainedModel, batch: Batch) -> Batch:
+    """A batch that tells a decoder to build no key/value cache, which only generation needs.
+
+    Args:
+        model: The model.
+        batch: Its arguments; if they say whether to build one, that counts.
+
+    Returns:
+        The arguments.
+    """
+    takes_it = "use_cache" in inspect.signature(model.forward).parameters
+    return {**batch, "use_cache": False} if takes_it and "use_cache" not in batch else batch
 
 
 def run_without_head(model: PreTrainedModel, batch: Batch) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from transformers import set_seed
 
 import hfprune
+from hfprune.errors import HfpruneError
 from hfprune.publishing import checkpoint
 from hfprune.recovery import reconstruction
 from hfprune.scoring import scorers
@@ -38,6 +39,22 @@ def plans() -> dict[str, str]:
     found = {"default": hfprune.prune(model, batches, config).pruning_plan.digest}
     for name in (*SCORERS, HYBRID):
         found[name] = hfprune.plan(model, hfprune.score(model, batches, scorer=name), config).digest
+    return found
+
+
+def failures() -> dict[str, str]:
+    """What kinds of scorers raise where only one batch, which is in one process, makes NaN."""
+    model, batches = tiny_model("bert"), [tiny_batch(seed=seed) for seed in range(4)]
+    for number, batch in enumerate(batches):
+        batch["input_ids"].clamp_(max=58)
+        batch["input_ids"][0, 1] = 59 if number == 1 else 58
+    model.get_input_embeddings().weight.data[59] = float("nan")
+    found = {}
+    for name in ("kl_fisher", "fluctuation", "obs"):
+        try:
+            hfprune.score(model, batches, scorer=name)
+        except HfpruneError as error:
+            found[name] = f"{type(error).__name__}: {error}"
     return found
 
 
@@ -122,7 +139,7 @@ def work(folder: Path, rank: str, processes: int) -> None:
     write = checkpoint._write
     checkpoint._write = lambda model, path, *rest: (writes.append(str(path)), write(model, path, *rest))[1]
 
-    report = {"plans": plans(), "unlike": unlike_hardware(), "trained": {}}
+    report = {"plans": plans(), "unlike": unlike_hardware(), "failures": failures(), "trained": {}}
     for task in TASKS:
         report["trained"][task], trainer = train(task, folder / f"of-{processes}", processes)
         weights = trainer.accelerator.unwrap_model(trainer.model)
