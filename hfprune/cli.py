@@ -173,12 +173,16 @@ def evaluate(
 ) -> None:
     """Evaluate a text classifier, or a causal language model on plain text, and print its metrics as JSON."""
     with errors_in_one_line():
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"--batch-size must be at least 1, got {batch_size}.")
         if (data is None) == (text is None):
             raise ValueError("give --data (labelled texts) or --text (plain text for a causal language model).")
         if data is None:
             if latency or split:
                 raise ValueError("--latency and --split go with --data; with --text they would be ignored.")
-            found = text_perplexity(model, str(text), metrics or [], window, stride, batch_size or 4)
+            found = text_perplexity(
+                model, str(text), metrics or [], window, stride, 4 if batch_size is None else batch_size
+            )
             typer.echo(json.dumps(asdict(found), indent=1))
             return
         source = resolve_model(model)

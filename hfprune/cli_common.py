@@ -61,7 +61,7 @@ def errors_in_one_line() -> Iterator[None]:
     """What the user did wrong is said in one line on stderr, and the exit code is 1."""
     try:
         yield
-    except (HfpruneError, ValueError, OSError) as error:
+    except (HfpruneError, ValueError, OSError, ImportError) as error:  # such as of a backend of quantized weights
         typer.echo(f"hfprune: {error}", err=True)
         raise typer.Exit(1) from None
 
@@ -122,5 +122,5 @@ def text_perplexity(
     if not predicts_next_token(model):
         raise ValueError(f"{type(model).__name__} does not predict the next token: --text is for causal LMs.")
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(name))
-    texts = documents["test"]["text"][:]
+    texts = [one for one in documents["test"]["text"] if one]
     return perplexity(model, tokenizer, texts, window=window, stride=stride, batch_size=batch_size)

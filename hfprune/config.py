@@ -1,6 +1,7 @@
 """PruningConfig: every choice of a pruning run, checked when it is made (names that can be registered when used)."""
 
 from dataclasses import asdict, dataclass, field
+from numbers import Real
 from typing import Any, Literal, get_args
 
 from hfprune.structure.specs import AttentionUnit
@@ -28,6 +29,8 @@ def check_sparsity(value: float) -> None:
     Raises:
         ValueError: It is not in [0, 1).
     """
+    if not isinstance(value, Real):
+        raise ValueError(f"sparsity must be a number in [0, 1), got {value!r}.")
     if not 0 <= value < 1:
         hint = f" It is a fraction: write {value / 100:g} for {value:g} %." if value > 1 else ""
         raise ValueError(f"sparsity must be in [0, 1), got {value:g}.{hint}")

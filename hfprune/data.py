@@ -274,9 +274,12 @@ def _from_files(files: Mapping[str, str], *, documents: bool = False) -> Dataset
         if path.suffix not in _KINDS:
             raise ValueError(f"the {split} file {file!r} should end in one of {', '.join(_KINDS)}.")
         options = {".tsv": {"sep": "\t"}, ".txt": {"sample_by": "document" if documents else "line"}}
-        loaded[split] = datasets.load_dataset(
-            _KINDS[path.suffix], data_files=glob.escape(file), split="train", **options.get(path.suffix, {})
-        )
+        try:
+            loaded[split] = datasets.load_dataset(
+                _KINDS[path.suffix], data_files=glob.escape(file), split="train", **options.get(path.suffix, {})
+            )
+        except datasets.exceptions.DatasetGenerationError as error:
+            raise ValueError(f"the {split} file {file!r} cannot be read: {error.__cause__ or error}") from error
     return loaded
 
 

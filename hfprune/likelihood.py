@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
 from hfprune.measure import check_length
-from hfprune.structure.devices import input_device
+from hfprune.structure.devices import check_tokens, input_device
 from hfprune.structure.gates import frozen
 
 
@@ -54,13 +54,13 @@ def perplexity(
     """Perplexity: exp of the mean negative log-likelihood of the tokens of some texts, each given those before it.
 
     A text is read in windows, each `stride` tokens after the one before. Every token is predicted once, in the first
-    window that reaches it, so with a stride below the window it has at least window − stride tokens before it. The
-    first token of a text is not predicted, and with stride = window neither is the first of any window.
+    window that reaches it, so with a stride below the window it has at least window − stride tokens before it, if the
+    text has. The first token of a text is not predicted, and with stride = window neither is the first of any window.
 
     Args:
         model: A causal language model, dense or pruned. It is as before afterwards.
         tokenizer: Its tokenizer.
-        texts: Texts, or lists of token ids (the `input_ids` of windows that were packed).
+        texts: Texts, or lists of token ids (the `input_ids` of windows that were packed). Empty ones are skipped.
         window: Tokens that the model sees at a time.
         stride: Tokens from one window to the next; by default the window.
         batch_size: Windows in a batch. Logits take batch_size × window × vocabulary numbers.
@@ -70,7 +70,7 @@ def perplexity(
 
     Raises:
         ValueError: Numbers that do not fit, one text where a list of them is wanted, no text of two tokens, or a window
-            that the model has no positions for.
+            or tokens that the model has no positions or embeddings for.
     """
     stride = window if stride is None else stride
     if window < 2 or not 1 <= stride <= window or batch_size < 1:
@@ -80,11 +80,16 @@ def perplexity(
         )
     if isinstance(texts, str):
         raise ValueError("perplexity takes a list of texts, got one text: write [text].")
-    rows = [tokenizer(text, verbose=False)["input_ids"] if isinstance(text, str) else list(text) for text in texts]
+    rows = [
+        tokenizer(text, verbose=False)["input_ids"] if isinstance(text, str) else list(text)
+        for text in texts
+        if not isinstance(text, str) or text.strip()
+    ]
     pieces = [piece for row in rows for piece in _windows(row, window, stride)]
     if not pieces:
-        raise ValueError(f"none of the {len(rows)} texts has two tokens: there is nothing to predict.")
-    check_length(model, max(len(piece) for piece, _ in pieces))
+        raise ValueError(f"none of the {len(texts)} texts has two tokens: there is nothing to predict.")
+    check_length(model, max(len(piece) for piece, _ in pieces), option="window")
+    check_tokens(model, max(max(row, default=0) for row in rows))
     pieces.sort(key=lambda piece: -len(piece[0]))  # like lengths together
     total, count = 0.0, 0
     with frozen(model), torch.no_grad():

@@ -99,12 +99,13 @@ def longest_sequence(model: PreTrainedModel) -> int | None:
     return longest
 
 
-def check_length(model: PreTrainedModel, sequence_length: int) -> None:
+def check_length(model: PreTrainedModel, sequence_length: int, *, option: str = "sequence_length") -> None:
     """Refuse sequences that the model has no positions for.
 
     Args:
         model: The model.
         sequence_length: Tokens in a sequence.
+        option: What the user set it by.
 
     Raises:
         ValueError: They are more than the model has positions for.
@@ -112,7 +113,7 @@ def check_length(model: PreTrainedModel, sequence_length: int) -> None:
     longest = longest_sequence(model)
     if longest is not None and sequence_length > longest:
         raise ValueError(
-            f"sequence_length={sequence_length} is more than the model's {longest} positions. Set the length that it "
+            f"{option}={sequence_length} is more than the model's {longest} positions. Set the length that it "
             "will be used with; windows and texts must not be longer either (window, max_length)."
         )
 

@@ -105,8 +105,10 @@ def check_method(arguments: Arguments, dense: PreTrainedModel) -> None:
     args, method = arguments.training, arguments.method.method
     if method not in METHODS:
         raise HfpruneError(f"unknown method {method!r}. Known: {', '.join(METHODS)}.")
-    if method != "before" and args.num_train_epochs <= 0:
-        raise HfpruneError(f"method={method} trains, but num_train_epochs={args.num_train_epochs:g}. Set it above 0.")
+    if method != "before" and not _trains(args):
+        raise HfpruneError(
+            f"method={method} trains, but num_train_epochs={args.num_train_epochs:g}. Set it, or max_steps, above 0."
+        )
     if method == "rounds" and args.resume_from_checkpoint:
         raise HfpruneError(
             "a run in rounds cannot be resumed from a checkpoint of one of them. Its finished rounds are in "
@@ -122,6 +124,10 @@ def check_method(arguments: Arguments, dense: PreTrainedModel) -> None:
     check(dense, arguments.pruning)
 
 
+def _trains(args: RecoveryArguments) -> bool:
+    return bool(args.max_steps > 0 or args.num_train_epochs > 0)
+
+
 def before(job: Job) -> Made:
     """Prune, save, and then train what is left."""
     args = job.arguments.training
@@ -135,7 +141,7 @@ def before(job: Job) -> Made:
     trainer = job.trainer(pruned)
     measured = job.task.test(trainer)
     metrics = {"pruned": measured}
-    if args.num_train_epochs <= 0:
+    if not _trains(args):
         return Made(model=pruned, trainer=trainer, metrics=metrics)
     logger.info("Recovering")
     plan = pruned.pruning_plan

@@ -24,6 +24,7 @@ from hfprune.publishing.push import push_to_hub
 from hfprune.record import public_name
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.report import command_line, comparison_table, headline, recovery_settings
+from hfprune.structure.devices import check_tokens
 from hfprune.tasks import Arguments, Task
 from hfprune.tasks.arguments import ModelArguments
 
@@ -84,7 +85,9 @@ def run(load_task: TaskLoader, arguments: Arguments, *, script: str) -> Outcome 
         check_login(args.hub_token)
     task = _load(load_task, arguments)
     dense = task.model(fine_tuned=output / "dense", trust_remote_code=named.trust_remote_code)
-    check_length(dense, max(len(row) for part in task.data.values() for row in part["input_ids"]))
+    rows = [row for part in task.data.values() for row in part["input_ids"]]
+    check_length(dense, max(map(len, rows)), option="max_length")
+    check_tokens(dense, max(max(row, default=0) for row in rows))
     shape = {"batch_size": data_args.latency_batch_size, "sequence_length": data_args.latency_length}
     check_timing(dense, **shape)
     teacher = task.teacher(named, dense)

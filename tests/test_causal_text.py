@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import hfprune
-from hfprune import RecoveryArguments, perplexity
+from hfprune import RecoveryArguments, RecoveryTrainer, perplexity
 from hfprune.publishing.verification import verify
 from hfprune.tasks import CausalTextArguments, ModelArguments, causal_language_modelling
 from tests.support.processes import run_python
@@ -99,6 +99,22 @@ def test_a_model_in_bfloat16(home):
     assert math.isfinite(outcome.results["recovered_perplexity"])
 
 
+def test_a_teacher_with_more_rows_than_tokens(home):
+    """Some families pad the embeddings of their larger models further. What only one of the two has is no token."""
+    save(
+        tiny_model("llama", "AutoModelForCausalLM", vocab_size=72, hidden_size=40, num_attention_heads=10),
+        home / "large",
+    )
+    outcome = story(home, teacher_model=str(home / "large"), num_train_epochs=0, max_steps=2, task_weight=0)
+    assert hfprune.load(outcome.folder).pruning_record.recovery["steps"] == 2
+    with pytest.raises(ValueError, match="the teacher has logits of 63 words, the model of 64"):
+        RecoveryTrainer(
+            tiny_model("llama", "AutoModelForCausalLM"),
+            RecoveryArguments(output_dir=str(home), use_cpu=True, report_to="none"),
+            teacher=tiny_model("llama", "AutoModelForCausalLM", vocab_size=63),
+        )
+
+
 def test_generated_text_is_measured_on_the_users(home):
     task = load(home, self_generated=20, test_file=str(home / "data.txt"))
     assert len(task.data["train"]) + len(task.data["validation"]) == 20
@@ -118,7 +134,7 @@ def test_what_is_refused(home):
         load(home, self_generated=4, train_file="x.txt")
     with pytest.raises(ValueError, match="max_length must be at least 2, got 1"):
         load(home, max_length=1)
-    with pytest.raises(ValueError, match="sequence_length=200 is more than the model's 160 positions"):
+    with pytest.raises(ValueError, match="max_length=200 is more than the model's 160 positions"):
         story(home, max_length=200)
     assert not (home / "out" / "pruned").exists()
     with pytest.raises(ValueError, match="too little text in 'text' for one row of 50000"):

@@ -19,6 +19,7 @@ from hfprune import PruningConfig
         ({"rounds": 2.5}, "rounds must be a whole number of at least 1, got 2.5"),
         ({"portable": True, "allocation": "layerwise"}, "portable=True wants the same widths in every layer"),
         ({"exclude": "*.0.ffn"}, "exclude must be a list of patterns"),
+        ({"sparsity": "0.3"}, "sparsity must be a number in .0, 1., got .0.3."),
     ],
 )
 def test_bad_values(fields, message):

@@ -89,12 +89,22 @@ def test_bfloat16_and_pruned_models():
         ({"batch_size": 0}, "batch_size ≥ 1, got window=256, stride=256, batch_size=0"),
         ({"texts": "the dog"}, r"takes a list of texts, got one text: write \[text\]"),
         ({"texts": [[5], []]}, "none of the 2 texts has two tokens"),
-        ({"texts": [[5] * 200]}, "sequence_length=200 is more than the model's 160 positions"),
+        ({"texts": [[5] * 200]}, "window=200 is more than the model's 160 positions"),
+        ({"texts": [[5, 6], [5, 64]]}, "has the token id 64, and the model has 64 rows of embeddings"),
+        ({"texts": ["", " "]}, "none of the 2 texts has two tokens"),
     ],
 )
 def test_what_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         perplexity(model_of(), tiny_tokenizer(), **{"texts": TEXTS, **options})
+
+
+def test_empty_texts_do_not_count():
+    """Also where the tokenizer would frame them with special tokens."""
+    tokenizer = tiny_tokenizer()
+    assert tokenizer("").input_ids
+    texts = ["the dog saw who", "the cat"]
+    assert perplexity(model_of(), tokenizer, [texts[0], "", texts[1], "\n"]) == perplexity(model_of(), tokenizer, texts)
 
 
 class TestCommand:
@@ -121,12 +131,15 @@ class TestCommand:
     def test_what_is_refused(self, tmp_path):
         save(model_of(), tmp_path / "model")
         (tmp_path / "text.txt").write_text("the dog")
+        (tmp_path / "latin.txt").write_bytes("the café".encode("latin-1"))
         for arguments, message in (
             ((), "give --data (labelled texts) or --text"),
             (("--data", "trec", "--text", "a.txt"), "give --data (labelled texts) or --text"),
             (("--text", "nowhere.txt"), "'nowhere.txt' does not exist"),
             (("--text", tmp_path / "text.txt", "--metric", "bleu"), "the metric of --text is perplexity, got bleu"),
             (("--text", tmp_path / "text.txt", "--latency"), "--latency and --split go with --data"),
+            (("--text", tmp_path / "text.txt", "--batch-size", 0), "--batch-size must be at least 1, got 0"),
+            (("--text", tmp_path / "latin.txt"), "latin.txt' cannot be read: 'utf-8' codec can't decode"),
         ):
             done = self.run(tmp_path / "model", *arguments)
             assert done.exit_code == 1

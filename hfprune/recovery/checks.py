@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfprune.recovery.arguments import RecoveryArguments
@@ -63,6 +64,7 @@ def check_trainer(model: Any, args: Any, teacher: PreTrainedModel | None, kwargs
         )
     if teacher is model:
         raise ValueError("the teacher is the model itself; pass the dense model that was pruned.")
+    check_vocabularies(args, model, teacher)
     if args.token_dropout > 0 and not hasattr(kwargs.get("processing_class"), "all_special_ids"):
         raise ValueError(
             f"token_dropout={args.token_dropout} needs to know the special tokens: pass processing_class=tokenizer."
@@ -71,6 +73,26 @@ def check_trainer(model: Any, args: Any, teacher: PreTrainedModel | None, kwargs
     if any(given) and (args.lr_steps or args.base_model_lr_factor != 1):
         raise ValueError("lr_steps and base_model_lr_factor are not used with optimizers of your own. Leave them out.")
     check_together(args, gradual_in(kwargs.get("callbacks") or []))
+
+
+def check_vocabularies(args: RecoveryArguments, model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
+    """Refuse a teacher with logits of another number of words, where they are compared.
+
+    Args:
+        args: The arguments.
+        model: The model.
+        teacher: The teacher, if there is one.
+
+    Raises:
+        ValueError: The numbers differ.
+    """
+    heads = [None if one is None else one.get_output_embeddings() for one in (model, teacher)]
+    words = [len(weight) for head in heads if isinstance(weight := getattr(head, "weight", None), Tensor)]
+    if len(words) == 2 and words[0] != words[1] and args.logits_weight > 0:
+        raise ValueError(
+            f"the teacher has logits of {words[1]} words, the model of {words[0]}. If both have the same tokenizer, "
+            f"cut what is behind its tokens: teacher.resize_token_embeddings({min(words)}); or set logits_weight=0."
+        )
 
 
 def check_together(args: RecoveryArguments, gradual: GradualPruning | None) -> None:

@@ -1,18 +1,25 @@
 """What of a model learns, and how: trainable parameters, dropout, learning rates by part, stepwise decay."""
 
+import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
+from hfprune.recovery.lora import has_adapters
 from hfprune.structure.blocks import base_model_prefix
 from hfprune.structure.devices import input_embeddings
 from hfprune.structure.reading import find_blocks
+
+logger = logging.getLogger(__name__)
+State = dict[str, tuple[bool, torch.dtype]]
 
 
 def learning_names(model: PreTrainedModel, trainable: Sequence[str], *, freeze_embeddings: bool = False) -> set[str]:
@@ -75,6 +82,55 @@ def choose_trainable(model: PreTrainedModel, trainable: Sequence[str], *, freeze
     for name, parameter in model.named_parameters():
         if name not in learns:
             parameter.requires_grad_(False)
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """What learns is in float32 inside the `with`: half precision would lose most steps, and float16 more than that.
+
+    It stays so behind it, to be merged or cut before it is rounded; `as_before` is for that.
+
+    Args:
+        model: The model; as a whole it is made float32, but with adapters, which peft keeps in float32, only what else
+            learns (heads), which then computes in float32 too.
+    """
+    halves = {p.dtype for p in model.parameters() if p.requires_grad and p.dtype in (torch.float16, torch.bfloat16)}
+    adapted, hooks = has_adapters(model), ExitStack()
+    if halves:
+        logger.info("The model is in %s; what learns is in float32 until training ends.", ", ".join(map(str, halves)))
+    if halves and not adapted:
+        model.float()
+    for module in model.modules() if halves and adapted else ():
+        if any(p.requires_grad and p.dtype in halves for p in module.parameters(recurse=False)):
+            module.float()
+            hooks.callback(module.register_forward_pre_hook(_widened).remove)
+    with hooks:
+        yield
+
+
+def _widened(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+
+
+def state_of(model: nn.Module) -> State:
+    """By name of every parameter and buffer, whether it learns and its dtype."""
+    return {name: (t.requires_grad, t.dtype) for name, t in (*model.named_parameters(), *model.named_buffers())}
+
+
+def as_before(model: nn.Module, state: State, *, dtypes: bool = True) -> None:
+    """Let a model, or a smaller one that was cut from it, learn and be in dtypes as before.
+
+    Args:
+        model: The model; parameters that have lost all their numbers cannot learn.
+        state: What `state_of` found before.
+        dtypes: Whether dtypes count.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        learned, dtype = state.get(name, (tensor.requires_grad, tensor.dtype))
+        if dtypes and tensor.dtype != dtype:
+            tensor.data = tensor.data.to(dtype)
+        if isinstance(tensor, nn.Parameter):
+            tensor.requires_grad_(learned and tensor.numel() > 0)
 
 
 @contextmanager

@@ -16,9 +16,12 @@ from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.recovery.checks import check_together, check_trainer, gradual_in
 from hfprune.recovery.gradual import GradualPruning
 from hfprune.recovery.learning import (
+    as_before,
     choose_trainable,
+    in_float32,
     learning_names,
     slow_base_model,
+    state_of,
     stepwise,
     without_dropout,
 )
@@ -40,7 +43,8 @@ class RecoveryTrainer(Trainer):
     (stock Trainer 5.23 multiplies it by the number of steps for most encoders). The parts of the loss are logged as
     `loss_task`, `loss_logits` and so on. Checkpoints carry the pruning plan and record. With `GradualPruning` among the
     callbacks `model` is pruned while it trains and `trainer.model` is the small one afterwards; with `lora_rank`
-    adapters train, and are merged at the end.
+    adapters train, and are merged at the end. A model in float16 or bfloat16 is in float32 while it trains, and rounded
+    once at the end (`bf16=True` computes in bfloat16); under FSDP and DeepSpeed theirs counts.
 
     Args:
         model: The pruned model.
@@ -72,7 +76,7 @@ class RecoveryTrainer(Trainer):
         self._loss_sums: dict[str, Tensor] = {}
         self._loss_count = 0
         self._step_tokens: dict[str, Tensor | None] = {}
-        self._learned = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        self._before = state_of(model)
         prepared: Any = model
         if args.lora_rank > 0:
             prepared = with_adapters(model, rank=args.lora_rank, alpha=args.lora_alpha, dropout=args.lora_dropout)
@@ -82,7 +86,7 @@ class RecoveryTrainer(Trainer):
         except BaseException:
             if has_adapters(prepared):
                 prepared.unload()
-            self._thaw(model)
+            as_before(model, self._before)
             raise
         finally:
             # Trainer writes False there, which would be saved with the model; the loss says it in every call
@@ -117,6 +121,7 @@ class RecoveryTrainer(Trainer):
             What `Trainer.train` returns.
         """
         adapted = has_adapters(self.accelerator.unwrap_model(self.model))
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if self.args.lora_rank > 0 and not adapted:
             raise RuntimeError("the adapters were merged when train ended. Make a new RecoveryTrainer to train again.")
         check_together(self.args, self.gradual)
@@ -125,7 +130,9 @@ class RecoveryTrainer(Trainer):
         if not adapted:
             choose_trainable(self._plain_model(), self.args.trainable, freeze_embeddings=self.args.freeze_embeddings)
         try:
-            with without_dropout(self._plain_model()) if self.args.disable_dropout else nullcontext():
+            dropout = without_dropout(self._plain_model()) if self.args.disable_dropout else nullcontext()
+            width = nullcontext() if sharded else in_float32(self.accelerator.unwrap_model(self.model))
+            with dropout, width:
                 result = super().train(resume_from_checkpoint, **kwargs)
             self._cut_or_merge()
         finally:
@@ -135,14 +142,9 @@ class RecoveryTrainer(Trainer):
             unwrapped = self.accelerator.unwrap_model(self.model)
             if has_adapters(unwrapped):  # an error came
                 self._replace_model(unwrapped.unload())
-            self._thaw(self._plain_model())
+            as_before(self._plain_model(), self._before, dtypes=not sharded)
             self._step_tokens, self._loss_sums, self._loss_count = {}, {}, 0
         return result
-
-    def _thaw(self, model: PreTrainedModel) -> None:
-        """Let learn what learned before; what has lost all its numbers cannot."""
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(self._learned[name] and parameter.numel() > 0)
 
     def _cut_or_merge(self) -> None:
         """What turns the model that was trained into the one that is wanted."""

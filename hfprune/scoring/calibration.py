@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, default_data_collator
 
 from hfprune.errors import CalibrationError
+from hfprune.structure.devices import check_tokens
 from hfprune.structure.gates import LABELS, Batch, count_samples, refuse_head_mask, token_mask
 
 #: What scoring accepts as data.
@@ -185,7 +186,7 @@ def check_batch(batch: Batch, model: PreTrainedModel) -> Batch:
 
     Raises:
         CalibrationError: It is not a dict, or holds no tensor that the model takes.
-        ValueError: `head_mask` is in it.
+        ValueError: `head_mask` is in it, or token ids that the model has no embedding for.
     """
     if not isinstance(batch, Mapping):
         raise CalibrationError(f"a batch must be a dict of tensors, got {type(batch).__name__}.")
@@ -203,6 +204,9 @@ def check_batch(batch: Batch, model: PreTrainedModel) -> Batch:
             f"a batch has no tensor beside labels that {type(model).__name__}.forward takes; its keys are "
             f"{', '.join(batch)}."
         )
+    ids = kept.get("input_ids")
+    if isinstance(ids, Tensor) and ids.numel():
+        check_tokens(model, int(ids.max()))
     return kept
 
 

@@ -33,6 +33,24 @@ def input_embeddings(model: PreTrainedModel) -> nn.Module | None:
     return module
 
 
+def check_tokens(model: PreTrainedModel, largest: int) -> None:
+    """Refuse token ids that the model has no embedding for.
+
+    Args:
+        model: The model.
+        largest: The largest id.
+
+    Raises:
+        ValueError: The model has fewer rows of embeddings.
+    """
+    rows = getattr(input_embeddings(model), "num_embeddings", None)
+    if rows is not None and largest >= rows:
+        raise ValueError(
+            f"a text has the token id {largest}, and the model has {rows} rows of embeddings. Take the model's own "
+            "tokenizer, or call model.resize_token_embeddings(len(tokenizer)) first."
+        )
+
+
 def input_device(model: PreTrainedModel) -> torch.device:
     """Where a model, or a base model called alone, wants its inputs: where its embeddings run."""
     embeddings = input_embeddings(model)

@@ -80,6 +80,9 @@ class Task:
                 f"the teacher {named.teacher_model!r} has another vocabulary than the model: it would read other words "
                 "in the same token ids. Choose a teacher with the same tokenizer."
             )
+        rows = dense.get_input_embeddings().weight.shape[0]
+        if teacher.get_input_embeddings().weight.shape[0] > rows >= len(self.tokenizer):
+            teacher.resize_token_embeddings(rows)  # those that only it has are behind all tokens
         return teacher
 
     def _reads_alike(self, source: str, dense: PretrainedConfig, teacher: PretrainedConfig) -> bool:
