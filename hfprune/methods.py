@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -273,8 +274,8 @@ def train(trainer: RecoveryTrainer, patience: int | None, *, resume: str | bool 
 
 def _last_checkpoint(folder: Path) -> str | None:
     """The last checkpoint that is whole: the state of the Trainer is the last of its files."""
-    found = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*[0-9]")}
-    for _, path in sorted(found.items(), reverse=True):
+    named = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*"))
+    for _, path in sorted(((int(match[1]), path) for match, path in named if match), reverse=True):
         if (path / TRAINER_STATE_NAME).is_file():
             return str(path)
         logger.warning("%s was not written to its end: training goes on from an earlier one", path)

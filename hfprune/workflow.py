@@ -85,9 +85,10 @@ def run(load_task: TaskLoader, arguments: Arguments, *, script: str) -> Outcome 
         check_login(args.hub_token)
     task = _load(load_task, arguments)
     dense = task.model(fine_tuned=output / "dense", trust_remote_code=named.trust_remote_code)
-    rows = [row for part in task.data.values() for row in part["input_ids"]]
-    check_length(dense, max(map(len, rows)), option="max_length")
-    check_tokens(dense, max(max(row, default=0) for row in rows))
+    rows = (row for part in task.data.values() for row in part["input_ids"])
+    longest, largest = map(max, zip(*((len(row), max(row, default=0)) for row in rows), strict=True))
+    check_length(dense, longest, option="max_length")
+    check_tokens(dense, largest)
     shape = {"batch_size": data_args.latency_batch_size, "sequence_length": data_args.latency_length}
     check_timing(dense, **shape)
     teacher = task.teacher(named, dense)

@@ -104,7 +104,9 @@ def test_a_teacher_with_more_rows_than_tokens(home):
     save(tiny_model("llama", "AutoModelForCausalLM", vocab_size=72, seed=1), home / "large")
     outcome = story(home, teacher_model=str(home / "large"), num_train_epochs=0, max_steps=2, task_weight=0)
     assert hfprune.load(outcome.folder).pruning_record.recovery["steps"] == 2
-    with pytest.raises(ValueError, match="the teacher has logits of 63 words, the model of 64"):
+    with pytest.raises(
+        ValueError, match=r"the teacher has logits of 63 words, the model of 64.* model.resize_token_embeddings\(63\)"
+    ):
         RecoveryTrainer(
             tiny_model("llama", "AutoModelForCausalLM"),
             RecoveryArguments(output_dir=str(home), use_cpu=True, report_to="none"),

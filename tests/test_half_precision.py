@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 
 from hfprune import GradualPruning, PruningConfig, RecoveryTrainer
-from tests.support.tiny import tiny_model
+from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.tiny_data import tiny_tokenized
 from tests.support.training import arguments, pruned_pair, trainer_of
 
@@ -72,6 +72,10 @@ def test_gradual_pruning_ends_in_the_dtype_that_it_began_in(tmp_path):
     trainer.train()
     assert {p.dtype for p in trainer.model.parameters()} == {torch.bfloat16}
     assert trainer.model.pruning_plan.sparsity("macs") >= 0.5
+    assert trainer.model.config.dtype == torch.bfloat16
+    sizes = trainer.model.pruning_record.sizes
+    for size in sizes.values():
+        assert 2 * size["params"] <= size["weight_bytes"] < 3 * size["params"]  # buffers are in it
     assert trainer.evaluate()["eval_loss"] > 0
 
 
@@ -82,3 +86,35 @@ def test_an_error_gives_the_dtype_back(tmp_path):
     with pytest.raises(ZeroDivisionError):
         trainer.train()
     assert {p.dtype for p in small.parameters()} == {torch.bfloat16}
+
+
+def test_heads_in_front_of_a_tied_decoder_learn_beside_adapters(tmp_path):
+    """The decoder is part of the embeddings, does not learn, and stays in half precision."""
+    small, dense = pruned_pair("distilbert", "AutoModelForMaskedLM")
+    data = windows()
+    args = arguments(tmp_path, lora_rank=2, max_steps=2)
+    trainer = RecoveryTrainer(small.bfloat16(), args, teacher=dense.bfloat16(), train_dataset=data)
+    before = small.vocab_transform.weight.clone()
+    trainer.train()
+    assert {p.dtype for p in small.parameters()} == {torch.bfloat16}
+    assert not torch.equal(small.vocab_transform.weight, before)
+
+
+def test_sounds_are_in_the_dtype_of_the_model_that_reads_them(tmp_path):
+    """Of the one that learns in float32, and of a teacher in bfloat16."""
+    small, dense = pruned_pair("wav2vec2", "AutoModelForCTC")
+    batch = tiny_batch("wav2vec2")
+    columns = {"input_values": batch["input_values"].tolist(), "labels": torch.randint(4, 60, (4, 3)).tolist()}
+    data = Dataset.from_dict(columns)
+    trainer = RecoveryTrainer(
+        small.bfloat16(), arguments(tmp_path, max_steps=1), teacher=dense.bfloat16(), train_dataset=data
+    )
+    assert trainer.train().training_loss > 0
+    assert trainer.evaluate(data)["eval_loss"] > 0
+
+
+def test_flash_attention_needs_autocast(tmp_path, monkeypatch):
+    small, _ = pruned_pair(num_labels=3)
+    monkeypatch.setattr(small.config, "_attn_implementation_internal", "flash_attention_2")
+    with pytest.raises(ValueError, match="in which flash attention does not compute: set bf16=True"):
+        trainer_of(small.bfloat16(), None, arguments(tmp_path))

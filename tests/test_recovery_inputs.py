@@ -231,6 +231,15 @@ class TestTeacherLogits:
         torch.testing.assert_close(said[1], expected)
         assert (said[0] - said[1]).abs().max() > 1e-3
 
+    def test_sounds_of_unlike_lengths_one_by_one(self):
+        rows = [{"input_values": [0.1 * i] * (400 + 40 * i)} for i in range(3)]
+        found = add_teacher_logits(
+            Dataset.from_list(rows),
+            tiny_model("wav2vec2", "AutoModelForAudioClassification", num_labels=3),
+            batch_size=1,
+        )
+        assert len(found["teacher_logits"][2]) == 3
+
     def test_another_config_is_another_teacher(self):
         ids = {"input_ids": torch.randint(4, 60, (4, 6), generator=torch.Generator().manual_seed(0)).tolist()}
         said = []

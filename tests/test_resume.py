@@ -1,5 +1,6 @@
 """Runs that go on: before there is a checkpoint, with other settings; what rounds see, and what is best."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,8 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(home, monke
         classify(home, num_train_epochs=2)
     monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", save)
     assert (home / "out" / "checkpoint-16" / "model.safetensors").is_file()
+    for other in ("checkpoint-old-500", "checkpoint-best"):
+        shutil.copytree(home / "out" / "checkpoint-8", home / "out" / other)
     step = Trainer.training_step
     monkeypatch.setattr(Trainer, "training_step", lambda self, *a, **k: steps.append(1) or step(self, *a, **k))
     classify(home, num_train_epochs=2, resume_from_checkpoint="true")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -56,11 +57,10 @@ def check_trainer(model: Any, args: Any, teacher: PreTrainedModel | None, kwargs
             raise ValueError(
                 f"{name} is not used by RecoveryTrainer, whose loss RecoveryArguments describe. Leave it out."
             )
-    if args.n_gpu > 1:
+    flash = "flash" in str(getattr(model.config, "_attn_implementation", ""))
+    if flash and model.dtype != torch.float32 and args.lora_rank == 0 and not (args.bf16 or args.fp16):
         raise ValueError(
-            f"this process sees {args.n_gpu} GPUs, and Trainer would split every batch over copies of the model, whose "
-            "losses cannot be put together. Start with `accelerate launch` or torchrun, a process for each GPU, or set "
-            "CUDA_VISIBLE_DEVICES=0."
+            f"a model in {model.dtype} learns in float32, in which flash attention does not compute: set bf16=True."
         )
     if teacher is model:
         raise ValueError("the teacher is the model itself; pass the dense model that was pruned.")
@@ -73,6 +73,23 @@ def check_trainer(model: Any, args: Any, teacher: PreTrainedModel | None, kwargs
     if any(given) and (args.lr_steps or args.base_model_lr_factor != 1):
         raise ValueError("lr_steps and base_model_lr_factor are not used with optimizers of your own. Leave them out.")
     check_together(args, gradual_in(kwargs.get("callbacks") or []))
+
+
+def check_one_gpu(args: RecoveryArguments) -> None:
+    """Refuse several GPUs with a copy of the model each in one process.
+
+    Args:
+        args: The arguments, as `Trainer` has found them: one GPU where it found a model that is spread over several.
+
+    Raises:
+        ValueError: There are several.
+    """
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"this process sees {args.n_gpu} GPUs, and Trainer would split every batch over copies of the model, whose "
+            "losses cannot be put together. Start with `accelerate launch` or torchrun, a process for each GPU, or set "
+            "CUDA_VISIBLE_DEVICES=0."
+        )
 
 
 def check_vocabularies(args: RecoveryArguments, model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
@@ -88,10 +105,11 @@ def check_vocabularies(args: RecoveryArguments, model: PreTrainedModel, teacher:
     """
     heads = [None if one is None else one.get_output_embeddings() for one in (model, teacher)]
     words = [len(weight) for head in heads if isinstance(weight := getattr(head, "weight", None), Tensor)]
-    if len(words) == 2 and words[0] != words[1] and args.logits_weight > 0:
+    if len(words) == 2 and words[0] != words[1] and args.logits_weight > 0 and not args.teacher_top_k:
+        larger = "teacher" if words[1] > words[0] else "model"
         raise ValueError(
             f"the teacher has logits of {words[1]} words, the model of {words[0]}. If both have the same tokenizer, "
-            f"cut what is behind its tokens: teacher.resize_token_embeddings({min(words)}); or set logits_weight=0."
+            f"cut what is behind its tokens: {larger}.resize_token_embeddings({min(words)}); or set logits_weight=0."
         )
 
 

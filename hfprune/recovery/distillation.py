@@ -124,6 +124,11 @@ def top_k_logits_loss(
             f"{tuple(log_probabilities.shape)} do not fit: expected (N, tokens, words), (N, tokens, k), "
             "(N, tokens, k + 1) of the same texts. Make them with add_teacher_logits(top_k=k) and do not shorten texts."
         )
+    if ids.numel() and int(ids.max()) >= student.shape[-1]:
+        raise ValueError(
+            f"the teacher's likeliest tokens go up to {int(ids.max())}, and the student has logits of "
+            f"{student.shape[-1]} words. Both need the same vocabulary in the same order."
+        )
     used = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device) if mask is None else mask.bool()
     logits, top, log_p = student[used].float() / temperature, ids[used].long(), log_probabilities[used].float()
     rest = logits.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)

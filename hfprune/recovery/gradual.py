@@ -122,9 +122,6 @@ class GradualPruning(TrainerCallback):
         check_length(model, self.config.sequence_length)
         check_target(model, self.config)
         self._blocks = find_blocks(model, self.config.attention_unit)
-        self._before = measure_size(
-            model, sequence_length=self.config.sequence_length, attention_unit=self.config.attention_unit
-        )
         self._from = self.sparsity = self.reached = sparsity_of(model, self.config)
         self.finished = False
         for block in self._blocks:
@@ -257,6 +254,9 @@ class GradualPruning(TrainerCallback):
         kept = {name: torch.nonzero(gate).flatten().tolist() for name, gate in self._gates.items()}
         blocks, samples = self._blocks, self._seen()
         self.detach()
+        before = measure_size(
+            model, sequence_length=self.config.sequence_length, attention_unit=self.config.attention_unit
+        )
         chosen = PruningPlan.keep(
             blocks,
             kept,
@@ -268,7 +268,7 @@ class GradualPruning(TrainerCallback):
         asked = {**self.config.to_dict(), "scorer": "gradual", "rounds": None, **steps, "reconstruct": False}
         digest = small.pruning_plan.digest
         done = [{"sparsity": self.config.sparsity, "samples": samples, "plan_digest": digest}]
-        small.pruning_record = record_of(model, self._before, small, asked, done)
+        small.pruning_record = record_of(model, before, small, asked, done)
         return small
 
     def logs(self) -> dict[str, float]:

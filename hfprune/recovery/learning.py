@@ -92,7 +92,7 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 
     Args:
         model: The model; as a whole it is made float32, but with adapters, which peft keeps in float32, only what else
-            learns (heads), which then computes in float32 too.
+            learns (heads), which computes in float32 between a base and a decoder that do not.
     """
     halves = {p.dtype for p in model.parameters() if p.requires_grad and p.dtype in (torch.float16, torch.bfloat16)}
     adapted, hooks = has_adapters(model), ExitStack()
@@ -101,15 +101,19 @@ def in_float32(model: nn.Module) -> Iterator[None]:
     if halves and not adapted:
         model.float()
     for module in model.modules() if halves and adapted else ():
-        if any(p.requires_grad and p.dtype in halves for p in module.parameters(recurse=False)):
+        own = next((p.dtype for p in module.parameters(recurse=False) if p.requires_grad and p.dtype in halves), None)
+        if own is not None:
             module.float()
-            hooks.callback(module.register_forward_pre_hook(_widened).remove)
+            hooks.callback(module.register_forward_pre_hook(lambda _, args: _cast(args, torch.float32)).remove)
+            hooks.callback(module.register_forward_hook(lambda _, __, output, own=own: _cast(output, own)).remove)
     with hooks:
         yield
 
 
-def _widened(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_cast(each, dtype) for each in value)
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def state_of(model: nn.Module) -> State:
@@ -117,20 +121,25 @@ def state_of(model: nn.Module) -> State:
     return {name: (t.requires_grad, t.dtype) for name, t in (*model.named_parameters(), *model.named_buffers())}
 
 
-def as_before(model: nn.Module, state: State, *, dtypes: bool = True) -> None:
+def as_before(model: nn.Module, state: State, *, dtypes: bool = True) -> bool:
     """Let a model, or a smaller one that was cut from it, learn and be in dtypes as before.
 
     Args:
         model: The model; parameters that have lost all their numbers cannot learn.
         state: What `state_of` found before.
         dtypes: Whether dtypes count.
+
+    Returns:
+        Whether some dtype was another.
     """
+    changed = False
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         learned, dtype = state.get(name, (tensor.requires_grad, tensor.dtype))
         if dtypes and tensor.dtype != dtype:
-            tensor.data = tensor.data.to(dtype)
+            tensor.data, changed = tensor.data.to(dtype), True
         if isinstance(tensor, nn.Parameter):
             tensor.requires_grad_(learned and tensor.numel() > 0)
+    return changed
 
 
 @contextmanager

@@ -63,6 +63,22 @@ def weighted_sum(
     return torch.stack(terms).sum()
 
 
+def as_taken(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
+    """A batch without a key/value cache, and with sounds, pictures and embeddings in the model's present dtype.
+
+    Args:
+        model: The model.
+        inputs: The batch.
+
+    Returns:
+        What the model is called with.
+    """
+    floats = {
+        n for n, value in inputs.items() if n != LABELS and isinstance(value, Tensor) and value.is_floating_point()
+    }
+    return without_cache(model, {n: v.to(model.dtype) if n in floats else v for n, v in inputs.items()})
+
+
 def _with_decoder_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """A batch with what the decoder reads, where the model would make that of the labels: the teacher gets none."""
     inputs, labels = dict(inputs), inputs.get("labels")
@@ -168,7 +184,7 @@ class RecoveryLoss:
         taught = self.teacher is not None
         extra = {"output_hidden_states": True} if taught and self.args.hidden_states_weight > 0 else {}
         with outputs_of(plain.base_model, list(self._attention) if taught else ()) as attention:
-            return model(**without_cache(plain, inputs), **extra), attention
+            return model(**as_taken(plain, inputs), **extra), attention
 
     def _distillation(
         self, student: PreTrainedModel, inputs: dict[str, Any], outputs: Any, target: Any

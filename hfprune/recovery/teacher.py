@@ -105,21 +105,25 @@ def add_teacher_logits(
         )
 
 
-def _made_of_some(data: Dataset, collator: Collator) -> dict[str, Any]:
-    """What a collator makes of some rows, for the fingerprint: it may not be of a kind that can be hashed itself.
+def _made_of_some(data: Dataset, collator: Collator) -> list[tuple[str, Sequence[int], bytes]]:
+    """What a collator makes of some rows, one by one: for the fingerprint, as not every collator can be hashed itself.
 
     One (of masked language modelling) that makes other texts of the same rows every time is refused.
     """
     rows = [data[i] for i in range(0, len(data), max(1, len(data) // 8))]
-    if not rows:
-        return {}
-    first, second = (collate([dict(row) for row in rows], collator) for _ in range(2))
-    if "input_ids" in first and not torch.equal(first["input_ids"], second["input_ids"]):
+    firsts, seconds = ([collate([dict(row)], collator) for row in rows] for _ in range(2))
+    pairs = [(first.get("input_ids"), second.get("input_ids")) for first, second in zip(firsts, seconds, strict=True)]
+    if any(isinstance(a, Tensor) and isinstance(b, Tensor) and not torch.equal(a, b) for a, b in pairs):
         raise ValueError(
             "the collator changes the texts at random, so what the teacher says of them once is not what it would say "
             "of those that are trained on. Let the teacher run live: pass teacher= without teacher_top_k."
         )
-    return {name: value.tolist() for name, value in sorted(first.items()) if isinstance(value, Tensor)}
+    return [
+        (name, value.shape, value.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        for made in firsts
+        for name, value in sorted(made.items())
+        if isinstance(value, Tensor)
+    ]
 
 
 def _likeliest(logits: Tensor, top_k: int, temperature: float) -> tuple[Tensor, Tensor]:

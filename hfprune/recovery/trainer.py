@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, Trainer
 from hfprune.publishing.callback import keep_files
 from hfprune.publishing.card import write_card
 from hfprune.recovery.arguments import RecoveryArguments
-from hfprune.recovery.checks import check_together, check_trainer, gradual_in
+from hfprune.recovery.checks import check_one_gpu, check_together, check_trainer, gradual_in
 from hfprune.recovery.gradual import GradualPruning
 from hfprune.recovery.learning import (
     as_before,
@@ -26,10 +26,10 @@ from hfprune.recovery.learning import (
     without_dropout,
 )
 from hfprune.recovery.lora import has_adapters, merged, with_adapters
-from hfprune.recovery.loss import RecoveryLoss, token_counts, weighted_sum
+from hfprune.recovery.loss import RecoveryLoss, as_taken, token_counts, weighted_sum
 from hfprune.recovery.regularisation import swap_tokens
 from hfprune.recovery.teacher import TEACHER_COLUMNS, teacher_once
-from hfprune.structure.gates import count_samples, refuse_head_mask, without_cache
+from hfprune.structure.gates import count_samples, refuse_head_mask, same_use_cache
 from hfprune.structure.modeling_pruned import write_attachments
 
 logger = logging.getLogger(__name__)
@@ -80,20 +80,15 @@ class RecoveryTrainer(Trainer):
         prepared: Any = model
         if args.lora_rank > 0:
             prepared = with_adapters(model, rank=args.lora_rank, alpha=args.lora_alpha, dropout=args.lora_dropout)
-        caches = vars(model.config).get("use_cache")
         try:
-            super().__init__(prepared, args, **kwargs)
+            with same_use_cache(model):  # Trainer writes False, which would be saved; the loss says it in every call
+                super().__init__(prepared, args, **kwargs)
+            check_one_gpu(args)
         except BaseException:
             if has_adapters(prepared):
                 prepared.unload()
             as_before(model, self._before)
             raise
-        finally:
-            # Trainer writes False there, which would be saved with the model; the loss says it in every call
-            if caches is None:
-                vars(model.config).pop("use_cache", None)
-            else:
-                model.config.use_cache = caches
         if teacher is not None:
             teacher.eval()
             if not hasattr(teacher, "hf_device_map"):
@@ -134,6 +129,8 @@ class RecoveryTrainer(Trainer):
             width = nullcontext() if sharded else in_float32(self.accelerator.unwrap_model(self.model))
             with dropout, width:
                 result = super().train(resume_from_checkpoint, **kwargs)
+            if self.gradual is not None and self.gradual.finished:  # sizes are recorded in the dtype that stays
+                as_before(self._plain_model(), self._before, dtypes=not sharded)
             self._cut_or_merge()
         finally:
             if self.gradual is not None:
@@ -142,7 +139,8 @@ class RecoveryTrainer(Trainer):
             unwrapped = self.accelerator.unwrap_model(self.model)
             if has_adapters(unwrapped):  # an error came
                 self._replace_model(unwrapped.unload())
-            as_before(self._plain_model(), self._before, dtypes=not sharded)
+            if as_before(self._plain_model(), self._before, dtypes=not sharded):
+                self.model_wrapped = self.model  # DistributedDataParallel goes by the tensors that it was made for
             self._step_tokens, self._loss_sums, self._loss_count = {}, {}, 0
         return result
 
@@ -226,7 +224,7 @@ class RecoveryTrainer(Trainer):
         """
         refuse_head_mask(inputs)
         if not model.training:
-            inputs = without_cache(self._plain_model(), inputs)
+            inputs = as_taken(self._plain_model(), inputs)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-any-return]
         if self.args.token_dropout > 0:
             special = self.processing_class.all_special_ids

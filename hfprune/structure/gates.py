@@ -220,6 +220,27 @@ def inputs_of(module: PreTrainedModel, batch: Batch, *, labels: bool = False) ->
     return without_cache(module, taken)
 
 
+@contextmanager
+def same_use_cache(model: PreTrainedModel) -> Iterator[None]:
+    """Whatever is written there inside the `with`, `use_cache` of the config is behind it as it was.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
+    config = model.config
+    before = vars(config).get("use_cache")
+    try:
+        yield
+    finally:
+        if before is None:
+            vars(config).pop("use_cache", None)
+        else:
+            config.use_cache = before
+
+
 def without_cache(model: PreTrainedModel, batch: Batch) -> Batch:
     """A batch that tells a decoder to build no key/value cache, which only generation needs.
 

@@ -13,6 +13,7 @@ from hfprune.errors import HfpruneError
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.recovery.trainer import RecoveryTrainer
 from hfprune.scoring import Collator
+from hfprune.structure.devices import input_embeddings
 from hfprune.tasks.arguments import ModelArguments
 
 
@@ -80,8 +81,8 @@ class Task:
                 f"the teacher {named.teacher_model!r} has another vocabulary than the model: it would read other words "
                 "in the same token ids. Choose a teacher with the same tokenizer."
             )
-        rows = dense.get_input_embeddings().weight.shape[0]
-        if teacher.get_input_embeddings().weight.shape[0] > rows >= len(self.tokenizer):
+        rows, more = (getattr(input_embeddings(one), "num_embeddings", 0) for one in (dense, teacher))
+        if more > rows >= len(self.tokenizer):
             teacher.resize_token_embeddings(rows)  # those that only it has are behind all tokens
         return teacher
 
