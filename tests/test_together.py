@@ -65,6 +65,14 @@ def test_equal_global_batches_train_alike(folder, task):
 
 
 @pytest.mark.distributed
+def test_replicas_stay_alike_when_half_precision_trains_twice(folder):
+    """DistributedDataParallel goes by the tensors that it was made for; another dtype makes them others."""
+    _, first, second = (report["twice"] for report in reports(folder))
+    assert first[0] != first[1]
+    assert first == second
+
+
+@pytest.mark.distributed
 def test_only_the_main_process_writes_and_all_is_there(folder):
     alone, first, second = (report["writes"] for report in reports(folder))
     assert (alone, first, second) == (1, 1, 0)

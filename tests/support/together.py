@@ -122,6 +122,28 @@ def train(task: str, folder: Path, processes: int) -> tuple[dict[str, object], h
     return {"losses": losses, "moved": moved}, trainer
 
 
+def train_twice(folder: Path, processes: int) -> list[str]:
+    """Digests of a model in bfloat16 after each of two trainings with one trainer; processes see unlike samples."""
+    set_seed(0)
+    small = tiny_model("bert", "AutoModelForSequenceClassification", hidden_dropout_prob=0.0).bfloat16()
+    args = hfprune.RecoveryArguments(
+        output_dir=str(folder / "twice"),
+        per_device_train_batch_size=8 // processes,
+        max_steps=2,
+        learning_rate=1e-2,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    trainer = hfprune.RecoveryTrainer(small, args, train_dataset=rows("SequenceClassification"))
+    found = []
+    for _ in range(2):
+        trainer.train()
+        found.append(repr(sum(value.double().abs().sum().item() for value in small.state_dict().values())))
+    return found
+
+
 def main() -> None:
     torch.set_num_threads(1)
     folder, rank = Path(sys.argv[1]), os.environ.get("RANK", "alone")
@@ -140,6 +162,7 @@ def work(folder: Path, rank: str, processes: int) -> None:
     checkpoint._write = lambda model, path, *rest: (writes.append(str(path)), write(model, path, *rest))[1]
 
     report = {"plans": plans(), "unlike": unlike_hardware(), "failures": failures(), "trained": {}}
+    report["twice"] = train_twice(folder / f"of-{processes}", processes)
     for task in TASKS:
         report["trained"][task], trainer = train(task, folder / f"of-{processes}", processes)
         weights = trainer.accelerator.unwrap_model(trainer.model)
