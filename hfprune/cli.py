@@ -180,9 +180,7 @@ def evaluate(
         if data is None:
             if latency or split:
                 raise ValueError("--latency and --split go with --data; with --text they would be ignored.")
-            found = text_perplexity(
-                model, str(text), metrics or [], window, stride, 4 if batch_size is None else batch_size
-            )
+            found = text_perplexity(model, str(text), metrics or [], window, stride, batch_size or 4)
             typer.echo(json.dumps(asdict(found), indent=1))
             return
         source = resolve_model(model)

@@ -20,6 +20,7 @@ from hfprune.structure.reading import find_blocks
 
 logger = logging.getLogger(__name__)
 State = dict[str, tuple[bool, torch.dtype]]
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 def learning_names(model: PreTrainedModel, trainable: Sequence[str], *, freeze_embeddings: bool = False) -> set[str]:
@@ -94,20 +95,26 @@ def in_float32(model: nn.Module) -> Iterator[None]:
         model: The model; as a whole it is made float32, but with adapters, which peft keeps in float32, only what else
             learns (heads), which computes in float32 between a base and a decoder that do not.
     """
-    halves = {p.dtype for p in model.parameters() if p.requires_grad and p.dtype in (torch.float16, torch.bfloat16)}
-    adapted, hooks = has_adapters(model), ExitStack()
+    halves = {p.dtype for p in model.parameters() if p.requires_grad and p.dtype in _HALVES}
     if halves:
         logger.info("The model is in %s; what learns is in float32 until training ends.", ", ".join(map(str, halves)))
-    if halves and not adapted:
-        model.float()
-    for module in model.modules() if halves and adapted else ():
-        own = next((p.dtype for p in module.parameters(recurse=False) if p.requires_grad and p.dtype in halves), None)
+    with ExitStack() as hooks:
+        if halves and has_adapters(model):
+            _widen_heads(model, hooks)
+        elif halves:
+            model.float()
+        yield
+
+
+def _widen_heads(model: nn.Module, hooks: ExitStack) -> None:
+    """Modules that learn and are in half precision compute in float32, with inputs and outputs as before."""
+    for module in model.modules():
+        learns = (p.dtype for p in module.parameters(recurse=False) if p.requires_grad)
+        own = next((dtype for dtype in learns if dtype in _HALVES), None)
         if own is not None:
             module.float()
             hooks.callback(module.register_forward_pre_hook(lambda _, args: _cast(args, torch.float32)).remove)
             hooks.callback(module.register_forward_hook(lambda _, __, output, own=own: _cast(output, own)).remove)
-    with hooks:
-        yield
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

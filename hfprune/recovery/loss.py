@@ -27,7 +27,7 @@ _LOGITS = ("logits", "start_logits", "end_logits")
 _HIDDEN_STATES = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
 #: Names of masks: what a loss may be a mean over, beside labels.
 TOKENS, DECODER_TOKENS = "attention_mask", "decoder_attention_mask"
-LABELS = "labels"
+LABEL = "labels"
 #: A part of the loss: means, and by name of what each is one over; the part is their mean.
 Part = list[tuple[Tensor, str]]
 
@@ -73,10 +73,9 @@ def as_taken(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     Returns:
         What the model is called with.
     """
-    floats = {
-        n for n, value in inputs.items() if n != LABELS and isinstance(value, Tensor) and value.is_floating_point()
-    }
-    return without_cache(model, {n: v.to(model.dtype) if n in floats else v for n, v in inputs.items()})
+    taken = without_cache(model, inputs)
+    floats = {n: v for n, v in taken.items() if isinstance(v, Tensor) and v.is_floating_point() and n != LABEL}
+    return taken | {name: value.to(model.dtype) for name, value in floats.items()}
 
 
 def _with_decoder_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,7 +147,7 @@ class RecoveryLoss:
         outputs, attention = self._run(model, student, inputs if weights["task"] > 0 else unlabelled)
         parts: dict[str, Part] = {}
         if outputs.get("loss") is not None:
-            parts["task"] = [(outputs["loss"], LABELS)]
+            parts["task"] = [(outputs["loss"], LABEL)]
         if runs_teacher and self.teacher is not None:
             with torch.no_grad(), autocast:
                 target, target_attention = self._run(self.teacher, self.teacher, unlabelled)
@@ -219,7 +218,7 @@ class RecoveryLoss:
         if logits is not None and logits.shape[-1] == 1:
             return "regression"
         said = [model.config.problem_type for model in (student, self.teacher) if model is not None]
-        labels = inputs.get(LABELS)
+        labels = inputs.get(LABEL)
         several = logits is not None and logits.ndim == 2 and isinstance(labels, Tensor) and labels.is_floating_point()
         default = "multi_label_classification" if several else "single_label_classification"
         return next((problem for problem in said if problem), default)
@@ -227,7 +226,7 @@ class RecoveryLoss:
     def _mean_over(self, student: PreTrainedModel, inputs: dict[str, Any], logits: Tensor | None) -> str:
         """What the loss of logits is a mean over: of tokens, where there are no labels."""
         if self.labels(inputs) is not None or logits is None or logits.ndim < 3:
-            return LABELS
+            return LABEL
         return DECODER_TOKENS if student.config.is_encoder_decoder else TOKENS
 
     def _known_logits(

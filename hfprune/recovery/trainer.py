@@ -26,7 +26,7 @@ from hfprune.recovery.learning import (
     without_dropout,
 )
 from hfprune.recovery.lora import has_adapters, merged, with_adapters
-from hfprune.recovery.loss import RecoveryLoss, as_taken, token_counts, weighted_sum
+from hfprune.recovery.loss import LABEL, RecoveryLoss, as_taken, token_counts, weighted_sum
 from hfprune.recovery.regularisation import swap_tokens
 from hfprune.recovery.teacher import TEACHER_COLUMNS, teacher_once
 from hfprune.structure.gates import count_samples, refuse_head_mask, same_use_cache
@@ -233,7 +233,7 @@ class RecoveryTrainer(Trainer):
         parts, weights, outputs = self._loss.parts(model, student, inputs, self.accelerator.autocast())
         tokens = token_counts(inputs)
         shares = {name: self._share(count, self._step_tokens.get(name)) for name, count in tokens.items()}
-        shares["labels"] = self._share(self._labels(inputs), num_items_in_batch)
+        shares[LABEL] = self._share(self._labels(inputs), num_items_in_batch)
         loss = weighted_sum(parts, weights, shares)
         values = {name: torch.stack([value for value, _ in part]).mean() for name, part in parts.items()}
         for name, value in self._loss.penalties(student).items():
