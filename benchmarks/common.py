@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
+from hfprune.jobs.tasks import ModelArguments, Task, TextArguments, text_classification
 from hfprune.recovery.arguments import RecoveryArguments
-from hfprune.tasks import ModelArguments, Task, TextArguments, text_classification
 
 #: How each dense model is made: epochs and the learning rate of its fine-tuning, on all that is not the test set.
 RECIPES = {"trec": (4.0, 2e-4), "movie_reviews": (3.0, 1e-4)}

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from common import memory_over
 from torch import Tensor
 
-from hfprune.recovery.distillation import logits_loss
+from hfprune.recovery.losses.logits import logits_loss
 
 
 def by_autograd(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:

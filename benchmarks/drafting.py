@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 import hfprune
-from hfprune.corpus import load_documents, pack
-from hfprune.data import resolve_model
+from hfprune.data.corpus import load_documents, pack
+from hfprune.data.packages import resolve_model
 
 
 def generated(model: PreTrainedModel, prompt: Tensor, new: int, draft: PreTrainedModel | None) -> tuple[Tensor, float]:

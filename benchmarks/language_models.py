@@ -37,14 +37,14 @@ from transformers.utils import logging
 
 from hfprune import PruningConfig, RecoveryArguments, RecoveryTrainer, apply_plan, perplexity, plan, prune, score
 from hfprune import reconstruct as repair_model
-from hfprune.corpus import load_documents, pack
-from hfprune.data import resolve_model
-from hfprune.pipeline import batches_for
+from hfprune.data.corpus import load_documents, pack
+from hfprune.data.packages import resolve_model
+from hfprune.jobs.tasks.causal_language_modelling import labelled
+from hfprune.pruning.prune import batches_for
 from hfprune.scoring import Scores
 from hfprune.scoring.activation_scorers import read_activations
-from hfprune.structure.gates import Batch
-from hfprune.structure.reading import find_blocks
-from hfprune.tasks.causal_text import labelled
+from hfprune.structure.anatomy import find_blocks
+from hfprune.structure.batches import Batch
 
 WINDOW = 256
 DEFAULT = PruningConfig().scorer

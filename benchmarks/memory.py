@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.utils import logging
 
 from hfprune import reconstruct, score
-from hfprune.data import resolve_model
+from hfprune.data.packages import resolve_model
 from hfprune.scoring.activation_scorers import GRAM_BYTES
 from hfprune.scoring.token_losses import LOGITS
 from hfprune.structure import find_blocks

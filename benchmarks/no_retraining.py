@@ -29,8 +29,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hfprune import PruningConfig, apply_plan, plan, prune, reconstruct, score
-from hfprune.data import resolve_model
-from hfprune.pipeline import batches_for
+from hfprune.data.packages import resolve_model
+from hfprune.pruning.prune import batches_for
 
 KEPT = (80, 70, 60, 50, 40, 30, 20, 10)
 SCORERS = ("residual_logit_fisher", "residual_fisher", "logit_fisher", "kl_fisher", "fisher", "random")

@@ -18,11 +18,12 @@ from torch import Tensor
 from transformers.utils import logging
 
 from hfprune import PruningConfig, PruningPlan, apply_plan, plan, reconstruct
-from hfprune.pipeline import batches_for
+from hfprune.pruning.prune import batches_for
 from hfprune.scoring import Scores
 from hfprune.scoring.objectives import labelled_loss
 from hfprune.structure import find_blocks
-from hfprune.structure.gates import frozen, gate_gradients
+from hfprune.structure.gates import gate_gradients
+from hfprune.structure.running import frozen
 
 #: Name -> (shrinkage ρ, whether exchanges must help on held-out samples); None leaves the plan as it is.
 VARIANTS: dict[str, tuple[float, bool] | None] = {

@@ -24,7 +24,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 from transformers.utils import logging
 
 from hfprune import PruningConfig, apply_plan, plan, prune, reconstruct, score
-from hfprune.data import load_text_dataset, resolve_model, tokenize
+from hfprune.data.classification import load_text_dataset, tokenize
+from hfprune.data.packages import resolve_model
 from hfprune.scoring import calibration_batches
 
 SAMPLES = (128, 256, 512, 1024)

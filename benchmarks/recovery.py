@@ -43,8 +43,8 @@ from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
 from hfprune import GradualPruning, PruningConfig, RecoveryArguments, RecoveryTrainer, prune
-from hfprune.data import resolve_model
-from hfprune.pipeline import batches_for
+from hfprune.data.packages import resolve_model
+from hfprune.pruning.prune import batches_for
 
 KEPT = (50, 30, 20)
 #: Training steps of every method: four epochs of the questions, one of the reviews.

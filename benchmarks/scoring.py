@@ -31,7 +31,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, PreTrainedModel
 from transformers.utils import logging
 
-from hfprune.data import load_text_dataset, resolve_model, tokenize
+from hfprune.data.classification import load_text_dataset, tokenize
+from hfprune.data.packages import resolve_model
 from hfprune.scoring import calibration_batches, score
 from hfprune.structure import find_blocks
 

@@ -11,8 +11,9 @@ from common import dense_task
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import hfprune
-from hfprune.data import load_text_dataset, load_texts, resolve_model
-from hfprune.measure import measure_size
+from hfprune.data.classification import load_text_dataset, load_texts
+from hfprune.data.packages import resolve_model
+from hfprune.measuring.size import measure_size
 
 
 def logits_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> torch.Tensor:

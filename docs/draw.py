@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hfprune.record import schema
+from hfprune.publishing.record import schema
 from hfprune.structure import BlockSpec, known_architectures
 from hfprune.structure.specs import specs_of
 from hfprune.structure.table import DECODERS, ENCODER_DECODERS
@@ -19,8 +19,8 @@ A pruned checkpoint says what was done to it in four places:
   says that a stock class cannot read them, so such a class stops there, also with `ignore_mismatched_sizes=True`; a
   pruned class passes over it.
 - `pruning_plan.json`: the units that stay, by block, in the numbering of the dense model, with a digest.
-- `pruning_record.json`: all the rest, below. Its [JSON Schema](../hfprune/record.schema.json) is part of the package;
-  records are checked against it when they are saved and when they are loaded.
+- `pruning_record.json`: all the rest, below. Its [JSON Schema](../hfprune/publishing/record.schema.json) is part of
+  the package; records are checked against it when they are saved and when they are loaded.
 - `README.md`, the card, drawn from plan and record. Its YAML head holds what the Hub can search: base model, tags
   (`pruned`, `structured-pruning`, `hfprune`), data sets, metrics and results, and under `pruning` the digest and both
   sparsities.

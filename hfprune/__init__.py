@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 from hfprune import errors
 from hfprune.planning.plan import PruningPlan
-from hfprune.record import PruningRecord
+from hfprune.publishing.record import PruningRecord
 from hfprune.structure import modeling_pruned
 from hfprune.structure.architectures import known_architectures
 
 if TYPE_CHECKING:
     from hfprune.config import PruningConfig
-    from hfprune.corpus import self_generated
-    from hfprune.likelihood import perplexity
-    from hfprune.pipeline import prune
-    from hfprune.planner import apply_plan, plan, trade_off
+    from hfprune.data.corpus import self_generated
+    from hfprune.measuring.perplexity import perplexity
+    from hfprune.pruning.prune import prune
+    from hfprune.pruning.steps import apply_plan, plan, trade_off
     from hfprune.publishing.checkpoint import load, save
     from hfprune.publishing.push import push_to_hub
+    from hfprune.reconstruction.reconstruct import reconstruct
     from hfprune.recovery.arguments import RecoveryArguments
     from hfprune.recovery.gradual import GradualPruning
-    from hfprune.recovery.reconstruction import reconstruct
     from hfprune.recovery.teacher import add_teacher_logits
     from hfprune.recovery.trainer import RecoveryTrainer
     from hfprune.scoring.scorers import score
@@ -88,21 +88,21 @@ _WHERE = {
     "RecoveryArguments": "hfprune.recovery.arguments",
     "RecoveryTrainer": "hfprune.recovery.trainer",
     "add_teacher_logits": "hfprune.recovery.teacher",
-    "apply_plan": "hfprune.planner",
+    "apply_plan": "hfprune.pruning.steps",
     "Sweep": "hfprune.sweeping.curve",
     "load": "hfprune.publishing.checkpoint",
-    "perplexity": "hfprune.likelihood",
-    "plan": "hfprune.planner",
-    "prune": "hfprune.pipeline",
+    "perplexity": "hfprune.measuring.perplexity",
+    "plan": "hfprune.pruning.steps",
+    "prune": "hfprune.pruning.prune",
     "prune_vocabulary": "hfprune.vocabulary.pruning",
     "prune_within": "hfprune.sweeping.search",
     "push_to_hub": "hfprune.publishing.push",
-    "reconstruct": "hfprune.recovery.reconstruction",
+    "reconstruct": "hfprune.reconstruction.reconstruct",
     "save": "hfprune.publishing.checkpoint",
     "score": "hfprune.scoring.scorers",
-    "self_generated": "hfprune.corpus",
+    "self_generated": "hfprune.data.corpus",
     "sweep": "hfprune.sweeping.run",
-    "trade_off": "hfprune.planner",
+    "trade_off": "hfprune.pruning.steps",
 }
 
 

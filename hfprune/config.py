@@ -2,22 +2,22 @@
 
 from dataclasses import asdict, dataclass, field
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from hfprune.planning.allocation import get_allocator, known_allocators
+from hfprune.planning.costs import BUDGET_NAMES, get_budget
 from hfprune.structure.specs import AttentionUnit
 
-#: What a sparsity can count.
-Budget = Literal["macs", "params", "kv_cache"]
-
-_COUNTS = (
-    "sequence_length",
-    "rounds",
-    "calibration_samples",
-    "calibration_batch_size",
-    "calibration_batch_tokens",
-    "min_units",
-    "round_to",
-)
+#: Fields that are whole numbers, and the least that each may be.
+_COUNTS = {
+    "sequence_length": 1,
+    "rounds": 1,
+    "calibration_samples": 1,
+    "calibration_batch_size": 1,
+    "calibration_batch_tokens": 1,
+    "min_units": 0,
+    "round_to": 1,
+}
 
 
 def check_sparsity(value: float) -> None:
@@ -34,6 +34,11 @@ def check_sparsity(value: float) -> None:
     if not 0 <= value < 1:
         hint = f" It is a fraction: write {value / 100:g} for {value:g} %." if value > 1 else ""
         raise ValueError(f"sparsity must be in [0, 1), got {value:g}.{hint}")
+
+
+def _check_count(name: str, value: int | None, least: int) -> None:
+    if value is not None and (not isinstance(value, int) or value < least):
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +75,10 @@ class PruningConfig:
     """
 
     sparsity: float = field(default=0.5, metadata={"help": "Fraction of the prunable cost to remove, in [0, 1)."})
-    budget: Budget = field(default="macs", metadata={"help": "What sparsity counts: macs, params or kv_cache."})
+    budget: str = field(
+        default="macs",
+        metadata={"help": "What sparsity counts: macs, params or kv_cache.", "choices": BUDGET_NAMES},
+    )
     sequence_length: int = field(default=128, metadata={"help": "Tokens in a sequence, for a budget of macs."})
     scorer: str = field(
         default="residual_logit_fisher", metadata={"help": "Which units matter; the default needs no labels."}
@@ -106,25 +114,29 @@ class PruningConfig:
             raise ValueError(
                 f"exclude must be a list of patterns, got the string {self.exclude!r}: write [{self.exclude!r}]."
             )
-        object.__setattr__(self, "exclude", list(self.exclude))  # as JSON gives it back, to compare with
+        # a list, as JSON gives it back, so that two configs compare
+        object.__setattr__(self, "exclude", list(self.exclude))
         check_sparsity(self.sparsity)
-        if self.budget not in get_args(Budget):
-            raise ValueError(f"budget must be one of {', '.join(get_args(Budget))}, got {self.budget!r}.")
+        get_budget(self.budget)
         if self.attention_unit not in get_args(AttentionUnit):
             raise ValueError(f"attention_unit must be 'group' or 'query', got {self.attention_unit!r}.")
-        for name in _COUNTS:
-            value, least = getattr(self, name), 0 if name == "min_units" else 1
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value}.")
+        for name, least in _COUNTS.items():
+            _check_count(name, getattr(self, name), least)
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        """Refuse fields that contradict each other."""
         if self.rounds is not None and self.rounds > 1 and self.schedule == "one_shot":
             raise ValueError(
                 f"rounds={self.rounds} needs a schedule that spreads them: 'geometric', 'linear' or 'cubic', "
                 "not 'one_shot'."
             )
-        if self.portable and self.allocation == "layerwise":
+        # an allocation that is registered later is looked at when it is used
+        is_known = self.allocation in known_allocators()
+        if self.portable and is_known and get_allocator(self.allocation).block_by_block:
             raise ValueError(
-                "portable=True wants the same widths in every layer, and allocation='layerwise' cuts one layer after "
-                "the other. Drop one of the two."
+                f"portable=True wants the same widths in every layer, and allocation={self.allocation!r} cuts one "
+                "layer after the other. Drop one of the two."
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,16 +8,10 @@ import sys
 from pathlib import Path
 
 from hfprune import PruningPlan, PruningRecord
+from hfprune.jobs.run import run
+from hfprune.jobs.tasks import CausalTextArguments, TextArguments, causal_language_modelling, parse, text_classification
 from hfprune.publishing.card import draw_card
 from hfprune.publishing.charts import draw_pictures
-from hfprune.tasks import (
-    CausalTextArguments,
-    TextArguments,
-    causal_language_modelling,
-    parse,
-    text_classification,
-)
-from hfprune.workflow import run
 
 HERE = Path(__file__).parent
 #: By how the name begins: the script, its settings, and its task.

@@ -23,8 +23,8 @@ run_text_classification.py.
 
 import logging
 
-from hfprune.tasks import CausalTextArguments, causal_language_modelling, parse
-from hfprune.workflow import run
+from hfprune.jobs.run import run
+from hfprune.jobs.tasks import CausalTextArguments, causal_language_modelling, parse
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ nats, on masks that are the same for every model. Everything else is as in run_t
 
 import logging
 
-from hfprune.tasks import MaskedTextArguments, masked_language_modelling, parse
-from hfprune.workflow import run
+from hfprune.jobs.run import run
+from hfprune.jobs.tasks import MaskedTextArguments, masked_language_modelling, parse
 
 
 def main() -> None:

@@ -23,8 +23,8 @@ The folder `output_dir/model` holds the result; a run that was cut goes on with 
 
 import logging
 
-from hfprune.tasks import TextArguments, parse, text_classification
-from hfprune.workflow import run
+from hfprune.jobs.run import run
+from hfprune.jobs.tasks import TextArguments, parse, text_classification
 
 
 def main() -> None:

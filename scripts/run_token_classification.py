@@ -15,8 +15,8 @@ Everything else is as in run_text_classification.py: one YAML file for all argum
 
 import logging
 
-from hfprune.tasks import TokenArguments, parse, token_classification
-from hfprune.workflow import run
+from hfprune.jobs.run import run
+from hfprune.jobs.tasks import TokenArguments, parse, token_classification
 
 
 def main() -> None:

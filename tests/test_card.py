@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 import hfprune
 from docs.draw import PAGES
 from hfprune import PruningConfig, PruningRecord
-from hfprune.cli import app
+from hfprune.cli.app import app
 from hfprune.errors import PlanMismatchError
 from hfprune.planning.compare import comparison
 from hfprune.publishing import card
-from hfprune.record import schema
+from hfprune.publishing.record import schema
 from tests.support.hub import yaml_errors
 from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.tiny_data import tiny_tokenizer

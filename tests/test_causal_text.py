@@ -8,8 +8,8 @@ import torch
 
 import hfprune
 from hfprune import RecoveryArguments, RecoveryTrainer, perplexity
+from hfprune.jobs.tasks import CausalTextArguments, ModelArguments, causal_language_modelling
 from hfprune.publishing.verification import verify
-from hfprune.tasks import CausalTextArguments, ModelArguments, causal_language_modelling
 from tests.support.processes import run_python
 from tests.support.runs import causal_home, run_here, save, settings, write
 from tests.support.tiny import tiny_model

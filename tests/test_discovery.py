@@ -10,7 +10,8 @@ from torch import nn
 
 import hfprune
 from hfprune.errors import UnsupportedArchitectureError
-from hfprune.structure import architectures, discovery, find_blocks, gated, known_architectures, support_of
+from hfprune.structure import architectures, find_blocks, gated, known_architectures, support_of
+from hfprune.structure.discovery import discover as discovery
 from hfprune.structure.examples import example_inputs
 from hfprune.structure.modeling_pruned import PrunedModel
 from tests.support import own_model
@@ -143,7 +144,7 @@ def test_all_heads_are_found_in_one_proof_for_a_class_and_config(monkeypatch):
 
 def test_the_proof_takes_two_layers_of_many_and_copes_with_layers_that_differ():
     model = own_model.OwnModel(own_model.OwnConfig(depth=7))
-    from hfprune.structure.twin import make_twin
+    from hfprune.structure.discovery.twin import make_twin
 
     assert len(make_twin(model)[0].pile) == 2
     assert len(find_blocks(model)) == 14

@@ -14,16 +14,16 @@ from transformers import AutoConfig
 
 import hfprune
 from hfprune import PruningConfig, RecoveryArguments, RecoveryTrainer
-from hfprune.data import load_text_dataset
+from hfprune.data.classification import load_text_dataset
+from hfprune.data.labels import align_labels
 from hfprune.errors import CalibrationError, CheckpointError, HfpruneError, StructureError
-from hfprune.labels import align_labels
-from hfprune.measure import check_length, measure_size
-from hfprune.metrics import compute_metrics_for
+from hfprune.jobs.run import clear_earlier_run
+from hfprune.measuring.metrics import compute_metrics_for
+from hfprune.measuring.size import check_length, measure_size
+from hfprune.publishing.report import command_line
 from hfprune.publishing.verification import verify
-from hfprune.report import command_line
 from hfprune.scoring import calibration_batches
 from hfprune.scoring.objectives import predicts_next_token
-from hfprune.workflow import clear_earlier_run
 from tests.support.plans import uneven_plan
 from tests.support.tiny import tiny_batch, tiny_model
 
@@ -283,7 +283,7 @@ class TestTrainerOptions:
 
 def test_splits_of_mnli():
     rows = Dataset.from_dict({"text": ["a"] * 4, "label": [0, 1, 0, 1]})
-    from hfprune import data as module
+    from hfprune.data import classification as module
 
     original = module.datasets.load_dataset
     try:

@@ -15,10 +15,11 @@ from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 import hfprune
 from hfprune import GradualPruning, PruningConfig
 from hfprune.errors import BudgetError
-from hfprune.metrics import compute_metrics_for
+from hfprune.measuring.metrics import compute_metrics_for
 from hfprune.planning.schedule import GRADUAL_SCHEDULES, sparsity_at
-from hfprune.structure.gates import frozen, gate_gradients
-from hfprune.structure.reading import find_blocks
+from hfprune.structure.anatomy import find_blocks
+from hfprune.structure.gates import gate_gradients
+from hfprune.structure.running import frozen
 from tests.support import gradual_run
 from tests.support.processes import run_python
 from tests.support.tiny import tiny_batch, tiny_model

@@ -8,11 +8,12 @@ import torch
 
 import hfprune
 from hfprune.errors import PlanMismatchError, StructureError
-from hfprune.measure import count_macs, dense_units, measure_size
+from hfprune.measuring.size import count_macs, measure_size
 from hfprune.planning import PruningPlan, known_allocators
-from hfprune.planning.costs import candidates_of
+from hfprune.planning.candidates import candidates_of
 from hfprune.publishing.verification import verify
 from hfprune.structure import find_blocks, gated, keep_units, known_architectures
+from hfprune.structure.anatomy import dense_units
 from hfprune.structure.modeling_pruned import PrunedModel
 from hfprune.structure.specs import specs_of
 from tests.support.plans import as_gates, uneven_plan

@@ -13,8 +13,8 @@ from hfprune import PruningPlan, PruningRecord
 from hfprune.errors import CheckpointError
 from hfprune.publishing import verification
 from hfprune.publishing.card import draw_card
+from hfprune.publishing.report import comparison_table
 from hfprune.publishing.verification import verify
-from hfprune.report import comparison_table
 from tests.support.plans import quick_checkpoint
 
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import hfprune
 from hfprune import PruningConfig
-from hfprune.data import resolve_model
+from hfprune.data.packages import resolve_model
 from hfprune.errors import HfpruneError
 from tests.support.hub import Repo
 from tests.support.tiny import tiny_batch, tiny_model

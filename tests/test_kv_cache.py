@@ -9,11 +9,11 @@ import torch
 import hfprune
 from hfprune import PruningConfig, PruningPlan, apply_plan, plan, prune, trade_off
 from hfprune.errors import BudgetError
-from hfprune.measure import kv_cache_bytes
-from hfprune.planner import no_scores
+from hfprune.measuring.size import kv_cache_bytes
 from hfprune.planning import known_allocators
+from hfprune.pruning.steps import no_scores
 from hfprune.scoring import Scores
-from hfprune.structure.reading import find_blocks
+from hfprune.structure.anatomy import find_blocks
 from tests.support.tiny import DECODERS, ENCODER_DECODERS, FFN_ONLY, SIZES, tiny_batch, tiny_model
 
 

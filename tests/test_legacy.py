@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import hfprune
 from hfprune import PruningPlan
-from hfprune.cli import app
+from hfprune.cli.app import app
 from hfprune.errors import CheckpointError, UnsupportedArchitectureError
 from hfprune.publishing.legacy import load_legacy
 from hfprune.publishing.verification import verify

@@ -8,8 +8,8 @@ import torch
 from typer.testing import CliRunner
 
 from hfprune import PruningConfig, perplexity, prune
-from hfprune.cli import app
-from hfprune.likelihood import tokenizer_name
+from hfprune.cli.app import app
+from hfprune.measuring.perplexity import tokenizer_name
 from tests.support.runs import save
 from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.tiny_data import tiny_texts, tiny_tokenizer

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import hfprune
-from hfprune.measure import checkpoint_bytes, count_macs, measure_latencies, measure_latency, measure_size
+from hfprune.measuring.latency import measure_latencies, measure_latency
+from hfprune.measuring.size import checkpoint_bytes, count_macs, measure_size
 from hfprune.structure import known_architectures
 from tests.support.plans import uneven_plan
 from tests.support.tiny import tiny_model

@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 from transformers import EvalPrediction
 
-from hfprune.metrics import METRICS, Accuracy, Entities, compute_metrics_for, entities, entity_metrics_for, load_metric
+from hfprune.measuring.metrics import (
+    METRICS,
+    Accuracy,
+    Entities,
+    compute_metrics_for,
+    entities,
+    entity_metrics_for,
+    load_metric,
+)
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,16 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 import hfprune
 from hfprune import RecoveryArguments
-from hfprune.corpus import pack
-from hfprune.publishing.verification import verify
-from hfprune.tasks import (
+from hfprune.data.corpus import pack
+from hfprune.jobs.tasks import (
     MaskedTextArguments,
     ModelArguments,
     TextArguments,
     masked_language_modelling,
     text_classification,
 )
-from hfprune.tasks.masked_text import masked
+from hfprune.jobs.tasks.masked_language_modelling import masked
+from hfprune.publishing.verification import verify
 from tests.support.runs import mlm_home, run_here, text_home
 from tests.support.tiny import tiny_model
 from tests.support.tiny_data import tiny_texts, tiny_tokenizer

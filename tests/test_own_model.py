@@ -125,7 +125,7 @@ def test_inspect_says_that_support_is_by_proof_and_what_is_not_pruned(tmp_path):
     from transformers import FNetConfig, FNetModel, WavLMConfig, WavLMModel
     from typer.testing import CliRunner
 
-    from hfprune.cli import app
+    from hfprune.cli.app import app
     from tests.support.tiny import SIZES
 
     FNetModel(FNetConfig(**SIZES["bert"])).save_pretrained(tmp_path / "fnet")

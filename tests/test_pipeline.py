@@ -10,11 +10,12 @@ from transformers import BertForSequenceClassification, DataCollatorWithPadding,
 from transformers.models.bert import BertPreTrainedModel
 
 import hfprune
-from hfprune import PruningConfig, pipeline
+from hfprune import PruningConfig
 from hfprune.errors import BudgetError, PlanMismatchError, UnsupportedArchitectureError
-from hfprune.measure import measure_size
-from hfprune.planner import no_scores, sparsity_of
+from hfprune.measuring.size import measure_size
 from hfprune.planning import sparsities
+from hfprune.pruning import prune as pipeline
+from hfprune.pruning.steps import no_scores, sparsity_of
 from hfprune.scoring import calibration_batches
 from hfprune.structure import find_blocks
 from hfprune.structure.modeling_pruned import PrunedModel

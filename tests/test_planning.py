@@ -18,7 +18,7 @@ from hfprune.planning import (
     trade_off_curve,
 )
 from hfprune.planning import knapsack as knapsack_module
-from hfprune.planning.costs import candidates_of
+from hfprune.planning.candidates import candidates_of
 from hfprune.scoring import Scores
 from hfprune.structure.blocks import Block
 
@@ -35,9 +35,8 @@ def block(name, kind, units, *, params=1, portable=None, least=0):
         width=1,
         heads=int(kind == "attention"),
         head_dim=1,
-        consumer="",
-        producers=(),
-        producer_rows=(),
+        unit="neuron" if kind == "ffn" else "group",
+        slices=(),
         sizes=(),
         head_inputs=(),
         residual_sum=None,

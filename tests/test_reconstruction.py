@@ -5,8 +5,9 @@ import torch
 
 import hfprune
 from hfprune.errors import CalibrationError, NonFiniteScoreError, PlanMismatchError
-from hfprune.recovery import least_squares, reconstruction
-from hfprune.recovery.reconstruction import reconstruct
+from hfprune.reconstruction import least_squares
+from hfprune.reconstruction import reconstruct as reconstruction
+from hfprune.reconstruction.reconstruct import reconstruct
 from hfprune.structure import find_blocks
 from hfprune.structure.surgery import keep_units
 from tests.support.processes import run_python

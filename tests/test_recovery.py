@@ -9,8 +9,9 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 
 import hfprune
 from hfprune import RecoveryTrainer
-from hfprune.metrics import compute_metrics_for
-from hfprune.recovery.distillation import hidden_states_loss, logits_loss
+from hfprune.measuring.metrics import compute_metrics_for
+from hfprune.recovery.losses.hidden_states import hidden_states_loss
+from hfprune.recovery.losses.logits import logits_loss
 from tests.support.plans import uneven_plan
 from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.training import arguments, pruned_pair, trainer_of

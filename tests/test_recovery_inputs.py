@@ -8,9 +8,9 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
 from hfprune import GradualPruning, PruningConfig, RecoveryTrainer, add_teacher_logits
-from hfprune.recovery.distillation import logits_loss
 from hfprune.recovery.learning import without_dropout
-from hfprune.recovery.regularisation import swap_tokens
+from hfprune.recovery.losses.logits import logits_loss
+from hfprune.recovery.token_dropout import swap_tokens
 from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.tiny_data import tiny_tokenized, tiny_tokenizer
 from tests.support.training import arguments, pruned_pair, trainer_of

@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 import hfprune
-from hfprune.measure import count_macs, measure_size
+from hfprune.measuring.size import count_macs, measure_size
 from hfprune.planning import PruningPlan
 from hfprune.publishing.verification import verify
 from hfprune.structure import find_blocks, gated

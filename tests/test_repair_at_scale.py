@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from hfprune.errors import CheckpointError
-from hfprune.recovery import reconstruction
-from hfprune.recovery.reconstruction import reconstruct
-from hfprune.structure.streams import LayerStream
+from hfprune.reconstruction import reconstruct as reconstruction
+from hfprune.reconstruction.reconstruct import reconstruct
+from hfprune.reconstruction.streams import LayerStream
 from tests.support.killed_repair import repair_case
 
 

@@ -8,8 +8,8 @@ from transformers import Trainer
 
 import hfprune
 from hfprune.errors import HfpruneError
+from hfprune.jobs.tasks import CausalTextArguments, causal_language_modelling
 from hfprune.recovery.trainer import RecoveryTrainer
-from hfprune.tasks import CausalTextArguments, causal_language_modelling
 from tests.support.runs import causal_home, classify, run_here, text_home
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

@@ -10,7 +10,7 @@ from hfprune.errors import CalibrationError, NonFiniteScoreError
 from hfprune.scoring import Scores, known_scorers, register_scorer, registry, score
 from hfprune.scoring.objectives import labelled_loss, projected_loss, sampled_loss
 from hfprune.structure import find_blocks, frozen, gate_gradients, gated
-from hfprune.structure.gates import token_mask
+from hfprune.structure.batches import token_mask
 from tests.support.tiny import tiny_batch, tiny_model
 
 

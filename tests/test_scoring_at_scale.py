@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hfprune
-from hfprune import pipeline
+from hfprune.pruning import prune as pipeline
 from hfprune.scoring import objectives, score, token_losses
 from hfprune.scoring.objectives import labelled_loss, projected_loss, sampled_loss
 from hfprune.structure import find_blocks, frozen, gate_gradients

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import hfprune
 from hfprune import PruningConfig
-from hfprune.cli import app
+from hfprune.cli.app import app
 from hfprune.publishing.verification import verify
 from tests.support.processes import run_python
 from tests.support.runs import causal_home, mlm_home, settings, text_home, token_home, write

@@ -10,7 +10,7 @@ import torch
 import hfprune
 from hfprune import PruningConfig, Sweep
 from hfprune.errors import BudgetError
-from hfprune.measure import measure_size
+from hfprune.measuring.size import measure_size
 from hfprune.sweeping import run
 from tests.support.plans import uneven_plan
 from tests.support.sweeps import BATCHES, QUICK, SHORT, by_hand, output_sum, samples_seen

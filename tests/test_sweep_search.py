@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import hfprune
 from hfprune import Sweep
-from hfprune.cli import app
+from hfprune.cli.app import app
 from hfprune.errors import BudgetError, MissingDependencyError
 from hfprune.sweeping import correctness, points, search
 from tests.support.sweeps import BATCHES, SHORT, answers, curve, output_sum, point

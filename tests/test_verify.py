@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import hfprune
 from hfprune import PruningConfig, PruningRecord
-from hfprune.cli import app
+from hfprune.cli.app import app
 from hfprune.publishing import verification
 from hfprune.publishing.probe import Probe
 from hfprune.publishing.verification import verify

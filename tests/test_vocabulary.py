@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 import hfprune
 from hfprune.errors import CalibrationError, StructureError
 from hfprune.structure import known_architectures
-from hfprune.structure.vocabulary import fixed_ids, keep_tokens, named_ids
 from hfprune.vocabulary.pieces import chain_of
+from hfprune.vocabulary.rows import fixed_ids, keep_tokens, named_ids
 from hfprune.vocabulary.tokenizer import cut, protected, read
 from tests.support.tiny import SIZES, VOCABULARY, has_head, tiny_batch, tiny_model
 from tests.support.tiny_data import tiny_tokenizer

@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 
 import hfprune
 from hfprune import PruningConfig, PruningRecord
-from hfprune.cli import app
-from hfprune.data import load_texts, resolve_model
-from hfprune.measure import measure_size
+from hfprune.cli.app import app
+from hfprune.data.classification import load_texts
+from hfprune.data.packages import resolve_model
+from hfprune.measuring.size import measure_size
 from hfprune.publishing.verification import verify
 from tests.support.plans import uneven_plan
 from tests.support.tiny import tiny_model

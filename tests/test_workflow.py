@@ -9,9 +9,7 @@ from transformers import Trainer
 
 import hfprune
 from hfprune.errors import HfpruneError
-from hfprune.publishing import hub, push
-from hfprune.recovery.trainer import RecoveryTrainer
-from hfprune.tasks import (
+from hfprune.jobs.tasks import (
     MaskedTextArguments,
     TextArguments,
     TokenArguments,
@@ -19,6 +17,8 @@ from hfprune.tasks import (
     parse,
     token_classification,
 )
+from hfprune.publishing import hub, push
+from hfprune.recovery.trainer import RecoveryTrainer
 from tests.support.runs import classify, mlm_home, run_here, save, settings, text_home, token_home, write
 from tests.support.tiny import tiny_model
 from tests.support.tiny_data import WORDS

@@ -1,7 +1,7 @@
 """Which units stay: costs, allocators, plans and schedules. Reads scores and costs, never a model."""
 
-from hfprune.config import Budget
 from hfprune.planning.allocation import allocate, known_allocators, register_allocator
+from hfprune.planning.costs import Budget, known_budgets, register_budget
 from hfprune.planning.knapsack import TradeOff, trade_off_curve
 from hfprune.planning.plan import BlockPlan, PruningPlan
 from hfprune.planning.schedule import SCHEDULES, sparsities
@@ -14,7 +14,9 @@ __all__ = [
     "TradeOff",
     "allocate",
     "known_allocators",
+    "known_budgets",
     "register_allocator",
+    "register_budget",
     "sparsities",
     "trade_off_curve",
 ]

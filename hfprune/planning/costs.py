@@ -1,167 +1,108 @@
-"""What units cost, and the groups of units that a plan keeps or removes together."""
+"""What units cost: the budgets that a sparsity can count, and what each of them counts of a block."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
-import torch
-from torch import Tensor
-
-from hfprune.config import Budget
 from hfprune.structure.blocks import Block
 
-
-def unit_cost(block: Block, budget: Budget, sequence_length: int) -> int:
-    """Cost of one unit: parameters, multiply-adds for `sequence_length` tokens, or bytes of key/value cache a token."""
-    if budget == "kv_cache":
-        return block.unit_cache_bytes
-    return block.unit_params if budget == "params" else block.unit_macs(sequence_length)
+#: From a block and the tokens of a sequence to the cost of one unit.
+CostFunction = Callable[[Block, int], int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One block as an allocator sees it: its units in order of score, in steps that are kept or removed together.
+class Budget:
+    """A registered budget.
 
     Attributes:
-        block: The block.
-        order: Unit indices from the most to the least worth keeping; ties by lower index. Where units stand in groups
-            that keep equally many, the best of every group come first, then the second best of every one, and so on.
-        unit_cost: Cost of one unit.
-        levels: Every number of units that may stay, increasing. One entry: it is fixed.
-        values: `(units,)` float64 scores in that order.
+        name: What users write.
+        function: From a block and the tokens of a sequence to the cost of one unit, a whole number.
+        recorded_as: The field of `BlockPlan` that holds this cost, so that a plan alone can say its sparsity; empty
+            where it takes the model's blocks.
     """
 
-    block: Block
-    order: tuple[int, ...]
-    unit_cost: int
-    levels: tuple[int, ...]
-    values: Tensor
+    name: str
+    function: CostFunction
+    recorded_as: str = ""
 
-    def keep(self, count: int) -> tuple[int, ...]:
-        """The best `count` units, in increasing order."""
-        return tuple(sorted(self.order[:count]))
+    def unit_cost(self, sequence_length: int) -> Callable[[Block], int]:
+        """The cost of one unit, as a function of its block.
 
-    @property
-    def totals(self) -> Tensor:
-        """Score of the best 0, 1, ... units together, `(units + 1,)` float64."""
-        return torch.cat([torch.zeros(1, dtype=torch.float64), self.values.cumsum(0)])
+        Args:
+            sequence_length: Tokens in a sequence.
 
-    def steps(self) -> list[tuple[int, float]]:
-        """`(cost, score)` of going up each level, from the lowest."""
-        totals = self.totals
-        return [
-            ((high - low) * self.unit_cost, float(totals[high] - totals[low]))
-            for low, high in zip(self.levels, self.levels[1:], strict=False)
-        ]
+        Returns:
+            The function.
+        """
+        return lambda block: self.function(block, sequence_length)
 
 
-def candidates_of(
-    blocks: Sequence[Block],
-    scores: Mapping[str, Tensor],
-    *,
-    budget: Budget,
-    sequence_length: int,
-    min_units: int = 1,
-    round_to: int = 1,
-    exclude: Sequence[str] = (),
-    at_most: Mapping[str, int] | None = None,
-) -> list[Candidate]:
-    """Order the units of every block and list how many may stay.
+_BUDGETS: dict[str, Budget] = {}
+#: The names of the budgets known whenever it is looked at: the choices of a command line.
+BUDGET_NAMES = _BUDGETS.keys()
+
+
+def register_budget(name: str, *, recorded_as: str = "") -> Callable[[CostFunction], CostFunction]:
+    """Add a budget: decorate a function from a block and the tokens of a sequence to the cost of one unit.
 
     Args:
-        blocks: The blocks; those that have no units left are passed over.
-        scores: By block name, `(units,)`: higher is more worth keeping.
-        budget: What is counted: `params`, `macs` or `kv_cache`. Units that cost nothing of it all stay (or `at_most`).
-        sequence_length: Tokens in a sequence, for `macs`.
-        min_units: The fewest units that may stay, if the block can run with so few; where units stand in groups, the
-            next multiple of their number.
-        round_to: Neurons are kept in multiples of this; heads are not rounded.
-        exclude: Shell-style patterns of names of blocks that keep all their units.
-        at_most: By block name, the most units that may stay, if not all; `min_units` comes first.
+        name: What users write.
+        recorded_as: As for `Budget`.
 
     Returns:
-        The blocks as allocators see them.
+        The decorator.
 
     Raises:
-        ValueError: A pattern that matches no block, or scores that are not of these blocks.
+        ValueError: The name is taken.
     """
-    check_patterns(exclude, [block.name for block in blocks])
-    found = []
-    for block in blocks:
-        values = scores.get(block.name)
-        if values is None or values.shape != (block.units,):
-            raise ValueError(
-                f"scores of block {block.name!r} should be ({block.units},), found "
-                f"{'none' if values is None else tuple(values.shape)}. Score the model that the plan is for, with "
-                "the same attention_unit."
-            )
-        if not block.units:
-            continue
-        # every group from the best to the worst, and then the first of every group, the second ...
-        values, order = torch.sort(values.double().reshape(block.groups, -1), descending=True, stable=True)
-        order = (order + torch.arange(block.groups)[:, None] * values.shape[1]).T.flatten()
-        values = values.T.flatten()
-        levels: Sequence[int] = (block.units,)
-        if not is_excluded(block.name, exclude):
-            step = round_to if block.kind == "ffn" else block.groups
-            lowest = -(-min(max(min_units, block.least), block.units) // step) * step
-            every = (*range(lowest, block.units, step), block.units)
-            most = (at_most or {}).get(block.name, block.units)
-            levels = [level for level in every if level <= most] or every[:1]
-        cost = unit_cost(block, budget, sequence_length)
-        levels = levels if cost else levels[-1:]  # to remove them would gain nothing
-        found.append(
-            Candidate(block=block, order=tuple(order.tolist()), unit_cost=cost, levels=tuple(levels), values=values)
-        )
-    return found
+    if name in _BUDGETS:
+        raise ValueError(f"a budget named {name!r} is registered already.")
+
+    def add(function: CostFunction) -> CostFunction:
+        _BUDGETS[name] = Budget(name=name, function=function, recorded_as=recorded_as)
+        return function
+
+    return add
 
 
-def is_excluded(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a block name matches one of the shell-style patterns, such as `encoder.layer.0.*` or `*.attention`."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def known_budgets() -> Mapping[str, Budget]:
+    """The budgets known now, by name.
+
+    >>> list(known_budgets())[:3]
+    ['macs', 'params', 'kv_cache']
+    """
+    return dict(_BUDGETS)
 
 
-def check_patterns(patterns: Iterable[str], names: Sequence[str]) -> None:
-    """Refuse patterns that match no block.
+def get_budget(name: str) -> Budget:
+    """A budget by name.
 
     Args:
-        patterns: Shell-style patterns of block names.
-        names: The blocks' names.
-
-    Raises:
-        ValueError: One matches none.
-    """
-    for pattern in patterns:
-        if not any(is_excluded(name, [pattern]) for name in names):
-            raise ValueError(
-                f"pattern {pattern!r} matches no block. Names look like {names[0]!r}; patterns are shell-style, such "
-                "as '*.0.attention'."
-            )
-
-
-def units_by_pattern(sparsity: Mapping[str, float], units: Mapping[str, int]) -> dict[str, int]:
-    """How many units stay where sparsity is given block by block.
-
-    Args:
-        sparsity: By shell-style pattern of block names, the fraction of units to remove, in [0, 1]. The first pattern
-            that matches a block counts; blocks that none matches stay whole.
-        units: By block name, how many units the dense model has.
+        name: Its name.
 
     Returns:
-        By block name, the most units that may stay.
+        The budget.
 
     Raises:
-        ValueError: A pattern matches no block, or a sparsity is not in [0, 1].
-
-    >>> units_by_pattern({"*.0.*": 0.0, "*.ffn": 0.25}, {"l.0.ffn": 8, "l.1.ffn": 8, "l.1.attention": 4})
-    {'l.0.ffn': 8, 'l.1.ffn': 6, 'l.1.attention': 4}
+        ValueError: There is none of that name; the message lists those there are.
     """
-    check_patterns(sparsity, list(units))
-    for pattern, value in sparsity.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"sparsity of {pattern!r} must be in [0, 1], got {value:g}. It is a fraction.")
-    found = {}
-    for name, count in units.items():
-        value = next((value for pattern, value in sparsity.items() if is_excluded(name, [pattern])), 0.0)
-        found[name] = int((1 - value) * count + 1e-9)
-    return found
+    if name not in _BUDGETS:
+        raise ValueError(f"budget must be one of {', '.join(_BUDGETS)}, got {name!r}.")
+    return _BUDGETS[name]
+
+
+@register_budget("macs", recorded_as="unit_macs")
+def macs(block: Block, sequence_length: int) -> int:
+    """Multiply-adds of one unit for one sequence."""
+    return block.unit_macs(sequence_length)
+
+
+@register_budget("params", recorded_as="unit_params")
+def params(block: Block, sequence_length: int) -> int:  # noqa: ARG001 (the same for all lengths)
+    """Parameters of one unit."""
+    return block.unit_params
+
+
+@register_budget("kv_cache", recorded_as="unit_cache_bytes")
+def kv_cache(block: Block, sequence_length: int) -> int:  # noqa: ARG001 (the same for all lengths)
+    """Bytes of one unit in the key/value cache, for one token."""
+    return block.unit_cache_bytes

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hfprune.planning.allocation import filled, register_allocator
-from hfprune.planning.costs import Candidate
+from hfprune.planning.candidates import Candidate
 
 #: The finest division of the budget.
 BINS = 65536

@@ -3,14 +3,18 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any, get_args
 
-from hfprune.config import Budget
 from hfprune.errors import PlanMismatchError
-from hfprune.structure.blocks import Block, check_attention_unit
+from hfprune.planning.costs import get_budget
+from hfprune.structure.blocks import QUERIES, Block, attention_unit_of, check_attention_unit
+from hfprune.structure.specs import KIND_OF_NEURONS, AttentionUnit, Kind, Unit
 
 FORMAT_VERSION = 1
+#: What the JSON of a block holds, in this order.
+_IN_JSON = ("kind", "units", "kept", "unit_params", "unit_macs", "unit_cache_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,19 +28,64 @@ class BlockPlan:
         unit_params: Parameters of one unit.
         unit_macs: Multiply-adds of one unit for one sequence of the plan's `sequence_length`.
         unit_cache_bytes: Bytes of one unit for every token in the key/value cache; 0 where it has none.
+        unit: What one unit is: `group`, `query` or `neuron`. In JSON the block's kind and name say it.
     """
 
-    kind: str
+    kind: Kind
     units: int
     kept: tuple[int, ...]
     unit_params: int
     unit_macs: int
     unit_cache_bytes: int = 0
+    unit: Unit = "group"
 
-    def unit_cost(self, budget: Budget) -> int:
-        """The cost of one unit: parameters, multiply-adds a sequence, or bytes of key/value cache a token."""
-        costs = {"params": self.unit_params, "macs": self.unit_macs, "kv_cache": self.unit_cache_bytes}
-        return costs[budget]
+    def unit_cost(self, budget: str) -> int:
+        """The cost of one unit in a budget.
+
+        Args:
+            budget: The name of a registered budget.
+
+        Returns:
+            Such as parameters, multiply-adds a sequence, or bytes of key/value cache a token.
+
+        Raises:
+            ValueError: No budget has that name, or plans do not record what it counts.
+        """
+        field = get_budget(budget).recorded_as
+        if not field:
+            raise ValueError(
+                f"a plan does not record what a unit costs in the budget {budget!r}: register the budget with "
+                "recorded_as=..., or take Anatomy.cost, which asks the model's blocks."
+            )
+        cost: int = getattr(self, field)
+        return cost
+
+    @classmethod
+    def from_fields(cls, name: str, fields: Mapping[str, Any]) -> "BlockPlan":
+        """What the JSON of a plan holds of a block.
+
+        Args:
+            name: The block's name.
+            fields: Its fields.
+
+        Returns:
+            The block's plan.
+
+        Raises:
+            TypeError: A field is missing or unknown.
+        """
+        return cls(**{**fields, "kept": tuple(fields["kept"])}, unit=_unit_in_json(name, fields["kind"]))
+
+    def to_fields(self) -> dict[str, Any]:
+        """What the JSON of a plan holds of a block."""
+        return {name: getattr(self, name) for name in _IN_JSON}
+
+
+def _unit_in_json(name: str, kind: Kind) -> Unit:
+    """What a unit is, in the format of the file: query heads are told by the block's name."""
+    if kind == KIND_OF_NEURONS:
+        return "neuron"
+    return "query" if name.endswith(f".{QUERIES}") else "group"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +107,9 @@ class PruningPlan:
     def __post_init__(self) -> None:
         for name, block in self.blocks.items():
             kept = block.kept
-            if any(b <= a for a, b in pairwise(kept)) or (kept and not (kept[0] >= 0 and kept[-1] < block.units)):
+            increases = all(a < b for a, b in pairwise(kept))
+            in_range = not kept or (kept[0] >= 0 and kept[-1] < block.units)
+            if not (increases and in_range):
                 raise ValueError(
                     f"the plan of block {name!r} must keep increasing indices from 0 to {block.units - 1}, got "
                     f"{list(kept[:8])}{' ...' if len(kept) > 8 else ''}."
@@ -75,6 +126,7 @@ class PruningPlan:
             blocks={
                 block.name: BlockPlan(
                     kind=block.kind,
+                    unit=block.unit,
                     units=block.units,
                     kept=tuple(kept.get(block.name, range(block.units))),
                     unit_params=block.unit_params,
@@ -91,17 +143,22 @@ class PruningPlan:
         return {name: block.kept for name, block in self.blocks.items()}
 
     @property
+    def attention_unit(self) -> AttentionUnit:
+        """What units of attention with shared key/value heads are: `group`, or `query` for single query heads."""
+        return attention_unit_of(block.unit for block in self.blocks.values())
+
+    @property
     def counts(self) -> dict[str, tuple[int, int]]:
         """`(kept, before)` units, by block name."""
         return {name: (len(block.kept), block.units) for name, block in self.blocks.items()}
 
-    def cost(self, budget: Budget) -> tuple[int, int]:
+    def cost(self, budget: str) -> tuple[int, int]:
         """`(kept, before)` cost of all prunable units: parameters, multiply-adds a sequence, or cache bytes a token."""
         blocks = self.blocks.values()
         kept = sum(len(block.kept) * block.unit_cost(budget) for block in blocks)
         return kept, sum(block.units * block.unit_cost(budget) for block in blocks)
 
-    def sparsity(self, budget: Budget = "macs") -> float:
+    def sparsity(self, budget: str = "macs") -> float:
         """The fraction of the prunable cost that is removed, in [0, 1)."""
         kept, before = self.cost(budget)
         return 1 - kept / before if before else 0.0
@@ -124,16 +181,17 @@ class PruningPlan:
         Raises:
             PlanMismatchError: `second` is not for what this plan leaves.
         """
-        check_match(second, {name: len(block.kept) for name, block in self.blocks.items()})
-        blocks = {
-            name: BlockPlan(**{**vars(block), "kept": tuple(block.kept[i] for i in second.blocks[name].kept)})
-            for name, block in self.blocks.items()
-        }
+        left = {name: len(block.kept) for name, block in self.blocks.items()}
+        check_match(second, left, attention_unit=self.attention_unit)
+        blocks = {}
+        for name, block in self.blocks.items():
+            kept = tuple(block.kept[place] for place in second.blocks[name].kept)
+            blocks[name] = replace(block, kept=kept)
         return PruningPlan(model_type=self.model_type, sequence_length=self.sequence_length, blocks=blocks)
 
     def to_json(self) -> str:
         """The plan as JSON, one line a block, so that two plans can be compared with `diff`."""
-        lines = [f"  {json.dumps(name)}: {json.dumps(vars(block))}" for name, block in self.blocks.items()]
+        lines = [f"  {json.dumps(name)}: {json.dumps(block.to_fields())}" for name, block in self.blocks.items()]
         head = {
             "format_version": FORMAT_VERSION,
             "model_type": self.model_type,
@@ -164,20 +222,12 @@ class PruningPlan:
                     f"the pruning plan has format_version {version!r:.50}, this hfprune reads {FORMAT_VERSION}: "
                     "upgrade it (pip install -U hfprune)."
                 )
-            blocks = {
-                name: BlockPlan(**{**block, "kept": tuple(block["kept"])}) for name, block in data["blocks"].items()
-            }
+            blocks = {name: BlockPlan.from_fields(name, fields) for name, fields in data["blocks"].items()}
             plan = cls(model_type=data["model_type"], sequence_length=data["sequence_length"], blocks=blocks)
         except (AttributeError, KeyError, RecursionError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"not a pruning plan: {type(error).__name__}: {error}") from error
         for name, block in plan.blocks.items():
-            numbers = (block.units, block.unit_params, block.unit_macs, plan.sequence_length, *block.kept)
-            wrong = [number for number in numbers if type(number) is not int or number < 0]
-            if wrong or block.kind not in ("attention", "ffn"):
-                raise ValueError(
-                    f"not a pruning plan: block {name!r:.100} must be of kind attention or ffn, got {block.kind!r:.50},"
-                    f" and its numbers whole ones from 0, got {wrong[:3]!r:.100}."
-                )
+            _check_values(name, block, plan.sequence_length)
         if data.get("digest", plan.digest) != plan.digest:
             raise ValueError(
                 f"the pruning plan was changed: its digest says {data['digest'][:12]}..., its content gives "
@@ -199,35 +249,53 @@ class PruningPlan:
         return "\n".join(lines)
 
 
-def check_match(plan: PruningPlan, units: Mapping[str, int]) -> None:
+def _check_values(name: str, block: BlockPlan, sequence_length: int) -> None:
+    """Refuse values of a file that no plan has."""
+    numbers = (block.units, block.unit_params, block.unit_macs, sequence_length, *block.kept)
+    wrong = [number for number in numbers if type(number) is not int or number < 0]
+    kinds = get_args(Kind)
+    if wrong or block.kind not in kinds:
+        raise ValueError(
+            f"not a pruning plan: block {name!r:.100} must be of kind {' or '.join(kinds)}, got {block.kind!r:.50},"
+            f" and its numbers whole ones from 0, got {wrong[:3]!r:.100}."
+        )
+
+
+def check_match(plan: PruningPlan, units: Mapping[str, int], *, attention_unit: AttentionUnit) -> None:
     """Refuse a plan that was made for other blocks.
 
     Args:
         plan: The plan.
         units: By block name, how many units the model has.
+        attention_unit: What units of attention are in the model.
 
     Raises:
         PlanMismatchError: Block names or numbers of units differ.
     """
-    check_attention_unit(plan.blocks, units)
+    check_attention_unit(plan.attention_unit, attention_unit)
     if set(plan.blocks) != set(units):
-        extra, missing = sorted(set(plan.blocks) - set(units)), sorted(set(units) - set(plan.blocks))
-        named = "; ".join(
-            [f"the model has no {extra[0]!r}" if extra else "", f"the plan lacks {missing[0]!r}" if missing else ""]
-        ).strip("; ")
+        extra = sorted(set(plan.blocks) - set(units))
+        missing = sorted(set(units) - set(plan.blocks))
+        named = []
+        if extra:
+            named.append(f"the model has no {extra[0]!r}")
+        if missing:
+            named.append(f"the plan lacks {missing[0]!r}")
         raise PlanMismatchError(
             f"the plan is for a {plan.model_type} model with {len(plan.blocks)} blocks, this model has {len(units)}: "
-            f"{named}. Score this model and make a plan of its own."
+            f"{'; '.join(named)}. Score this model and make a plan of its own."
         )
     for name, block in plan.blocks.items():
         have = units[name]
-        if have != block.units:
+        if have == block.units:
+            continue
+        if have < block.units:
             cause = (
                 f"The model is already pruned ({have} of {block.units}). Apply the plan to the dense model, or score "
                 "this one again."
-                if have < block.units
-                else "It is for a smaller model, or for this one after pruning: combine plans with first.then(second)."
             )
-            raise PlanMismatchError(
-                f"block {name!r} has {have} units in this model, but the plan was made for {block.units}. {cause}"
-            )
+        else:
+            cause = "It is for a smaller model, or for this one after pruning: combine plans with first.then(second)."
+        raise PlanMismatchError(
+            f"block {name!r} has {have} units in this model, but the plan was made for {block.units}. {cause}"
+        )

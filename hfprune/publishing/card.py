@@ -28,8 +28,8 @@ from transformers.models.auto.modeling_auto import (
 
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.charts import KEPT_UNITS, can_draw, draw_pictures, pictures_of
+from hfprune.publishing.record import PruningRecord
 from hfprune.publishing.verification import PLAN_FILE, RECORD_FILE
-from hfprune.record import PruningRecord
 from hfprune.structure.modeling_pruned import PrunedModel
 
 logger = logging.getLogger(__name__)

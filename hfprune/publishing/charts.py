@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hfprune.planning.plan import PruningPlan
-from hfprune.record import PruningRecord
+from hfprune.publishing.record import PruningRecord
 
 KEPT_UNITS, ACCURACY = "kept_units.png", "accuracy_against_size.png"
 _BINS = 48

@@ -16,8 +16,8 @@ from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.card import write_card
 from hfprune.publishing.hub import fetch
 from hfprune.publishing.probe import PROBE_FILE, Probe
+from hfprune.publishing.record import PruningRecord, blocks_of
 from hfprune.publishing.verification import RECORD_FILE, check_loadable, model_class, sha256
-from hfprune.record import PruningRecord, blocks_of
 from hfprune.structure.modeling_pruned import (
     FORMAT_VERSION,
     HUB_ARGUMENTS,

@@ -12,13 +12,13 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from hfprune.errors import CheckpointError
-from hfprune.measure import dense_size, measure_size
+from hfprune.measuring.size import dense_size, measure_size
 from hfprune.planning.plan import PruningPlan
+from hfprune.publishing.record import PruningRecord, blocks_of, public_name
 from hfprune.publishing.verification import class_of, detours
-from hfprune.record import PruningRecord, blocks_of, public_name
+from hfprune.structure.anatomy import find_blocks
 from hfprune.structure.architectures import base_model_type
 from hfprune.structure.blocks import Block
-from hfprune.structure.reading import find_blocks
 from hfprune.structure.surgery import skeleton
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def load_legacy(folder: str | Path, *, sequence_length: int = 128, pickled: bool
         dense = class_of(config.get("architectures") or [], str(folder))(dense_config)
     blocks = find_blocks(dense)
     kept = _kept(blocks, heads)
-    small, _ = skeleton(dense, kept)
+    small, _ = skeleton(dense, kept, blocks=blocks)
     try:
         model, report = type(small).from_pretrained(
             folder, config=small.config, output_loading_info=True, use_safetensors=not pickled, weights_only=True

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from hfprune.structure.devices import input_embeddings
 from hfprune.structure.examples import example_inputs
-from hfprune.structure.gates import frozen
 from hfprune.structure.modeling_pruned import PROOF
+from hfprune.structure.running import frozen
 
 PROBE_FILE = PROOF
 FORMAT_VERSION = 1

@@ -18,9 +18,9 @@ from transformers.core_model_loading import revert_weight_conversion
 from hfprune.errors import CheckpointError, HfpruneError
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.probe import PROBE_FILE, Probe
-from hfprune.record import PruningRecord, blocks_of
+from hfprune.publishing.record import PruningRecord, blocks_of
 from hfprune.structure import modeling_pruned
-from hfprune.structure.reading import find_blocks
+from hfprune.structure.anatomy import find_blocks
 
 logger = logging.getLogger(__name__)
 

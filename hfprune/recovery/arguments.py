@@ -1,6 +1,7 @@
 """RecoveryArguments: `TrainingArguments`, and how much each part of the recovery loss weighs."""
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -133,3 +134,45 @@ class RecoveryArguments(TrainingArguments):
                 f"lora_rank={self.lora_rank} trains adapters only, so {', '.join(others)} would have no effect. Drop "
                 "one of the two."
             )
+
+
+_SETTINGS = (
+    "learning_rate",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "task_weight",
+    "logits_weight",
+    "hidden_states_weight",
+    "temperature",
+    "freeze_embeddings",
+    "bf16",
+    "seed",
+)
+
+
+#: Fields that any Trainer has.
+_TRAINING = {own.name for own in fields(TrainingArguments)}
+
+
+def recovery_settings(args: RecoveryArguments, *, steps: int, seconds: float) -> dict[str, Any]:
+    """The hyper-parameters of a recovery, for the record.
+
+    Args:
+        args: The arguments of the recovery.
+        steps: Training steps that were made.
+        seconds: How long they took.
+
+    Returns:
+        Plain values: the usual ones, and those of RecoveryArguments that are not the default.
+    """
+    values = {name: getattr(args, name) for name in _SETTINGS}
+    values["lr_scheduler_type"] = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    for own in fields(RecoveryArguments):
+        default = own.default if own.default_factory is MISSING else own.default_factory()
+        if own.name not in values and own.name not in _TRAINING and getattr(args, own.name) != default:
+            values[own.name] = getattr(args, own.name)
+    return {**values, "steps": steps, "seconds": round(seconds, 1)}

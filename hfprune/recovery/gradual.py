@@ -15,16 +15,18 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from hfprune.config import PruningConfig
 from hfprune.distributed import add_over_processes, from_main_process, is_main_process
-from hfprune.measure import check_length, measure_size
-from hfprune.planner import apply_plan, check_target, plan, sparsity_of
+from hfprune.measuring.size import check_length, measure_size
 from hfprune.planning import PruningPlan
 from hfprune.planning.schedule import sparsity_at
-from hfprune.record import record_of
+from hfprune.pruning.steps import apply_plan, check_target, plan, sparsity_of
+from hfprune.publishing.record import record_of
 from hfprune.scoring import Scores
+from hfprune.structure.anatomy import find_blocks
 from hfprune.structure.architectures import base_model_type
+from hfprune.structure.batches import count_samples
 from hfprune.structure.blocks import Block, check_in_one_place
-from hfprune.structure.gates import count_samples, input_hooks
-from hfprune.structure.reading import find_blocks
+from hfprune.structure.gates import gate_columns
+from hfprune.structure.running import input_hooks
 
 logger = logging.getLogger(__name__)
 STATE_FILE = "gradual_pruning.safetensors"
@@ -147,8 +149,10 @@ class GradualPruning(TrainerCallback):
             gate = self._gates[block.name].to(x.dtype).repeat_interleave(block.width)
             if self.finished or not torch.is_grad_enabled():
                 return x * gate
-            gate.requires_grad_()  # so that the backward pass comes here where all below is frozen
-            return _Gate.apply(x, gate, self._samples, lambda gamma: self._add(block, gamma))  # type: ignore[no-untyped-call,no-any-return]
+            anchor = torch.ones((), device=x.device, requires_grad=True)
+            return gate_columns(
+                x, gate, anchor=anchor, samples=self._samples, take=lambda gamma: self._add(block, gamma)
+            )
 
         return change
 
@@ -325,21 +329,3 @@ class GradualPruning(TrainerCallback):
         names = ("sparsity", "budget", "sequence_length", "allocation", "attention_unit", "min_units", "round_to")
         config = {name: getattr(self.config, name) for name in (*names, "exclude", "portable")}
         return {**config, **own}
-
-
-class _Gate(torch.autograd.Function):
-    """x times its gate; hands γ of every column to a function in the backward pass, also where the gate is 0."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor, samples: int, take: Callable[[Tensor], None]) -> Tensor:
-        ctx.save_for_backward(x, gate)
-        ctx.samples, ctx.take = samples, take
-        return x * gate
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None, None]:
-        x, gate = ctx.saved_tensors
-        (gradient,) = grad_outputs
-        wide = x.reshape(ctx.samples, -1, x.shape[-1]).float()
-        ctx.take((wide * gradient.reshape(wide.shape)).sum(1))
-        return gradient * gate if ctx.needs_input_grad[0] else None, None, None, None

@@ -14,9 +14,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from hfprune.recovery.lora import has_adapters
+from hfprune.structure.anatomy import find_blocks
 from hfprune.structure.blocks import base_model_prefix
 from hfprune.structure.devices import input_embeddings
-from hfprune.structure.reading import find_blocks
 
 logger = logging.getLogger(__name__)
 State = dict[str, tuple[bool, torch.dtype]]

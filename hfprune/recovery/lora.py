@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers import PreTrainedModel
 
+from hfprune.structure.anatomy import find_blocks
 from hfprune.structure.blocks import base_model_prefix
-from hfprune.structure.reading import find_blocks
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfprune.recovery.arguments import PENALTIES, TEACHER_WEIGHTS, RecoveryArguments
-from hfprune.recovery.distillation import attention_outputs_loss, hidden_states_loss, logits_loss, top_k_logits_loss
-from hfprune.recovery.regularisation import unit_penalties
+from hfprune.recovery.losses.attention_outputs import attention_outputs_loss
+from hfprune.recovery.losses.hidden_states import hidden_states_loss
+from hfprune.recovery.losses.logits import logits_loss, top_k_logits_loss
+from hfprune.recovery.losses.penalties import unit_penalties
 from hfprune.recovery.teacher import (
     TEACHER_COLUMNS,
     TEACHER_LOGITS,
@@ -20,8 +22,9 @@ from hfprune.recovery.teacher import (
     outputs_of,
 )
 from hfprune.scoring.objectives import predicts_next_token, without_padding
-from hfprune.structure.gates import fitting_mask, predicted_tokens, token_mask, without_cache
-from hfprune.structure.reading import find_blocks
+from hfprune.structure.anatomy import find_blocks
+from hfprune.structure.batches import fitting_mask, predicted_tokens, token_mask
+from hfprune.structure.running import without_cache
 
 _LOGITS = ("logits", "start_logits", "end_logits")
 _HIDDEN_STATES = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")

@@ -14,8 +14,9 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.scoring.calibration import Collator, check_batch, collate
-from hfprune.structure.gates import LABELS, frozen, inputs_of
-from hfprune.structure.kept import digest_of
+from hfprune.structure.batches import LABELS
+from hfprune.structure.running import frozen, inputs_of
+from hfprune.structure.store import digest_of
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def add_teacher_logits(
     Of a model that predicts tokens all logits are too large to keep. With `top_k` the k likeliest tokens at every place
     are kept with their log-probabilities log p_i at the temperature, and log p_* = log(1 − Σ p_i) of all others
     together; recovery then minimises the KL divergence over these k + 1 outcomes, which is at most the KL divergence
-    over all tokens (see `hfprune.recovery.distillation.top_k_logits_loss`).
+    over all tokens (see `hfprune.recovery.losses.logits.top_k_logits_loss`).
 
     Args:
         data: A tokenized data set; with `top_k`, of texts of one length, such as packed windows.

@@ -27,10 +27,11 @@ from hfprune.recovery.learning import (
 )
 from hfprune.recovery.lora import has_adapters, merged, with_adapters
 from hfprune.recovery.loss import LABEL, RecoveryLoss, as_taken, token_counts, weighted_sum
-from hfprune.recovery.regularisation import swap_tokens
 from hfprune.recovery.teacher import TEACHER_COLUMNS, teacher_once
-from hfprune.structure.gates import count_samples, refuse_head_mask, same_use_cache
+from hfprune.recovery.token_dropout import swap_tokens
+from hfprune.structure.batches import count_samples, refuse_head_mask
 from hfprune.structure.modeling_pruned import write_attachments
+from hfprune.structure.running import same_use_cache
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,16 @@
 from hfprune.scoring.activation_scorers import ActivationStatistics, GramStatistics
 from hfprune.scoring.calibration import CalibrationData, Collator, calibration_batches
 from hfprune.scoring.gate_scorers import GateStatistics
-from hfprune.scoring.registry import Scorer, get_scorer, known_scorers, register_scorer
+from hfprune.scoring.registry import (
+    Scorer,
+    ScoringRun,
+    Statistic,
+    get_scorer,
+    known_scorers,
+    known_statistics,
+    register_scorer,
+    register_statistic,
+)
 from hfprune.scoring.scorers import score, scorers_in
 from hfprune.scoring.scores import Scores
 from hfprune.scoring.weight_scorers import WeightGradientStatistics, WeightStatistics
@@ -16,12 +25,16 @@ __all__ = [
     "GramStatistics",
     "Scorer",
     "Scores",
+    "ScoringRun",
+    "Statistic",
     "WeightGradientStatistics",
     "WeightStatistics",
     "calibration_batches",
     "get_scorer",
     "known_scorers",
+    "known_statistics",
     "register_scorer",
+    "register_statistic",
     "score",
     "scorers_in",
 ]

@@ -15,11 +15,12 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import tqdm
 
 from hfprune.distributed import add_over_processes, failing_together, share_of
-from hfprune.scoring.registry import register_scorer
+from hfprune.scoring.registry import ScoringRun, register_scorer, register_statistic
 from hfprune.scoring.scores import check_finite
+from hfprune.structure.batches import Batch, count_samples, token_mask
 from hfprune.structure.blocks import Block
 from hfprune.structure.devices import loaded, running_device
-from hfprune.structure.gates import Batch, count_samples, frozen, input_hooks, run_without_head, token_mask
+from hfprune.structure.running import frozen, input_hooks, run_without_head
 
 #: An activation smaller than this counts as zero for `apoz`: GELU and SiLU are nearly never exactly 0.
 NEARLY_ZERO = 1e-2
@@ -70,43 +71,6 @@ class GramStatistics:
         return self.gram_with_ones[:-1, :-1]
 
 
-@register_scorer("apoz", reads="activations")
-def apoz(statistics: ActivationStatistics) -> Tensor:
-    """1 − the average share of (nearly) zero activations. Hu et al. 2016, "Network Trimming"."""
-    return 1 - statistics.zero_share.reshape(statistics.block.units, -1).mean(1)
-
-
-@register_scorer("activation_norm", reads="activations")
-def activation_norm(statistics: ActivationStatistics) -> Tensor:
-    """Mean over samples of ‖x[:, C_u]‖₂. Muralidharan et al. 2024, "Compact Language Models" (Minitron)."""
-    return statistics.norm
-
-
-@register_scorer("fluctuation", reads="activations")
-def fluctuation(statistics: ActivationStatistics) -> Tensor:
-    """Var_t(x_c) · ‖W[:, c]‖², averaged over a unit's columns and standardised in the block.
-
-    An et al. 2024, "Fluctuation-based Adaptive Structured Pruning" (FLAP): what cannot be made up for by a bias.
-    """
-    by_column = statistics.variance * statistics.weight.square().sum(0)
-    value = by_column.reshape(statistics.block.units, -1).mean(1)
-    return (value - value.mean()) / value.std(correction=0).clamp(min=1e-12)
-
-
-@register_scorer("obs", reads="gram")
-def obs(statistics: GramStatistics) -> Tensor:
-    """tr(W_M ((H⁻¹)_MM)⁻¹ W_Mᵀ) with H = XᵀX + λI and M = C_u: the squared error after the best repair.
-
-    Hassibi & Stork 1993 ("Optimal Brain Surgeon"), for structures as in Kurtic et al. 2023 (ZipLM).
-    """
-    width = statistics.block.width
-    inverse = regularised_inverse(statistics.gram)
-    own = torch.stack([part[:, i * width : (i + 1) * width] for i, part in enumerate(torch.split(inverse, width))])
-    columns = statistics.weight.T.reshape(statistics.block.units, width, -1)
-    error: Tensor = (torch.linalg.solve(own, columns) * columns).sum((1, 2))
-    return error
-
-
 def regularised_inverse(gram: Tensor) -> Tensor:
     """(G + λI)⁻¹ with λ = `OBS_RIDGE` times the mean of G's diagonal."""
     ridge = OBS_RIDGE * gram.diagonal().mean().clamp(min=1e-12)
@@ -116,10 +80,10 @@ def regularised_inverse(gram: Tensor) -> Tensor:
     return inverse
 
 
-def read_activations(
-    model: PreTrainedModel, blocks: Sequence[Block], batches: Sequence[Batch]
-) -> dict[str, ActivationStatistics]:
-    """What scorers that read `activations` get, by block name."""
+@register_statistic("activations", needs=["activations"])
+def read_activations(run: ScoringRun) -> Iterator[tuple[str, ActivationStatistics]]:
+    """Moments of what every consumer reads."""
+    blocks = run.blocks
     moments = {block.name: torch.zeros(3, block.units * block.width, dtype=torch.float64) for block in blocks}
     norms = {block.name: torch.zeros(block.units, dtype=torch.float64) for block in blocks}
 
@@ -128,20 +92,26 @@ def read_activations(
         moments[block.name] += torch.stack([value.sum((0, 1)) for value in (x, x.square(), small)]).cpu()
         norms[block.name] += x.square().reshape(*x.shape[:2], block.units, -1).sum((1, 3)).sqrt().sum(0).cpu()
 
-    tokens, samples = _run(model, blocks, batches, add)
+    tokens, samples = _run(run.model, blocks, run.batches, add)
     add_over_processes([*moments.values(), *norms.values()])
-    found = {}
     for block in blocks:
         mean, square, zeros = moments[block.name] / tokens[block.name]
-        found[block.name] = ActivationStatistics(
+        statistics = ActivationStatistics(
             block=block,
             mean=mean.float(),
+            # rounding can leave a little less than 0
             variance=(square - mean.square()).clamp(min=0).float(),
             zero_share=zeros.float(),
             norm=(norms[block.name] / samples).float(),
-            weight=_consumer_weight(model, block).float(),
+            weight=_consumer_weight(run.model, block).float(),
         )
-    return found
+        yield block.name, statistics
+
+
+@register_statistic("gram", needs=["activations"])
+def read_gram_of_all(run: ScoringRun) -> Iterator[tuple[str, GramStatistics]]:
+    """Gram matrices of what every consumer reads."""
+    return read_gram(run.model, run.blocks, run.batches)
 
 
 def read_gram(
@@ -244,3 +214,40 @@ def _run(
             samples_seen += samples
     add_over_processes([tokens, samples_seen])
     return dict(zip(places, tokens.tolist(), strict=True)), samples_seen.item()
+
+
+@register_scorer("apoz", reads="activations")
+def apoz(statistics: ActivationStatistics) -> Tensor:
+    """1 − the average share of (nearly) zero activations. Hu et al. 2016, "Network Trimming"."""
+    return 1 - statistics.zero_share.reshape(statistics.block.units, -1).mean(1)
+
+
+@register_scorer("activation_norm", reads="activations")
+def activation_norm(statistics: ActivationStatistics) -> Tensor:
+    """Mean over samples of ‖x[:, C_u]‖₂. Muralidharan et al. 2024, "Compact Language Models" (Minitron)."""
+    return statistics.norm
+
+
+@register_scorer("fluctuation", reads="activations")
+def fluctuation(statistics: ActivationStatistics) -> Tensor:
+    """Var_t(x_c) · ‖W[:, c]‖², averaged over a unit's columns and standardised in the block.
+
+    An et al. 2024, "Fluctuation-based Adaptive Structured Pruning" (FLAP): what cannot be made up for by a bias.
+    """
+    by_column = statistics.variance * statistics.weight.square().sum(0)
+    value = by_column.reshape(statistics.block.units, -1).mean(1)
+    return (value - value.mean()) / value.std(correction=0).clamp(min=1e-12)
+
+
+@register_scorer("obs", reads="gram")
+def obs(statistics: GramStatistics) -> Tensor:
+    """tr(W_M ((H⁻¹)_MM)⁻¹ W_Mᵀ) with H = XᵀX + λI and M = C_u: the squared error after the best repair.
+
+    Hassibi & Stork 1993 ("Optimal Brain Surgeon"), for structures as in Kurtic et al. 2023 (ZipLM).
+    """
+    width = statistics.block.width
+    inverse = regularised_inverse(statistics.gram)
+    own = torch.stack([part[:, i * width : (i + 1) * width] for i, part in enumerate(torch.split(inverse, width))])
+    columns = statistics.weight.T.reshape(statistics.block.units, width, -1)
+    error: Tensor = (torch.linalg.solve(own, columns) * columns).sum((1, 2))
+    return error

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, default_data_collator
 
 from hfprune.errors import CalibrationError
+from hfprune.structure.batches import LABELS, Batch, count_samples, refuse_head_mask, token_mask
 from hfprune.structure.devices import check_tokens
-from hfprune.structure.gates import LABELS, Batch, count_samples, refuse_head_mask, token_mask
 
 #: What scoring accepts as data.
 CalibrationData: TypeAlias = Dataset | DataLoader[Any] | Sequence[Batch]

@@ -3,13 +3,12 @@
 Notation: γ[n, u] is the derivative of sample n's loss by the gate of unit u.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from hfprune.distributed import add_over_processes, failing_together, share_of
@@ -21,11 +20,13 @@ from hfprune.scoring.activation_scorers import (
     regularised_inverse,
 )
 from hfprune.scoring.objectives import summed_loss
-from hfprune.scoring.registry import Scorer, register_scorer
+from hfprune.scoring.registry import ScoringRun, register_scorer, register_statistic
 from hfprune.scoring.scores import check_finite
+from hfprune.structure.batches import count_samples, on_device
 from hfprune.structure.blocks import Block
 from hfprune.structure.devices import input_device
-from hfprune.structure.gates import Batch, count_samples, frozen, gate_gradients, on_device
+from hfprune.structure.gates import gate_gradients
+from hfprune.structure.running import frozen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,71 @@ class GateStatistics:
     mean: Tensor
     mean_abs: Tensor
     mean_square: Tensor
+
+
+def residual_maps(grams: Iterable[tuple[str, GramStatistics]]) -> dict[str, Tensor]:
+    """From a block's inputs to what is left of each unit after the best linear prediction from the others.
+
+    With H = [X 1]ᵀ[X 1] + λI the residual of the columns M of a unit is [X 1] (H⁻¹)_{:,M} ((H⁻¹)_{MM})⁻¹.
+
+    Args:
+        grams: Gram matrices of the blocks' inputs.
+
+    Returns:
+        By block name: `(columns + 1, columns)` float32, for `gate_gradients`.
+    """
+    maps = {}
+    for name, statistics in grams:
+        width = statistics.block.width
+        inverse = regularised_inverse(statistics.gram_with_ones)
+        residuals = []
+        # the last column is that of the ones, which belong to no unit
+        for unit, columns in enumerate(torch.split(inverse[:, :-1], width, dim=1)):
+            own = columns[unit * width : (unit + 1) * width]
+            residuals.append(columns @ torch.linalg.inv(own))
+        maps[name] = torch.cat(residuals, 1).float()
+    return maps
+
+
+@register_statistic("gates", needs=["gradients"])
+def read_gates(run: ScoringRun) -> Iterable[tuple[str, GateStatistics]]:
+    """The moments of γ of every block, from one backward pass over the batches."""
+    return _read_group(run, run.blocks, maps=None).items()
+
+
+@register_statistic("residual_gates", needs=["gradients", "activations"])
+def read_residual_gates(run: ScoringRun) -> Iterable[tuple[str, GateStatistics]]:
+    """The same of residuals, with one backward pass for every group of blocks whose maps fit in memory."""
+    statistics: dict[str, GateStatistics] = {}
+    for group in groups_of(run.blocks):
+        maps = residual_maps(read_gram(run.model, group, run.batches))
+        for block in group:
+            maps[block.name] = maps[block.name].to(consumer_device(run.model, block))
+        statistics |= _read_group(run, group, maps=maps)
+    return statistics.items()
+
+
+def _read_group(
+    run: ScoringRun, blocks: Sequence[Block], *, maps: Mapping[str, Tensor] | None
+) -> dict[str, GateStatistics]:
+    """One backward pass for some blocks."""
+    # Σγ, Σ|γ| and Σγ²
+    sums = {block.name: torch.zeros(3, block.units, dtype=torch.float64) for block in blocks}
+    device = input_device(run.model)
+    with frozen(run.model), frozen(run.teacher), failing_together():
+        for index, batch in tqdm(share_of(run.batches), desc="Scoring", unit="batch"):
+            loss = summed_loss(run.scorer.labels, index, seed=run.seed, teacher=run.teacher)
+            gammas = gate_gradients(run.model, blocks, on_device(batch, device), loss, maps=maps)
+            for name, gamma in gammas.items():
+                check_finite(name, gamma, f" in calibration batch {index}")
+                sums[name] += torch.stack([gamma.sum(0), gamma.abs().sum(0), gamma.square().sum(0)]).cpu()
+    add_over_processes(sums.values())
+    samples = sum(count_samples(batch) for batch in run.batches)
+    statistics = {}
+    for block in blocks:
+        mean, mean_abs, mean_square = (sums[block.name] / samples).float()
+        statistics[block.name] = GateStatistics(block=block, mean=mean, mean_abs=mean_abs, mean_square=mean_square)
+    return statistics
 
 
 @register_scorer("sensitivity", labels="data")
@@ -79,7 +145,7 @@ def kl_fisher(statistics: GateStatistics) -> Tensor:
     return statistics.mean_square
 
 
-@register_scorer("residual_fisher", reads="residual_gates", labels="data")
+@register_scorer("residual_fisher", reads="residual_gates", labels="data", one_shot="fisher")
 def residual_fisher(statistics: GateStatistics) -> Tensor:
     """mean_n ρ[n,u]²: the `fisher` of what is left of a unit's removal after the best repair.
 
@@ -91,7 +157,7 @@ def residual_fisher(statistics: GateStatistics) -> Tensor:
     return statistics.mean_square
 
 
-@register_scorer("residual_kl_fisher", reads="residual_gates", labels="model")
+@register_scorer("residual_kl_fisher", reads="residual_gates", labels="model", one_shot="kl_fisher")
 def residual_kl_fisher(statistics: GateStatistics) -> Tensor:
     """`residual_fisher` with labels drawn from the model itself, as `kl_fisher` does: needs no labels."""
     return statistics.mean_square
@@ -107,77 +173,7 @@ def logit_fisher(statistics: GateStatistics) -> Tensor:
     return statistics.mean_square
 
 
-@register_scorer("residual_logit_fisher", reads="residual_gates", labels="logits")
+@register_scorer("residual_logit_fisher", reads="residual_gates", labels="logits", one_shot="logit_fisher")
 def residual_logit_fisher(statistics: GateStatistics) -> Tensor:
     """`residual_fisher` of the logits in a random direction, as `logit_fisher` takes them: needs no labels."""
     return statistics.mean_square
-
-
-def residual_maps(grams: Iterable[tuple[str, GramStatistics]]) -> dict[str, Tensor]:
-    """From a block's inputs to what is left of each unit after the best linear prediction from the others.
-
-    With H = [X 1]ᵀ[X 1] + λI the residual of the columns M of a unit is [X 1] (H⁻¹)_{:,M} ((H⁻¹)_{MM})⁻¹.
-
-    Args:
-        grams: Gram matrices of the blocks' inputs.
-
-    Returns:
-        By block name: `(columns + 1, columns)` float32, for `gate_gradients`.
-    """
-    maps = {}
-    for name, statistics in grams:
-        width, inverse = statistics.block.width, regularised_inverse(statistics.gram_with_ones)
-        parts = torch.split(inverse[:, :-1], width, dim=1)
-        own = [part[i * width : (i + 1) * width] for i, part in enumerate(parts)]
-        maps[name] = torch.cat([part @ torch.linalg.inv(o) for part, o in zip(parts, own, strict=True)], 1).float()
-    return maps
-
-
-def read_gates(
-    model: PreTrainedModel,
-    blocks: Sequence[Block],
-    batches: Sequence[Batch],
-    scorer: Scorer,
-    *,
-    seed: int,
-    teacher: PreTrainedModel,
-) -> dict[str, GateStatistics]:
-    """What scorers that read `gates` or `residual_gates` get, by block name.
-
-    One backward pass over the batches; for `residual_gates` one for every group of blocks whose maps fit in memory.
-    """
-    losses = [summed_loss(scorer.labels, index, seed=seed, teacher=teacher) for index in range(len(batches))]
-    if scorer.reads == "gates":
-        return _read_group(model, blocks, batches, losses, teacher, maps=None)
-    found: dict[str, GateStatistics] = {}
-    for group in groups_of(blocks):
-        maps = residual_maps(read_gram(model, group, batches))
-        maps = {block.name: maps[block.name].to(consumer_device(model, block)) for block in group}
-        found |= _read_group(model, group, batches, losses, teacher, maps=maps)
-    return found
-
-
-def _read_group(
-    model: PreTrainedModel,
-    blocks: Sequence[Block],
-    batches: Sequence[Batch],
-    losses: Sequence[Callable[[PreTrainedModel, Batch], Tensor]],
-    teacher: PreTrainedModel,
-    *,
-    maps: Mapping[str, Tensor] | None,
-) -> dict[str, GateStatistics]:
-    sums = {block.name: torch.zeros(3, block.units, dtype=torch.float64) for block in blocks}
-    device = input_device(model)
-    with frozen(model), frozen(teacher), failing_together():
-        for index, batch in tqdm(share_of(batches), desc="Scoring", unit="batch"):
-            gammas = gate_gradients(model, blocks, on_device(batch, device), losses[index], maps=maps)
-            for name, gamma in gammas.items():
-                check_finite(name, gamma, f" in calibration batch {index}")
-                sums[name] += torch.stack([gamma.sum(0), gamma.abs().sum(0), gamma.square().sum(0)]).cpu()
-    add_over_processes(sums.values())
-    samples = sum(count_samples(batch) for batch in batches)
-    found = {}
-    for block in blocks:
-        mean, mean_abs, mean_square = (sums[block.name] / samples).float()
-        found[block.name] = GateStatistics(block=block, mean=mean, mean_abs=mean_abs, mean_square=mean_square)
-    return found

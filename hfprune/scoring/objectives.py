@@ -13,8 +13,9 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from hfprune.errors import CalibrationError
 from hfprune.scoring.registry import Labels
 from hfprune.scoring.token_losses import Head, before_head, summed_in_parts
+from hfprune.structure.batches import LABELS, Batch, count_samples, on_device, predicted_tokens
 from hfprune.structure.devices import input_device
-from hfprune.structure.gates import LABELS, Batch, count_samples, on_device, predicted_tokens, without_cache
+from hfprune.structure.running import without_cache
 
 
 def summed_loss(

@@ -1,7 +1,7 @@
 """score(): every unit of a model by a registered scorer, or by a hybrid of two."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -9,16 +9,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfprune.distributed import from_main_process
-from hfprune.scoring.activation_scorers import read_activations, read_gram
 from hfprune.scoring.calibration import check_batches
-from hfprune.scoring.gate_scorers import read_gates
-from hfprune.scoring.registry import Scorer, get_scorer
+from hfprune.scoring.registry import Scorer, ScoringRun, get_scorer, get_statistic
 from hfprune.scoring.scores import Scores
-from hfprune.scoring.weight_scorers import read_weight_gradients, read_weights
+from hfprune.structure.anatomy import ModelOrAnatomy, anatomy_of
+from hfprune.structure.batches import Batch, count_samples
 from hfprune.structure.blocks import Block
 from hfprune.structure.devices import check_can_run
-from hfprune.structure.gates import Batch, count_samples, recomputed
-from hfprune.structure.reading import find_blocks
+from hfprune.structure.running import recomputed
 from hfprune.structure.specs import AttentionUnit
 
 #: How a hybrid joins two rankings of the units.
@@ -49,7 +47,7 @@ def scorers_in(scorer: str) -> tuple[list[Scorer], Rule | None]:
 
 
 def score(
-    model: PreTrainedModel,
+    model: ModelOrAnatomy,
     batches: Sequence[Batch],
     *,
     scorer: str = "residual_logit_fisher",
@@ -65,7 +63,7 @@ def score(
     weight gradients refuse offloaded weights.
 
     Args:
-        model: The model, dense or pruned.
+        model: The model, dense or pruned, or its anatomy, which spares reading it again.
         batches: Calibration batches, as `hfprune.scoring.calibration_batches` makes them.
         scorer: The name of a registered scorer, or `hybrid(a, b, rule)` with two of them and `any`, `all` or `rank`.
         seed: Of everything that is drawn.
@@ -86,41 +84,36 @@ def score(
         NonFiniteScoreError: A score is NaN or infinite; the message names block, units and batch.
     """
     entries, rule = scorers_in(scorer)
-    batches = check_batches(batches, model, taker="score")
-    every = find_blocks(model, attention_unit)
-    blocks = [block for block in every if block.units]
-    check_can_run(model)
-    check_can_run(teacher or model)
-    samples = sum(count_samples(batch) for batch in batches)
-    by_block = {block.name: torch.zeros(block.units) for block in every}
+    anatomy = anatomy_of(model, attention_unit)
+    dense = anatomy.model if teacher is None else teacher
+    batches = check_batches(batches, anatomy.model, taker="score")
+    check_can_run(anatomy.model)
+    check_can_run(dense)
+    by_block = anatomy.zeros()
+    blocks = [block for block in anatomy.blocks if block.units]
     if blocks:
-        with recomputed(model, blocks if gradient_checkpointing else []):
-            found = [_score(model, blocks, batches, entry, seed, teacher or model) for entry in entries]
-        by_block |= found[0] if rule is None else hybrid(found[0], found[1], blocks, rule)
+        with recomputed(anatomy.model, blocks if gradient_checkpointing else []):
+            by_scorer = [
+                _scores_by(
+                    ScoringRun(
+                        model=anatomy.model, blocks=blocks, batches=batches, scorer=entry, seed=seed, teacher=dense
+                    )
+                )
+                for entry in entries
+            ]
+        by_block |= by_scorer[0] if rule is None else hybrid(by_scorer[0], by_scorer[1], blocks, rule)
     from_main_process(by_block.values())
+    samples = sum(count_samples(batch) for batch in batches)
     return Scores(by_block=by_block, scorer=scorer, samples=samples)
 
 
-def _score(
-    model: PreTrainedModel,
-    blocks: Sequence[Block],
-    batches: Sequence[Batch],
-    scorer: Scorer,
-    seed: int,
-    teacher: PreTrainedModel,
-) -> dict[str, Tensor]:
-    by_block: Iterable[tuple[str, object]]
-    if scorer.reads == "gram":  # a block at a time: the matrices are large
-        by_block = read_gram(model, blocks, batches)
-    elif scorer.reads in ("gates", "residual_gates"):
-        by_block = read_gates(model, blocks, batches, scorer, seed=seed, teacher=teacher).items()
-    elif scorer.reads == "weights":
-        by_block = read_weights(model, blocks, seed)
-    elif scorer.reads == "activations":
-        by_block = read_activations(model, blocks, batches).items()
-    else:
-        by_block = read_weight_gradients(model, blocks, batches, scorer, seed=seed, teacher=teacher).items()
-    return {name: scorer.function(statistics).float() for name, statistics in by_block}
+def _scores_by(run: ScoringRun) -> dict[str, Tensor]:
+    """The scores of one scorer: its statistic of every block, put through its formula."""
+    scores = {}
+    # Gram matrices are large, so a pass may give one block after the other
+    for name, statistics in get_statistic(run.scorer.reads).read(run):
+        scores[name] = run.scorer.function(statistics).float()
+    return scores
 
 
 def hybrid(

@@ -8,16 +8,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfprune.structure.gates import Batch, replaced_forward
+from hfprune.structure.batches import Batch
+from hfprune.structure.running import ForwardEnded, replaced_forward
 
 #: So many logits are held at a time (and a handful of copies of them).
 LOGITS = 2**22
 #: From hidden states `(tokens, features)` to logits `(tokens, vocabulary)` float32.
 Head = Callable[[Tensor], Tensor]
-
-
-class _Reached(Exception):  # noqa: N818 (no error: it ends a forward pass early)
-    """The base model has run."""
 
 
 def before_head(model: PreTrainedModel, inputs: Batch) -> tuple[Tensor, Head] | None:
@@ -36,9 +33,9 @@ def before_head(model: PreTrainedModel, inputs: Batch) -> tuple[Tensor, Head] | 
 
     def note(*args: Any, **kwargs: Any) -> None:
         found.append(forward(*args, **kwargs))
-        raise _Reached
+        raise ForwardEnded
 
-    with replaced_forward(base, note), suppress(_Reached):
+    with replaced_forward(base, note), suppress(ForwardEnded):
         model(**inputs)
     hidden = getattr(found[0], "last_hidden_state", None) if found else None
     if hidden is None:

@@ -5,20 +5,22 @@ Notation: w are the weights of one unit, all of them.
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from hfprune.distributed import add_over_processes, share_of
 from hfprune.errors import StructureError
 from hfprune.scoring.objectives import summed_loss
-from hfprune.scoring.registry import Scorer, register_scorer
+from hfprune.scoring.registry import ScoringRun, register_scorer, register_statistic
+from hfprune.structure.batches import Batch, count_samples, on_device
 from hfprune.structure.blocks import Block, unit_slices
 from hfprune.structure.devices import input_device, loaded, offloaded
-from hfprune.structure.gates import Batch, count_samples, frozen, on_device
+from hfprune.structure.running import frozen
 
 #: Step size of the fine-tuning that `movement` watches.
 MOVEMENT_LEARNING_RATE = 5e-5
@@ -55,6 +57,130 @@ class WeightGradientStatistics:
     gradient: Tensor
     sensitivity: Tensor
     signed: Tensor
+
+
+@register_statistic("weights")
+def read_weights(run: ScoringRun) -> Iterator[tuple[str, WeightStatistics]]:
+    """The weights of every unit, one block at a time."""
+    generator = torch.Generator().manual_seed(run.seed)
+    for block in run.blocks:
+        with loaded(run.model.base_model.get_submodule(path) for path in block.modules):
+            parts = [part.detach().float().cpu() for part in unit_slices(run.model, block)]
+        yield block.name, WeightStatistics(block=block, weights=torch.cat(parts, 1), generator=generator)
+
+
+@register_statistic("weight_gradients", needs=["gradients"])
+def read_weight_gradients(run: ScoringRun) -> Iterator[tuple[str, WeightGradientStatistics]]:
+    """Gradients of the loss of every batch, its mean over samples; several processes share the batches.
+
+    Raises:
+        StructureError: Weights are offloaded: their gradients would be lost with them.
+    """
+    _refuse_offloaded(run)
+    sums = _no_sums(run.blocks)
+    with _weight_gradients(run.model, run) as projections:
+        for index, batch in tqdm(share_of(run.batches), desc="Scoring", unit="batch"):
+            _backward(run.model, run, index, batch)
+            _add(sums, run.model, run.blocks)
+            _forget(projections)
+    add_over_processes(sums.values())
+    return _statistics(run.blocks, sums, len(run.batches))
+
+
+@register_statistic("fine_tuning", needs=["gradients"])
+def read_fine_tuning(run: ScoringRun) -> Iterator[tuple[str, WeightGradientStatistics]]:
+    """Gradients while a copy of the model takes one AdamW step on each batch.
+
+    Each step starts from the one before, so every process takes all of the batches.
+
+    Raises:
+        StructureError: Weights are offloaded: their gradients would be lost with them.
+    """
+    _refuse_offloaded(run)
+    # steps this small round away in half precision
+    learner = copy.deepcopy(run.model).float()
+    sums = _no_sums(run.blocks)
+    with _weight_gradients(learner, run) as projections:
+        optimizer = torch.optim.AdamW(projections, lr=MOVEMENT_LEARNING_RATE)
+        for index, batch in enumerate(tqdm(run.batches, desc="Scoring", unit="batch")):
+            _backward(learner, run, index, batch)
+            _add(sums, learner, run.blocks)
+            optimizer.step()
+            _forget(projections)
+    return _statistics(run.blocks, sums, len(run.batches))
+
+
+def _refuse_offloaded(run: ScoringRun) -> None:
+    away = offloaded(run.model)
+    if away:
+        raise StructureError(
+            f"the scorer {run.scorer.name!r} reads gradients of weights, and those of {len(away)} modules, such as "
+            f"{away[0]}, are offloaded, so they keep none. Load the model without offloading, or use a scorer that "
+            "reads gates, such as fisher or kl_fisher."
+        )
+
+
+def _no_sums(blocks: Sequence[Block]) -> dict[str, Tensor]:
+    return {block.name: torch.zeros(3, block.units) for block in blocks}
+
+
+@contextmanager
+def _weight_gradients(model: PreTrainedModel, run: ScoringRun) -> Iterator[list[nn.Parameter]]:
+    """Inside the `with` the projections of the blocks, which it gives, get gradients; all is as before behind it."""
+    projections: list[nn.Parameter] = []
+    for block in run.blocks:
+        for path in block.modules:
+            projections += model.base_model.get_submodule(path).parameters()
+    with frozen(model), frozen(run.teacher):
+        earlier = [parameter.grad for parameter in projections]
+        for parameter in projections:
+            parameter.requires_grad_(True)
+            parameter.grad = None
+        try:
+            yield projections
+        finally:
+            for parameter, gradient in zip(projections, earlier, strict=True):
+                # `frozen` gives back what was trainable
+                parameter.requires_grad_(False)
+                parameter.grad = gradient
+
+
+def _backward(model: PreTrainedModel, run: ScoringRun, index: int, batch: Batch) -> None:
+    """The gradients of one batch: of the mean loss of its samples."""
+    objective = summed_loss(run.scorer.labels, index, seed=run.seed, teacher=run.teacher)
+    loss = objective(model, on_device(batch, input_device(model)))
+    (loss / count_samples(batch)).backward()  # type: ignore[no-untyped-call]
+
+
+def _forget(parameters: Sequence[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def _add(sums: Mapping[str, Tensor], model: PreTrainedModel, blocks: Sequence[Block]) -> None:
+    """Add what one batch shows: Σ|g|, |Σ w·g| and Σ w·g over the weights of every unit."""
+    for block in blocks:
+        size = torch.zeros(block.units)
+        product = torch.zeros(block.units)
+        weights = unit_slices(model, block)
+        gradients = unit_slices(model, block, gradients=True)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            size = size.to(weight.device) + gradient.float().abs().sum(1)
+            product = product.to(weight.device) + (weight.float() * gradient.float()).sum(1)
+        sums[block.name].add_(torch.stack([size, product.abs(), product]).detach().cpu())
+
+
+def _statistics(
+    blocks: Sequence[Block], sums: Mapping[str, Tensor], batches: int
+) -> Iterator[tuple[str, WeightGradientStatistics]]:
+    for block in blocks:
+        size, product_abs, product = sums[block.name]
+        yield (
+            block.name,
+            WeightGradientStatistics(
+                block=block, gradient=size / batches, sensitivity=product_abs / batches, signed=product
+            ),
+        )
 
 
 @register_scorer("l1", reads="weights")
@@ -104,105 +230,3 @@ def movement(statistics: WeightGradientStatistics) -> Tensor:
     step on each calibration batch.
     """
     return -statistics.signed
-
-
-def read_weights(model: PreTrainedModel, blocks: Sequence[Block], seed: int) -> Iterator[tuple[str, WeightStatistics]]:
-    """What scorers that read `weights` get, with block names, one block at a time."""
-    generator = torch.Generator().manual_seed(seed)
-    for block in blocks:
-        with loaded(model.base_model.get_submodule(path) for path in (*block.producers, block.consumer)):
-            weights = torch.cat([part.detach().float().cpu() for part in unit_slices(model, block)], 1)
-        yield block.name, WeightStatistics(block=block, weights=weights, generator=generator)
-
-
-def read_weight_gradients(
-    model: PreTrainedModel,
-    blocks: Sequence[Block],
-    batches: Sequence[Batch],
-    scorer: Scorer,
-    *,
-    seed: int,
-    teacher: PreTrainedModel,
-) -> dict[str, WeightGradientStatistics]:
-    """What scorers that read `weight_gradients` or `fine_tuning` get, by block name.
-
-    The loss of a batch is its mean over samples. Several processes each take their share of the batches; but for
-    `fine_tuning`, where each step starts from the one before, every process takes all of them.
-
-    Args:
-        model: The model; its weights may be on several devices, but not offloaded.
-        blocks: Its blocks.
-        batches: The batches of all processes.
-        scorer: Which scorer will read the statistics.
-        seed: Of everything that is drawn.
-        teacher: Draws the labels for scorers with `labels="model"`.
-
-    Returns:
-        By block name.
-
-    Raises:
-        StructureError: Weights are offloaded: their gradients would be lost with them.
-    """
-    away = offloaded(model)
-    if away:
-        raise StructureError(
-            f"the scorer {scorer.name!r} reads gradients of weights, and those of {len(away)} modules, such as "
-            f"{away[0]}, are offloaded, so they keep none. Load the model without offloading, or use a scorer that "
-            "reads gates, such as fisher or kl_fisher."
-        )
-    training = scorer.reads == "fine_tuning"
-    if training:
-        model = copy.deepcopy(model).float()  # steps this small round away in half precision
-    sums = {block.name: torch.zeros(3, block.units) for block in blocks}
-    device = input_device(model)
-    projections = [
-        parameter
-        for block in blocks
-        for path in (*block.producers, block.consumer)
-        for parameter in model.base_model.get_submodule(path).parameters()
-    ]
-    with frozen(model), frozen(teacher):
-        earlier = [parameter.grad for parameter in projections]
-        for parameter in projections:
-            parameter.requires_grad_(True)
-            parameter.grad = None
-        optimizer = torch.optim.AdamW(projections, lr=MOVEMENT_LEARNING_RATE) if training else None
-        try:
-            share = list(enumerate(batches)) if training else share_of(batches)
-            for index, batch in tqdm(share, desc="Scoring", unit="batch"):
-                loss = summed_loss(scorer.labels, index, seed=seed, teacher=teacher)(model, on_device(batch, device))
-                (loss / count_samples(batch)).backward()  # type: ignore[no-untyped-call]
-                _add(sums, model, blocks)
-                if optimizer is not None:
-                    optimizer.step()
-                for parameter in projections:
-                    parameter.grad = None
-        finally:
-            for parameter, gradient in zip(projections, earlier, strict=True):
-                parameter.requires_grad_(False)  # `frozen` gives back what was trainable
-                parameter.grad = gradient
-    if not training:
-        add_over_processes(sums.values())
-    return _statistics(blocks, sums, len(batches))
-
-
-def _add(sums: Mapping[str, Tensor], model: PreTrainedModel, blocks: Sequence[Block]) -> None:
-    for block in blocks:
-        weights, gradients = unit_slices(model, block), unit_slices(model, block, gradients=True)
-        size = sum(gradient.float().abs().sum(1) for gradient in gradients)
-        product = sum((w.float() * g.float()).sum(1) for w, g in zip(weights, gradients, strict=True))
-        assert isinstance(size, Tensor)
-        assert isinstance(product, Tensor)
-        sums[block.name].add_(torch.stack([size, product.abs(), product]).detach().cpu())
-
-
-def _statistics(
-    blocks: Sequence[Block], sums: Mapping[str, Tensor], batches: int
-) -> dict[str, WeightGradientStatistics]:
-    found = {}
-    for block in blocks:
-        size, product_abs, product = sums[block.name]
-        found[block.name] = WeightGradientStatistics(
-            block=block, gradient=size / batches, sensitivity=product_abs / batches, signed=product
-        )
-    return found

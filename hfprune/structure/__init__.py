@@ -1,18 +1,22 @@
 """What a model is made of: blocks and units, gates on them, and surgery that removes them."""
 
+from hfprune.structure.anatomy import Anatomy, anatomy_of, find_blocks
 from hfprune.structure.architectures import known_architectures, register_architecture
-from hfprune.structure.blocks import Block
-from hfprune.structure.discovery import Support, support_of
-from hfprune.structure.gates import frozen, gate_gradients, gated
-from hfprune.structure.reading import find_blocks
+from hfprune.structure.blocks import Block, Slice
+from hfprune.structure.discovery.discover import Support, support_of
+from hfprune.structure.gates import gate_gradients, gated
+from hfprune.structure.running import frozen
 from hfprune.structure.specs import Architecture, BlockSpec
 from hfprune.structure.surgery import keep_units
 
 __all__ = [
+    "Anatomy",
     "Architecture",
     "Block",
     "BlockSpec",
+    "Slice",
     "Support",
+    "anatomy_of",
     "find_blocks",
     "frozen",
     "gate_gradients",

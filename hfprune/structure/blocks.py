@@ -1,7 +1,8 @@
-"""A block of a model, with its units, costs and sizes, and the weights of its units."""
+"""A block of a model: its units, and the slices of parameters that they own."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -10,9 +11,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hfprune.errors import PlanMismatchError, StructureError
-from hfprune.structure.specs import AttentionUnit, HeadInput, Kind
+from hfprune.structure.specs import AttentionUnit, HeadInput, Kind, Role, Unit
 
-#: The name, in its layer, of a block whose units are single query heads.
+#: The name, in its layer, of a block whose units are single query heads. Plans and checkpoints hold it.
 QUERIES = "queries"
 
 
@@ -28,8 +29,82 @@ class Amount(NamedTuple):
     fixed: int = 0
 
     def of(self, units: int) -> int:
-        """The size where so many units (of every group) are kept."""
+        """The size where so many units (of every group) are kept.
+
+        >>> Amount(each=64, fixed=8).of(units=3)
+        200
+        """
         return self.fixed + self.each * units
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """What the units of a block own of one parameter: along one dimension, a run of rows for every unit.
+
+    A parameter may stack several parts along that dimension, as a query-key-value projection does; each part then holds
+    a run for every unit.
+
+    Attributes:
+        module: Path of the module that has the parameter, from `model.base_model`.
+        parameter: Its name in the module, such as `weight`.
+        dimension: Along which the units lie.
+        rows: For each part, how many rows of it one unit owns.
+        role: `producer`: it makes the units. `consumer`: it reads them. `other`: it follows them.
+    """
+
+    module: str
+    parameter: str
+    dimension: int
+    rows: tuple[int, ...]
+    role: Role
+
+    @property
+    def path(self) -> str:
+        """Path of the parameter from `model.base_model`."""
+        return f"{self.module}.{self.parameter}"
+
+    def index(self, kept: Tensor, units: int) -> Tensor:
+        """The places of some units along the dimension, part by part.
+
+        Args:
+            kept: `(k,)` indices of units.
+            units: How many units the block has.
+
+        Returns:
+            `(k · sum(rows),)` indices.
+
+        >>> both = Slice(module="m", parameter="weight", dimension=0, rows=(2, 1), role="producer")
+        >>> both.index(torch.tensor([0, 2]), units=3).tolist()
+        [0, 1, 4, 5, 6, 8]
+        """
+        starts = accumulate((units * rows for rows in self.rows), initial=0)
+        parts = []
+        for rows, start in zip(self.rows, starts, strict=False):
+            parts.append(start + expanded(kept, rows))
+        return torch.cat(parts)
+
+    def by_unit(self, value: Tensor, units: int) -> Tensor:
+        """The parameter, or its gradient, with what belongs to one unit in one row.
+
+        Args:
+            value: A tensor of the parameter's shape.
+            units: How many units the block has.
+
+        Returns:
+            `(units, numbers of one unit)`, part beside part.
+        """
+        along = value.movedim(self.dimension, 0)
+        parts = torch.split(along, [units * rows for rows in self.rows])
+        return torch.cat([part.reshape(units, -1) for part in parts], dim=1)
+
+
+def expanded(units: Tensor, width: int) -> Tensor:
+    """Indices of features from indices of units: `(k,)` -> `(k · width,)`.
+
+    >>> expanded(torch.tensor([0, 2]), width=3).tolist()
+    [0, 1, 2, 6, 7, 8]
+    """
+    return (units[:, None] * width + torch.arange(width)).flatten()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +117,9 @@ class Block:
     Attributes:
         name: Such as `encoder.layer.3.attention`: the layer's path, and the block's name in it.
         layer: Path of the layer that the block is in.
-        kind: `attention` or `ffn`.
+        kind: `attention` or `ffn`: what plans, records and reports call it.
+        unit: What one unit is: `group`, a key/value head with its query heads; `query`, one query head of a group;
+            `neuron`.
         uses: How often the layer runs in one forward pass; more than once where layers are shared.
         mask: The argument of the model that says which tokens are no padding, where the consumer is.
         units: How many units the block has now; 0 if the whole block was removed.
@@ -52,9 +129,7 @@ class Block:
         width: Input columns of the consumer that one unit owns.
         heads: Query heads in one unit (0 for neurons).
         head_dim: Width of one head (1 for neurons).
-        consumer: Path of the projection that reads the units.
-        producers: Paths of the projections that make them.
-        producer_rows: For every producer, the output rows of one unit in each of the parts that it stacks.
+        slices: What the units own of each parameter, those of the producers first.
         sizes: `(module path, attribute, amount)` of every attribute that says how many units there are.
         head_inputs: `(module path, argument, where the heads are)` of every argument with one slice a head.
         config_fields: `(field, amount)` of the stock config fields that say the block's size, for all layers at once.
@@ -73,6 +148,7 @@ class Block:
     name: str
     layer: str
     kind: Kind
+    unit: Unit
     uses: int
     mask: str
     units: int
@@ -81,9 +157,7 @@ class Block:
     width: int
     heads: int
     head_dim: int
-    consumer: str
-    producers: tuple[str, ...]
-    producer_rows: tuple[tuple[int, ...], ...]
+    slices: tuple[Slice, ...]
     sizes: tuple[tuple[str, str, Amount], ...]
     head_inputs: tuple[tuple[str, str, HeadInput], ...]
     config_fields: tuple[tuple[str, Amount], ...]
@@ -102,27 +176,47 @@ class Block:
         """
         return sequence_length * self.unit_token_macs + sequence_length**2 * self.unit_pair_macs
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Paths of all modules that it has slices of, producers first."""
+        return tuple(dict.fromkeys(own.module for own in self.slices))
 
-def attention_unit_of(names: Iterable[str]) -> AttentionUnit:
-    """The unit of grouped attention that blocks of these names have.
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """Paths of the projections that make the units."""
+        return tuple(dict.fromkeys(own.module for own in self.slices if own.role == "producer"))
 
-    >>> attention_unit_of(["layers.0.queries", "layers.0.ffn"]), attention_unit_of(["layers.0.attention"])
+    @property
+    def producer_rows(self) -> tuple[tuple[int, ...], ...]:
+        """For every producer, the output rows of one unit in each of the parts that it stacks."""
+        rows = {own.module: own.rows for own in self.slices if own.role == "producer"}
+        return tuple(rows.values())
+
+    @property
+    def consumer(self) -> str:
+        """Path of the projection that reads the units."""
+        return next(own.module for own in self.slices if own.role == "consumer")
+
+
+def attention_unit_of(units: Iterable[Unit]) -> AttentionUnit:
+    """The unit of grouped attention, from what the units of all blocks are.
+
+    >>> attention_unit_of(["query", "neuron"]), attention_unit_of(["group", "neuron"])
     ('query', 'group')
     """
-    return "query" if any(name.endswith(f".{QUERIES}") for name in names) else "group"
+    return "query" if "query" in set(units) else "group"
 
 
-def check_attention_unit(plan: Iterable[str], units: Iterable[str]) -> None:
+def check_attention_unit(of_plan: AttentionUnit, wanted: AttentionUnit) -> None:
     """Refuse a plan by key/value groups where units are query heads, and the other way round.
 
     Args:
-        plan: The names of the plan's blocks.
-        units: The names of the blocks that it is to be for.
+        of_plan: The unit of attention of the plan.
+        wanted: That of what it is to be used for.
 
     Raises:
-        PlanMismatchError: They are of two kinds.
+        PlanMismatchError: They differ.
     """
-    of_plan, wanted = attention_unit_of(plan), attention_unit_of(units)
     if of_plan != wanted:
         raise PlanMismatchError(
             f"the plan has attention_unit={of_plan!r}, but what it is to be used for or combined with has "
@@ -140,6 +234,16 @@ def features_of(module: nn.Module) -> tuple[int, int]:
     raise TypeError(f"expected a Linear or Conv1D, got {type(module).__name__}")
 
 
+def weight_dimensions(module: nn.Module) -> tuple[int, int]:
+    """Which dimension of a projection's weight holds its inputs, and which its outputs.
+
+    >>> weight_dimensions(nn.Linear(2, 3)), weight_dimensions(Conv1D(nf=3, nx=2))
+    ((1, 0), (0, 1))
+    """
+    # Conv1D of GPT-2 is a Linear whose weight is transposed
+    return (0, 1) if isinstance(module, Conv1D) else (1, 0)
+
+
 def base_model_prefix(model: PreTrainedModel) -> str:
     """What stands before the base model's own names in `model.state_dict()`: `bert.`, or nothing."""
     return "" if model.base_model is model else f"{model.base_model_prefix}."
@@ -154,29 +258,15 @@ def unit_slices(model: PreTrainedModel, block: Block, *, gradients: bool = False
         gradients: Give the gradients instead of the weights.
 
     Returns:
-        For every parameter of the producers and for the consumer's weight: `(units, weights of one unit)`.
+        For every slice of the block, in order: `(units, weights of one unit)`.
     """
-
-    def read(module: nn.Module, name: str) -> Tensor:
-        value = module.get_parameter(name)
-        if not gradients:
-            return value
-        return torch.zeros_like(value) if value.grad is None else value.grad
-
-    parts = []
-    for path, rows in zip(block.producers, block.producer_rows, strict=True):
-        module = model.base_model.get_submodule(path)
-        weight = read(module, "weight")
-        by_row = [weight.T if isinstance(module, Conv1D) else weight]
-        by_row += [read(module, "bias")[:, None]] if module.bias is not None else []
-        for value in by_row:  # every part (units · rows, inputs) -> (units, rows · inputs), side by side
-            split = torch.split(value, [block.units * row for row in rows])
-            parts.append(torch.cat([part.reshape(block.units, -1) for part in split], dim=1))
-    consumer = model.base_model.get_submodule(block.consumer)
-    weight = read(consumer, "weight")
-    columns = weight if isinstance(consumer, Conv1D) else weight.T
-    parts.append(columns.reshape(block.units, -1))
-    return parts
+    found = []
+    for own in block.slices:
+        value = model.base_model.get_parameter(own.path)
+        if gradients:
+            value = torch.zeros_like(value) if value.grad is None else value.grad
+        found.append(own.by_unit(value, block.units))
+    return found
 
 
 def check_in_one_place(model: PreTrainedModel) -> None:

@@ -7,8 +7,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfprune.errors import UnsupportedArchitectureError
+from hfprune.structure.batches import Batch
 from hfprune.structure.devices import input_device
-from hfprune.structure.gates import Batch
 
 
 def example_inputs(model: PreTrainedModel, ids: Tensor) -> Batch:

@@ -1,79 +1,46 @@
-"""Find the blocks of a model: every path and size is checked before anything is done."""
+"""Read the blocks of a model by an entry of the table: every path and size is checked before anything is done."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hfprune.errors import StructureError
-from hfprune.structure.blocks import QUERIES, Amount, Block, attention_unit_of, features_of
+from hfprune.structure.blocks import QUERIES, Amount, Block, Slice, features_of, weight_dimensions
 from hfprune.structure.modeling_pruned import owner_of
-from hfprune.structure.specs import Architecture, AttentionUnit, BlockSpec, Quantity, specs_of
+from hfprune.structure.specs import Architecture, AttentionUnit, BlockSpec, HeadInput, Quantity, Unit, specs_of
 from hfprune.structure.stock import Sizes, with_portable_units
 
 
-def find_blocks(model: PreTrainedModel, attention_unit: AttentionUnit | None = None) -> list[Block]:
-    """List the prunable blocks of a model, in the order in which they run, encoders first.
+def read_blocks(
+    model: PreTrainedModel, entry: Architecture, attention_unit: AttentionUnit = "group"
+) -> tuple[Block, ...]:
+    """The blocks of a model, in the order in which they run, encoders first.
 
     Args:
         model: A transformers model, dense or pruned, with or without a task head.
+        entry: Where its blocks are.
         attention_unit: What units of attention with shared key/value heads are: `group`, or `query` for blocks that are
-            named `queries` instead of `attention`. None: what the model was pruned by, or else `group`.
+            named `queries` instead of `attention`.
 
     Returns:
         Two blocks a layer, three where there is cross-attention; fewer where the entry says so.
 
     Raises:
-        UnsupportedArchitectureError: The model type has no entry in the table, and none could be proven.
-        StructureError: The model does not look as its entry says; all problems are listed together.
+        StructureError: The model does not look as the entry says; all problems are listed together.
     """
-    from hfprune.structure.discovery import support_of  # which proves entries with `read_blocks`
-
-    return read_blocks(model, support_of(model).entry, attention_unit)
-
-
-def read_blocks(
-    model: PreTrainedModel, entry: Architecture, attention_unit: AttentionUnit | None = None
-) -> list[Block]:
-    """The blocks of a model by an entry: what `find_blocks` gives, for an entry that is given.
-
-    Args:
-        model: As for `find_blocks`.
-        entry: Where its blocks are.
-        attention_unit: As for `find_blocks`.
-
-    Returns:
-        As `find_blocks`.
-
-    Raises:
-        StructureError: As for `find_blocks`.
-    """
-    own = unit_of(model)
-    # where a group has one query head, its units are heads anyway, unless that is what pruning left
-    query = (attention_unit or own) == "query" and (own == "query" or _heads_in_group(model.config) > 1)
     problems: list[str] = []
-    blocks = []
+    blocks: list[Block] = []
     sayable: dict[Sizes, bool] = {}
-    for stack, specs in entry.stacks.items():
-        layers, uses = _layers(model, stack, entry)
-        cached = _is_cached(model, stack)
-        for path, layer in layers:
-            for name, choices in specs_of(specs).items():
-                spec = _fitting(layer, choices)
-                by_query = query and spec.grouped
-                reader = _Reader(layer, path, QUERIES if by_query else name, spec, uses, cached, by_query=by_query)
-                block = reader.block(model.config)
-                problems.extend(reader.problems)
-                if block is not None:
-                    blocks.append(with_portable_units(block, model.config, sayable))
-    if not problems and not blocks:
-        raise StructureError(
-            f"{type(model).__name__} has no layers at {' or '.join(map(repr, entry.stacks))}, where its "
-            f"{model.config.model_type!r} entry expects them. Pass a transformers model of that type, not a wrapper "
-            "around one."
-        )
+    for site in _sites(model, entry, attention_unit):
+        reader = _Reader(site)
+        block = reader.block()
+        problems.extend(reader.problems)
+        if block is not None:
+            blocks.append(with_portable_units(block, model.config, sayable))
     if problems:
         listed = "\n  ".join(problems)
         raise StructureError(
@@ -81,13 +48,70 @@ def read_blocks(
             f"  {listed}\nIf modules were replaced (LoRA, quantization), merge or undo that first; "
             "if transformers changed the model, the entry in hfprune/structure/table needs an update."
         )
-    return blocks
+    if not blocks:
+        raise StructureError(
+            f"{type(model).__name__} has no layers at {' or '.join(map(repr, entry.stacks))}, where its "
+            f"{model.config.model_type!r} entry expects them. Pass a transformers model of that type, not a wrapper "
+            "around one."
+        )
+    return tuple(blocks)
 
 
-def unit_of(model: PreTrainedModel) -> AttentionUnit | None:
-    """The unit of grouped attention in the plan that a model carries; None if it carries none."""
-    plan = getattr(model, "pruning_plan", None)
-    return None if plan is None else attention_unit_of(plan.blocks)
+def heads_in_group(config: PretrainedConfig) -> int:
+    """Query heads for each key/value head, by the config; 1 where it does not say."""
+    heads: int = getattr(config, "num_attention_heads", None) or 1
+    shared: int = getattr(config, "num_key_value_heads", None) or heads
+    return heads // shared
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Site:
+    """A place where an entry expects a block.
+
+    Attributes:
+        config: Of the model.
+        layer: The layer that holds the block.
+        path: Path of the layer, from the base model.
+        name: The block's name in the layer.
+        spec: The entry of the block.
+        uses: How often the layer runs in one pass.
+        cached: Whether its keys and values are kept while the model generates.
+        by_query: Whether single query heads are the units.
+    """
+
+    config: PretrainedConfig
+    layer: nn.Module
+    path: str
+    name: str
+    spec: BlockSpec
+    uses: int
+    cached: bool
+    by_query: bool
+
+    def inside(self, path: str) -> str:
+        """A path in the layer, from the base model."""
+        return f"{self.path}.{path}" if path else self.path
+
+
+def _sites(model: PreTrainedModel, entry: Architecture, attention_unit: AttentionUnit) -> Iterator[_Site]:
+    """Every place where the entry expects a block."""
+    for stack, layer_specs in entry.stacks.items():
+        layers, uses = _layers(model, stack, entry)
+        cached = _is_cached(model, stack)
+        for path, layer in layers:
+            for name, choices in specs_of(layer_specs).items():
+                spec = _fitting(layer, choices)
+                by_query = attention_unit == "query" and spec.grouped
+                yield _Site(
+                    config=model.config,
+                    layer=layer,
+                    path=path,
+                    name=QUERIES if by_query else name,
+                    spec=spec,
+                    uses=uses,
+                    cached=cached,
+                    by_query=by_query,
+                )
 
 
 def _layers(model: PreTrainedModel, stack: str, entry: Architecture) -> tuple[list[tuple[str, nn.Module]], int]:
@@ -95,15 +119,16 @@ def _layers(model: PreTrainedModel, stack: str, entry: Architecture) -> tuple[li
     found: list[tuple[str, nn.Module]] = [("", model.base_model)]
     outermost = 0
     for part in stack.split(".*."):
-        inside = []
+        inside: list[tuple[str, nn.Module]] = []
         for path, module in found:
             try:
                 layers = module.get_submodule(part)
             except AttributeError:
                 return [], 1
-            entries = enumerate(layers) if isinstance(layers, nn.ModuleList) else ()
-            inside += [(f"{path}.{part}.{index}".lstrip("."), layer) for index, layer in entries]
-        found, outermost = inside, outermost or len(inside)
+            if isinstance(layers, nn.ModuleList):
+                inside += [(f"{path}.{part}.{index}".lstrip("."), layer) for index, layer in enumerate(layers)]
+        found = inside
+        outermost = outermost or len(inside)
     if not entry.runs:
         return found, 1
     runs: int = getattr(model.config, entry.runs)
@@ -122,180 +147,334 @@ def _is_cached(model: PreTrainedModel, stack: str) -> bool:
         return False
     if config.is_encoder_decoder:
         return stack.startswith("decoder.")
-    can_be_either = hasattr(config, "add_cross_attention")  # BERT and its kin are decoders if the config says so
+    # BERT and its kin are decoders only if the config says so
+    can_be_either = hasattr(config, "add_cross_attention")
     return not can_be_either or getattr(config, "is_decoder", True)
 
 
 def _fitting(layer: nn.Module, choices: Sequence[BlockSpec]) -> BlockSpec:
     """The first spec whose projections the layer has; the first of all if none fits."""
     names = {name for name, _ in layer.named_modules()}
-    fits = (spec for spec in choices if names.issuperset({*spec.producers, spec.consumer}))
-    return next(fits, choices[0])
+    for spec in choices:
+        if names.issuperset({*spec.producers, spec.consumer}):
+            return spec
+    return choices[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Projection:
+    """A Linear or Conv1D of a layer.
+
+    Attributes:
+        path: From the layer.
+        inputs: Input features.
+        outputs: Output features.
+        biased: Whether it has a bias.
+        input_dimension: The dimension of its weight that holds the inputs.
+        output_dimension: The one that holds the outputs.
+    """
+
+    path: str
+    inputs: int
+    outputs: int
+    biased: bool
+    input_dimension: int
+    output_dimension: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """What the units of a block are, and what they own.
+
+    Attributes:
+        unit: What one unit is.
+        units: How many there are.
+        groups: In how many groups they stand.
+        width: Columns of the consumer that one owns.
+        heads: Query heads in one.
+        producers: The projections that make them.
+        rows: For every producer, the rows of one unit in each of its parts.
+        amounts: What every quantity of the table comes to.
+    """
+
+    unit: Unit
+    units: int
+    groups: int
+    width: int
+    heads: int
+    producers: Sequence[_Projection]
+    rows: Sequence[tuple[int, ...]]
+    amounts: Mapping[Quantity, Amount]
 
 
 class _Reader:
     """Reads one block of one layer and collects what is wrong instead of stopping at the first problem."""
 
-    def __init__(
-        self, layer: nn.Module, path: str, name: str, spec: BlockSpec, uses: int, cached: bool, *, by_query: bool
-    ) -> None:
-        self.layer, self.path, self.name, self.spec, self.uses = layer, path, name, spec, uses
-        self.cached, self.by_query = cached, by_query
+    def __init__(self, site: _Site) -> None:
+        self.site = site
+        self.spec = site.spec
         self.problems: list[str] = []
 
-    def block(self, config: PretrainedConfig) -> Block | None:
+    def block(self) -> Block | None:
         """The block, or None with `problems` filled."""
-        spec = self.spec
-        names = {name for name, _ in self.layer.named_modules()}
-        self.problems += [f"{self.path}.{path}: not supported" for path in spec.absent if path in names]
-        consumer = self._projection(spec.consumer)
-        producers = [self._projection(path) for path in spec.producers]
-        head_dim = 1 if spec.head_dim is None else self._attribute(spec.head_dim)
-        if consumer is None or head_dim is None or any(producer is None for producer in producers):
+        self._refuse_absent()
+        consumer = self._projection(self.spec.consumer)
+        producers = [self._projection(path) for path in self.spec.producers]
+        head_dim = 1 if self.spec.head_dim is None else self._attribute(self.spec.head_dim)
+        there = [producer for producer in producers if producer is not None]
+        if consumer is None or head_dim is None or len(there) < len(producers):
             return None
-        found = [producer for producer in producers if producer is not None]
-        columns, out_features, _ = consumer
-        parts = [self._parts(path, out, columns) for path, (_, out, _) in zip(spec.producers, found, strict=True)]
-        removed = columns == 0 and not any(map(sum, parts))
-        units = min(map(min, parts)) // (head_dim * spec.interleaved)
-        for path, sizes in [*zip(spec.producers, parts, strict=True), (spec.consumer, (columns,))]:
-            for size in sizes if not removed else ():
-                if not units or size % units or size % head_dim:
-                    self.problems.append(f"{self.path}.{path}: {size} features are no whole heads of {head_dim}")
+        parts = [self._parts(producer, consumer.inputs) for producer in there]
+        layout = self._layout(consumer, there, parts, head_dim)
+        if layout is None:
+            return None
+        self._check_sizes(layout)
         if self.problems:
             return None
-        if removed:  # no shape says what a unit was
-            width = head_dim if spec.head_dim is None else head_dim * _heads_in_group(config)
-            sides = iter([width * spec.interleaved, *[head_dim] * sum(map(len, parts))])
-            rows = [tuple(next(sides) for _ in sizes) for sizes in parts]
-        else:
-            width = columns // units
-            rows = [tuple(size // units for size in sizes) for sizes in parts]
-        heads, groups = width // head_dim, 1
-        amounts: dict[Quantity, Amount] = {
-            "heads": Amount(heads),
-            "units": Amount(1),
-            "features": Amount(width),
-            "head_dim": Amount(0, head_dim),
-            "group": Amount(0, heads),
-        }
-        if self.by_query and units:  # keys and values stay
-            groups, units, width = units, units * heads, head_dim
-            rows, found = [(head_dim,)], found[:1]
-            amounts |= {
-                "heads": Amount(groups),
-                "units": Amount(0, groups),
-                "features": Amount(groups * head_dim),
-                "group": Amount(1),
-            }
-            heads = 1
-        for attribute, quantity in spec.sizes.items():
-            value, expected = self._attribute(attribute), amounts[quantity].of(units // groups)
-            if value is not None and value != expected:
-                self.problems.append(f"{self.path}.{attribute} is {value}, expected {expected}")
-        made = [sum(row) for row in rows]
-        weights = sum(row * producer[0] for row, producer in zip(made, found, strict=True)) + width * out_features
-        biases = sum(row for row, producer in zip(made, found, strict=True) if producer[2])
-        block = Block(
-            name=f"{self.path}.{self.name}",
-            layer=self.path,
-            kind=spec.kind,
-            uses=self.uses,
-            mask=self._mask(config),
-            units=units,
-            groups=groups,
-            least=groups if self.by_query else self._least(config),
-            width=width,
-            heads=0 if spec.head_dim is None else heads,
-            head_dim=head_dim,
-            consumer=f"{self.path}.{spec.consumer}",
-            producers=tuple(f"{self.path}.{path}" for path in spec.producers[: len(rows)]),
-            producer_rows=tuple(rows),
-            sizes=tuple((*self._split(path), amounts[quantity]) for path, quantity in spec.sizes.items()),
-            head_inputs=tuple(
-                (f"{self.path}.{path}", argument, where)
-                for path, arguments in spec.head_inputs.items()
-                for argument, where in arguments.items()
-            ),
-            config_fields=tuple((name, amounts[quantity]) for name, quantity in spec.config_fields.items()),
-            residual_sum=None if spec.residual_sum is None else f"{self.path}.{spec.residual_sum}".rstrip("."),
-            bypass=f"{self.path}.{spec.bypass}" if spec.bypass else None,
-            unit_params=weights + biases,
-            unit_token_macs=self.uses * weights,
-            unit_pair_macs=0 if spec.head_dim is None else 2 * self.uses * width,
-            unit_cache_bytes=self.uses * self._cached_features(rows) * self._itemsize(),
-            portable_units=(units,),
-        )
-        return None if self.problems else block
+        return self._block(consumer, layout, head_dim)
 
-    def _parts(self, path: str, size: int, columns: int) -> tuple[int, ...]:
+    def _refuse_absent(self) -> None:
+        names = {name for name, _ in self.site.layer.named_modules()}
+        for path in self.spec.absent:
+            if path in names:
+                self.problems.append(f"{self.site.inside(path)}: not supported")
+
+    def _parts(self, producer: _Projection, columns: int) -> tuple[int, ...]:
         """The sizes of the parts that a producer stacks."""
         others = self.spec.fused - 1
         if not others:
-            return (size,)
-        other, left = divmod(size - columns, others)
-        if left or other < 0 or (self.spec.kind == "ffn" and other != columns):
-            self.problems.append(f"{self.path}.{path}: {size} features are not {others + 1} parts beside {columns}")
+            return (producer.outputs,)
+        other, left = divmod(producer.outputs - columns, others)
+        # key and value may have fewer heads than the query; the halves of a gated feed-forward are alike
+        unequal_neurons = self.spec.head_dim is None and other != columns
+        if left or other < 0 or unequal_neurons:
+            where = self.site.inside(producer.path)
+            self.problems.append(
+                f"{where}: its {producer.outputs} output features do not split into {self.spec.fused} parts, the first "
+                f"as wide as the {columns} features that the consumer reads and the rest of one width"
+            )
         return (columns, *[other] * others)
+
+    def _layout(
+        self, consumer: _Projection, producers: Sequence[_Projection], parts: Sequence[tuple[int, ...]], head_dim: int
+    ) -> _Layout | None:
+        """What the units are; None where sizes do not fit."""
+        columns = consumer.inputs
+        smallest = min(min(sizes) for sizes in parts)
+        units = smallest // (head_dim * self.spec.interleaved)
+        is_removed = columns == 0 and not any(sum(sizes) for sizes in parts)
+        if not is_removed:
+            for producer, sizes in zip(producers, parts, strict=True):
+                self._check_whole_heads(producer, sizes, units, head_dim)
+            self._check_whole_heads(consumer, (columns,), units, head_dim)
+        if self.problems:
+            return None
+        if is_removed:
+            width = self._width_of_removed(head_dim)
+            rows = self._rows_of_removed(parts, width, head_dim)
+        else:
+            width = columns // units
+            rows = [tuple(size // units for size in sizes) for sizes in parts]
+        if self.site.by_query and units:
+            return _by_query(units, width, head_dim, producers[0])
+        heads = width // head_dim
+        return _Layout(
+            unit=self._unit(),
+            units=units,
+            groups=1,
+            width=width,
+            heads=heads,
+            producers=producers,
+            rows=rows,
+            amounts={
+                "heads": Amount(heads),
+                "units": Amount(1),
+                "features": Amount(width),
+                "head_dim": Amount(0, head_dim),
+                "group": Amount(0, heads),
+            },
+        )
+
+    def _unit(self) -> Unit:
+        if self.spec.head_dim is None:
+            return "neuron"
+        return "query" if self.site.by_query else "group"
+
+    def _check_whole_heads(self, projection: _Projection, sizes: Sequence[int], units: int, head_dim: int) -> None:
+        for size in sizes:
+            if not units or size % units or size % head_dim:
+                where = self.site.inside(projection.path)
+                self.problems.append(f"{where}: {size} features are no whole heads of {head_dim}")
+
+    def _width_of_removed(self, head_dim: int) -> int:
+        """Columns of one unit of a block that has none left: no shape says it, the config does."""
+        return head_dim if self.spec.head_dim is None else head_dim * heads_in_group(self.site.config)
+
+    def _rows_of_removed(self, parts: Sequence[tuple[int, ...]], width: int, head_dim: int) -> list[tuple[int, ...]]:
+        """Rows of one unit of such a block: the first part is the query's, the others have one head each."""
+        first = width * self.spec.interleaved
+        rows = []
+        for number, sizes in enumerate(parts):
+            own = [head_dim] * len(sizes)
+            if number == 0:
+                own[0] = first
+            rows.append(tuple(own))
+        return rows
+
+    def _check_sizes(self, layout: _Layout) -> None:
+        """Attributes that say how many units there are must say what the shapes say."""
+        for attribute, quantity in self.spec.sizes.items():
+            value = self._attribute(attribute)
+            expected = layout.amounts[quantity].of(layout.units // layout.groups)
+            if value is not None and value != expected:
+                self.problems.append(f"{self.site.inside(attribute)} is {value}, expected {expected}")
+
+    def _block(self, consumer: _Projection, layout: _Layout, head_dim: int) -> Block:
+        site = self.site
+        spec = self.spec
+        weights = layout.width * consumer.outputs
+        biases = 0
+        for producer, rows in zip(layout.producers, layout.rows, strict=True):
+            weights += sum(rows) * producer.inputs
+            biases += sum(rows) if producer.biased else 0
+        # queries times keys, and attention times values
+        pair_macs = 0 if spec.head_dim is None else 2 * layout.width
+        return Block(
+            name=site.inside(site.name),
+            layer=site.path,
+            kind=spec.kind,
+            unit=layout.unit,
+            uses=site.uses,
+            mask=self._mask(),
+            units=layout.units,
+            groups=layout.groups,
+            least=layout.groups if site.by_query else self._least(consumer),
+            width=layout.width,
+            heads=0 if spec.head_dim is None else layout.heads,
+            head_dim=head_dim,
+            slices=self._slices(consumer, layout),
+            sizes=self._sizes(layout.amounts),
+            head_inputs=self._head_inputs(),
+            config_fields=tuple((name, layout.amounts[quantity]) for name, quantity in spec.config_fields.items()),
+            residual_sum=None if spec.residual_sum is None else site.inside(spec.residual_sum),
+            bypass=site.inside(spec.bypass) if spec.bypass else None,
+            unit_params=weights + biases,
+            unit_token_macs=site.uses * weights,
+            unit_pair_macs=site.uses * pair_macs,
+            unit_cache_bytes=site.uses * self._cached_features(layout.rows) * self._itemsize(consumer),
+            portable_units=(layout.units,),
+        )
+
+    def _slices(self, consumer: _Projection, layout: _Layout) -> tuple[Slice, ...]:
+        """Output rows of the producers, with their biases, and input columns of the consumer."""
+        slices = []
+        for producer, rows in zip(layout.producers, layout.rows, strict=True):
+            module = self.site.inside(producer.path)
+            dimension = producer.output_dimension
+            slices.append(Slice(module=module, parameter="weight", dimension=dimension, rows=rows, role="producer"))
+            if producer.biased:
+                slices.append(Slice(module=module, parameter="bias", dimension=0, rows=rows, role="producer"))
+        module = self.site.inside(consumer.path)
+        dimension = consumer.input_dimension
+        columns = (layout.width,)
+        slices.append(Slice(module=module, parameter="weight", dimension=dimension, rows=columns, role="consumer"))
+        return tuple(slices)
+
+    def _sizes(self, amounts: Mapping[Quantity, Amount]) -> tuple[tuple[str, str, Amount], ...]:
+        sizes = []
+        for path, quantity in self.spec.sizes.items():
+            module, _, attribute = path.rpartition(".")
+            sizes.append((self.site.inside(module), attribute, amounts[quantity]))
+        return tuple(sizes)
+
+    def _head_inputs(self) -> tuple[tuple[str, str, HeadInput], ...]:
+        inputs = []
+        for path, arguments in self.spec.head_inputs.items():
+            for argument, where in arguments.items():
+                inputs.append((self.site.inside(path), argument, where))
+        return tuple(inputs)
 
     def _cached_features(self, rows: Sequence[Sequence[int]]) -> int:
         """Features of key and value of one unit, of the rows that make it; 0 without a cache."""
-        if self.spec.head_dim is None or not self.cached:
+        if self.spec.head_dim is None or not self.site.cached:
             return 0
         query = rows[0][0] // self.spec.interleaved
-        return sum(map(sum, rows)) - query
+        return sum(sum(parts) for parts in rows) - query
 
-    def _itemsize(self) -> int:
-        return self.layer.get_submodule(self.spec.consumer).get_parameter("weight").dtype.itemsize
+    def _itemsize(self, consumer: _Projection) -> int:
+        return self.site.layer.get_submodule(consumer.path).get_parameter("weight").dtype.itemsize
 
-    def _mask(self, config: PretrainedConfig) -> str:
+    def _mask(self) -> str:
         """The decoder of an encoder-decoder reads other tokens than the encoder."""
-        of_decoder = config.is_encoder_decoder and self.path.startswith("decoder.")
+        of_decoder = self.site.config.is_encoder_decoder and self.site.path.startswith("decoder.")
         return "decoder_attention_mask" if of_decoder else "attention_mask"
 
-    def _least(self, config: PretrainedConfig) -> int:
-        """0 for neurons that a Linear reads (Conv1D fails on no inputs) and for what can be bypassed."""
+    def _least(self, consumer: _Projection) -> int:
+        """The fewest units that the block can have."""
         if self.spec.bypass is not None:
-            return 1 if getattr(config, "is_decoder", False) else 0  # an encoder's, in the place of a decoder
-        linear = isinstance(self.layer.get_submodule(self.spec.consumer), nn.Linear)
-        return 0 if self.spec.kind == "ffn" and linear else 1
+            # an encoder's layers in the place of a decoder hand on a cache, which a bypass does not fill
+            return 1 if getattr(self.site.config, "is_decoder", False) else 0
+        # a Linear gives its bias where it reads nothing; Conv1D fails, and so does attention without heads
+        is_linear = isinstance(self.site.layer.get_submodule(consumer.path), nn.Linear)
+        return 0 if self.spec.head_dim is None and is_linear else 1
 
-    def _split(self, path: str) -> tuple[str, str]:
-        module, _, attribute = path.rpartition(".")
-        return (f"{self.path}.{module}" if module else self.path), attribute
-
-    def _projection(self, path: str) -> tuple[int, int, bool] | None:
-        """`(in_features, out_features, has a bias)`, checked against the weight itself."""
+    def _projection(self, path: str) -> _Projection | None:
+        """A projection of the layer, checked against the weight itself."""
+        where = self.site.inside(path)
         try:
-            module = self.layer.get_submodule(path)
+            module = self.site.layer.get_submodule(path)
             inputs, outputs = features_of(module)
         except AttributeError:
-            self.problems.append(f"{self.path}.{path}: no such module")
+            self.problems.append(f"{where}: no such module")
             return None
         except TypeError as error:
-            self.problems.append(f"{self.path}.{path}: {error}")
+            self.problems.append(f"{where}: {error}")
             return None
         expected = (inputs, outputs) if isinstance(module, Conv1D) else (outputs, inputs)
         shape = tuple(module.get_parameter("weight").shape)
         if shape != expected:
-            self.problems.append(f"{self.path}.{path}.weight is {shape}, expected {expected}")
+            self.problems.append(f"{where}.weight is {shape}, expected {expected}")
             return None
-        return inputs, outputs, module.bias is not None
+        input_dimension, output_dimension = weight_dimensions(module)
+        return _Projection(
+            path=path,
+            inputs=inputs,
+            outputs=outputs,
+            biased=module.bias is not None,
+            input_dimension=input_dimension,
+            output_dimension=output_dimension,
+        )
 
     def _attribute(self, path: str) -> int | None:
+        where = self.site.inside(path)
         try:
-            owner, attribute = owner_of(self.layer, path)
+            owner, attribute = owner_of(self.site.layer, path)
             value = getattr(owner, attribute)
         except AttributeError:
-            self.problems.append(f"{self.path}.{path}: no such attribute")
+            self.problems.append(f"{where}: no such attribute")
             return None
         if not isinstance(value, int) or value < 0:
-            self.problems.append(f"{self.path}.{path} is {value!r}, expected a number")
+            self.problems.append(f"{where} is {value!r}, expected a number")
             return None
         return value
 
 
-def _heads_in_group(config: PretrainedConfig) -> int:
-    """Query heads for each key/value head, by the config; 1 where it does not say."""
-    heads: int = getattr(config, "num_attention_heads", None) or 1
-    return heads // (getattr(config, "num_key_value_heads", None) or heads)
+def _by_query(groups: int, width_of_group: int, head_dim: int, query: _Projection) -> _Layout:
+    """The layout whose units are single query heads: only the query's rows and the consumer's columns go."""
+    heads = width_of_group // head_dim
+    return _Layout(
+        unit="query",
+        units=groups * heads,
+        groups=groups,
+        width=head_dim,
+        heads=1,
+        producers=[query],
+        rows=[(head_dim,)],
+        amounts={
+            "heads": Amount(groups),
+            "units": Amount(0, groups),
+            "features": Amount(groups * head_dim),
+            "head_dim": Amount(0, head_dim),
+            "group": Amount(1),
+        },
+    )

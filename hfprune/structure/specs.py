@@ -4,13 +4,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+#: What plans, records and reports call a block.
 Kind = Literal["attention", "ffn"]
+#: The kind of a block whose units are neurons.
+KIND_OF_NEURONS: Kind = "ffn"
 #: What a size counts: query heads, key/value heads (the groups), consumer input features, one head's width, or query
 #: heads in one group.
 Quantity = Literal["heads", "units", "features", "head_dim", "group"]
 #: The unit of attention whose key/value heads are shared: a key/value head with its query heads, or one query head, as
 #: many of every group.
 AttentionUnit = Literal["group", "query"]
+#: What one unit of a block is.
+Unit = Literal["group", "query", "neuron"]
+#: What a parameter does with the units that it has slices of: it makes them, reads them, or follows them.
+Role = Literal["producer", "consumer", "other"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +82,7 @@ class BlockSpec:
     @property
     def kind(self) -> Kind:
         """`attention` or `ffn`."""
-        return "ffn" if self.head_dim is None else "attention"
+        return KIND_OF_NEURONS if self.head_dim is None else "attention"
 
 
 #: What a layer holds, by the block's name in it; of several specs the first counts whose projections are there.

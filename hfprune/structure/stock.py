@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
@@ -25,11 +26,13 @@ def stock_config(config: PretrainedConfig, blocks: Sequence[Block], units: Seque
         A copy of the config with the sizes set. Sizes that no field can say are left as they are, so compare the
         shapes of a model built from it.
     """
-    values: dict[str, int] = {}
-    if not all(units):  # a size of 0 means nothing to a stock config
+    # a size of 0 means nothing to a stock config
+    if not all(units):
         return None
+    values: dict[str, int] = {}
     for block, count in zip(blocks, units, strict=True):
         for name, value in _sizes(block, count):
+            # one field says the size of all layers, so they must agree
             if values.setdefault(name, value) != value:
                 return None
     stock = base_class(type(config))
@@ -39,7 +42,8 @@ def stock_config(config: PretrainedConfig, blocks: Sequence[Block], units: Seque
         fields.pop(ours, None)
     try:
         return stock.from_dict(fields)
-    except (StrictDataclassError, ValueError):  # its own checks, such as hidden_size % num_attention_heads
+    except (StrictDataclassError, ValueError):
+        # its own checks, such as hidden_size % num_attention_heads
         return None
 
 
@@ -61,10 +65,16 @@ def with_portable_units(block: Block, config: PretrainedConfig, sayable: dict[Si
     """
     if not block.config_fields:
         return block
-    counts: Sequence[int] = range(block.groups, block.units + 1, block.groups)
-    if block.kind == "attention":
-        for n in counts[:-1]:
-            if _sizes(block, n) not in sayable:
-                sayable[_sizes(block, n)] = stock_config(config, [block], [n]) is not None
-        counts = tuple(n for n in counts if n == block.units or sayable[_sizes(block, n)])
-    return Block(**{**vars(block), "portable_units": counts})
+    every = range(block.groups, block.units + 1, block.groups)
+    # any number of neurons will do; configs have checks of their own on numbers of heads
+    if block.unit == "neuron":
+        return replace(block, portable_units=every)
+    counts: list[int] = []
+    for count in every:
+        sizes = _sizes(block, count)
+        if count < block.units and sizes not in sayable:
+            sayable[sizes] = stock_config(config, [block], [count]) is not None
+        # the number that it has now was said by a config
+        if count == block.units or sayable[sizes]:
+            counts.append(count)
+    return replace(block, portable_units=tuple(counts))

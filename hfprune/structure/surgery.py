@@ -2,23 +2,27 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from hfprune.errors import StructureError, UnsupportedArchitectureError
 from hfprune.structure import modeling_pruned
-from hfprune.structure.blocks import Block, attention_unit_of, base_model_prefix, check_in_one_place, features_of
-from hfprune.structure.reading import find_blocks
+from hfprune.structure.blocks import (
+    Block,
+    base_model_prefix,
+    check_in_one_place,
+    expanded,
+    features_of,
+    weight_dimensions,
+)
 from hfprune.structure.stock import stock_config
 
 
 def keep_units(
-    model: PreTrainedModel, kept: Mapping[str, Sequence[int]], *, blocks: Sequence[Block] | None = None
+    model: PreTrainedModel, kept: Mapping[str, Sequence[int]], *, blocks: Sequence[Block]
 ) -> PreTrainedModel:
     """A smaller model that holds copies of the kept slices of the weights.
 
@@ -29,7 +33,7 @@ def keep_units(
     Args:
         model: The model; it stays as it is.
         kept: By block name, the increasing indices of the units that stay. Blocks not named stay whole.
-        blocks: The model's blocks, by default those that `find_blocks` finds.
+        blocks: The model's blocks, as `find_blocks` reads them.
 
     Returns:
         The new model, in the same dtype, device, training mode and `requires_grad` state.
@@ -76,7 +80,7 @@ def fill(small: PreTrainedModel, state: Mapping[str, Tensor], model: PreTrainedM
 
 
 def skeleton(
-    model: PreTrainedModel, kept: Mapping[str, Sequence[int]], *, blocks: Sequence[Block] | None = None
+    model: PreTrainedModel, kept: Mapping[str, Sequence[int]], *, blocks: Sequence[Block]
 ) -> tuple[PreTrainedModel, dict[str, Tensor]]:
     """An empty model of the shapes that are left, on the meta device, and the weights that belong into it.
 
@@ -92,55 +96,44 @@ def skeleton(
         UnsupportedArchitectureError: As for `keep_units`.
         ValueError: As for `keep_units`.
     """
-    if blocks is None:
-        blocks = find_blocks(model, attention_unit_of(kept) if kept else None)
-    indices = {
-        block.name: torch.as_tensor(list(kept.get(block.name, range(block.units))), dtype=torch.long)
-        for block in blocks
-    }
+    indices: dict[str, Tensor] = {}
     for block in blocks:
-        if len(indices[block.name]) < block.least:
-            raise UnsupportedArchitectureError(
-                f"{block.name} of a {model.config.model_type} model cannot run without any unit, so the block cannot "
-                f"be removed whole. Keep at least {block.least} of its units (min_units={block.least})."
-            )
-        size = max(block.units // block.groups, 1)
-        of_groups = torch.bincount(indices[block.name] // size, minlength=block.groups).tolist()
-        if len(set(of_groups)) > 1:
-            raise ValueError(
-                f"{block.name} must keep as many query heads of every one of its {block.groups} groups, got "
-                f"{of_groups[:8]}. Let hfprune.plan choose them, or prune whole groups (attention_unit='group')."
-            )
+        units = kept.get(block.name, range(block.units))
+        indices[block.name] = torch.as_tensor(list(units), dtype=torch.long)
+        _check_kept(block, indices[block.name], model.config.model_type)
     state = _sliced_state(model, blocks, indices)
     return _skeleton(model, blocks, indices, state), state
 
 
+def _check_kept(block: Block, kept: Tensor, model_type: str) -> None:
+    """Refuse what the modules of a block cannot run with."""
+    if len(kept) < block.least:
+        raise UnsupportedArchitectureError(
+            f"{block.name} of a {model_type} model cannot run without any unit, so the block cannot "
+            f"be removed whole. Keep at least {block.least} of its units (min_units={block.least})."
+        )
+    size = max(block.units // block.groups, 1)
+    of_groups = torch.bincount(kept // size, minlength=block.groups).tolist()
+    if len(set(of_groups)) > 1:
+        raise ValueError(
+            f"{block.name} must keep as many query heads of every one of its {block.groups} groups, got "
+            f"{of_groups[:8]}. Let hfprune.plan choose them, or prune whole groups (attention_unit='group')."
+        )
+
+
 def _sliced_state(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    """The state dict with the kept slices only: copies, so that the model can change or go."""
+    whole = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     prefix = base_model_prefix(model)
     sliced: dict[str, Tensor] = {}
     for block in blocks:
-        units = indices[block.name]
-        for path, rows in zip(block.producers, block.producer_rows, strict=True):
-            starts = [0, *accumulate(block.units * row for row in rows)]
-            index = torch.cat([_expand(units, row) + start for row, start in zip(rows, starts, strict=False)])
-            transposed = isinstance(model.base_model.get_submodule(path), Conv1D)
-            sliced[f"{prefix}{path}.weight"] = _select(state[f"{prefix}{path}.weight"], 1 if transposed else 0, index)
-            if f"{prefix}{path}.bias" in state:
-                sliced[f"{prefix}{path}.bias"] = _select(state[f"{prefix}{path}.bias"], 0, index)
-        transposed = isinstance(model.base_model.get_submodule(block.consumer), Conv1D)
-        name = f"{prefix}{block.consumer}.weight"
-        sliced[name] = _select(state[name], 0 if transposed else 1, _expand(units, block.width))
-    return {name: sliced[name] if name in sliced else tensor.clone() for name, tensor in state.items()}
-
-
-def _select(tensor: Tensor, dimension: int, index: Tensor) -> Tensor:
-    return tensor.index_select(dimension, index.to(tensor.device))
-
-
-def _expand(units: Tensor, width: int) -> Tensor:
-    """Indices of features from indices of units: `(k,)` -> `(k * width,)`."""
-    return (units[:, None] * width + torch.arange(width)).flatten()
+        for own in block.slices:
+            name = f"{prefix}{own.path}"
+            # a parameter that several blocks have slices of is cut by each of them
+            before = sliced.get(name, whole[name])
+            index = own.index(indices[block.name], block.units)
+            sliced[name] = before.index_select(own.dimension, index.to(before.device))
+    return {name: sliced[name] if name in sliced else tensor.clone() for name, tensor in whole.items()}
 
 
 def _skeleton(
@@ -196,40 +189,63 @@ def empty(cls: type[PreTrainedModel], config: PretrainedConfig, model: PreTraine
 
 def _table(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str, Tensor]) -> dict[str, Any]:
     """The shape table that a pruned config carries and loading applies, by path from the base model."""
-    earlier = (getattr(model.config, "pruning_config", None) or {}).get("inputs", {})
-    shapes: dict[str, dict[str, int]] = {}
     attributes: dict[str, int] = {}
-    inputs: dict[str, dict[str, Any]] = {}
     bypassed: dict[str, str] = {}
     for block in blocks:
-        kept = indices[block.name].tolist()
-        for path, rows in zip(block.producers, block.producer_rows, strict=True):
-            in_features, _ = features_of(model.base_model.get_submodule(path))
-            shapes[path] = {"in_features": in_features, "out_features": sum(rows) * len(kept)}
-        _, out_features = features_of(model.base_model.get_submodule(block.consumer))
-        shapes[block.consumer] = {"in_features": block.width * len(kept), "out_features": out_features}
+        kept = len(indices[block.name])
         for path, attribute, amount in block.sizes:
-            attributes[f"{path}.{attribute}"] = amount.of(len(kept) // block.groups)
-        for path, argument, where in block.head_inputs:
-            rule: dict[str, Any] = {"dim": where.dimension}
-            if where.dimension is not None:
-                heads = block.units * block.heads
-                before = earlier.get(path, {}).get(argument, {"of": heads, "index": range(heads)})
-                index = [before["index"][i] for i in _expand(indices[block.name], block.heads).tolist()]
-                rule.update(of=before["of"], index=index)
-            if where.made_by:
-                rule.update(made_by=where.made_by, returned=where.returned)
-            inputs.setdefault(path, {})[argument] = rule
+            attributes[f"{path}.{attribute}"] = amount.of(kept // block.groups)
         if not kept and block.bypass is not None:
+            # the bypass runs a consumer that is inside itself, as nothing else would
             inside = block.consumer.startswith(f"{block.bypass}.")
             bypassed[block.bypass] = block.consumer.removeprefix(f"{block.bypass}.") if inside else ""
     return {
         "format_version": modeling_pruned.FORMAT_VERSION,
-        "shapes": shapes,
+        "shapes": _shapes(model, blocks, indices),
         "attributes": attributes,
-        "inputs": inputs,
+        "inputs": _head_inputs(model, blocks, indices),
         "bypassed": bypassed,
     }
+
+
+def _shapes(
+    model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str, Tensor]
+) -> dict[str, dict[str, int]]:
+    """Input and output features of every projection whose weight is cut."""
+    shapes: dict[str, dict[str, int]] = {}
+    for block in blocks:
+        for own in block.slices:
+            if own.parameter != "weight":
+                continue
+            module = model.base_model.get_submodule(own.module)
+            if own.module not in shapes:
+                in_features, out_features = features_of(module)
+                shapes[own.module] = {"in_features": in_features, "out_features": out_features}
+            input_dimension, _ = weight_dimensions(module)
+            side = "in_features" if own.dimension == input_dimension else "out_features"
+            shapes[own.module][side] = sum(own.rows) * len(indices[block.name])
+    return shapes
+
+
+def _head_inputs(
+    model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str, Tensor]
+) -> dict[str, dict[str, Any]]:
+    """For every argument with one slice a head: which slices are those of the heads that stay, of all dense heads."""
+    earlier = (getattr(model.config, "pruning_config", None) or {}).get("inputs", {})
+    inputs: dict[str, dict[str, Any]] = {}
+    for block in blocks:
+        for path, argument, where in block.head_inputs:
+            rule: dict[str, Any] = {"dim": where.dimension}
+            if where.dimension is not None:
+                heads = block.units * block.heads
+                # callers go on to make the slices of all heads of the dense model
+                before = earlier.get(path, {}).get(argument, {"of": heads, "index": range(heads)})
+                kept = expanded(indices[block.name], block.heads).tolist()
+                rule.update(of=before["of"], index=[before["index"][head] for head in kept])
+            if where.made_by:
+                rule.update(made_by=where.made_by, returned=where.returned)
+            inputs.setdefault(path, {})[argument] = rule
+    return inputs
 
 
 def _share_weights(model: PreTrainedModel, small: PreTrainedModel) -> None:

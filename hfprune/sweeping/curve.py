@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hfprune.measure import Latency, Size
+from hfprune.measuring.latency import Latency
+from hfprune.measuring.size import Size
 from hfprune.sweeping.plot import draw
 from hfprune.sweeping.points import Drop, SweepPoint, check_max_drop, paired_drop
 

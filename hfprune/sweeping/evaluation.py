@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfprune.scoring import Collator, calibration_batches
-from hfprune.structure.gates import Batch, frozen, on_device
+from hfprune.structure.batches import Batch, on_device
+from hfprune.structure.running import frozen
 
 
 def correctness(

@@ -7,7 +7,8 @@ from typing import Any
 
 from scipy import stats
 
-from hfprune.measure import Latency, Size
+from hfprune.measuring.latency import Latency
+from hfprune.measuring.size import Size
 
 
 @dataclass(frozen=True, kw_only=True)

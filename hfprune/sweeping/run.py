@@ -12,15 +12,17 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from hfprune.config import PruningConfig
-from hfprune.measure import Latency, measure_latencies, measure_size
-from hfprune.pipeline import Recover, batches_for, check, check_portable, recovered
-from hfprune.planner import apply_plan, plan, sparsity_of
+from hfprune.measuring.latency import Latency, measure_latencies
+from hfprune.measuring.size import measure_size
 from hfprune.planning import PruningPlan
-from hfprune.record import public_name
-from hfprune.recovery.reconstruction import reconstruct
+from hfprune.pruning.prune import Recover, batches_for, check, check_portable, recovered
+from hfprune.pruning.steps import apply_plan, plan, sparsity_of
+from hfprune.publishing.record import public_name
+from hfprune.reconstruction.reconstruct import reconstruct
 from hfprune.scoring import CalibrationData, Collator, known_scorers, score
-from hfprune.structure.gates import Batch, frozen
-from hfprune.structure.kept import sha256_of
+from hfprune.structure.batches import Batch
+from hfprune.structure.running import frozen
+from hfprune.structure.store import sha256_of
 from hfprune.sweeping.curve import Sweep, in_order
 from hfprune.sweeping.points import SweepPoint, outcome_of
 

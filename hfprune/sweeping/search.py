@@ -9,7 +9,7 @@ from transformers.utils.logging import tqdm
 
 from hfprune.config import PruningConfig
 from hfprune.errors import BudgetError
-from hfprune.pipeline import Recover, batches_for, check, prune
+from hfprune.pruning.prune import Recover, batches_for, check, prune
 from hfprune.scoring import CalibrationData, Collator
 from hfprune.sweeping.curve import Sweep, in_order
 from hfprune.sweeping.run import Evaluate, check_samples, measured, settings_of

@@ -10,13 +10,13 @@ from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfprune.errors import CalibrationError, StructureError
-from hfprune.measure import longest_sequence, measure_size
+from hfprune.measuring.size import longest_sequence, measure_size
 from hfprune.planning.plan import PruningPlan
-from hfprune.record import PruningRecord, record_of
+from hfprune.publishing.record import PruningRecord, record_of
+from hfprune.structure.anatomy import find_blocks
 from hfprune.structure.architectures import base_model_type
-from hfprune.structure.reading import find_blocks
-from hfprune.structure.vocabulary import fixed_ids, keep_tokens, named_ids, rows_of
 from hfprune.vocabulary.pieces import always_kept, chain_of, tried_in_vain, vocabulary_of
+from hfprune.vocabulary.rows import fixed_ids, keep_tokens, named_ids, rows_of
 from hfprune.vocabulary.tokenizer import cut, protected, read
 
 logger = logging.getLogger(__name__)

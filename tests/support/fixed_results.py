@@ -50,7 +50,12 @@ CASES = {
         "t5",
         "AutoModelForSeq2SeqLM",
         {},
-        {"scorer": "hybrid(l2, apoz, rank)", "schedule": "cubic", "rounds": 2, "exclude": ["decoder.*.cross_attention"]},
+        {
+            "scorer": "hybrid(l2, apoz, rank)",
+            "schedule": "cubic",
+            "rounds": 2,
+            "exclude": ["decoder.*.cross_attention"],
+        },
     ),
     "albert, movement": (
         "albert",

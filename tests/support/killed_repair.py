@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from hfprune.recovery import reconstruction
+from hfprune.reconstruction import reconstruct as reconstruction
 from hfprune.structure import find_blocks
 from hfprune.structure.surgery import keep_units
 from tests.support.tiny import tiny_batch, tiny_model
@@ -24,7 +24,7 @@ def repair_case(model_type):
 
 def main() -> None:
     torch.set_num_threads(1)
-    real, calls = reconstruction._repaired_layer, []
+    real, calls = reconstruction._ModelRepair._layer, []
 
     def third_is_the_last(*args: object) -> object:
         calls.append(args)
@@ -32,7 +32,7 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*args)
 
-    reconstruction._repaired_layer = third_is_the_last
+    reconstruction._ModelRepair._layer = third_is_the_last
     small, dense, batches = repair_case(sys.argv[1])
     reconstruction.reconstruct(small, dense, batches, folder=sys.argv[2])
 

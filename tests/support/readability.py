@@ -1,8 +1,8 @@
 """How densely the package is written: `python -m tests.support.readability` prints the figures per 1,000 code lines.
 
 Code lines are lines with code on them: no blank lines, comments or docstrings. A packed assignment gives several names
-their values from as many expressions in one statement. A comment line holds a comment and nothing else; orders to tools,
-such as `noqa`, and comments behind code do not count.
+their values from as many expressions in one statement. A comment line holds a comment and nothing else; orders to
+tools, such as `noqa`, and comments behind code do not count.
 """
 
 import argparse

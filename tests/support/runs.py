@@ -7,8 +7,8 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
-from hfprune.tasks import TextArguments, parse, text_classification
-from hfprune.workflow import Outcome, run
+from hfprune.jobs.run import Outcome, run
+from hfprune.jobs.tasks import TextArguments, parse, text_classification
 from tests.support.tiny import tiny_model
 from tests.support.tiny_data import tiny_tags, tiny_texts, tiny_tokenizer
 

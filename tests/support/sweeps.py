@@ -4,8 +4,9 @@ import torch
 
 import hfprune
 from hfprune import PruningConfig, Sweep
-from hfprune.measure import Latency, Size
-from hfprune.pipeline import batches_for
+from hfprune.measuring.latency import Latency
+from hfprune.measuring.size import Size
+from hfprune.pruning.prune import batches_for
 from hfprune.sweeping import SweepPoint
 from tests.support.tiny import tiny_batch
 

@@ -19,7 +19,7 @@ from transformers import set_seed
 import hfprune
 from hfprune.errors import HfpruneError
 from hfprune.publishing import checkpoint
-from hfprune.recovery import reconstruction
+from hfprune.reconstruction import reconstruct as reconstruction
 from hfprune.scoring import scorers
 from tests.support.tiny import tiny_batch, tiny_model
 

@@ -1,0 +1,222 @@
+"""The `hfprune` command: prune, sweep, evaluate, and what one does with checkpoints, thin over the API."""
+
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+)
+
+from hfprune.cli.checkpoints import diff, import_, inspect, push, verify
+from hfprune.cli.options import (
+    DATA,
+    Budget,
+    DataName,
+    LabelColumn,
+    MaxDrop,
+    MaxLength,
+    ModelName,
+    PairColumn,
+    Seed,
+    TextColumn,
+    Unit,
+    errors_in_one_line,
+    load_model,
+    split_of,
+    text_perplexity,
+    tokenized,
+)
+from hfprune.cli.sweep import sweep
+from hfprune.cli.vocabulary import vocabulary
+from hfprune.config import PruningConfig
+from hfprune.data.packages import resolve_model
+from hfprune.errors import HfpruneError
+from hfprune.measuring.latency import measure_latency
+from hfprune.measuring.metrics import compute_metrics_for, default_metrics
+from hfprune.pruning.prune import prune as prune_model
+from hfprune.publishing.checkpoint import save
+from hfprune.publishing.record import public_name
+from hfprune.publishing.report import command_line, comparison_table
+from hfprune.sweeping import correctness, prune_within
+
+app = typer.Typer(
+    help="Structured pruning for Hugging Face transformers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+_DEFAULTS = PruningConfig()
+
+
+@app.command()
+def prune(
+    model: Annotated[str, typer.Argument(help="A fine-tuned text classifier: folder or Hub name.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write.")],
+    data: DataName,
+    sparsity: Annotated[
+        float | None,
+        typer.Option(help="Fraction of the prunable cost to remove: 0.5 if --max-drop is not given either."),
+    ] = None,
+    max_drop: MaxDrop = None,
+    budget: Annotated[Budget, typer.Option(help="What the sparsity counts.")] = Budget.macs,
+    scorer: Annotated[str, typer.Option(help="Which units matter.")] = _DEFAULTS.scorer,
+    attention_unit: Annotated[
+        Unit, typer.Option(help="Where key/value heads are shared: group, or query (as many query heads of each).")
+    ] = Unit.group,
+    allocation: Annotated[
+        str, typer.Option(help="Where to remove: global, knapsack, threshold, uniform, layerwise or random.")
+    ] = _DEFAULTS.allocation,
+    schedule: Annotated[str, typer.Option(help="one_shot, geometric, linear or cubic.")] = _DEFAULTS.schedule,
+    rounds: Annotated[
+        int | None, typer.Option(help="Rounds of score, plan, surgery and repair; by default each keeps four fifths.")
+    ] = None,
+    reconstruct: Annotated[bool, typer.Option(help="Repair in closed form after every surgery.")] = True,
+    samples: Annotated[int, typer.Option(help="Calibration samples.")] = 512,
+    min_units: Annotated[
+        int, typer.Option(help="The fewest heads or neurons that a block keeps; 0 lets whole blocks go.")
+    ] = 1,
+    round_to: Annotated[int, typer.Option(help="Keep neurons in multiples of this.")] = 1,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Pattern of names of blocks to leave whole; several may be given.")
+    ] = None,
+    portable: Annotated[bool, typer.Option(help="Only widths that the stock config can say.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace the output folder if it is there.")] = False,
+    text_column: TextColumn = "text",
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = "label",
+    max_length: MaxLength = 128,
+    seed: Seed = 0,
+) -> None:
+    """Prune a text classifier without training, and save it with its plan, record and card."""
+    with errors_in_one_line():
+        if output.is_dir() and any(output.iterdir()) and not overwrite:
+            raise HfpruneError(f"{output} exists and is not empty. Choose another folder, or pass --overwrite.")
+        if sparsity is not None and max_drop is not None:
+            raise ValueError("--sparsity says how much to remove, --max-drop has it found: give one of them.")
+        config = PruningConfig(
+            sparsity=_DEFAULTS.sparsity if sparsity is None else sparsity,
+            budget=budget.value,
+            sequence_length=max_length,
+            scorer=scorer,
+            attention_unit=attention_unit.value,
+            allocation=allocation,
+            schedule=schedule,
+            rounds=rounds,
+            reconstruct=reconstruct,
+            calibration_samples=samples,
+            min_units=min_units,
+            round_to=round_to,
+            exclude=exclude or [],
+            portable=portable,
+            seed=seed,
+        )
+        source = resolve_model(model)
+        splits, tokenizer = tokenized(data, source, text_column, pair_column, label_column, max_length, seed)
+        collator = DataCollatorWithPadding(tokenizer)
+        if max_drop is None:
+            small = prune_model(load_model(model), splits["train"], config, collator=collator)
+        else:
+            small, tried = prune_within(
+                load_model(model),
+                splits["train"],
+                config,
+                max_drop=max_drop,
+                evaluate=correctness(splits["validation"], collator=collator),
+                collator=collator,
+                metric="accuracy",
+            )
+            typer.echo(tried.table())
+        small.pruning_record = small.pruning_record.with_(command=command_line("hfprune"), datasets=[public_name(data)])
+        folder = save(small, output, tokenizer=tokenizer, overwrite=overwrite)
+        typer.echo(str(small.pruning_plan))
+        typer.echo(comparison_table(small.pruning_record))
+        typer.echo(f"saved in {folder}")
+
+
+app.command()(sweep)
+app.command()(vocabulary)
+
+
+@app.command()
+def evaluate(
+    model: ModelName,
+    data: Annotated[str | None, DATA] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help="For causal language models: a txt file, or state_of_the_union (test split)."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, validation or test; by default test, or all of a single file.")
+    ] = None,
+    metrics: Annotated[list[str] | None, typer.Option("--metric", help="Several may be given.")] = None,
+    latency: Annotated[bool, typer.Option(help="Measure the latency too (batch 32).")] = False,
+    text_column: TextColumn = "text",
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = "label",
+    max_length: MaxLength = 128,
+    batch_size: Annotated[int | None, typer.Option(help="Samples (64) or windows of text (4) in a batch.")] = None,
+    window: Annotated[int, typer.Option(help="Tokens that a language model sees at a time.")] = 256,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens from one window to the next; by default the window.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Evaluate a text classifier, or a causal language model on plain text, and print its metrics as JSON."""
+    with errors_in_one_line():
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"--batch-size must be at least 1, got {batch_size}.")
+        if (data is None) == (text is None):
+            raise ValueError("give --data (labelled texts) or --text (plain text for a causal language model).")
+        if data is None:
+            if latency or split:
+                raise ValueError("--latency and --split go with --data; with --text they would be ignored.")
+            found = text_perplexity(model, str(text), metrics or [], window, stride, batch_size or 4)
+            typer.echo(json.dumps(asdict(found), indent=1))
+            return
+        source = resolve_model(model)
+        loaded = AutoModelForSequenceClassification.from_pretrained(source)
+        splits, tokenizer = tokenized(
+            data, source, text_column, pair_column, label_column, max_length, seed, whole=split is None
+        )
+        tested = split_of(splits, split or "test")
+        with tempfile.TemporaryDirectory() as scratch:
+            trainer = Trainer(
+                loaded,
+                TrainingArguments(
+                    output_dir=scratch,
+                    per_device_eval_batch_size=batch_size or 64,
+                    report_to="none",
+                    dataloader_pin_memory=torch.cuda.is_available(),
+                ),
+                data_collator=DataCollatorWithPadding(tokenizer),
+                compute_metrics=compute_metrics_for(
+                    metrics or default_metrics(loaded.config.num_labels), regression=loaded.config.num_labels == 1
+                ),
+            )
+            found = trainer.predict(tested, metric_key_prefix="").metrics
+        results = {name.removeprefix("_"): value for name, value in found.items() if "per_second" not in name}
+        results["samples"] = len(tested)
+        if latency:
+            results["latency"] = asdict(measure_latency(loaded.to("cpu"), sequence_length=max_length))
+        typer.echo(json.dumps(results, indent=1))
+
+
+app.command()(inspect)
+app.command()(verify)
+app.command()(diff)
+app.command("import")(import_)
+app.command()(push)
+
+
+if __name__ == "__main__":
+    app()

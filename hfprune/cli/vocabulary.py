@@ -1,0 +1,61 @@
+"""The command `hfprune vocabulary`: a model and its tokenizer with the tokens of a corpus only."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from transformers import AutoTokenizer
+
+from hfprune.cli.options import ModelName, PairColumn, TextColumn, errors_in_one_line, load_model
+from hfprune.data.classification import load_texts
+from hfprune.data.packages import resolve_model
+from hfprune.errors import HfpruneError
+from hfprune.measuring.size import checkpoint_bytes
+from hfprune.publishing.checkpoint import save
+from hfprune.publishing.record import public_name
+from hfprune.publishing.report import command_line, comparison_table
+from hfprune.scoring.objectives import predicts_next_token
+from hfprune.vocabulary import prune_vocabulary
+
+
+def vocabulary(
+    model: ModelName,
+    output: Annotated[Path, typer.Argument(help="Folder to write.")],
+    data: Annotated[
+        str,
+        typer.Option("--data", help="The texts: a txt, csv, json or parquet file, trec or the like, a Hub name."),
+    ],
+    min_count: Annotated[int, typer.Option(help="How often a token must occur in them to stay.")] = 1,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Token to keep, as the vocabulary spells it; several may be given.")
+    ] = None,
+    pad_to_multiple_of: Annotated[int | None, typer.Option(help="Keep more tokens, up to a multiple of this.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the output folder if it is there.")] = False,
+    text_column: TextColumn = "text",
+    pair_column: PairColumn = None,
+) -> None:
+    """Drop the tokens that never occur in your texts, from a model, dense or pruned, and its tokenizer.
+
+    A txt file is one text a line; for a causal language model it is one text, line breaks and all.
+    """
+    with errors_in_one_line():
+        if output.is_dir() and any(output.iterdir()) and not overwrite:
+            raise HfpruneError(f"{output} exists and is not empty. Choose another folder, or pass --overwrite.")
+        source, large = resolve_model(model), load_model(model)
+        columns = [text_column, *([pair_column] if pair_column else [])]
+        texts = load_texts(data, columns, documents=predicts_next_token(large))
+        small, tokenizer = prune_vocabulary(
+            large,
+            AutoTokenizer.from_pretrained(source),
+            texts,
+            keep=keep or (),
+            min_count=min_count,
+            pad_to_multiple_of=pad_to_multiple_of,
+        )
+        record = small.pruning_record
+        datasets = list(dict.fromkeys([*record.datasets, public_name(data)]))
+        small.pruning_record = record.with_(command=command_line("hfprune"), datasets=datasets)
+        folder = save(small, output, tokenizer=tokenizer, overwrite=overwrite)
+        sizes = {"dense": checkpoint_bytes(source) if Path(source).is_dir() else 0, "pruned": checkpoint_bytes(folder)}
+        typer.echo(comparison_table(small.pruning_record, sizes))
+        typer.echo(f"saved in {folder}")

@@ -1,0 +1,1 @@
+"""Texts and models: from the Hub, from files, or from installed packages."""

@@ -1,0 +1,1 @@
+"""Whole jobs, as the scripts do them: fine-tune, prune, recover, measure, save, publish."""

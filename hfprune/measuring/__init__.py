@@ -1,0 +1,1 @@
+"""What a model is and costs: size, multiply-adds, latency, perplexity, metrics."""

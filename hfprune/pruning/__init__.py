@@ -1,0 +1,1 @@
+"""The whole job, and its steps: score, plan, cut, repair, again and again."""

@@ -1,0 +1,1 @@
+"""The parts of the recovery loss, one file each."""

@@ -1,0 +1,166 @@
+"""Everything that is known of the structure of one model, read once and handed on."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hfprune.structure.architectures import base_model_type
+from hfprune.structure.blocks import Block, attention_unit_of, check_attention_unit
+from hfprune.structure.discovery.discover import Support, support_of
+from hfprune.structure.reading import heads_in_group, read_blocks
+from hfprune.structure.specs import AttentionUnit
+
+#: The cost of one unit of a block, in whatever a budget counts.
+UnitCost: TypeAlias = Callable[[Block], int]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Anatomy:
+    """A model with all that is known of its structure. `anatomy_of` makes it.
+
+    Reading a model checks every path and size of its entry, so it is done once: `prune` hands the anatomy on, and
+    `score`, `plan`, `apply_plan` and `reconstruct` take it in the place of the model. It holds for as long as modules
+    and shapes of the model stay; weights may change.
+
+    Attributes:
+        model: The model.
+        support: How it is known where its blocks are: by the table, or by proof.
+        attention_unit: What units of attention with shared key/value heads are. `group` too where none are shared.
+        blocks: In the order in which they run, encoders first.
+    """
+
+    model: PreTrainedModel
+    support: Support
+    attention_unit: AttentionUnit
+    blocks: tuple[Block, ...]
+
+    @property
+    def model_type(self) -> str:
+        """The dense model's type, such as `bert`."""
+        return base_model_type(self.model.config.model_type)
+
+    @property
+    def units(self) -> dict[str, int]:
+        """How many units each block has now, by name."""
+        return {block.name: block.units for block in self.blocks}
+
+    @cached_property
+    def dense_units(self) -> dict[str, int]:
+        """How many units each block of the dense model has, by name: by the plan that a pruned model carries.
+
+        Raises:
+            PlanMismatchError: The model was pruned by other units.
+        """
+        attached = getattr(self.model, "pruning_plan", None)
+        if attached is None:
+            return self.units
+        check_attention_unit(attached.attention_unit, self.attention_unit)
+        return {name: block.units for name, block in attached.blocks.items()}
+
+    def cost(self, unit_cost: UnitCost) -> int:
+        """What all units together cost now.
+
+        Args:
+            unit_cost: The cost of one unit of a block, as a budget counts it.
+
+        Returns:
+            The sum over all units.
+        """
+        return sum(block.units * unit_cost(block) for block in self.blocks)
+
+    def dense_cost(self, unit_cost: UnitCost) -> int:
+        """What the units of the dense model cost together, at this model's cost of a unit.
+
+        Args:
+            unit_cost: The cost of one unit of a block.
+
+        Returns:
+            The sum over all units that the dense model has.
+
+        Raises:
+            PlanMismatchError: The model was pruned by other units.
+        """
+        return sum(self.dense_units[block.name] * unit_cost(block) for block in self.blocks)
+
+    def zeros(self) -> dict[str, Tensor]:
+        """`(units,)` zeros by block name: scores that favour no unit, enough to find how many may stay."""
+        return {block.name: torch.zeros(block.units) for block in self.blocks}
+
+
+#: What the steps of pruning take: a model, which is then read, or what was read of it.
+ModelOrAnatomy: TypeAlias = PreTrainedModel | Anatomy
+
+
+def anatomy_of(model: ModelOrAnatomy, attention_unit: AttentionUnit | None = None) -> Anatomy:
+    """Read the structure of a model.
+
+    Args:
+        model: A transformers model, dense or pruned, with or without a task head. An anatomy is returned as it is.
+        attention_unit: What units of attention with shared key/value heads are: `group`, or `query` for blocks that are
+            named `queries` instead of `attention`. None: what the model was pruned by, or else `group`.
+
+    Returns:
+        The anatomy.
+
+    Raises:
+        UnsupportedArchitectureError: The model type has no entry in the table, and none could be proven.
+        StructureError: The model does not look as its entry says; all problems are listed together.
+    """
+    if isinstance(model, Anatomy):
+        return model
+    support = support_of(model)
+    blocks = read_blocks(model, support.entry, _present_unit(model, attention_unit))
+    return Anatomy(
+        model=model,
+        support=support,
+        attention_unit=attention_unit_of(block.unit for block in blocks),
+        blocks=blocks,
+    )
+
+
+def _present_unit(model: PreTrainedModel, asked: AttentionUnit | None) -> AttentionUnit:
+    """What units of attention are in a model: as asked, if it can tell query heads from groups."""
+    attached = getattr(model, "pruning_plan", None)
+    own: AttentionUnit | None = None if attached is None else attached.attention_unit
+    if (asked or own) != "query":
+        return "group"
+    # where a group has one query head its units are heads anyway, unless pruning by query heads left that one
+    return "query" if own == "query" or heads_in_group(model.config) > 1 else "group"
+
+
+def find_blocks(model: ModelOrAnatomy, attention_unit: AttentionUnit | None = None) -> list[Block]:
+    """List the prunable blocks of a model, in the order in which they run, encoders first.
+
+    Args:
+        model: A transformers model, dense or pruned, with or without a task head.
+        attention_unit: As for `anatomy_of`.
+
+    Returns:
+        Two blocks a layer, three where there is cross-attention; fewer where the entry says so.
+
+    Raises:
+        UnsupportedArchitectureError: The model type has no entry in the table, and none could be proven.
+        StructureError: The model does not look as its entry says; all problems are listed together.
+    """
+    return list(anatomy_of(model, attention_unit).blocks)
+
+
+def dense_units(model: ModelOrAnatomy, attention_unit: AttentionUnit | None = None) -> Mapping[str, int]:
+    """How many units the dense model has, by block name: by the plan that a pruned model carries.
+
+    Args:
+        model: A model, pruned or not.
+        attention_unit: As for `anatomy_of`.
+
+    Returns:
+        By block name, the number of units.
+
+    Raises:
+        PlanMismatchError: The model was pruned by other units.
+    """
+    return anatomy_of(model, attention_unit).dense_units

@@ -1,0 +1,98 @@
+"""Tensors by name, in memory or in files of a folder; and the digest of some."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+class Store:
+    """Tensors by name: in memory where they are, or each in a safetensors file of a folder.
+
+    Attributes:
+        folder: Where the files are; None for memory.
+
+    Args:
+        folder: Where to keep files; None keeps tensors in memory. The folder is made if it is not there, and files that
+            it holds can be read.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self._held: dict[str, Tensor] = {}
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._held if self.folder is None else self._file(name).is_file()
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._held[name] if self.folder is None else load_file(self._file(name))["value"]
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        if self.folder is None:
+            self._held[name] = value
+        else:
+            write_tensors(self._file(name), {"value": value})
+
+    def drop(self, name: str) -> None:
+        """Forget a tensor, if it is there."""
+        if self.folder is None:
+            self._held.pop(name, None)
+        else:
+            self._file(name).unlink(missing_ok=True)
+
+    def _file(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{name}.safetensors"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file as a whole: whenever the process ends, the file is there complete, or is not.
+
+    Args:
+        path: The file; one that is there is replaced.
+        tensors: By name.
+        metadata: Goes into the file's header.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, draft, dict(metadata or {}))
+    draft.replace(path)
+
+
+def digest_of(model: PreTrainedModel) -> str:
+    """SHA-256 of all that a model computes with: its weights, buffers and config.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Hexadecimal.
+
+    Raises:
+        ValueError: Weights are not in memory.
+    """
+    tensors = dict(model.state_dict())
+    away = [name for name, value in tensors.items() if value.is_meta]
+    if away:
+        raise ValueError(
+            f"{away[0]!r} of {type(model).__name__} is not in memory (offloaded by device_map, or on the meta device), "
+            "and what the model says is kept under the digest of its weights. Load it without offloading."
+        )
+    return sha256_of({**tensors, model.config.to_json_string(use_diff=False): None})
+
+
+def sha256_of(tensors: Mapping[str, Any]) -> str:
+    """SHA-256 of tensors and their names, in the order of the names; of other values the names alone."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(name.encode())
+        if isinstance(value, Tensor):
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
