@@ -117,7 +117,7 @@ class TestTraining:
         pruning.attach(model)
         model.train()(**batch, labels=torch.tensor([0, 1, 2, 0])).loss.backward()
         assert all(sums[1].any() for sums in pruning._sums.values())
-        pruning._choose(model, 1.0)
+        pruning._choose(1.0)
         with torch.no_grad():
             gated = model.eval()(**batch).logits
             small = pruning.cut(model)
@@ -247,7 +247,7 @@ class TestTraining:
         for unit, mean in enumerate((-0.5, 0.5, -0.01)):
             pruning._sums[name][:, unit] = torch.tensor([1000.0, 1000 * mean, 1000 * (mean**2 + 0.04)])
         pruning.sparsity = 0.1
-        kept = pruning._plan(model).kept[name]
+        kept = pruning._plan().kept[name]
         assert 0 in kept
         assert 1 not in kept
         assert 2 not in kept

@@ -24,8 +24,8 @@ def parts_of(student, teacher, batch, folder, **weights):
     """The parts of the loss of a batch."""
     weights = {"task_weight": 0.0, "hidden_states_weight": 1.0, "attention_outputs_weight": 1.0, **weights}
     trainer = trainer_of(student, teacher, arguments(folder, **weights))
-    found, _, _ = trainer._loss.parts(student, student, batch, trainer.accelerator.autocast())
-    return {name: float(torch.stack([value.detach() for value, _ in part]).mean()) for name, part in found.items()}
+    found, _, _ = trainer._loss.terms(student, student, batch, trainer.accelerator.autocast())
+    return {name: float(torch.stack([value.detach() for value, _ in terms]).mean()) for name, terms in found.items()}
 
 
 class TestTokenDropout:

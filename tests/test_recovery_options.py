@@ -8,10 +8,10 @@ from transformers import DataCollatorWithPadding
 
 import hfprune
 from hfprune import RecoveryTrainer, add_teacher_logits
+from hfprune.recovery.forward import outputs_of
 from hfprune.recovery.learning import choose_trainable, stepwise
 from hfprune.recovery.losses.attention_outputs import attention_outputs_loss
 from hfprune.recovery.losses.penalties import unit_penalties
-from hfprune.recovery.teacher import outputs_of
 from hfprune.structure.anatomy import find_blocks
 from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.tiny_data import tiny_tokenized, tiny_tokenizer

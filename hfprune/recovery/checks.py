@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.recovery.gradual import GradualPruning
+from hfprune.recovery.losses.registry import known_losses
 
 
 def gradual_in(callbacks: Sequence[object]) -> GradualPruning | None:
@@ -23,10 +24,10 @@ def gradual_in(callbacks: Sequence[object]) -> GradualPruning | None:
     Raises:
         ValueError: There are two.
     """
-    found = [callback for callback in callbacks if isinstance(callback, GradualPruning)]
-    if len(found) > 1:
-        raise ValueError(f"{len(found)} callbacks are GradualPruning; a trainer follows one schedule. Pass one.")
-    return found[0] if found else None
+    schedules = [callback for callback in callbacks if isinstance(callback, GradualPruning)]
+    if len(schedules) > 1:
+        raise ValueError(f"{len(schedules)} callbacks are GradualPruning; a trainer follows one schedule. Pass one.")
+    return schedules[0] if schedules else None
 
 
 def check_trainer(model: Any, args: Any, teacher: PreTrainedModel | None, kwargs: dict[str, Any]) -> None:
@@ -49,19 +50,8 @@ def check_trainer(model: Any, args: Any, teacher: PreTrainedModel | None, kwargs
         )
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"model must be the pruned model itself, got {type(model).__name__}; model_init is not used.")
-    for name, is_set in (
-        ("compute_loss_func", kwargs.get("compute_loss_func") is not None),
-        ("label_smoothing_factor", args.label_smoothing_factor != 0),
-    ):
-        if is_set:
-            raise ValueError(
-                f"{name} is not used by RecoveryTrainer, whose loss RecoveryArguments describe. Leave it out."
-            )
-    flash = "flash" in str(getattr(model.config, "_attn_implementation", ""))
-    if flash and model.dtype != torch.float32 and args.lora_rank == 0 and not (args.bf16 or args.fp16):
-        raise ValueError(
-            f"a model in {model.dtype} learns in float32, in which flash attention does not compute: set bf16=True."
-        )
+    _check_loss_is_ours(args, kwargs)
+    _check_dtype(args, model)
     if teacher is model:
         raise ValueError("the teacher is the model itself; pass the dense model that was pruned.")
     check_vocabularies(args, model, teacher)
@@ -69,17 +59,47 @@ def check_trainer(model: Any, args: Any, teacher: PreTrainedModel | None, kwargs
         raise ValueError(
             f"token_dropout={args.token_dropout} needs to know the special tokens: pass processing_class=tokenizer."
         )
-    given = kwargs.get("optimizers") or (None, None)
-    if any(given) and (args.lr_steps or args.base_model_lr_factor != 1):
-        raise ValueError("lr_steps and base_model_lr_factor are not used with optimizers of your own. Leave them out.")
+    _check_optimizers(args, kwargs)
     check_together(args, gradual_in(kwargs.get("callbacks") or []))
+
+
+def _check_loss_is_ours(args: RecoveryArguments, kwargs: dict[str, Any]) -> None:
+    """Refuse settings of Trainer's own loss."""
+    without_effect = []
+    if kwargs.get("compute_loss_func") is not None:
+        without_effect.append("compute_loss_func")
+    if args.label_smoothing_factor != 0:
+        without_effect.append("label_smoothing_factor")
+    if without_effect:
+        raise ValueError(
+            f"{without_effect[0]} is not used by RecoveryTrainer, whose loss RecoveryArguments describe. Leave it out."
+        )
+
+
+def _check_dtype(args: RecoveryArguments, model: PreTrainedModel) -> None:
+    """Refuse flash attention in float32, in which a model in half precision is trained."""
+    flash = "flash" in str(getattr(model.config, "_attn_implementation", ""))
+    # adapters leave the model in its own dtype, and autocast computes in half precision
+    trains_in_float32 = args.lora_rank == 0 and not args.bf16 and not args.fp16
+    if flash and trains_in_float32 and model.dtype != torch.float32:
+        raise ValueError(
+            f"a model in {model.dtype} learns in float32, in which flash attention does not compute: set bf16=True."
+        )
+
+
+def _check_optimizers(args: RecoveryArguments, kwargs: dict[str, Any]) -> None:
+    """Refuse learning rates of ours with an optimizer or a scheduler of the user's."""
+    passed = kwargs.get("optimizers") or (None, None)
+    sets_rates = args.lr_steps or args.base_model_lr_factor != 1
+    if any(passed) and sets_rates:
+        raise ValueError("lr_steps and base_model_lr_factor are not used with optimizers of your own. Leave them out.")
 
 
 def check_one_gpu(args: RecoveryArguments) -> None:
     """Refuse several GPUs with a copy of the model each in one process.
 
     Args:
-        args: The arguments, as `Trainer` has found them: one GPU where it found a model that is spread over several.
+        args: The arguments, after `Trainer` has counted the GPUs: it counts one where a model is spread over several.
 
     Raises:
         ValueError: There are several.
@@ -103,14 +123,29 @@ def check_vocabularies(args: RecoveryArguments, model: PreTrainedModel, teacher:
     Raises:
         ValueError: The numbers differ.
     """
-    heads = [None if one is None else one.get_output_embeddings() for one in (model, teacher)]
-    words = [len(weight) for head in heads if isinstance(weight := getattr(head, "weight", None), Tensor)]
-    if len(words) == 2 and words[0] != words[1] and args.logits_weight > 0 and not args.teacher_top_k:
-        larger = "teacher" if words[1] > words[0] else "model"
-        raise ValueError(
-            f"the teacher has logits of {words[1]} words, the model of {words[0]}. If both have the same tokenizer, "
-            f"cut what is behind its tokens: {larger}.resize_token_embeddings({min(words)}); or set logits_weight=0."
-        )
+    # the likeliest tokens are compared one by one, and checked by what they are
+    if teacher is None or args.teacher_top_k or not _compares_logits(args):
+        return
+    words = _words(model)
+    teacher_words = _words(teacher)
+    if words is None or teacher_words is None or words == teacher_words:
+        return
+    larger = "teacher" if teacher_words > words else "model"
+    raise ValueError(
+        f"the teacher has logits of {teacher_words} words, the model of {words}. If both have the same tokenizer, cut "
+        f"what is behind its tokens: {larger}.resize_token_embeddings({min(words, teacher_words)}); or set "
+        "logits_weight=0."
+    )
+
+
+def _compares_logits(args: RecoveryArguments) -> bool:
+    return any("teacher_logits" in loss.needs and args.weight_of(loss) > 0 for loss in known_losses().values())
+
+
+def _words(model: PreTrainedModel) -> int | None:
+    """How many words a model has logits of; None for one that predicts no words."""
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    return len(weight) if isinstance(weight, Tensor) else None
 
 
 def check_together(args: RecoveryArguments, gradual: GradualPruning | None) -> None:

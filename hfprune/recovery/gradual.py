@@ -2,8 +2,9 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from hfprune.config import PruningConfig
 from hfprune.distributed import add_over_processes, from_main_process, is_main_process
 from hfprune.measuring.size import check_length, measure_size
 from hfprune.planning import PruningPlan
+from hfprune.planning.costs import get_budget
 from hfprune.planning.schedule import sparsity_at
-from hfprune.pruning.steps import apply_plan, check_target, plan, sparsity_of
+from hfprune.pruning.steps import apply_plan, check_target, plan
 from hfprune.publishing.record import record_of
 from hfprune.scoring import Scores
-from hfprune.structure.anatomy import find_blocks
-from hfprune.structure.architectures import base_model_type
+from hfprune.structure.anatomy import Anatomy, anatomy_of
 from hfprune.structure.batches import count_samples
 from hfprune.structure.blocks import Block, check_in_one_place
 from hfprune.structure.gates import gate_columns
@@ -30,31 +31,42 @@ from hfprune.structure.running import input_hooks
 
 logger = logging.getLogger(__name__)
 STATE_FILE = "gradual_pruning.safetensors"
-#: What is left of earlier gradients whenever units are chosen anew.
+#: The factor by which sums of earlier gradients shrink whenever units are chosen anew.
 DECAY = 0.5
 #: How many standard errors the gain of a removed unit must be above 0 for it to come back.
 CERTAINTY = 3.0
+#: Fewer choices of units than these remove so much at once that a warning is due.
+_FEW_CHOICES = 3
+#: What a checkpoint says of the progress, beside gates and sums.
+_PROGRESS = ("finished", "sparsity", "reached", "regrown")
+#: What must be the same in a run that goes on from a checkpoint, in the order in which the checkpoint has it.
+_TARGET_OF_CONFIG = (
+    "sparsity",
+    "budget",
+    "sequence_length",
+    "allocation",
+    "attention_unit",
+    "min_units",
+    "round_to",
+    "exclude",
+    "portable",
+)
+_SCHEDULE = ("schedule", "start", "end", "every")
 
 
 class GradualPruning(TrainerCallback):
     """Prunes while `RecoveryTrainer` trains, along a schedule, with gates at 0 instead of smaller tensors.
 
     Every `every` steps the units are scored by the gate gradients γ of the training batches since then (no extra
-    passes): what the loss would lose with the unit gone, ½ mean γ² for one that is there (`fisher`), and what it would
-    gain with it back for one that is gone, −mean γ − ½ mean γ² less three standard errors of that mean. The plan for
-    the sparsity of that moment is made from these, so a removed unit comes back where that surely helps more than what
-    is there (regrowth). When the target is
-    reached the plan stays; the rest of the training recovers. At the end surgery is done once, and `trainer.model` is
-    the small model, with its plan and record.
+    passes). A unit that is open scores what the loss would lose without it, ½ mean γ² (`fisher`). A unit that was
+    removed scores what the loss would gain with it back, −mean γ − ½ mean γ², less three standard errors of that mean.
+    The plan for the sparsity of that moment is made from these scores, so a removed unit comes back (regrowth) where
+    it surely helps more than one that is open. When the target is reached the plan stays; the rest of the training
+    recovers. At the end surgery is done once, and `trainer.model` is the small model, with its plan and record.
 
     Zhu & Gupta 2017, "To prune, or not to prune", for the schedule; Molchanov et al. 2019 for gradients while training.
 
-        gradual = GradualPruning(PruningConfig(sparsity=0.7))
-        trainer = RecoveryTrainer(copy.deepcopy(dense), args, teacher=dense, callbacks=[gradual])
-        trainer.train()
-        hfprune.save(trainer.model, "small")
-
-    Checkpoints hold the gates and scores, so a run that is cut goes on to the same plan with
+    Checkpoints hold the gates and scores, so a run that was interrupted goes on to the same plan with
     `trainer.train(resume_from_checkpoint=...)`. Evaluations before the target is reached do not count for the best
     checkpoint, nor for the patience of early stopping.
 
@@ -68,6 +80,25 @@ class GradualPruning(TrainerCallback):
 
     Raises:
         ValueError: A fraction or a name that makes no sense.
+
+    >>> import copy, tempfile
+    >>> from datasets import Dataset
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> from hfprune import RecoveryArguments, RecoveryTrainer
+    >>> config = BertConfig(
+    ...     vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    ... )
+    >>> dense = BertForSequenceClassification(config)
+    >>> data = Dataset.from_dict({"input_ids": [[1, 2, 3], [4, 5, 6]] * 8, "labels": [0, 1] * 8})
+    >>> gradual = GradualPruning(PruningConfig(sparsity=0.5, sequence_length=4), every=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     args = RecoveryArguments(folder, max_steps=8, use_cpu=True, report_to="none", disable_tqdm=True)
+    ...     model = copy.deepcopy(dense)
+    ...     trainer = RecoveryTrainer(model, args, teacher=dense, train_dataset=data, callbacks=[gradual])
+    ...     result = trainer.train()  # doctest: +ELLIPSIS
+    {'train_runtime': ...}
+    >>> trainer.model.pruning_plan.sparsity("macs") >= 0.5
+    True
     """
 
     def __init__(
@@ -85,14 +116,24 @@ class GradualPruning(TrainerCallback):
             )
         if every < 1:
             raise ValueError(f"every must be at least 1 step, got {every}.")
-        sparsity_at(schedule, 0.0, start=0.0, target=0.5)  # raises if there is none of that name
+        # raises if there is none of that name
+        sparsity_at(schedule, 0.0, start=0.0, target=0.5)
         self.config = config or PruningConfig()
-        self.schedule, self.start, self.end, self.every = schedule, start, end, every
+        self.schedule = schedule
+        self.start = start
+        self.end = end
+        self.every = every
         self.finished = False
-        self.sparsity = self.reached = 0.0
+        #: What the schedule asks for at this moment, and what the gates have reached.
+        self.sparsity = 0.0
+        self.reached = 0.0
+        #: How many units the last choice brought back.
         self.regrown = 0
-        self._blocks: list[Block] = []
+        #: The sparsity that the model had when the gates were put on.
+        self._from = 0.0
+        self._anatomy: Anatomy | None = None
         self._gates: dict[str, Tensor] = {}
+        #: By block, `(3, units)`: how many samples were seen since a unit was opened or closed, Σγ and Σγ².
         self._sums: dict[str, Tensor] = {}
         self._hooks = ExitStack()
         self._samples = 0
@@ -109,6 +150,11 @@ class GradualPruning(TrainerCallback):
         """Whether the gates are on a model."""
         return bool(self._gates)
 
+    @property
+    def _blocks(self) -> Sequence[Block]:
+        """The blocks of the model that the gates are on."""
+        return () if self._anatomy is None else self._anatomy.blocks
+
     def attach(self, model: PreTrainedModel) -> None:
         """Put gates on a model, all open; nothing if they are there.
 
@@ -122,52 +168,64 @@ class GradualPruning(TrainerCallback):
             return
         check_in_one_place(model)
         check_length(model, self.config.sequence_length)
-        check_target(model, self.config)
-        self._blocks = find_blocks(model, self.config.attention_unit)
-        self._from = self.sparsity = self.reached = sparsity_of(model, self.config)
+        # gates change no shape, so what is read here holds until the model is cut
+        anatomy = anatomy_of(model, self.config.attention_unit)
+        self._from = check_target(anatomy, self.config)
+        self.sparsity = self._from
+        self.reached = self._from
+        self._anatomy = anatomy
         self.finished = False
-        for block in self._blocks:
+        for block in anatomy.blocks:
             device = model.base_model.get_submodule(block.consumer).weight.device
             self._gates[block.name] = torch.ones(block.units, device=device)
-            # samples seen in the present state, Σγ and Σγ²
             self._sums[block.name] = torch.zeros(3, block.units, dtype=torch.float64)
-        changes = {block: self._gate(block) for block in self._blocks if block.units}
+        changes = {block: self._gate(block) for block in anatomy.blocks if block.units}
         self._hooks.enter_context(input_hooks(model, changes))
         counter = model.register_forward_pre_hook(self._count, with_kwargs=True)
         self._hooks.callback(counter.remove)
 
     def detach(self) -> None:
-        """Take the gates off; what they were is forgotten."""
+        """Take the gates off, and forget what they were."""
         self._hooks.close()
-        self._gates, self._sums, self._blocks = {}, {}, []
+        self._gates = {}
+        self._sums = {}
+        self._anatomy = None
 
     def _count(self, _: object, __: object, inputs: dict[str, Any]) -> None:
-        self._samples, self._of_uses = count_samples(inputs), {}
+        """Before every forward pass: note its samples, and drop what an earlier backward pass left unfinished."""
+        self._samples = count_samples(inputs)
+        self._of_uses = {}
 
     def _gate(self, block: Block) -> Callable[[Tensor], Tensor]:
+        """The function through which the input of a block's consumer passes."""
+
+        def add(gamma: Tensor) -> None:
+            self._add(block, gamma)
+
         def change(x: Tensor) -> Tensor:
             gate = self._gates[block.name].to(x.dtype).repeat_interleave(block.width)
             if self.finished or not torch.is_grad_enabled():
                 return x * gate
             anchor = torch.ones((), device=x.device, requires_grad=True)
-            return gate_columns(
-                x, gate, anchor=anchor, samples=self._samples, take=lambda gamma: self._add(block, gamma)
-            )
+            return gate_columns(x, gate, anchor=anchor, samples=self._samples, take=add)
 
         return change
 
     def _add(self, block: Block, gamma: Tensor) -> None:
-        """Take in the gradients of a batch by its gates, `(samples, columns)`, when those of every use are there."""
+        """Add the gradients of a batch by its gates, `(samples, columns)`, once those of all uses have come."""
         of_uses = self._of_uses.setdefault(block.name, [])
         of_uses.append(gamma)
         if len(of_uses) < block.uses:
             return
-        gamma = torch.stack(self._of_uses.pop(block.name)).sum(0)
-        # the loss is a mean over the samples of the step
-        by_unit = gamma.reshape(len(gamma), block.units, -1).sum(-1) * (self.step_samples or len(gamma))
-        terms = torch.stack([torch.ones_like(by_unit).sum(0), by_unit.sum(0), by_unit.square().sum(0)])
-        if bool(torch.isfinite(terms).all()):  # a step that overflows is skipped by the optimizer too
-            self._sums[block.name] += terms.cpu()
+        total = torch.stack(self._of_uses.pop(block.name)).sum(0)
+        # the loss is a mean over the samples of the step; γ is of the loss of one sample
+        samples_of_loss = self.step_samples or len(total)
+        by_unit = total.reshape(len(total), block.units, -1).sum(-1) * samples_of_loss
+        counts = torch.ones_like(by_unit).sum(0)
+        sums = torch.stack([counts, by_unit.sum(0), by_unit.square().sum(0)])
+        # a step that overflows is skipped by the optimizer too
+        if bool(torch.isfinite(sums).all()):
+            self._sums[block.name] += sums.cpu()
 
     def gather(self) -> None:
         """Add up over processes what each has seen; the main process keeps it. All processes must call it."""
@@ -185,12 +243,13 @@ class GradualPruning(TrainerCallback):
             )
         if args.fp16:
             raise ValueError("gradual pruning reads gradients, which fp16=True scales: train with bf16=True instead.")
+        # gates of a checkpoint were put on before training began; any others are of an earlier run
         if not self._resumed:
             self.detach()
         self._resumed = False
         self.attach(kwargs["model"])
         choices = (self.end - self.start) * state.max_steps / self.every
-        if choices < 3:
+        if choices < _FEW_CHOICES:
             logger.warning(
                 "gradual pruning will choose units %d times only, every %d of %d steps, so much goes at once. Lower "
                 "`every`, or train longer.",
@@ -199,52 +258,81 @@ class GradualPruning(TrainerCallback):
                 state.max_steps,
             )
 
-    def on_step_end(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **___: Any) -> None:
         """Choose the units anew, every so many steps until the target is reached."""
         if self.finished:
             return
-        first, last = self.start * state.max_steps, self.end * state.max_steps
-        reached = state.global_step >= last
-        if not reached and (state.global_step < max(first, 1) or state.global_step % self.every):
-            return
-        progress = 1.0 if reached else (state.global_step - first) / (last - first)
-        self._choose(kwargs["model"], progress)
-        self.finished = reached
-        if reached:
+        first = self.start * state.max_steps
+        last = self.end * state.max_steps
+        if state.global_step >= last:
+            self._choose(progress=1.0)
+            self.finished = True
             logger.info("gradual pruning: %.1f %% of prunable %s gone", 100 * self.sparsity, self.config.budget)
+            return
+        has_begun = state.global_step >= max(first, 1)
+        if has_begun and state.global_step % self.every == 0:
+            self._choose(progress=(state.global_step - first) / (last - first))
 
-    def _choose(self, model: PreTrainedModel, progress: float) -> None:
-        """Make the plan of a moment, and set the gates by it."""
+    def _choose(self, progress: float) -> None:
+        """Choose the units for a moment of the schedule, from 0 to 1, and set the gates. All processes must call it."""
         add_over_processes(self._sums.values())
         self.sparsity = sparsity_at(self.schedule, progress, start=self._from, target=self.config.sparsity)
-        chosen = self._plan(model)
-        self.reached = 1 - (1 - self._from) * (1 - chosen.sparsity(self.config.budget))
+        chosen = self._plan()
+        self.reached = 1 - (1 - self._from) * (1 - self._sparsity_of(chosen))
         self.regrown = 0
         for block in self._blocks:
-            gate, sums = self._gates[block.name], self._sums[block.name]
-            new = torch.zeros_like(gate)
-            new[torch.tensor(chosen.kept[block.name], dtype=torch.long, device=gate.device)] = 1
-            from_main_process([new])
-            changed = (new != gate).cpu()
-            self.regrown += int((new > gate).sum())
-            sums *= DECAY if is_main_process() else 0
-            sums[:, changed] = 0  # γ of a unit that is there says nothing of one that is gone, and the reverse
-            gate.copy_(new)
+            self._set_gate(block, chosen.kept[block.name])
 
-    def _plan(self, model: PreTrainedModel) -> PruningPlan:
-        scores = {}
-        for block in self._blocks:
-            count, total, square = self._sums[block.name]
-            count = count.clamp(min=1e-12)
-            mean, half, error = total / count, square / count / 2, square.sqrt() / count
-            gain = (-mean - half - CERTAINTY * error).clamp(min=0)
-            scores[block.name] = torch.where(self._gates[block.name].cpu() > 0, half, gain).float()
-        found = Scores(by_block=scores, scorer="gradual", samples=self._seen())
-        return plan(model, found, self.config, sparsity=max(self.sparsity, 0.0))
+    def _set_gate(self, block: Block, kept: Sequence[int]) -> None:
+        """Open the gates of the units that are kept, and close the others."""
+        gate = self._gates[block.name]
+        sums = self._sums[block.name]
+        new = torch.zeros_like(gate)
+        new[torch.tensor(kept, dtype=torch.long, device=gate.device)] = 1
+        from_main_process([new])
+        changed = (new != gate).cpu()
+        self.regrown += int((new > gate).sum())
+        # the main process has the sums of all, which would otherwise be added up again next time
+        sums *= DECAY if is_main_process() else 0
+        # γ of an open unit says nothing of a closed one, and the other way round
+        sums[:, changed] = 0
+        gate.copy_(new)
+
+    def _plan(self) -> PruningPlan:
+        """The plan for the sparsity of this moment."""
+        assert self._anatomy is not None
+        by_block = {block.name: self._scores(block) for block in self._blocks}
+        scores = Scores(by_block=by_block, scorer="gradual", samples=self._seen())
+        return plan(self._anatomy, scores, self.config, sparsity=max(self.sparsity, 0.0))
+
+    def _scores(self, block: Block) -> Tensor:
+        """`(units,)` scores: what an open unit is worth, and what a closed one would surely gain."""
+        count, total, square = self._sums[block.name]
+        count = count.clamp(min=1e-12)
+        mean = total / count
+        loss_without = square / count / 2
+        # by Σγ² as it stands, which is at least the variance: a unit comes back rather too seldom than too often
+        standard_error = square.sqrt() / count
+        gain_with = (-mean - loss_without - CERTAINTY * standard_error).clamp(min=0)
+        is_open = self._gates[block.name].cpu() > 0
+        return torch.where(is_open, loss_without, gain_with).float()
+
+    def _sparsity_of(self, chosen: PruningPlan) -> float:
+        """The fraction of the present model's prunable cost that a plan removes."""
+        assert self._anatomy is not None
+        # by the blocks: a plan does not record the cost in every budget
+        unit_cost = get_budget(self.config.budget).unit_cost(self.config.sequence_length)
+        before = self._anatomy.cost(unit_cost)
+        kept = sum(len(chosen.kept[block.name]) * unit_cost(block) for block in self._blocks)
+        return 1 - kept / before if before else 0.0
 
     def _seen(self) -> int:
-        """Samples that the longest-standing unit has gradients of, lately."""
-        return max((int(sums[0].max()) for sums in self._sums.values() if sums.numel()), default=0)
+        """How many samples the gradients are of, by the decaying counts, where a gate has not changed for longest."""
+        longest = 0
+        for sums in self._sums.values():
+            if sums.numel():
+                longest = max(longest, int(sums[0].max()))
+        return longest
 
     def cut(self, model: PreTrainedModel) -> PreTrainedModel:
         """Do the surgery, once the target is reached.
@@ -255,28 +343,28 @@ class GradualPruning(TrainerCallback):
         Returns:
             The small model, with plan and record.
         """
+        assert self._anatomy is not None
+        # the same model, perhaps out of its wrappers
+        anatomy = replace(self._anatomy, model=model)
         kept = {name: torch.nonzero(gate).flatten().tolist() for name, gate in self._gates.items()}
-        blocks, samples = self._blocks, self._seen()
+        samples = self._seen()
         self.detach()
-        before = measure_size(
-            model, sequence_length=self.config.sequence_length, attention_unit=self.config.attention_unit
-        )
+        before = measure_size(anatomy, sequence_length=self.config.sequence_length)
         chosen = PruningPlan.keep(
-            blocks,
+            anatomy.blocks,
             kept,
-            model_type=base_model_type(model.config.model_type),
+            model_type=anatomy.model_type,
             sequence_length=self.config.sequence_length,
         )
-        small = apply_plan(model, chosen)
-        steps = {"schedule": self.schedule, "start": self.start, "end": self.end, "every": self.every}
-        asked = {**self.config.to_dict(), "scorer": "gradual", "rounds": None, **steps, "reconstruct": False}
-        digest = small.pruning_plan.digest
-        done = [{"sparsity": self.config.sparsity, "samples": samples, "plan_digest": digest}]
-        small.pruning_record = record_of(model, before, small, asked, done)
+        small = apply_plan(anatomy, chosen)
+        schedule = {name: getattr(self, name) for name in _SCHEDULE}
+        asked = {**self.config.to_dict(), "scorer": "gradual", "rounds": None, **schedule, "reconstruct": False}
+        entry = {"sparsity": self.config.sparsity, "samples": samples, "plan_digest": small.pruning_plan.digest}
+        small.pruning_record = record_of(anatomy, before, small, asked, [entry])
         return small
 
     def logs(self) -> dict[str, float]:
-        """What to log: the fraction of the budget that is gated off, and how many units came back lately."""
+        """What to log: the fraction of the budget that is gated off, and how many units came back last time."""
         return {"sparsity": self.reached, "regrown_units": float(self.regrown)}
 
     def save(self, folder: Path) -> None:
@@ -285,11 +373,11 @@ class GradualPruning(TrainerCallback):
         Args:
             folder: The checkpoint.
         """
-        progress = {name: getattr(self, name) for name in ("finished", "sparsity", "reached", "regrown")}
+        progress = {name: getattr(self, name) for name in _PROGRESS}
         about = {**progress, "from": self._from, "target": self._target()}
-        gates = {f"gate.{name}": gate.cpu() for name, gate in self._gates.items()}
-        sums = {f"sums.{name}": value for name, value in self._sums.items()}
-        save_file({**gates, **sums}, folder / STATE_FILE, metadata={"hfprune": json.dumps(about)})
+        tensors = {f"gate.{name}": gate.cpu() for name, gate in self._gates.items()}
+        tensors |= {f"sums.{name}": sums for name, sums in self._sums.items()}
+        save_file(tensors, folder / STATE_FILE, metadata={"hfprune": json.dumps(about)})
 
     def load(self, folder: Path, model: PreTrainedModel) -> None:
         """Go on from a checkpoint.
@@ -319,13 +407,14 @@ class GradualPruning(TrainerCallback):
         with safe_open(folder / STATE_FILE, framework="pt") as file:
             for name, gate in self._gates.items():
                 gate.copy_(file.get_tensor(f"gate.{name}"))
+                # the main process keeps the sums of all, see `gather`
                 self._sums[name].copy_(file.get_tensor(f"sums.{name}") * is_main_process())
-        for name in ("finished", "sparsity", "reached", "regrown"):
+        for name in _PROGRESS:
             setattr(self, name, about[name])
         self._from = about["from"]
 
     def _target(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("schedule", "start", "end", "every")}
-        names = ("sparsity", "budget", "sequence_length", "allocation", "attention_unit", "min_units", "round_to")
-        config = {name: getattr(self.config, name) for name in (*names, "exclude", "portable")}
-        return {**config, **own}
+        """What this run goes to, and how."""
+        config = {name: getattr(self.config, name) for name in _TARGET_OF_CONFIG}
+        schedule = {name: getattr(self, name) for name in _SCHEDULE}
+        return {**config, **schedule}

@@ -1,7 +1,7 @@
-"""What of a model learns, and how: trainable parameters, dropout, learning rates by part, stepwise decay."""
+"""Which parameters of a model learn, and how: in which dtype, with which dropout and at which learning rates."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
@@ -14,11 +14,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from hfprune.recovery.lora import has_adapters
-from hfprune.structure.anatomy import find_blocks
+from hfprune.structure.anatomy import anatomy_of
 from hfprune.structure.blocks import base_model_prefix
 from hfprune.structure.devices import input_embeddings
 
 logger = logging.getLogger(__name__)
+#: By name of every parameter and buffer, whether it learns and its dtype.
 State = dict[str, tuple[bool, torch.dtype]]
 _HALVES = (torch.float16, torch.bfloat16)
 
@@ -28,8 +29,8 @@ def learning_names(model: PreTrainedModel, trainable: Sequence[str], *, freeze_e
 
     Args:
         model: The model.
-        trainable: `["all"]`; `["input_output"]`: embeddings, the first and the last layer, and all that is outside of
-            the layers (what is nearest to input and output); or shell-style patterns of parameter names.
+        trainable: `["all"]`; `["input_output"]`: the embeddings, the first and the last layer, and everything outside
+            of the layers; or shell-style patterns of parameter names.
         freeze_embeddings: The input embeddings do not learn, whatever the patterns say.
 
     Returns:
@@ -43,8 +44,11 @@ def learning_names(model: PreTrainedModel, trainable: Sequence[str], *, freeze_e
         embeddings = input_embeddings(model)
         if embeddings is None:
             raise ValueError(f"freeze_embeddings: {type(model).__name__} has no embeddings. Leave it out.")
-        frozen = {id(parameter) for parameter in embeddings.parameters()}
-        learns -= {name for name, parameter in model.named_parameters() if id(parameter) in frozen}
+        # by identity: a head that shares the embeddings has them under another name
+        frozen = set(map(id, embeddings.parameters()))
+        for name, parameter in model.named_parameters():
+            if id(parameter) in frozen:
+                learns.discard(name)
     return learns
 
 
@@ -53,19 +57,26 @@ def _matching(model: PreTrainedModel, trainable: Sequence[str]) -> set[str]:
     if list(trainable) == ["all"]:
         return set(names)
     if list(trainable) == ["input_output"]:
-        layers = list(dict.fromkeys(block.layer for block in find_blocks(model)))
-        inner = tuple(f"{base_model_prefix(model)}{layer}." for layer in layers[1:-1])
+        inner = _inner_layers(model)
         return {name for name in names if not name.startswith(inner)}
     learns: set[str] = set()
     for pattern in trainable:
-        found = {name for name in names if fnmatchcase(name, pattern)}
-        if not found:
+        matches = {name for name in names if fnmatchcase(name, pattern)}
+        if not matches:
+            example = names[len(names) // 2].split(".", 1)[-1]
             raise ValueError(
                 f"trainable: no parameter matches {pattern!r}. It is `all`, `input_output`, or patterns of "
-                f"parameter names, such as *.{names[len(names) // 2].split('.', 1)[-1]}"
+                f"parameter names, such as *.{example}"
             )
-        learns |= found
+        learns |= matches
     return learns
+
+
+def _inner_layers(model: PreTrainedModel) -> tuple[str, ...]:
+    """With what the names of parameters begin in all layers but the first and the last."""
+    layers = list(dict.fromkeys(block.layer for block in anatomy_of(model).blocks))
+    prefix = base_model_prefix(model)
+    return tuple(f"{prefix}{layer}." for layer in layers[1:-1])
 
 
 def choose_trainable(model: PreTrainedModel, trainable: Sequence[str], *, freeze_embeddings: bool = False) -> None:
@@ -87,15 +98,19 @@ def choose_trainable(model: PreTrainedModel, trainable: Sequence[str], *, freeze
 
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
-    """What learns is in float32 inside the `with`: half precision would lose most steps, and float16 more than that.
+    """Have what learns in float32 inside the `with`: half precision rounds most steps away, and float16 overflows.
 
-    It stays so behind it, to be merged or cut before it is rounded; `as_before` is for that.
+    Afterwards it still is, so that adapters are merged and units are cut before anything is rounded; `restore_state`
+    then rounds.
 
     Args:
-        model: The model; as a whole it is made float32, but with adapters, which peft keeps in float32, only what else
-            learns (heads), which computes in float32 between a base and a decoder that do not.
+        model: The model. Without adapters all of it is made float32. With adapters, which peft keeps in float32 itself,
+            only heads that learn are; they then compute in float32 between modules in half precision.
+
+    Yields:
+        Nothing.
     """
-    halves = {p.dtype for p in model.parameters() if p.requires_grad and p.dtype in _HALVES}
+    halves = {parameter.dtype for parameter in model.parameters() if _learns_in_half(parameter)}
     if halves:
         logger.info("The model is in %s; what learns is in float32 until training ends.", ", ".join(map(str, halves)))
     with ExitStack() as hooks:
@@ -106,44 +121,64 @@ def in_float32(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def _learns_in_half(parameter: nn.Parameter) -> bool:
+    return parameter.requires_grad and parameter.dtype in _HALVES
+
+
 def _widen_heads(model: nn.Module, hooks: ExitStack) -> None:
-    """Modules that learn and are in half precision compute in float32, with inputs and outputs as before."""
+    """Let modules that learn in half precision compute in float32, with inputs and outputs in the dtype as before."""
     for module in model.modules():
-        learns = (p.dtype for p in module.parameters(recurse=False) if p.requires_grad)
-        own = next((dtype for dtype in learns if dtype in _HALVES), None)
-        if own is not None:
-            module.float()
-            hooks.callback(module.register_forward_pre_hook(lambda _, args: _cast(args, torch.float32)).remove)
-            hooks.callback(module.register_forward_hook(lambda _, __, output, own=own: _cast(output, own)).remove)
+        halves = [parameter.dtype for parameter in module.parameters(recurse=False) if _learns_in_half(parameter)]
+        if not halves:
+            continue
+        module.float()
+        hooks.callback(module.register_forward_pre_hook(_casts_inputs(torch.float32)).remove)
+        hooks.callback(module.register_forward_hook(_casts_output(halves[0])).remove)
+
+
+def _casts_inputs(dtype: torch.dtype) -> Callable[[nn.Module, Any], Any]:
+    return lambda _, args: _cast(args, dtype)
+
+
+def _casts_output(dtype: torch.dtype) -> Callable[[nn.Module, Any, Any], Any]:
+    return lambda _, __, output: _cast(output, dtype)
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, tuple):
-        return tuple(_cast(each, dtype) for each in value)
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        return tuple(_cast(item, dtype) for item in value)
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.to(dtype)
+    return value
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 def state_of(model: nn.Module) -> State:
     """By name of every parameter and buffer, whether it learns and its dtype."""
-    return {name: (t.requires_grad, t.dtype) for name, t in (*model.named_parameters(), *model.named_buffers())}
+    return {name: (tensor.requires_grad, tensor.dtype) for name, tensor in _named_tensors(model)}
 
 
-def as_before(model: nn.Module, state: State, *, dtypes: bool = True) -> bool:
+def restore_state(model: nn.Module, state: State, *, dtypes: bool = True) -> bool:
     """Let a model, or a smaller one that was cut from it, learn and be in dtypes as before.
 
     Args:
         model: The model; parameters that have lost all their numbers cannot learn.
-        state: What `state_of` found before.
+        state: What `state_of` gave before.
         dtypes: Whether dtypes count.
 
     Returns:
-        Whether some dtype was another.
+        Whether the dtype of a tensor was changed.
     """
     changed = False
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    for name, tensor in list(_named_tensors(model)):
         learned, dtype = state.get(name, (tensor.requires_grad, tensor.dtype))
         if dtypes and tensor.dtype != dtype:
-            tensor.data, changed = tensor.data.to(dtype), True
+            tensor.data = tensor.data.to(dtype)
+            changed = True
         if isinstance(tensor, nn.Parameter):
             tensor.requires_grad_(learned and tensor.numel() > 0)
     return changed
@@ -151,24 +186,38 @@ def as_before(model: nn.Module, state: State, *, dtypes: bool = True) -> bool:
 
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
-    """No dropout inside the `with`, neither of modules of its own nor of attention, whose rate is a number.
+    """Train without dropout inside the `with`: of dropout modules, and of attention, whose rate is a plain number.
 
     Args:
         model: The model; its rates come back.
+
+    Yields:
+        Nothing.
+
+    >>> layer = nn.Sequential(nn.Dropout(0.1))
+    >>> with without_dropout(layer):
+    ...     layer[0].p
+    0.0
+    >>> layer[0].p
+    0.1
     """
-    rates = [
-        (module, name, value)
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if isinstance(value, float) and ("dropout" in name or (name == "p" and isinstance(module, _DropoutNd)))
-    ]
+    rates = list(_dropout_rates(model))
     try:
         for module, name, _ in rates:
             setattr(module, name, 0.0)
         yield
     finally:
-        for module, name, value in rates:
-            setattr(module, name, value)
+        for module, name, rate in rates:
+            setattr(module, name, rate)
+
+
+def _dropout_rates(model: nn.Module) -> Iterator[tuple[nn.Module, str, float]]:
+    """Every attribute that is a dropout rate: its module, its name and the rate."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            is_rate = "dropout" in name or (name == "p" and isinstance(module, _DropoutNd))
+            if is_rate and isinstance(value, float):
+                yield module, name, value
 
 
 def slow_base_model(optimizer: Optimizer, model: PreTrainedModel, factor: float) -> None:
@@ -179,13 +228,15 @@ def slow_base_model(optimizer: Optimizer, model: PreTrainedModel, factor: float)
         model: The model with its head.
         factor: What the learning rate of the base model is multiplied by.
     """
-    base = {id(parameter) for parameter in model.base_model.parameters()}
+    base = set(map(id, model.base_model.parameters()))
     groups = []
     for group in optimizer.param_groups:
-        for slow in (True, False):
-            members = [parameter for parameter in group["params"] if (id(parameter) in base) is slow]
-            if members:
-                groups.append({**group, "params": members, "lr": group["lr"] * (factor if slow else 1)})
+        of_base = [parameter for parameter in group["params"] if id(parameter) in base]
+        of_head = [parameter for parameter in group["params"] if id(parameter) not in base]
+        if of_base:
+            groups.append({**group, "params": of_base, "lr": group["lr"] * factor})
+        if of_head:
+            groups.append({**group, "params": of_head})
     optimizer.param_groups = groups
 
 
@@ -204,7 +255,8 @@ def stepwise(optimizer: Optimizer, *, warmup_steps: int, steps: int, drops: Sequ
     """
 
     def rate(step: int) -> float:
-        warm = min(1.0, step / warmup_steps) if warmup_steps else 1.0
-        return warm * factor ** sum(step >= drop * steps for drop in drops)
+        warm_up = min(1.0, step / warmup_steps) if warmup_steps else 1.0
+        drops_so_far = sum(step >= drop * steps for drop in drops)
+        return warm_up * factor**drops_so_far
 
     return LambdaLR(optimizer, rate)

@@ -1,11 +1,11 @@
-"""Recovery by low-rank adapters, through peft: attached to the projections of our blocks, merged before saving."""
+"""Recovery by low-rank adapters, through peft: attached to the projections of the blocks, merged before saving."""
 
 from typing import TYPE_CHECKING
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from hfprune.structure.anatomy import find_blocks
+from hfprune.structure.anatomy import anatomy_of
 from hfprune.structure.blocks import base_model_prefix
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def with_adapters(model: PreTrainedModel, *, rank: int, alpha: int, dropout: float) -> "PeftModel":
-    """Attach adapters to every projection of a model's blocks; they and a head of its own learn, the rest is frozen.
+    """Attach adapters to every projection of a model's blocks, and freeze the model but for heads of its own.
 
     Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
 
@@ -33,42 +33,58 @@ def with_adapters(model: PreTrainedModel, *, rank: int, alpha: int, dropout: flo
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ImportError("lora_rank > 0 needs peft: pip install 'hfprune[lora]' (or pip install peft).") from error
+    paths = _projections(model)
     prefix = base_model_prefix(model)
-    blocks = [block for block in find_blocks(model, "group") if block.units]
-    paths = dict.fromkeys(path for block in blocks for path in (*block.producers, block.consumer))
-    tied = {id(parameter) for parameter in model.base_model.parameters()}
-    heads = [
-        name
-        for name, module in model.named_children()
-        if module is not model.base_model
-        and any(True for _ in module.parameters())
-        # a head that shares the embeddings would have to be trained as a copy of them
-        and not any(id(parameter) in tied for parameter in module.parameters())
-    ]
+    projections = [model.base_model.get_submodule(path) for path in paths]
+    # weights of transformers' Conv1D are transposed, which peft must know
+    transposed = any(not isinstance(projection, nn.Linear) for projection in projections)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=[prefix + path for path in paths],
-        modules_to_save=heads or None,
-        fan_in_fan_out=any(not isinstance(model.base_model.get_submodule(path), nn.Linear) for path in paths),
+        modules_to_save=_heads(model) or None,
+        fan_in_fan_out=transposed,
     )
     return get_peft_model(model, config)
 
 
+def _projections(model: PreTrainedModel) -> list[str]:
+    """Paths from the base model of all projections of blocks that have units left, each once."""
+    paths: dict[str, None] = {}
+    # by groups also where units are query heads, which own no key and value projection
+    for block in anatomy_of(model, "group").blocks:
+        if block.units:
+            paths |= dict.fromkeys((*block.producers, block.consumer))
+    return list(paths)
+
+
+def _heads(model: PreTrainedModel) -> list[str]:
+    """Names of the modules beside the base model that have parameters, all of them their own."""
+    in_base = set(map(id, model.base_model.parameters()))
+    heads = []
+    for name, module in model.named_children():
+        parameters = list(module.parameters())
+        # a head that shares the embeddings would have to be trained as a copy of them
+        shares = any(id(parameter) in in_base for parameter in parameters)
+        if module is not model.base_model and parameters and not shares:
+            heads.append(name)
+    return heads
+
+
 def has_adapters(model: nn.Module) -> bool:
-    """Whether `with_adapters` made a model, and it was not merged since."""
+    """Whether a model carries adapters: `with_adapters` attached them, and they were not merged since."""
     return hasattr(model, "merge_and_unload")
 
 
 def merged(model: "PeftModel") -> PreTrainedModel:
-    """The model that adapters were attached to, with what they learned in its weights.
+    """Merge adapters into the weights of the model that they were attached to.
 
     Args:
         model: What `with_adapters` returned.
 
     Returns:
-        The model, of its own class, without peft; its base is still frozen.
+        That model, without peft; its base model is still frozen.
     """
     plain: PreTrainedModel = model.merge_and_unload()
     return plain

@@ -1,30 +1,24 @@
-"""What the teacher says: its logits beside the data, computed once; outputs of attention blocks while it runs."""
+"""What the teacher predicts for the training data, computed once and kept in columns beside the data."""
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset
 from datasets.fingerprint import Hasher
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, default_data_collator
 
 from hfprune.recovery.arguments import RecoveryArguments
+from hfprune.recovery.columns import TEACHER_LOGITS, TEMPERATURE, TOP_IDS, TOP_LOG_PROBABILITIES
 from hfprune.scoring.calibration import Collator, check_batch, collate
-from hfprune.structure.batches import LABELS
+from hfprune.structure.batches import LABELS, Batch
 from hfprune.structure.running import frozen, inputs_of
 from hfprune.structure.store import digest_of
 
 logger = logging.getLogger(__name__)
-
-#: The column of cached logits.
-TEACHER_LOGITS = "teacher_logits"
-#: The columns of the likeliest tokens: which, their log-probabilities and the rest's, and the temperature of these.
-TOP_IDS, TOP_LOG_PROBABILITIES, TEMPERATURE = "teacher_top_ids", "teacher_top_log_probabilities", "teacher_temperature"
-TEACHER_COLUMNS = (TEACHER_LOGITS, TOP_IDS, TOP_LOG_PROBABILITIES, TEMPERATURE)
 
 
 def add_teacher_logits(
@@ -64,82 +58,123 @@ def add_teacher_logits(
             `top_k` is not below the number of words, the collator changes texts at random, or weights of the teacher
             are not in memory.
         CalibrationError: No column is an argument of the teacher, or the collator could not make a batch.
+
+    >>> from datasets.utils.logging import disable_progress_bar
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> disable_progress_bar()
+    >>> config = BertConfig(
+    ...     vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=3
+    ... )
+    >>> data = Dataset.from_dict({"input_ids": [[1, 2, 3], [4, 5, 6]], "labels": [0, 2]})
+    >>> data = add_teacher_logits(data, BertForSequenceClassification(config))
+    >>> data.column_names, len(data[0]["teacher_logits"])
+    (['input_ids', 'labels', 'teacher_logits'], 3)
     """
     collator = collator or default_data_collator
     parameters = inspect.signature(teacher.forward).parameters
-    taken = [name for name in data.column_names if name in parameters and name not in LABELS]
-    made = _made_of_some(data.select_columns(taken) if taken else data, collator)
+    names = [name for name in data.column_names if name in parameters and name not in LABELS]
+    # without any such column the rows stay as they are, and `check_batch` says what is missing
+    collated = _collated_samples(data.select_columns(names) if names else data, collator)
 
-    def run(columns: dict[str, list[Any]]) -> dict[str, Any]:
-        names = taken or list(columns)
-        rows = [dict(zip(names, row, strict=True)) for row in zip(*(columns[n] for n in names), strict=True)]
+    def predict(columns: dict[str, list[Any]]) -> dict[str, Any]:
+        rows = _rows_of(columns, names or list(columns))
         batch = check_batch(collate(rows, collator), teacher)
         with torch.no_grad():
             logits = teacher(**inputs_of(teacher, batch)).get("logits")
-        if logits is None or logits.ndim != (2 if top_k is None else 3):
-            shape = "no logits" if logits is None else f"logits of shape {tuple(logits.shape)}"
-            raise ValueError(
-                f"{type(teacher).__name__} gives {shape}; "
-                + (
-                    "only `(samples, classes)` is kept beside the data. Pass the teacher to RecoveryTrainer instead, "
-                    "or keep the likeliest tokens with top_k."
-                    if top_k is None
-                    else "top_k keeps a part of `(samples, tokens, words)`. Leave it out."
-                )
-            )
-        if top_k is None:
-            return {TEACHER_LOGITS: logits.float().cpu().tolist()}
-        ids, log_probabilities = _likeliest(logits, top_k, temperature)
-        return {
-            TOP_IDS: list(ids.int().cpu().numpy()),
-            TOP_LOG_PROBABILITIES: list(log_probabilities.cpu().numpy()),
-            TEMPERATURE: [temperature] * len(ids),
-        }
+        _check_shape(teacher, logits, top_k)
+        return _columns_of(logits, top_k, temperature)
 
     with frozen(teacher):
         return data.map(
-            run,
+            predict,
             batched=True,
             batch_size=batch_size,
             desc="Teacher logits",
-            new_fingerprint=Hasher.hash((data._fingerprint, digest_of(teacher), top_k, temperature, made)),
+            new_fingerprint=Hasher.hash((data._fingerprint, digest_of(teacher), top_k, temperature, collated)),
         )
 
 
-def _made_of_some(data: Dataset, collator: Collator) -> list[tuple[str, Sequence[int], bytes]]:
-    """What a collator makes of some rows, one by one: for the fingerprint, as not every collator can be hashed itself.
+def _rows_of(columns: Mapping[str, Sequence[Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows with some of the columns."""
+    chosen = [columns[name] for name in names]
+    return [dict(zip(names, values, strict=True)) for values in zip(*chosen, strict=True)]
 
-    One (of masked language modelling) that makes other texts of the same rows every time is refused.
+
+def _check_shape(teacher: PreTrainedModel, logits: Tensor | None, top_k: int | None) -> None:
+    """Refuse logits that are not of samples, or with `top_k` not of tokens."""
+    dimensions = 2 if top_k is None else 3
+    if logits is not None and logits.ndim == dimensions:
+        return
+    shape = "no logits" if logits is None else f"logits of shape {tuple(logits.shape)}"
+    if top_k is None:
+        advice = (
+            "only `(samples, classes)` is kept beside the data. Pass the teacher to RecoveryTrainer instead, or keep "
+            "the likeliest tokens with top_k."
+        )
+    else:
+        advice = "top_k keeps a part of `(samples, tokens, words)`. Leave it out."
+    raise ValueError(f"{type(teacher).__name__} gives {shape}; {advice}")
+
+
+def _columns_of(logits: Tensor, top_k: int | None, temperature: float) -> dict[str, Any]:
+    """The new columns for the rows of one batch."""
+    if top_k is None:
+        return {TEACHER_LOGITS: logits.float().cpu().tolist()}
+    ids, log_probabilities = _likeliest(logits, top_k, temperature)
+    return {
+        TOP_IDS: list(ids.int().cpu().numpy()),
+        TOP_LOG_PROBABILITIES: list(log_probabilities.cpu().numpy()),
+        TEMPERATURE: [temperature] * len(ids),
+    }
+
+
+def _collated_samples(data: Dataset, collator: Collator) -> list[tuple[str, torch.Size, bytes]]:
+    """What a collator makes of some rows, one by one, for the fingerprint: not every collator can be hashed itself.
+
+    A collator that makes other texts of the same rows every time, as one of masked language modelling does, is refused.
     """
-    rows = [data[i] for i in range(0, len(data), max(1, len(data) // 8))]
-    firsts, seconds = ([collate([dict(row)], collator) for row in rows] for _ in range(2))
-    pairs = [(first.get("input_ids"), second.get("input_ids")) for first, second in zip(firsts, seconds, strict=True)]
-    if any(isinstance(a, Tensor) and isinstance(b, Tensor) and not torch.equal(a, b) for a, b in pairs):
-        raise ValueError(
-            "the collator changes the texts at random, so what the teacher says of them once is not what it would say "
-            "of those that are trained on. Let the teacher run live: pass teacher= without teacher_top_k."
-        )
-    return [
-        (name, value.shape, value.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        for made in firsts
-        for name, value in sorted(made.items())
-        if isinstance(value, Tensor)
-    ]
+    step = max(1, len(data) // 8)
+    rows = [data[index] for index in range(0, len(data), step)]
+    batches = _collated_one_by_one(rows, collator)
+    again = _collated_one_by_one(rows, collator)
+    for first, second in zip(batches, again, strict=True):
+        ids = first.get("input_ids")
+        other_ids = second.get("input_ids")
+        if isinstance(ids, Tensor) and isinstance(other_ids, Tensor) and not torch.equal(ids, other_ids):
+            raise ValueError(
+                "the collator changes the texts at random, so what the teacher says of them once is not what it would "
+                "say of those that are trained on. Let the teacher run live: pass teacher= without teacher_top_k."
+            )
+    contents = []
+    for batch in batches:
+        for name, value in sorted(batch.items()):
+            if isinstance(value, Tensor):
+                content = value.cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+                contents.append((name, value.shape, content))
+    return contents
+
+
+def _collated_one_by_one(rows: Sequence[Mapping[str, Any]], collator: Collator) -> list[Batch]:
+    # collators may change the rows that they get
+    return [collate([dict(row)], collator) for row in rows]
 
 
 def _likeliest(logits: Tensor, top_k: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """Token ids `(N, tokens, k)` and log-probabilities `(N, tokens, k + 1)`, a text at a time in float32."""
+    """Token ids `(N, tokens, k)` and log-probabilities `(N, tokens, k + 1)`, the last of them of all other tokens."""
     words = logits.shape[-1]
     if not 1 <= top_k < words:
         raise ValueError(f"top_k must be at least 1 and below the {words} words of the vocabulary, got {top_k}.")
-    found = []
-    for row in logits:
-        soft = row.float() / temperature
-        total = soft.logsumexp(-1, keepdim=True)
-        top, ids = soft.topk(top_k, -1)
-        rest = soft.scatter_(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
-        found.append((ids, torch.cat([top, rest], -1) - total))
-    return torch.stack([ids for ids, _ in found]), torch.stack([values for _, values in found])
+    all_ids = []
+    all_log_probabilities = []
+    # one text at a time: float32 copies of the logits of a whole batch would be large
+    for text in logits:
+        softened = text.float() / temperature
+        total = softened.logsumexp(-1, keepdim=True)
+        top, ids = softened.topk(top_k, -1)
+        others = softened.scatter_(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+        all_ids.append(ids)
+        all_log_probabilities.append(torch.cat([top, others], -1) - total)
+    return torch.stack(all_ids), torch.stack(all_log_probabilities)
 
 
 def teacher_once(
@@ -153,7 +188,8 @@ def teacher_once(
         kwargs: What else the trainer was given.
 
     Returns:
-        The teacher that is still needed, and the arguments with what it said beside the training data.
+        The teacher, or None where it is no longer needed; and the arguments of the trainer, with the teacher's
+        predictions beside the training data.
 
     Raises:
         ValueError: The training data is no `datasets.Dataset`, or as for `add_teacher_logits`.
@@ -162,8 +198,8 @@ def teacher_once(
     if teacher is None or data is None or not args.teacher_top_k:
         return teacher, kwargs
     logger.info(
-        "The teacher runs once. Recovery follows its %d likeliest tokens and the rest as one, a lower bound of the KL "
-        "divergence over all tokens.",
+        "The teacher runs once. Recovery follows its %d likeliest tokens, and all others as one: a lower bound of the "
+        "KL divergence over all tokens.",
         args.teacher_top_k,
     )
     if not isinstance(data, Dataset):
@@ -171,7 +207,10 @@ def teacher_once(
             f"teacher_top_k={args.teacher_top_k} keeps what the teacher says beside the training data, which must be a "
             f"datasets.Dataset, got {type(data).__name__}. Make one (Dataset.from_list), or set teacher_top_k=0."
         )
-    spread, place = hasattr(teacher, "hf_device_map"), teacher.device
+    # accelerate has placed the parts of a model that is spread over devices
+    spread = hasattr(teacher, "hf_device_map")
+    device_before = teacher.device
+    # the other processes find what the first one has cached
     with args.main_process_first(local=False, desc="teacher logits"):
         data = add_teacher_logits(
             data,
@@ -182,45 +221,10 @@ def teacher_once(
             temperature=args.temperature,
         )
     if not spread:
-        teacher.to(place)
+        teacher.to(device_before)
     return None, {**kwargs, "train_dataset": data}
 
 
 def _padding(tokenizer: Any) -> Collator | None:
-    """What Trainer takes for a collator where it is given none."""
+    """The collator that Trainer uses where it is given none."""
     return DataCollatorWithPadding(tokenizer) if isinstance(tokenizer, PreTrainedTokenizerBase) else None
-
-
-@contextmanager
-def outputs_of(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Collect what modules put out, inside the `with`.
-
-    Args:
-        model: The model.
-        paths: Of modules, relative to `model`.
-
-    Yields:
-        By path, what the module put out last.
-
-    Raises:
-        ValueError: A model has no such module.
-    """
-    found: dict[str, Tensor] = {}
-
-    def keep(path: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def hook(_: nn.Module, __: object, output: Tensor) -> None:
-            found[path] = output
-
-        return hook
-
-    with ExitStack() as stack:
-        for path in paths:
-            try:
-                model.get_submodule(path)
-            except AttributeError:
-                raise ValueError(
-                    f"{type(model).__name__} has no {path!r}, whose output is to be compared. Set "
-                    "attention_outputs_weight=0, or use the dense model that was pruned as teacher."
-                ) from None
-            stack.callback(model.get_submodule(path).register_forward_hook(keep(path)).remove)
-        yield found

@@ -1,8 +1,8 @@
 """RecoveryTrainer: `Trainer` that fine-tunes a pruned model, optionally against its dense teacher."""
 
 import logging
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,25 @@ from hfprune.publishing.callback import keep_files
 from hfprune.publishing.card import write_card
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.recovery.checks import check_one_gpu, check_together, check_trainer, gradual_in
+from hfprune.recovery.columns import TEACHER_COLUMNS
+from hfprune.recovery.forward import call_arguments
 from hfprune.recovery.gradual import GradualPruning
 from hfprune.recovery.learning import (
-    as_before,
     choose_trainable,
     in_float32,
     learning_names,
+    restore_state,
     slow_base_model,
     state_of,
     stepwise,
     without_dropout,
 )
 from hfprune.recovery.lora import has_adapters, merged, with_adapters
-from hfprune.recovery.loss import LABEL, RecoveryLoss, as_taken, token_counts, weighted_sum
-from hfprune.recovery.teacher import TEACHER_COLUMNS, teacher_once
+from hfprune.recovery.loss import BatchLoss, RecoveryLoss, mean_of, token_counts, weighted_sum
+from hfprune.recovery.losses.registry import OVER_LABELS
+from hfprune.recovery.teacher import teacher_once
 from hfprune.recovery.token_dropout import swap_tokens
-from hfprune.structure.batches import count_samples, refuse_head_mask
+from hfprune.structure.batches import Batch, count_samples, refuse_head_mask
 from hfprune.structure.modeling_pruned import write_attachments
 from hfprune.structure.running import same_use_cache
 
@@ -37,15 +40,15 @@ logger = logging.getLogger(__name__)
 
 
 class RecoveryTrainer(Trainer):
-    """Everything `Trainer` does, with the loss of `RecoveryArguments` while training.
+    """Does everything that `Trainer` does, with the loss of `RecoveryArguments` while training.
 
     Evaluation and prediction see the task loss only. Under gradient accumulation the loss of each micro-batch counts
     for its share of the labels (of the samples where there are none), so the gradient is that of the whole batch
     (stock Trainer 5.23 multiplies it by the number of steps for most encoders). The parts of the loss are logged as
     `loss_task`, `loss_logits` and so on. Checkpoints carry the pruning plan and record. With `GradualPruning` among the
-    callbacks `model` is pruned while it trains and `trainer.model` is the small one afterwards; with `lora_rank`
-    adapters train, and are merged at the end. A model in float16 or bfloat16 is in float32 while it trains, and rounded
-    once at the end (`bf16=True` computes in bfloat16); under FSDP and DeepSpeed theirs counts.
+    callbacks `model` is pruned while it trains, and `trainer.model` is the small one afterwards; with `lora_rank`
+    adapters train, and are merged at the end. A model in float16 or bfloat16 is in float32 while it trains, and is
+    rounded once at the end (`bf16=True` computes in bfloat16); under FSDP and DeepSpeed their own precision counts.
 
     Args:
         model: The pruned model.
@@ -57,9 +60,29 @@ class RecoveryTrainer(Trainer):
     Raises:
         TypeError: `args` are not `RecoveryArguments`.
         ValueError: The teacher is the model itself, or an option is set that would have no effect here.
+
+    >>> import tempfile
+    >>> import hfprune
+    >>> from datasets import Dataset
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> config = BertConfig(
+    ...     vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    ... )
+    >>> dense = BertForSequenceClassification(config)
+    >>> scores = hfprune.score(dense, None, scorer="l2")
+    >>> small = hfprune.apply_plan(dense, hfprune.plan(dense, scores))
+    >>> data = Dataset.from_dict({"input_ids": [[1, 2, 3], [4, 5, 6]], "labels": [0, 1]})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     args = RecoveryArguments(folder, max_steps=2, use_cpu=True, report_to="none", disable_tqdm=True)
+    ...     trainer = RecoveryTrainer(small, args, teacher=dense, train_dataset=data)
+    ...     result = trainer.train()  # doctest: +ELLIPSIS
+    {'train_runtime': ...}
+    >>> result.global_step
+    2
     """
 
-    loss_is_scaled_for_ga = False  # compute_loss returns a mean; Trainer divides it by the accumulation steps
+    # compute_loss returns a mean, which Trainer divides by the accumulation steps
+    loss_is_scaled_for_ga = False
 
     def __init__(
         self,
@@ -70,44 +93,60 @@ class RecoveryTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         check_trainer(model, args, teacher, kwargs)
-        learning_names(model, args.trainable, freeze_embeddings=args.freeze_embeddings)  # raises what training would
+        # raises now what it would raise when training begins
+        learning_names(model, args.trainable, freeze_embeddings=args.freeze_embeddings)
         teacher, kwargs = teacher_once(args, teacher, kwargs)
         self.teacher = teacher
         self._loss = RecoveryLoss(args, model, teacher)
-        self._loss_sums: dict[str, Tensor] = {}
-        self._loss_count = 0
-        self._step_tokens: dict[str, Tensor | None] = {}
+        self._forget_sums()
         self._before = state_of(model)
         prepared: Any = model
         if args.lora_rank > 0:
             prepared = with_adapters(model, rank=args.lora_rank, alpha=args.lora_alpha, dropout=args.lora_dropout)
         try:
-            with same_use_cache(model):  # Trainer writes False, which would be saved; the loss says it in every call
+            # Trainer writes use_cache=False into the config, which would be saved; the loss says so in every call
+            with same_use_cache(model):
                 super().__init__(prepared, args, **kwargs)
             check_one_gpu(args)
         except BaseException:
             if has_adapters(prepared):
                 prepared.unload()
-            as_before(model, self._before)
+            restore_state(model, self._before)
             raise
         if teacher is not None:
             teacher.eval()
+            # accelerate has placed the parts of a model that is spread over devices
             if not hasattr(teacher, "hf_device_map"):
                 teacher.to(args.device)
+
+    def _forget_sums(self) -> None:
+        """Begin to add up anew: the parts of the loss since the last log, and the tokens of a step."""
+        self._loss_sums: dict[str, Tensor] = {}
+        self._loss_count = 0
+        self._step_tokens: dict[str, Tensor | None] = {}
 
     @property
     def gradual(self) -> GradualPruning | None:
         """The gradual pruning among the callbacks, if there is one."""
         return gradual_in(self.callback_handler.callbacks)
 
+    def _unwrapped(self) -> Any:
+        """The model without what accelerate put around it, but with adapters if there are any."""
+        return self.accelerator.unwrap_model(self.model)
+
     def _plain_model(self) -> PreTrainedModel:
-        """The model, out of what accelerate and peft put around it."""
-        unwrapped = self.accelerator.unwrap_model(self.model)
+        """The model without what accelerate and peft put around it."""
+        unwrapped = self._unwrapped()
         plain: PreTrainedModel = unwrapped.get_base_model() if has_adapters(unwrapped) else unwrapped
         return plain
 
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether FSDP or DeepSpeed hold the weights, which then have dtypes of their own."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Train as `Trainer` does; then merge adapters, or cut what gradual pruning gated off.
+        """Train as `Trainer` does; then merge adapters, or cut the units that gradual pruning gated off.
 
         Args:
             resume_from_checkpoint: As for `Trainer`.
@@ -116,38 +155,58 @@ class RecoveryTrainer(Trainer):
         Returns:
             What `Trainer.train` returns.
         """
-        adapted = has_adapters(self.accelerator.unwrap_model(self.model))
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self._prepare_model()
+        try:
+            with self._as_it_trains():
+                result = super().train(resume_from_checkpoint, **kwargs)
+            # before the cut, so that the record has sizes in the dtype that stays
+            if self.gradual is not None and self.gradual.finished:
+                restore_state(self._plain_model(), self._before, dtypes=not self._is_sharded)
+            self._cut_or_merge()
+        finally:
+            self._leave_model()
+        return result
+
+    def _prepare_model(self) -> None:
+        """Freeze the parameters that do not learn, and tell gradual pruning who trains."""
+        adapted = has_adapters(self._unwrapped())
         if self.args.lora_rank > 0 and not adapted:
             raise RuntimeError("the adapters were merged when train ended. Make a new RecoveryTrainer to train again.")
+        # callbacks may have been added since the trainer was made
         check_together(self.args, self.gradual)
         if self.gradual is not None:
             self.gradual.has_trainer = True
         if not adapted:
             choose_trainable(self._plain_model(), self.args.trainable, freeze_embeddings=self.args.freeze_embeddings)
-        try:
-            dropout = without_dropout(self._plain_model()) if self.args.disable_dropout else nullcontext()
-            width = nullcontext() if sharded else in_float32(self.accelerator.unwrap_model(self.model))
-            with dropout, width:
-                result = super().train(resume_from_checkpoint, **kwargs)
-            if self.gradual is not None and self.gradual.finished:  # sizes are recorded in the dtype that stays
-                as_before(self._plain_model(), self._before, dtypes=not sharded)
-            self._cut_or_merge()
-        finally:
-            if self.gradual is not None:
-                self.gradual.detach()
-                self.gradual.has_trainer = False
-            unwrapped = self.accelerator.unwrap_model(self.model)
-            if has_adapters(unwrapped):  # an error came
-                self._replace_model(unwrapped.unload())
-            if as_before(self._plain_model(), self._before, dtypes=not sharded):
-                self.model_wrapped = self.model  # DistributedDataParallel goes by the tensors that it was made for
-            self._step_tokens, self._loss_sums, self._loss_count = {}, {}, 0
-        return result
+
+    @contextmanager
+    def _as_it_trains(self) -> Iterator[None]:
+        """The model in the precision, and with the dropout, that it trains with, inside the `with`."""
+        with ExitStack() as stack:
+            if self.args.disable_dropout:
+                stack.enter_context(without_dropout(self._plain_model()))
+            if not self._is_sharded:
+                stack.enter_context(in_float32(self._unwrapped()))
+            yield
+
+    def _leave_model(self) -> None:
+        """After training, or an error: no gates, no adapters, and parameters as they were before."""
+        if self.gradual is not None:
+            self.gradual.detach()
+            self.gradual.has_trainer = False
+        unwrapped = self._unwrapped()
+        # they were merged, unless an error came
+        if has_adapters(unwrapped):
+            self._replace_model(unwrapped.unload())
+        if restore_state(self._plain_model(), self._before, dtypes=not self._is_sharded):
+            # DistributedDataParallel goes by the tensors that it was made for
+            self.model_wrapped = self.model
+        self._forget_sums()
 
     def _cut_or_merge(self) -> None:
-        """What turns the model that was trained into the one that is wanted."""
-        unwrapped, gradual = self.accelerator.unwrap_model(self.model), self.gradual
+        """Make the final model of the one that was trained."""
+        unwrapped = self._unwrapped()
+        gradual = self.gradual
         if gradual is not None and gradual.finished:
             self._replace_model(gradual.cut(unwrapped))
             self.remove_callback(gradual)
@@ -161,15 +220,17 @@ class RecoveryTrainer(Trainer):
             self._replace_model(merged(unwrapped))
 
     def _replace_model(self, model: PreTrainedModel) -> None:
-        """Go on with another model; what belonged to the parameters of the old one is forgotten."""
-        self.model = self.model_wrapped = self.callback_handler.model = model
+        """Go on with another model, and forget the optimizer and all else that holds parameters of the old one."""
+        self.model = model
+        self.model_wrapped = model
+        self.callback_handler.model = model
         self._loss = RecoveryLoss(self.args, model, self.teacher)
         self.optimizer: Any = None
         self.lr_scheduler: Any = None
         self.accelerator.free_memory()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As `Trainer`, with a learning rate of its own for the base model if that is asked for.
+        """As `Trainer`, with another learning rate for the base model if `base_model_lr_factor` says so.
 
         Args:
             model: As for `Trainer`.
@@ -177,9 +238,9 @@ class RecoveryTrainer(Trainer):
         Returns:
             The optimizer.
         """
-        fresh = self.optimizer is None
+        is_new = self.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        if fresh and self.args.base_model_lr_factor != 1:
+        if is_new and self.args.base_model_lr_factor != 1:
             slow_base_model(optimizer, self._plain_model(), self.args.base_model_lr_factor)
         return optimizer
 
@@ -202,7 +263,9 @@ class RecoveryTrainer(Trainer):
             drops=self.args.lr_steps,
             factor=self.args.lr_step_factor,
         )
-        self.lr_scheduler, self._created_lr_scheduler = scheduler, True
+        self.lr_scheduler = scheduler
+        # so that Trainer makes a new one when it trains again
+        self._created_lr_scheduler = True
         return scheduler
 
     def compute_loss(
@@ -224,38 +287,49 @@ class RecoveryTrainer(Trainer):
             The loss, or the loss and the outputs.
         """
         refuse_head_mask(inputs)
+        student = self._plain_model()
         if not model.training:
-            inputs = as_taken(self._plain_model(), inputs)
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[no-any-return]
+            arguments = call_arguments(student, inputs)
+            return super().compute_loss(model, arguments, return_outputs, num_items_in_batch)  # type: ignore[no-any-return]
         if self.args.token_dropout > 0:
             special = self.processing_class.all_special_ids
-            inputs = {**inputs, "input_ids": swap_tokens(inputs["input_ids"], self.args.token_dropout, keep=special)}
-        student = self._plain_model()
-        parts, weights, outputs = self._loss.parts(model, student, inputs, self.accelerator.autocast())
-        tokens = token_counts(inputs)
-        shares = {name: self._share(count, self._step_tokens.get(name)) for name, count in tokens.items()}
-        shares[LABEL] = self._share(self._labels(inputs), num_items_in_batch)
-        loss = weighted_sum(parts, weights, shares)
-        values = {name: torch.stack([value for value, _ in part]).mean() for name, part in parts.items()}
-        for name, value in self._loss.penalties(student).items():
-            values[name] = value
-            loss = loss + getattr(self.args, name) * value
-        for name, value in values.items():
+            ids = swap_tokens(inputs["input_ids"], self.args.token_dropout, keep=special)
+            inputs = {**inputs, "input_ids": ids}
+        batch_loss = self._loss.terms(model, student, inputs, self.accelerator.autocast())
+        loss = weighted_sum(batch_loss, self._shares(inputs, num_items_in_batch))
+        penalties = self._loss.penalties(student)
+        for penalty, value in penalties:
+            loss = loss + self.args.weight_of(penalty) * value
+        self._add_to_sums(batch_loss, {penalty.name: value for penalty, value in penalties})
+        return (loss, batch_loss.outputs) if return_outputs else loss
+
+    def _add_to_sums(self, batch_loss: BatchLoss, penalties: dict[str, Tensor]) -> None:
+        """Add the parts of the loss of a micro-batch to what is logged next."""
+        values = {name: mean_of(terms) for name, terms in batch_loss.terms.items()}
+        for name, value in (values | penalties).items():
             self._loss_sums[name] = self._loss_sums.get(name, 0.0) + value.detach()
         self._loss_count += 1
-        return (loss, outputs) if return_outputs else loss
+
+    def _shares(self, inputs: Batch, step_labels: Tensor | int | None) -> dict[str, Tensor | float]:
+        """By what terms are means over, the factor that makes a mean count for its share of the whole step."""
+        shares: dict[str, Tensor | float] = {}
+        for name, count in token_counts(inputs).items():
+            shares[name] = self._share(count, self._step_tokens.get(name))
+        shares[OVER_LABELS] = self._share(self._labels(inputs), step_labels)
+        return shares
 
     def _share(self, count: Tensor | int | None, total: Tensor | int | None) -> Tensor | float:
-        """Makes the mean over a micro-batch count for its share of the labels, or tokens, of the whole step."""
+        """That factor, from the number of labels or tokens of a micro-batch and of its step; 1 if one is unknown."""
         if total is None or count is None:
             return 1.0
+        # Trainer divides by the number of micro-batches, and gradients are averaged over processes
         processes = self.args.world_size if self.args.average_tokens_across_devices else 1
         factor: int = self.current_gradient_accumulation_steps * processes
         return count * factor / torch.as_tensor(total).clamp(min=1)
 
-    def _labels(self, inputs: dict[str, Any]) -> Tensor | int:
-        """How many labels a micro-batch has; where it has none by that name, its samples."""
-        labels = self._loss.labels(inputs)
+    def _labels(self, inputs: Batch) -> Tensor | int:
+        """How many labels a micro-batch has; where nothing is named `labels`, its samples."""
+        labels = self._loss.count_labels(inputs)
         return count_samples(inputs) if labels is None else labels
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
@@ -271,15 +345,22 @@ class RecoveryTrainer(Trainer):
         """
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = [token_counts(batch) for batch in batches]
-        names = counts[0] if counts else ()
-        self._step_tokens = {name: self._total([count[name] for count in counts], device) for name in names}
+        self._step_tokens = {}
+        # there is no batch where the data has ended
+        for name in counts[0] if counts else ():
+            self._step_tokens[name] = self._total([of_batch[name] for of_batch in counts], device)
         labels = self._total([self._labels(batch) for batch in batches], device)
         if self.gradual is not None:
-            self.gradual.step_samples = sum(count_samples(batch) for batch in batches)
-        return batches, items if labels is None else labels  # none: the data has ended
+            self.gradual.step_samples = sum(map(count_samples, batches))
+        if labels is None:
+            return batches, items
+        return batches, labels
 
     def _total(self, counts: Sequence[Tensor | int | None], device: torch.device) -> Tensor | None:
-        """The sum of counts of micro-batches, over all processes where Trainer averages over them."""
+        """The sum of counts of micro-batches, over all processes where Trainer averages over them.
+
+        None if a count is unknown, and where there is no micro-batch.
+        """
         known = [torch.as_tensor(count) for count in counts if count is not None]
         if not known or len(known) < len(counts):
             return None
@@ -292,8 +373,10 @@ class RecoveryTrainer(Trainer):
         """Log like Trainer, with the mean of each part of the loss since the last time, and the sparsity."""
         logs |= self._sparsity()
         if "loss" in logs and self._loss_count:
-            logs |= {f"loss_{name}": (total / self._loss_count).item() for name, total in self._loss_sums.items()}
-            self._loss_sums, self._loss_count = {}, 0
+            for name, total in self._loss_sums.items():
+                logs[f"loss_{name}"] = (total / self._loss_count).item()
+            self._loss_sums = {}
+            self._loss_count = 0
         super().log(logs, start_time)
 
     def _sparsity(self) -> dict[str, float]:
@@ -305,17 +388,21 @@ class RecoveryTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)
-        left_out = () if self.model.training else TEACHER_COLUMNS
-        return {name: value for name, value in prepared.items() if name not in left_out}
+        if self.model.training:
+            return prepared
+        # evaluation calls the model with all that there is, and no model takes these
+        return {name: value for name, value in prepared.items() if name not in TEACHER_COLUMNS}
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
+        # Trainer drops the columns that the model does not take
         columns: list[str] = self._signature_columns
         columns += [name for name in TEACHER_COLUMNS if name not in columns]
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        # with more units than the final model has, it would be the best for good
         if self.gradual is not None and not self.gradual.finished:
-            return False  # with more units than it will have in the end
+            return False
         return bool(super()._determine_best_metric(metrics, trial))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -337,13 +424,14 @@ class RecoveryTrainer(Trainer):
                 self.gradual.save(folder)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Draw our card, where there is a plan yet; Trainer's knows nothing of it."""
+        """Write the card of hfprune in place of Trainer's, once the model has a record to draw it from."""
         model = self._plain_model()
         if self.is_world_process_zero() and getattr(model, "pruning_record", None) is not None:
             name = self.hub_model_id or Path(self.args.output_dir).resolve().name
             write_card(model, Path(self.args.output_dir), location=name)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # so that what is pushed has plan, record and loader beside the weights
         if self.is_world_process_zero():
             keep_files(self._plain_model(), Path(self.args.output_dir))
         super()._push_from_checkpoint(checkpoint_folder)

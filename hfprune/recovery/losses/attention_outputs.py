@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from hfprune.recovery.losses.hidden_states import mean_square
+from hfprune.recovery.losses.registry import LossInputs, Term, register_loss
+from hfprune.structure.batches import fitting_mask, token_mask
 
 
 def attention_outputs_loss(
@@ -31,3 +33,20 @@ def attention_outputs_loss(
         ValueError: The numbers of blocks or the shapes differ.
     """
     return mean_square(student, teacher, mask, "attention_outputs")
+
+
+@register_loss("attention_outputs", weight_field="attention_outputs_weight", needs=["teacher", "attention_outputs"])
+def compare_attention_outputs(inputs: LossInputs) -> list[Term]:
+    """One term for every attention block that has units left."""
+    terms = []
+    for path, mask_name in inputs.attention_masks.items():
+        student = inputs.attention_outputs[path]
+        teacher = inputs.teacher_attention_outputs[path]
+        mask = token_mask(inputs.batch, mask_name)
+        # some models flatten samples and tokens before the projection; the mask tells padding by both
+        if mask is not None and student.ndim == 2 and len(student) == mask.numel():
+            student = student.reshape(*mask.shape, -1)
+            teacher = teacher.reshape(*mask.shape, -1)
+        fitting = fitting_mask(inputs.batch, mask_name, student)
+        terms.append(Term(attention_outputs_loss([student], [teacher], mask=fitting), mean_over=mask_name))
+    return terms

@@ -6,6 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hfprune.recovery.losses.registry import OVER_DECODER_TOKENS, OVER_TOKENS, LossInputs, Term, register_loss
+from hfprune.structure.batches import fitting_mask
+
+#: Where the outputs of a model have hidden states, and the mask of the tokens that these are of.
+_HIDDEN_STATES = {
+    "hidden_states": OVER_TOKENS,
+    "encoder_hidden_states": OVER_TOKENS,
+    "decoder_hidden_states": OVER_DECODER_TOKENS,
+}
+
 
 def hidden_states_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], *, mask: Tensor | None = None) -> Tensor:
     """Mean squared error between hidden states, averaged over layers, non-padding tokens and features.
@@ -15,7 +25,7 @@ def hidden_states_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], *, 
     Inputs: `(N, tokens, hidden)` for each layer.
     Requirements: the same number of layers and the same hidden size.
     Reference: Jiao et al. 2020, "TinyBERT: Distilling BERT for Natural Language Understanding".
-    Example: `hidden_states_loss(small.hidden_states[1:], dense.hidden_states[1:], mask=attention_mask)`
+    Of transformers: `hidden_states_loss(small.hidden_states[1:], dense.hidden_states[1:], mask=attention_mask)`.
 
     Args:
         student: Hidden states of the student.
@@ -27,8 +37,30 @@ def hidden_states_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], *, 
 
     Raises:
         ValueError: The numbers of layers or the shapes differ.
+
+    >>> ones = torch.ones(1, 2, 4)
+    >>> zeros = torch.zeros(1, 2, 4)
+    >>> hidden_states_loss([ones, ones], [ones, zeros])
+    tensor(0.5000)
     """
     return mean_square(student, teacher, mask, "hidden_states")
+
+
+@register_loss("hidden_states", weight_field="hidden_states_weight", needs=["teacher", "hidden_states"])
+def compare_hidden_states(inputs: LossInputs) -> list[Term]:
+    """One term for the layers of an encoder, and one for those of a decoder."""
+    terms = []
+    for name, mask_name in _HIDDEN_STATES.items():
+        student = inputs.outputs.get(name)
+        if student is None:
+            continue
+        mask = fitting_mask(inputs.batch, mask_name, student[-1])
+        # the first entry is what the embeddings give, which pruning does not touch
+        value = hidden_states_loss(student[1:], inputs.teacher_outputs[name][1:], mask=mask)
+        terms.append(Term(value, mean_over=mask_name))
+    if not terms:
+        raise ValueError(f"{type(inputs.student).__name__} returns no hidden states: set hidden_states_weight=0.")
+    return terms
 
 
 def mean_square(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None, what: str) -> Tensor:
@@ -46,15 +78,18 @@ def mean_square(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tens
     Raises:
         ValueError: The numbers of tensors or their shapes differ.
     """
-    shapes = [[tuple(t.shape) for t in states] for states in (student, teacher)]
-    if shapes[0] != shapes[1] or not shapes[0]:
+    student_shapes = [tuple(states.shape) for states in student]
+    teacher_shapes = [tuple(states.shape) for states in teacher]
+    if student_shapes != teacher_shapes or not student_shapes:
         raise ValueError(
-            f"{what.replace('_', ' ')} do not match: the student has {len(student)} layers of {shapes[0][:1]}, the "
-            f"teacher {len(teacher)} of {shapes[1][:1]}. Set {what}_weight=0, or use the dense model that was pruned."
+            f"{what.replace('_', ' ')} do not match: the student has {len(student)} layers of {student_shapes[:1]}, "
+            f"the teacher {len(teacher)} of {teacher_shapes[:1]}. Set {what}_weight=0, or use the dense model that was "
+            "pruned."
         )
-    losses = []
+    errors = []
     for mine, theirs in zip(student, teacher, strict=True):
         if mask is not None:
-            mine, theirs = mine[mask.bool()], theirs[mask.bool()]
-        losses.append(F.mse_loss(mine.float(), theirs.float()))
-    return torch.stack(losses).mean()
+            mine = mine[mask.bool()]
+            theirs = theirs[mask.bool()]
+        errors.append(F.mse_loss(mine.float(), theirs.float()))
+    return torch.stack(errors).mean()

@@ -1,5 +1,6 @@
-"""Distillation losses: tensors in, scalar out."""
+"""The loss that compares logits: with a teacher that runs, with its logits, or with its likeliest tokens only."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,9 +8,26 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hfprune.recovery.columns import TEACHER_LOGITS, TEMPERATURE, TOP_IDS, TOP_LOG_PROBABILITIES
+from hfprune.recovery.losses.registry import (
+    OVER_DECODER_TOKENS,
+    OVER_LABELS,
+    OVER_TOKENS,
+    LossInputs,
+    Term,
+    register_loss,
+)
+from hfprune.scoring.objectives import without_padding
+from hfprune.structure.batches import predicted_tokens
+
 #: So many numbers of logits are compared at a time: what allocators keep and caches nearly hold.
 DIVERGENCE_NUMBERS = 2**22
+#: Stands for log 0, which would be NaN in a product with 0.
 _LOG_ZERO = -1e30
+#: Where the outputs of a model have logits: of classes or tokens; or of the places where a span starts and ends.
+_LOGITS = ("logits", "start_logits", "end_logits")
+#: The label of a token that has none.
+_NO_LABEL = -100
 
 
 def logits_loss(
@@ -22,7 +40,6 @@ def logits_loss(
     Inputs: `(N, classes)`, `(N, tokens, classes)` or, for spans, `(N, tokens)` logits of both models.
     Requirements: the same labels, or vocabulary, in the same order.
     Reference: Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network".
-    Example: `logits_loss(small.logits, dense.logits, temperature=2.0, problem="single_label_classification")`
 
     Args:
         student: Logits of the student.
@@ -36,27 +53,47 @@ def logits_loss(
 
     Raises:
         ValueError: The shapes differ.
+
+    >>> teacher = torch.tensor([[2.0, 0.0]])
+    >>> undecided = torch.zeros(1, 2)
+    >>> logits_loss(undecided, teacher, temperature=1.0, problem="single_label_classification")
+    tensor(0.3279)
+    >>> logits_loss(teacher, teacher, temperature=1.0, problem="single_label_classification")
+    tensor(0.)
     """
     if student.shape != teacher.shape:
         raise ValueError(
             f"student logits are {tuple(student.shape)}, teacher logits {tuple(teacher.shape)}: the teacher must have "
             "the student's labels (or vocabulary). Pass the dense model that was pruned as teacher."
         )
-    mask = None if mask is None or student.ndim < 3 else mask.bool()
+    if student.ndim < 3:
+        # one vector for every sample: a mask of tokens says nothing about it
+        mask = None
     if problem not in ("regression", "multi_label_classification"):
-        student, teacher = (logits.reshape(-1, logits.shape[-1]) for logits in (student, teacher.detach()))
-        used = torch.arange(len(student), device=student.device) if mask is None else mask.flatten().nonzero().flatten()
-        divergence: Tensor = _Divergence.apply(student, teacher, used, temperature)  # type: ignore[no-untyped-call]
-        return divergence
-    student, teacher = student.float(), teacher.float()
+        return _divergence(student, teacher, mask, temperature)
+    student = student.float()
+    teacher = teacher.float()
     if mask is not None:
-        student, teacher = student[mask], teacher[mask]
+        student = student[mask.bool()]
+        teacher = teacher[mask.bool()]
     if problem == "regression":
         return F.mse_loss(student, teacher)
-    soft, log_soft = (teacher / temperature).sigmoid(), student / temperature
-    cross = F.binary_cross_entropy_with_logits(log_soft, soft, reduction="none")
-    entropy = F.binary_cross_entropy(soft, soft, reduction="none")
+    probabilities = (teacher / temperature).sigmoid()
+    cross = F.binary_cross_entropy_with_logits(student / temperature, probabilities, reduction="none")
+    entropy = F.binary_cross_entropy(probabilities, probabilities, reduction="none")
     return temperature**2 * (cross - entropy).sum(-1).mean()
+
+
+def _divergence(student: Tensor, teacher: Tensor, mask: Tensor | None, temperature: float) -> Tensor:
+    """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), a mean over the vectors of logits that count."""
+    student = student.reshape(-1, student.shape[-1])
+    teacher = teacher.detach().reshape(-1, teacher.shape[-1])
+    if mask is None:
+        used = torch.arange(len(student), device=student.device)
+    else:
+        used = mask.bool().flatten().nonzero().flatten()
+    divergence: Tensor = _Divergence.apply(student, teacher, used, temperature)  # type: ignore[no-untyped-call]
+    return divergence
 
 
 class _Divergence(torch.autograd.Function):
@@ -68,14 +105,23 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, used: Tensor, temperature: float) -> Tensor:
-        wide = torch.float32 if student.dtype == torch.float16 else student.dtype  # float16 would lose small ones
-        gradient = torch.zeros_like(student, dtype=wide) if ctx.needs_input_grad[0] else None
-        total, count = torch.zeros((), device=student.device), max(1, len(used))
-        for rows in torch.split(used, max(1, DIVERGENCE_NUMBERS // student.shape[-1])):
-            log_p, log_q = (F.log_softmax(of[rows].float().div_(temperature), dim=-1) for of in (student, teacher))
+        gradient: Tensor | None = None
+        if ctx.needs_input_grad[0]:
+            # float16 would lose small gradients before the loss scale multiplies them
+            wide = torch.float32 if student.dtype == torch.float16 else student.dtype
+            gradient = torch.zeros_like(student, dtype=wide)
+        total = torch.zeros((), device=student.device)
+        count = max(1, len(used))
+        rows_at_once = max(1, DIVERGENCE_NUMBERS // student.shape[-1])
+        for rows in torch.split(used, rows_at_once):
+            # rows are copies, so they can be divided in place
+            log_p = F.log_softmax(student[rows].float().div_(temperature), dim=-1)
+            log_q = F.log_softmax(teacher[rows].float().div_(temperature), dim=-1)
             q = log_q.exp()
             # log 0, of what is never chosen, would be NaN in a product with 0
-            total += log_q.clamp_(min=_LOG_ZERO).sub_(log_p.clamp_(min=_LOG_ZERO)).mul_(q).sum()
+            log_q.clamp_(min=_LOG_ZERO)
+            log_p.clamp_(min=_LOG_ZERO)
+            total += log_q.sub_(log_p).mul_(q).sum()
             if gradient is not None:
                 gradient[rows] = log_p.exp_().sub_(q).mul_(temperature / count).to(gradient.dtype)
         ctx.save_for_backward(gradient)
@@ -96,17 +142,16 @@ def top_k_logits_loss(
 
     What: with p the teacher's and q the student's softened probabilities, K the teacher's k likeliest tokens, and
     p_* = 1 − Σ_{i∈K} p_i, q_* alike: T² · (Σ_{i∈K} p_i log(p_i / q_i) + p_* log(p_* / q_*)). It is never more than the
-    KL divergence over all tokens, as it does not see how the rest is spread, and 0 where that is 0.
+    KL divergence over all tokens, as it does not see how p_* is spread over the others, and 0 where that is 0.
     Inputs: `(N, tokens, words)` logits of the student; `(N, tokens, k)` tokens and `(N, tokens, k + 1)` log p_i, the
     last of them log p_*, of the teacher, as `add_teacher_logits(top_k=k)` keeps them.
     Requirements: the same vocabulary in the same order, and p softened with the same temperature T.
     Reference: the log-sum inequality (Cover & Thomas 2006, "Elements of Information Theory", 2.7) for the bound.
-    Example: `top_k_logits_loss(small.logits, ids, log_probabilities, temperature=1.0)`
 
     Args:
         student: Logits of the student.
         ids: The teacher's likeliest tokens.
-        log_probabilities: Their log-probabilities, and that of the rest.
+        log_probabilities: Their log-probabilities, and that of all others together.
         temperature: Above 1 it softens both distributions.
         mask: `(N, tokens)`; which tokens count.
 
@@ -114,10 +159,32 @@ def top_k_logits_loss(
         A scalar.
 
     Raises:
-        ValueError: The shapes do not fit.
+        ValueError: The shapes do not fit, or the student has no logit for a token.
+
+    >>> ids = torch.tensor([[[1]]])
+    >>> certain = torch.tensor([[[0.9, 0.1]]]).log()
+    >>> top_k_logits_loss(torch.zeros(1, 1, 2), ids, certain, temperature=1.0)
+    tensor(0.3681)
     """
-    expected = (*student.shape[:-1], ids.shape[-1])
-    if student.ndim != 3 or ids.shape != expected or log_probabilities.shape != (*expected[:-1], expected[-1] + 1):
+    _check_top_k(student, ids, log_probabilities)
+    if mask is None:
+        mask = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device)
+    used = mask.bool()
+    logits = student[used].float() / temperature
+    top = ids[used].long()
+    log_p = log_probabilities[used].float()
+    others = logits.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
+    total = logits.logsumexp(-1, keepdim=True)
+    log_q = torch.cat([logits.gather(-1, top), others], -1) - total
+    return temperature**2 * F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+
+
+def _check_top_k(student: Tensor, ids: Tensor, log_probabilities: Tensor) -> None:
+    places = student.shape[:-1]
+    top_k = ids.shape[-1]
+    ids_fit = ids.shape == (*places, top_k)
+    log_probabilities_fit = log_probabilities.shape == (*places, top_k + 1)
+    if student.ndim != 3 or not ids_fit or not log_probabilities_fit:
         raise ValueError(
             f"student logits {tuple(student.shape)}, the teacher's tokens {tuple(ids.shape)} and log-probabilities "
             f"{tuple(log_probabilities.shape)} do not fit: expected (N, tokens, words), (N, tokens, k), "
@@ -128,8 +195,103 @@ def top_k_logits_loss(
             f"the teacher's likeliest tokens go up to {int(ids.max())}, and the student has logits of "
             f"{student.shape[-1]} words. Both need the same vocabulary in the same order."
         )
-    used = torch.ones(student.shape[:-1], dtype=torch.bool, device=student.device) if mask is None else mask.bool()
-    logits, top, log_p = student[used].float() / temperature, ids[used].long(), log_probabilities[used].float()
-    rest = logits.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
-    log_q = torch.cat([logits.gather(-1, top), rest], -1) - logits.logsumexp(-1, keepdim=True)
-    return temperature**2 * F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+
+
+@register_loss("logits", weight_field="logits_weight", needs=["teacher_logits"])
+def compare_logits(inputs: LossInputs) -> list[Term]:
+    """The divergence from what the teacher says of this batch, or said of it before."""
+    if inputs.teacher_outputs is not None:
+        return _against(inputs, inputs.teacher_outputs)
+    if TEACHER_LOGITS in inputs.teacher_columns:
+        return _against(inputs, {"logits": inputs.teacher_columns[TEACHER_LOGITS]})
+    return _against_likeliest(inputs)
+
+
+def _against(inputs: LossInputs, teacher: Mapping[str, Tensor]) -> list[Term]:
+    """A term for every kind of logits that the student has: two of a model that finds spans, else one."""
+    problem = _problem(inputs)
+    mask = _counted_tokens(inputs)
+    mean_over = _mean_over(inputs)
+    terms = []
+    for name in _LOGITS:
+        student_logits = inputs.outputs.get(name)
+        if student_logits is None:
+            continue
+        teacher_logits = teacher[name]
+        if name != "logits":
+            # of a span the softmax goes over the tokens of a text, where padding must not be chosen
+            student_logits = without_padding(student_logits, inputs.batch)
+            teacher_logits = without_padding(teacher_logits, inputs.batch)
+        value = logits_loss(
+            student_logits, teacher_logits, temperature=inputs.args.temperature, problem=problem, mask=mask
+        )
+        terms.append(Term(value, mean_over))
+    return terms
+
+
+def _against_likeliest(inputs: LossInputs) -> list[Term]:
+    """The term against the likeliest tokens, which columns of the data hold."""
+    columns = inputs.teacher_columns
+    temperature = inputs.args.temperature
+    kept_with = columns[TEMPERATURE].float()
+    if not torch.allclose(kept_with, torch.full_like(kept_with, temperature)):
+        raise ValueError(
+            f"the teacher's log-probabilities in the data are softened with a temperature of {float(kept_with[0]):g}, "
+            f"and temperature={temperature:g}. Set that, or keep them anew: add_teacher_logits(temperature=...)."
+        )
+    value = top_k_logits_loss(
+        inputs.outputs["logits"],
+        columns[TOP_IDS],
+        columns[TOP_LOG_PROBABILITIES],
+        temperature=temperature,
+        mask=_counted_tokens(inputs),
+    )
+    return [Term(value, mean_over=_mean_over(inputs))]
+
+
+def _problem(inputs: LossInputs) -> str:
+    """What kind of task it is, as `logits_loss` wants to know it."""
+    logits = inputs.outputs.get("logits")
+    if logits is not None and logits.shape[-1] == 1:
+        return "regression"
+    for model in (inputs.student, inputs.teacher):
+        if model is not None and model.config.problem_type:
+            problem: str = model.config.problem_type
+            return problem
+    # where no config says it transformers goes by the labels, and so must we
+    labels = inputs.batch.get("labels")
+    a_vector_for_each_sample = logits is not None and logits.ndim == 2
+    if a_vector_for_each_sample and isinstance(labels, Tensor) and labels.is_floating_point():
+        return "multi_label_classification"
+    return "single_label_classification"
+
+
+def _of_tokens(inputs: LossInputs) -> bool:
+    """Whether the student has a vector of logits for every token."""
+    logits = inputs.outputs.get("logits")
+    return logits is not None and logits.ndim >= 3
+
+
+def _mean_over(inputs: LossInputs) -> str:
+    """What the terms are means over: the labels, or the tokens where logits are of tokens and nothing is labelled."""
+    if inputs.batch.get("labels") is not None or not _of_tokens(inputs):
+        return OVER_LABELS
+    return OVER_DECODER_TOKENS if inputs.student.config.is_encoder_decoder else OVER_TOKENS
+
+
+def _counted_tokens(inputs: LossInputs) -> Tensor | None:
+    """Which tokens' predictions count: the labelled ones, else those that are not padding. None: there is no choice."""
+    if not _of_tokens(inputs):
+        return None
+    logits = inputs.outputs["logits"]
+    labels: Tensor | None = inputs.batch.get("labels")
+    # a label for something else than a token, such as a sentence, says nothing of single tokens
+    if labels is None or labels.is_floating_point() or labels.shape != logits.shape[:2]:
+        return predicted_tokens(inputs.student, inputs.batch, logits)
+    labelled = labels != _NO_LABEL
+    if not inputs.shifts_labels:
+        return labelled
+    # the last token predicts a label that is not in the batch
+    mask = torch.zeros_like(labelled)
+    mask[:, :-1] = labelled[:, 1:]
+    return mask

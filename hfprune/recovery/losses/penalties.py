@@ -1,4 +1,4 @@
-"""Regularisation while recovering: penalties on units, and token dropout with words of the batch."""
+"""Regularisation while recovering: penalties on the weights of units."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hfprune.recovery.losses.registry import Penalty, UnitWeights, known_penalties, register_penalty
 from hfprune.structure.blocks import Block, unit_slices
 
 
-def unit_penalties(model: PreTrainedModel, blocks: Sequence[Block]) -> dict[str, Tensor]:
+def unit_penalties(
+    model: PreTrainedModel, blocks: Sequence[Block], penalties: Sequence[Penalty] | None = None
+) -> dict[str, Tensor]:
     """How large the units of a model are, each a mean over all its units.
 
     What: `unit_l1` Σ|w|, `unit_l2` Σw², and `unit_group_lasso` √p ‖w‖₂ over the p weights w of a unit (its rows of
@@ -22,18 +25,47 @@ def unit_penalties(model: PreTrainedModel, blocks: Sequence[Block]) -> dict[str,
     Args:
         model: The model.
         blocks: Its blocks.
+        penalties: Those that are wanted; None: all that are registered.
 
     Returns:
-        Three scalars by name.
+        A scalar for each, by name.
     """
-    sums: dict[str, list[Tensor]] = {"unit_l1": [], "unit_l2": [], "unit_group_lasso": []}
+    if penalties is None:
+        penalties = list(known_penalties().values())
+    by_block: dict[str, list[Tensor]] = {penalty.name: [] for penalty in penalties}
     for block in blocks:
-        parts = unit_slices(model, block)
-        squares = torch.stack([part.square().sum(1) for part in parts]).sum(0)
-        sums["unit_l1"].append(torch.stack([part.abs().sum() for part in parts]).sum())
-        sums["unit_l2"].append(squares.sum())
-        weights = sum(part.shape[1] for part in parts)
-        # the square root has no gradient at 0, where a unit is gone already
-        sums["unit_group_lasso"].append(weights**0.5 * squares.clamp(min=1e-24).sqrt().sum())
+        weights = UnitWeights(slices=unit_slices(model, block))
+        for penalty in penalties:
+            by_block[penalty.name].append(penalty.function(weights))
     units = sum(block.units for block in blocks)
-    return {name: torch.stack(values).sum() / units for name, values in sums.items()}
+    return {name: torch.stack(sums).sum() / units for name, sums in by_block.items()}
+
+
+@register_penalty("unit_l1", weight_field="unit_l1")
+def unit_l1(weights: UnitWeights) -> Tensor:
+    """Σ|w|."""
+    by_slice = [part.abs().sum() for part in weights.slices]
+    return torch.stack(by_slice).sum()
+
+
+@register_penalty("unit_l2", weight_field="unit_l2")
+def unit_l2(weights: UnitWeights) -> Tensor:
+    """Σw².
+
+    >>> unit_l2(UnitWeights(slices=[torch.tensor([[3.0, 4.0]])]))
+    tensor(25.)
+    """
+    return weights.squares.sum()
+
+
+@register_penalty("unit_group_lasso", weight_field="unit_group_lasso")
+def unit_group_lasso(weights: UnitWeights) -> Tensor:
+    """Σ_u √p ‖w_u‖₂.
+
+    >>> round(float(unit_group_lasso(UnitWeights(slices=[torch.tensor([[3.0, 4.0]])]))), 4)
+    7.0711
+    """
+    # the square root has no gradient at 0, where a unit is gone already
+    norm = weights.squares.clamp(min=1e-24).sqrt().sum()
+    root: float = weights.weights_per_unit**0.5
+    return root * norm
