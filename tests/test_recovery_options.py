@@ -4,12 +4,14 @@ import copy
 
 import pytest
 import torch
-from transformers import DataCollatorWithPadding
+from transformers import DataCollatorWithPadding, HfArgumentParser
 
 import hfprune
-from hfprune import RecoveryTrainer, add_teacher_logits
+from hfprune import RecoveryArguments, RecoveryTrainer, add_teacher_logits
+from hfprune.recovery.arguments import recovery_settings
 from hfprune.recovery.forward import outputs_of
 from hfprune.recovery.learning import choose_trainable, stepwise
+from hfprune.recovery.losses import Term, register_loss, register_penalty, registry
 from hfprune.recovery.losses.attention_outputs import attention_outputs_loss
 from hfprune.recovery.losses.penalties import unit_penalties
 from hfprune.structure.anatomy import find_blocks
@@ -122,6 +124,105 @@ class TestPenalties:
                 parameter.zero_()
         sum(unit_penalties(model, find_blocks(model)).values()).backward()
         assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+class TestRegisteredLosses:
+    """Losses and penalties of others, weighed by `loss_weights`; the registries are as before afterwards."""
+
+    @pytest.fixture(autouse=True)
+    def _own_registries(self, monkeypatch):
+        monkeypatch.setattr(registry, "_LOSSES", dict(registry._LOSSES))
+        monkeypatch.setattr(registry, "_PENALTIES", dict(registry._PENALTIES))
+
+    def test_a_loss_of_ones_own_is_asked_weighed_logged_and_learned_from(self, tmp_path):
+        seen = []
+
+        @register_loss("agreement", needs=["teacher", "attention_outputs"])
+        def agreement(inputs):
+            seen.append(inputs)
+            distance = (inputs.outputs.logits - inputs.teacher_outputs.logits).abs()
+            return [Term(distance.mean(), mean_over="labels"), Term(2 * distance.mean(), mean_over="labels")]
+
+        ends = {}
+        for weight in (0.0, 0.5):
+            small, dense = pruned_pair(num_labels=3, **NO_DROPOUT)
+            none = {"task_weight": 1e-9, "logits_weight": 0.0, "hidden_states_weight": 0.0}
+            args = arguments(
+                tmp_path,
+                max_steps=1,
+                logging_strategy="steps",
+                logging_steps=1,
+                loss_weights={"agreement": weight},
+                **none,
+            )
+            trainer = trainer_of(small, dense, args)
+            trainer.train()
+            ends[weight] = trainer.state.log_history[0], small.state_dict()
+        inputs = seen[0]
+        distance = (inputs.outputs.logits - inputs.teacher_outputs.logits).abs().mean().item()
+        assert len(seen) == 1
+        assert set(inputs.attention_outputs) == set(inputs.teacher_attention_outputs) == set(inputs.attention_masks)
+        assert len(inputs.attention_masks) == 2
+        first, _ = ends[0.5]
+        assert first["loss_agreement"] == pytest.approx(1.5 * distance, rel=1e-5)
+        assert first["loss"] == pytest.approx(0.5 * 1.5 * distance, rel=1e-5)
+        assert "loss_agreement" not in ends[0.0][0]
+        assert not torch.equal(ends[0.0][1]["classifier.weight"], ends[0.5][1]["classifier.weight"])
+
+    def test_without_a_teacher_only_what_needs_none_is_asked(self, tmp_path):
+        register_loss("needs_one", needs=["teacher"])(lambda _: 1 / 0)
+        register_loss("needs_none")(lambda inputs: [Term(inputs.outputs.logits.square().mean(), mean_over="labels")])
+        args = arguments(tmp_path, loss_weights={"needs_one": 1.0, "needs_none": 2.0})
+        small, _ = pruned_pair(num_labels=3, **NO_DROPOUT)
+        trainer = trainer_of(small, None, args)
+        outputs = small(**labelled())
+        expected = outputs.loss + 2 * outputs.logits.square().mean()
+        assert trainer.compute_loss(small.train(), labelled()).item() == pytest.approx(expected.item(), rel=1e-5)
+
+    def test_a_penalty_of_ones_own(self, tmp_path):
+        register_penalty("largest")(lambda weights: weights.squares.max())
+        args = arguments(tmp_path, loss_weights={"largest": 3.0})
+        small, _ = pruned_pair(num_labels=3, **NO_DROPOUT)
+        expected = small(**labelled()).loss + 3 * unit_penalties(small, find_blocks(small))["largest"]
+        loss = trainer_of(small, None, args).compute_loss(small.train(), labelled())
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+    def test_weights_from_a_command_line(self, tmp_path):
+        register_loss("agreement")(lambda _: [])
+        command = ["--output_dir", str(tmp_path), "--report_to", "none", "--use_cpu"]
+        parser = HfArgumentParser(RecoveryArguments)
+        (args,) = parser.parse_args_into_dataclasses([*command, "--loss_weights", '{"agreement": 0.25}'])
+        assert args.loss_weights == {"agreement": 0.25}
+        assert recovery_settings(args, steps=1, seconds=1.0)["loss_weights"] == {"agreement": 0.25}
+        (args,) = parser.parse_args_into_dataclasses(command)
+        assert args.loss_weights == {}
+        assert "loss_weights" not in recovery_settings(args, steps=1, seconds=1.0)
+
+    @pytest.mark.parametrize(
+        ("weights", "message"),
+        [
+            ({"agrement": 1.0}, "unknown loss 'agrement'. Registered: task, logits, .*unit_group_lasso, agreement"),
+            ({"logits": 1.0}, "'logits' is built in. Set logits_weight=1.0 instead"),
+            ({"agreement": -1}, r"loss_weights\['agreement'\] must not be negative, got -1"),
+            ("{agreement: 1}", "loss_weights is no JSON"),
+            ([1.0], "gives weights by name, such as .*, got \\[1.0\\]"),
+        ],
+    )
+    def test_weights_that_are_refused(self, weights, message, tmp_path):
+        register_penalty("agreement")(lambda weights: weights.squares.sum())
+        with pytest.raises(ValueError, match=message):
+            arguments(tmp_path, loss_weights=weights)
+
+    def test_names_are_taken_once(self):
+        with pytest.raises(ValueError, match="named 'unit_l1' is registered already"):
+            register_loss("unit_l1")
+        with pytest.raises(ValueError, match="letters, digits and underscores, got 'my loss'"):
+            register_penalty("my loss")
+
+    def test_the_likeliest_tokens_do_not_do_for_a_loss_that_needs_the_teacher(self, tmp_path):
+        register_loss("agreement", needs=["teacher"])(lambda _: [])
+        with pytest.raises(ValueError, match=r"loss_weights\['agreement'\]=0.5 needs it to run in every step"):
+            arguments(tmp_path, teacher_top_k=4, hidden_states_weight=0.0, loss_weights={"agreement": 0.5})
 
 
 class TestWhatLearns:

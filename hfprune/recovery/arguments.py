@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from hfprune.recovery.losses.registry import Weighted, get_loss, known_losses, known_penalties
+from hfprune.recovery.losses.registry import Need, Weighted, get_loss, known_losses, known_penalties
 
 
 @dataclass
@@ -113,13 +113,25 @@ class RecoveryArguments(TrainingArguments):
         assert isinstance(self.loss_weights, dict)
         return self.loss_weights.get(loss.name, 0.0)
 
+    def needs(self, need: Need) -> bool:
+        """Whether a loss that has a weight needs something, such as `teacher_logits`.
+
+        Args:
+            need: What it may need.
+
+        Returns:
+            Whether it does.
+        """
+        return any(need in loss.needs and self.weight_of(loss) > 0 for loss in known_losses().values())
+
     def _check_weights(self) -> None:
-        losses = known_losses().values()
+        losses = list(known_losses().values())
         for loss in (*losses, *known_penalties().values()):
             weight = self.weight_of(loss)
             if weight < 0:
                 raise ValueError(f"{loss.setting} must not be negative, got {weight}.")
-        if sum(self.weight_of(loss) for loss in losses) == 0:
+        # penalties do not count: alone they would only shrink the weights
+        if not any(map(self.weight_of, losses)):
             names = ", ".join(loss.setting for loss in losses)
             raise ValueError(f"{names} are all 0: there is nothing to train.")
         if self.temperature <= 0:

@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.recovery.gradual import GradualPruning
-from hfprune.recovery.losses.registry import known_losses
 
 
 def gradual_in(callbacks: Sequence[object]) -> GradualPruning | None:
@@ -27,7 +26,9 @@ def gradual_in(callbacks: Sequence[object]) -> GradualPruning | None:
     schedules = [callback for callback in callbacks if isinstance(callback, GradualPruning)]
     if len(schedules) > 1:
         raise ValueError(f"{len(schedules)} callbacks are GradualPruning; a trainer follows one schedule. Pass one.")
-    return schedules[0] if schedules else None
+    if not schedules:
+        return None
+    return schedules[0]
 
 
 def check_trainer(model: Any, args: Any, teacher: PreTrainedModel | None, kwargs: dict[str, Any]) -> None:
@@ -124,7 +125,7 @@ def check_vocabularies(args: RecoveryArguments, model: PreTrainedModel, teacher:
         ValueError: The numbers differ.
     """
     # the likeliest tokens are compared one by one, and checked by what they are
-    if teacher is None or args.teacher_top_k or not _compares_logits(args):
+    if teacher is None or args.teacher_top_k or not args.needs("teacher_logits"):
         return
     words = _words(model)
     teacher_words = _words(teacher)
@@ -138,14 +139,12 @@ def check_vocabularies(args: RecoveryArguments, model: PreTrainedModel, teacher:
     )
 
 
-def _compares_logits(args: RecoveryArguments) -> bool:
-    return any("teacher_logits" in loss.needs and args.weight_of(loss) > 0 for loss in known_losses().values())
-
-
 def _words(model: PreTrainedModel) -> int | None:
     """How many words a model has logits of; None for one that predicts no words."""
     weight = getattr(model.get_output_embeddings(), "weight", None)
-    return len(weight) if isinstance(weight, Tensor) else None
+    if not isinstance(weight, Tensor):
+        return None
+    return len(weight)
 
 
 def check_together(args: RecoveryArguments, gradual: GradualPruning | None) -> None:

@@ -51,7 +51,6 @@ _TARGET_OF_CONFIG = (
     "exclude",
     "portable",
 )
-_SCHEDULE = ("schedule", "start", "end", "every")
 
 
 class GradualPruning(TrainerCallback):
@@ -153,7 +152,9 @@ class GradualPruning(TrainerCallback):
     @property
     def _blocks(self) -> Sequence[Block]:
         """The blocks of the model that the gates are on."""
-        return () if self._anatomy is None else self._anatomy.blocks
+        if self._anatomy is None:
+            return ()
+        return self._anatomy.blocks
 
     def attach(self, model: PreTrainedModel) -> None:
         """Put gates on a model, all open; nothing if they are there.
@@ -292,8 +293,11 @@ class GradualPruning(TrainerCallback):
         from_main_process([new])
         changed = (new != gate).cpu()
         self.regrown += int((new > gate).sum())
-        # the main process has the sums of all, which would otherwise be added up again next time
-        sums *= DECAY if is_main_process() else 0
+        # every process has the sums of all now, and they are added up again next time
+        if is_main_process():
+            sums *= DECAY
+        else:
+            sums.zero_()
         # γ of an open unit says nothing of a closed one, and the other way round
         sums[:, changed] = 0
         gate.copy_(new)
@@ -323,8 +327,12 @@ class GradualPruning(TrainerCallback):
         # by the blocks: a plan does not record the cost in every budget
         unit_cost = get_budget(self.config.budget).unit_cost(self.config.sequence_length)
         before = self._anatomy.cost(unit_cost)
-        kept = sum(len(chosen.kept[block.name]) * unit_cost(block) for block in self._blocks)
-        return 1 - kept / before if before else 0.0
+        if not before:
+            return 0.0
+        after = 0
+        for block in self._anatomy.blocks:
+            after += len(chosen.kept[block.name]) * unit_cost(block)
+        return 1 - after / before
 
     def _seen(self) -> int:
         """How many samples the gradients are of, by the decaying counts, where a gate has not changed for longest."""
@@ -346,7 +354,9 @@ class GradualPruning(TrainerCallback):
         assert self._anatomy is not None
         # the same model, perhaps out of its wrappers
         anatomy = replace(self._anatomy, model=model)
-        kept = {name: torch.nonzero(gate).flatten().tolist() for name, gate in self._gates.items()}
+        kept = {}
+        for name, gate in self._gates.items():
+            kept[name] = torch.nonzero(gate).flatten().tolist()
         samples = self._seen()
         self.detach()
         before = measure_size(anatomy, sequence_length=self.config.sequence_length)
@@ -357,8 +367,8 @@ class GradualPruning(TrainerCallback):
             sequence_length=self.config.sequence_length,
         )
         small = apply_plan(anatomy, chosen)
-        schedule = {name: getattr(self, name) for name in _SCHEDULE}
-        asked = {**self.config.to_dict(), "scorer": "gradual", "rounds": None, **schedule, "reconstruct": False}
+        asked = self.config.to_dict()
+        asked |= {"scorer": "gradual", "rounds": None, **self._schedule(), "reconstruct": False}
         entry = {"sparsity": self.config.sparsity, "samples": samples, "plan_digest": small.pruning_plan.digest}
         small.pruning_record = record_of(anatomy, before, small, asked, [entry])
         return small
@@ -375,8 +385,10 @@ class GradualPruning(TrainerCallback):
         """
         progress = {name: getattr(self, name) for name in _PROGRESS}
         about = {**progress, "from": self._from, "target": self._target()}
-        tensors = {f"gate.{name}": gate.cpu() for name, gate in self._gates.items()}
-        tensors |= {f"sums.{name}": sums for name, sums in self._sums.items()}
+        tensors = {}
+        for name, gate in self._gates.items():
+            tensors[f"gate.{name}"] = gate.cpu()
+            tensors[f"sums.{name}"] = self._sums[name]
         save_file(tensors, folder / STATE_FILE, metadata={"hfprune": json.dumps(about)})
 
     def load(self, folder: Path, model: PreTrainedModel) -> None:
@@ -416,5 +428,7 @@ class GradualPruning(TrainerCallback):
     def _target(self) -> dict[str, Any]:
         """What this run goes to, and how."""
         config = {name: getattr(self.config, name) for name in _TARGET_OF_CONFIG}
-        schedule = {name: getattr(self, name) for name in _SCHEDULE}
-        return {**config, **schedule}
+        return {**config, **self._schedule()}
+
+    def _schedule(self) -> dict[str, Any]:
+        return {"schedule": self.schedule, "start": self.start, "end": self.end, "every": self.every}

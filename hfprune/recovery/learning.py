@@ -74,7 +74,10 @@ def _matching(model: PreTrainedModel, trainable: Sequence[str]) -> set[str]:
 
 def _inner_layers(model: PreTrainedModel) -> tuple[str, ...]:
     """With what the names of parameters begin in all layers but the first and the last."""
-    layers = list(dict.fromkeys(block.layer for block in anatomy_of(model).blocks))
+    layers: list[str] = []
+    for block in anatomy_of(model).blocks:
+        if block.layer not in layers:
+            layers.append(block.layer)
     prefix = base_model_prefix(model)
     return tuple(f"{prefix}{layer}." for layer in layers[1:-1])
 
@@ -231,8 +234,13 @@ def slow_base_model(optimizer: Optimizer, model: PreTrainedModel, factor: float)
     base = set(map(id, model.base_model.parameters()))
     groups = []
     for group in optimizer.param_groups:
-        of_base = [parameter for parameter in group["params"] if id(parameter) in base]
-        of_head = [parameter for parameter in group["params"] if id(parameter) not in base]
+        of_base = []
+        of_head = []
+        for parameter in group["params"]:
+            if id(parameter) in base:
+                of_base.append(parameter)
+            else:
+                of_head.append(parameter)
         if of_base:
             groups.append({**group, "params": of_base, "lr": group["lr"] * factor})
         if of_head:

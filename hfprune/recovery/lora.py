@@ -33,16 +33,19 @@ def with_adapters(model: PreTrainedModel, *, rank: int, alpha: int, dropout: flo
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ImportError("lora_rank > 0 needs peft: pip install 'hfprune[lora]' (or pip install peft).") from error
-    paths = _projections(model)
     prefix = base_model_prefix(model)
-    projections = [model.base_model.get_submodule(path) for path in paths]
-    # weights of transformers' Conv1D are transposed, which peft must know
-    transposed = any(not isinstance(projection, nn.Linear) for projection in projections)
+    targets = []
+    transposed = False
+    for path in _projections(model):
+        targets.append(prefix + path)
+        # weights of transformers' Conv1D are transposed, which peft must be told
+        if not isinstance(model.base_model.get_submodule(path), nn.Linear):
+            transposed = True
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=[prefix + path for path in paths],
+        target_modules=targets,
         modules_to_save=_heads(model) or None,
         fan_in_fan_out=transposed,
     )
@@ -66,8 +69,8 @@ def _heads(model: PreTrainedModel) -> list[str]:
     for name, module in model.named_children():
         parameters = list(module.parameters())
         # a head that shares the embeddings would have to be trained as a copy of them
-        shares = any(id(parameter) in in_base for parameter in parameters)
-        if module is not model.base_model and parameters and not shares:
+        owns_all = in_base.isdisjoint(map(id, parameters))
+        if module is not model.base_model and parameters and owns_all:
             heads.append(name)
     return heads
 

@@ -1,6 +1,6 @@
 """The recovery loss of a micro-batch: all losses that have a weight, from one pass of student and teacher each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -16,10 +16,8 @@ from hfprune.recovery.losses.registry import (
     OVER_DECODER_TOKENS,
     OVER_LABELS,
     OVER_TOKENS,
-    Loss,
     LossInputs,
     Need,
-    Penalty,
     Term,
     known_losses,
     known_penalties,
@@ -34,8 +32,8 @@ class BatchLoss(NamedTuple):
     """What the losses make of a micro-batch.
 
     Attributes:
-        terms: By name of every loss that found something in the batch, its terms, unweighted.
-        weights: By name, the weight of each of these losses.
+        terms: By name of every loss that has any in the batch, its terms, unweighted.
+        weights: By name, the weights of these losses.
         outputs: What the student returned.
     """
 
@@ -63,8 +61,10 @@ def _tokens(batch: Batch, mask_name: str, ids: Any) -> Tensor | int | None:
     mask = token_mask(batch, mask_name)
     if mask is not None:
         return mask.sum()
+    if not isinstance(ids, Tensor):
+        return None
     # no mask means no padding
-    return ids.numel() if isinstance(ids, Tensor) else None
+    return ids.numel()
 
 
 def mean_of(terms: Sequence[Term]) -> Tensor:
@@ -109,21 +109,25 @@ class RecoveryLoss:
         self.teacher = teacher
         # Trainer does not know that the LMHeadModels shift their labels
         self.shifts_labels = predicts_next_token(student)
-        self._losses = [loss for loss in known_losses().values() if teacher is not None or "teacher" not in loss.needs]
+        self._losses = known_losses()
         self._penalties = [penalty for penalty in known_penalties().values() if args.weight_of(penalty) > 0]
-        needs_attention = self._needs("attention_outputs")
-        #: Blocks with units left; the structure is read only where something asks for it.
+        keeps_attention_outputs = self._needs("attention_outputs")
         self._blocks: list[Block] = []
-        if self._penalties or needs_attention:
+        # models of unknown structure can be trained too, as long as nothing asks for their blocks
+        if self._penalties or keeps_attention_outputs:
             self._blocks = [block for block in anatomy_of(student).blocks if block.units]
         #: By path of the projection that ends an attention block, the mask of the tokens that the block works on.
         self._attention_masks: dict[str, str] = {}
-        if needs_attention:
+        if keeps_attention_outputs:
             self._attention_masks = {block.consumer: block.mask for block in self._blocks if block.unit != "neuron"}
 
     def _needs(self, need: Need) -> bool:
-        """Whether a loss that has a weight needs something."""
-        return any(need in loss.needs and self.args.weight_of(loss) > 0 for loss in self._losses)
+        """Whether a loss that has a weight, and its teacher, needs something."""
+        for loss in self._losses.values():
+            has_teacher = self.teacher is not None or "teacher" not in loss.needs
+            if need in loss.needs and has_teacher and self.args.weight_of(loss) > 0:
+                return True
+        return False
 
     def terms(
         self,
@@ -148,16 +152,19 @@ class RecoveryLoss:
         """
         batch = with_decoder_inputs(student, inputs)
         columns = {name: batch.pop(name) for name in TEACHER_COLUMNS if name in batch}
-        running_teacher = self._running_teacher(columns)
-        asked = self._asked(runs_teacher=running_teacher is not None, has_columns=bool(columns))
+        runs_teacher = self._runs_teacher(columns)
+        weights = self._weights(runs_teacher=runs_teacher, has_columns=bool(columns))
         unlabelled = {name: value for name, value in batch.items() if name != "labels"}
-        with_labels = any("labels" in loss.needs for loss in asked)
-        outputs, attention_outputs = self._run(model, student, batch if with_labels else unlabelled)
-        teacher_outputs: Any | None = None
+        if self._wants_labels(weights):
+            outputs, attention_outputs = self._run(model, student, batch)
+        else:
+            # with labels the student would compute a loss that nothing weighs
+            outputs, attention_outputs = self._run(model, student, unlabelled)
+        teacher_outputs: Any = None
         teacher_attention_outputs: dict[str, Tensor] = {}
-        if running_teacher is not None:
+        if runs_teacher and self.teacher is not None:
             with torch.no_grad(), autocast:
-                teacher_outputs, teacher_attention_outputs = self._run(running_teacher, running_teacher, unlabelled)
+                teacher_outputs, teacher_attention_outputs = self._run(self.teacher, self.teacher, unlabelled)
         loss_inputs = LossInputs(
             args=self.args,
             batch=batch,
@@ -171,34 +178,38 @@ class RecoveryLoss:
             attention_masks=self._attention_masks,
             shifts_labels=self.shifts_labels,
         )
-        weights = {loss.name: weight for loss, weight in asked.items()}
-        return BatchLoss(self._terms_of(asked, loss_inputs), weights, outputs)
+        return BatchLoss(self._ask(weights, loss_inputs), weights, outputs)
 
-    def _running_teacher(self, columns: Mapping[str, Tensor]) -> PreTrainedModel | None:
-        """The teacher, if it must run over a batch: columns of the data can spare that."""
-        spared = bool(columns) and not self._needs("teacher") and self.args.token_dropout == 0
-        if self.teacher is not None and not spared:
-            return self.teacher
-        if columns and self.args.token_dropout > 0:
+    def _runs_teacher(self, columns: Mapping[str, Tensor]) -> bool:
+        """Whether the teacher runs over a batch; columns of the data with its logits can spare that."""
+        changes_texts = self.args.token_dropout > 0
+        if self.teacher is not None and (not columns or changes_texts or self._needs("teacher")):
+            return True
+        if columns and changes_texts:
             raise ValueError(
                 f"{next(iter(columns))} are of whole texts, and token_dropout={self.args.token_dropout} changes the "
                 "texts: pass teacher=, or drop one of the two."
             )
-        return None
+        return False
 
-    def _asked(self, *, runs_teacher: bool, has_columns: bool) -> dict[Loss, float]:
-        """The losses to ask about a batch, with their weights: those with a weight, and with what they need."""
-        taught = runs_teacher or has_columns
-        asked = {}
-        for loss in self._losses:
+    def _weights(self, *, runs_teacher: bool, has_columns: bool) -> dict[str, float]:
+        """By name, the weights of the losses to ask about a batch: those with a weight, and with what they need."""
+        has_logits = runs_teacher or has_columns
+        weights = {}
+        for name, loss in self._losses.items():
+            if "teacher" in loss.needs and not runs_teacher:
+                continue
+            if "teacher_logits" in loss.needs and not has_logits:
+                continue
             weight = self.args.weight_of(loss)
-            if loss.weight_without_teacher is not None and not taught:
+            if loss.weight_without_teacher is not None and not has_logits:
                 weight = loss.weight_without_teacher
-            lacks_teacher = "teacher" in loss.needs and not runs_teacher
-            lacks_logits = "teacher_logits" in loss.needs and not taught
-            if weight > 0 and not lacks_teacher and not lacks_logits:
-                asked[loss] = weight
-        return asked
+            if weight > 0:
+                weights[name] = weight
+        return weights
+
+    def _wants_labels(self, names: Iterable[str]) -> bool:
+        return any("labels" in self._losses[name].needs for name in names)
 
     def _run(self, model: nn.Module, plain: PreTrainedModel, batch: Batch) -> tuple[Any, dict[str, Tensor]]:
         """A forward pass: the model's outputs, and those of its attention blocks where a loss needs them."""
@@ -208,16 +219,16 @@ class RecoveryLoss:
         with outputs_of(plain.base_model, list(self._attention_masks)) as attention_outputs:
             return model(**arguments), attention_outputs
 
-    def _terms_of(self, asked: Mapping[Loss, float], inputs: LossInputs) -> dict[str, Sequence[Term]]:
-        """The terms of every loss that found something in the batch."""
-        without_labels = self.count_labels(inputs.batch) == 0
+    def _ask(self, names: Iterable[str], inputs: LossInputs) -> dict[str, Sequence[Term]]:
+        """The terms of every loss that has any in the batch."""
+        is_unlabelled = self.count_labels(inputs.batch) == 0
         terms: dict[str, Sequence[Term]] = {}
-        for loss in asked:
-            of_loss = loss.function(inputs)
-            if without_labels:
-                of_loss = [_zero_for_no_labels(term) for term in of_loss]
+        for name in names:
+            of_loss = self._losses[name].function(inputs)
+            if is_unlabelled:
+                of_loss = list(map(_zero_for_no_labels, of_loss))
             if of_loss:
-                terms[loss.name] = of_loss
+                terms[name] = of_loss
         if not terms:
             raise ValueError(
                 f"there is nothing to learn from: the batch has {', '.join(inputs.batch)} but no labels that give a "
@@ -225,19 +236,18 @@ class RecoveryLoss:
             )
         return terms
 
-    def penalties(self, student: PreTrainedModel) -> list[tuple[Penalty, Tensor]]:
-        """The penalties that have a weight, with their values, unweighted.
+    def penalties(self, student: PreTrainedModel) -> dict[str, Tensor]:
+        """The penalties that have a weight.
 
         Args:
             student: The model that learns, out of its wrappers.
 
         Returns:
-            Each penalty with a scalar.
+            By name, a scalar for each, unweighted.
         """
         if not self._penalties:
-            return []
-        values = unit_penalties(student, self._blocks, self._penalties)
-        return [(penalty, values[penalty.name]) for penalty in self._penalties]
+            return {}
+        return unit_penalties(student, self._blocks, self._penalties)
 
     def count_labels(self, batch: Batch) -> Tensor | None:
         """How many labels a micro-batch has, as the model counts them.

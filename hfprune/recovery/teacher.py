@@ -97,22 +97,29 @@ def add_teacher_logits(
 def _rows_of(columns: Mapping[str, Sequence[Any]], names: Sequence[str]) -> list[dict[str, Any]]:
     """Rows with some of the columns."""
     chosen = [columns[name] for name in names]
-    return [dict(zip(names, values, strict=True)) for values in zip(*chosen, strict=True)]
+    rows = []
+    for values in zip(*chosen, strict=True):
+        rows.append(dict(zip(names, values, strict=True)))
+    return rows
 
 
 def _check_shape(teacher: PreTrainedModel, logits: Tensor | None, top_k: int | None) -> None:
     """Refuse logits that are not of samples, or with `top_k` not of tokens."""
-    dimensions = 2 if top_k is None else 3
-    if logits is not None and logits.ndim == dimensions:
-        return
-    shape = "no logits" if logits is None else f"logits of shape {tuple(logits.shape)}"
     if top_k is None:
+        dimensions = 2
         advice = (
             "only `(samples, classes)` is kept beside the data. Pass the teacher to RecoveryTrainer instead, or keep "
             "the likeliest tokens with top_k."
         )
     else:
+        dimensions = 3
         advice = "top_k keeps a part of `(samples, tokens, words)`. Leave it out."
+    if logits is None:
+        shape = "no logits"
+    elif logits.ndim != dimensions:
+        shape = f"logits of shape {tuple(logits.shape)}"
+    else:
+        return
     raise ValueError(f"{type(teacher).__name__} gives {shape}; {advice}")
 
 
@@ -212,9 +219,11 @@ def teacher_once(
     device_before = teacher.device
     # the other processes find what the first one has cached
     with args.main_process_first(local=False, desc="teacher logits"):
+        if not spread:
+            teacher.to(args.device)
         data = add_teacher_logits(
             data,
-            teacher if spread else teacher.to(args.device),
+            teacher,
             collator=kwargs.get("data_collator") or _padding(kwargs.get("processing_class")),
             batch_size=args.per_device_train_batch_size,
             top_k=args.teacher_top_k,
@@ -227,4 +236,7 @@ def teacher_once(
 
 def _padding(tokenizer: Any) -> Collator | None:
     """The collator that Trainer uses where it is given none."""
-    return DataCollatorWithPadding(tokenizer) if isinstance(tokenizer, PreTrainedTokenizerBase) else None
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return None
+    collator: Collator = DataCollatorWithPadding(tokenizer)
+    return collator

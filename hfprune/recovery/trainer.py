@@ -29,7 +29,7 @@ from hfprune.recovery.learning import (
 )
 from hfprune.recovery.lora import has_adapters, merged, with_adapters
 from hfprune.recovery.loss import BatchLoss, RecoveryLoss, mean_of, token_counts, weighted_sum
-from hfprune.recovery.losses.registry import OVER_LABELS
+from hfprune.recovery.losses.registry import OVER_LABELS, get_loss
 from hfprune.recovery.teacher import teacher_once
 from hfprune.recovery.token_dropout import swap_tokens
 from hfprune.structure.batches import Batch, count_samples, refuse_head_mask
@@ -69,8 +69,8 @@ class RecoveryTrainer(Trainer):
     ...     vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
     ... )
     >>> dense = BertForSequenceClassification(config)
-    >>> scores = hfprune.score(dense, None, scorer="l2")
-    >>> small = hfprune.apply_plan(dense, hfprune.plan(dense, scores))
+    >>> batches = [{"input_ids": torch.tensor([[1, 2, 3], [4, 5, 6]])}]
+    >>> small = hfprune.prune(dense, batches, hfprune.PruningConfig(sparsity=0.4, sequence_length=3))
     >>> data = Dataset.from_dict({"input_ids": [[1, 2, 3], [4, 5, 6]], "labels": [0, 1]})
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     args = RecoveryArguments(folder, max_steps=2, use_cpu=True, report_to="none", disable_tqdm=True)
@@ -298,15 +298,20 @@ class RecoveryTrainer(Trainer):
         batch_loss = self._loss.terms(model, student, inputs, self.accelerator.autocast())
         loss = weighted_sum(batch_loss, self._shares(inputs, num_items_in_batch))
         penalties = self._loss.penalties(student)
-        for penalty, value in penalties:
-            loss = loss + self.args.weight_of(penalty) * value
-        self._add_to_sums(batch_loss, {penalty.name: value for penalty, value in penalties})
-        return (loss, batch_loss.outputs) if return_outputs else loss
+        for name, value in penalties.items():
+            loss = loss + self.args.weight_of(get_loss(name)) * value
+        self._add_to_sums(batch_loss, penalties)
+        if return_outputs:
+            return loss, batch_loss.outputs
+        return loss
 
     def _add_to_sums(self, batch_loss: BatchLoss, penalties: dict[str, Tensor]) -> None:
         """Add the parts of the loss of a micro-batch to what is logged next."""
-        values = {name: mean_of(terms) for name, terms in batch_loss.terms.items()}
-        for name, value in (values | penalties).items():
+        values = {}
+        for name, terms in batch_loss.terms.items():
+            values[name] = mean_of(terms)
+        values |= penalties
+        for name, value in values.items():
             self._loss_sums[name] = self._loss_sums.get(name, 0.0) + value.detach()
         self._loss_count += 1
 
@@ -330,7 +335,9 @@ class RecoveryTrainer(Trainer):
     def _labels(self, inputs: Batch) -> Tensor | int:
         """How many labels a micro-batch has; where nothing is named `labels`, its samples."""
         labels = self._loss.count_labels(inputs)
-        return count_samples(inputs) if labels is None else labels
+        if labels is None:
+            return count_samples(inputs)
+        return labels
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """As `Trainer`, and counts labels and tokens of the step as the loss does.
@@ -344,14 +351,15 @@ class RecoveryTrainer(Trainer):
             What `Trainer.get_batch_samples` returns.
         """
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = [token_counts(batch) for batch in batches]
-        self._step_tokens = {}
-        # there is no batch where the data has ended
-        for name in counts[0] if counts else ():
-            self._step_tokens[name] = self._total([of_batch[name] for of_batch in counts], device)
-        labels = self._total([self._labels(batch) for batch in batches], device)
+        tokens: dict[str, list[Tensor | int | None]] = {}
+        for batch in batches:
+            for name, count in token_counts(batch).items():
+                tokens.setdefault(name, []).append(count)
+        self._step_tokens = {name: self._total(counts, device) for name, counts in tokens.items()}
+        labels = self._total(list(map(self._labels, batches)), device)
         if self.gradual is not None:
             self.gradual.step_samples = sum(map(count_samples, batches))
+        # there is no batch where the data has ended
         if labels is None:
             return batches, items
         return batches, labels
@@ -361,10 +369,14 @@ class RecoveryTrainer(Trainer):
 
         None if a count is unknown, and where there is no micro-batch.
         """
-        known = [torch.as_tensor(count) for count in counts if count is not None]
-        if not known or len(known) < len(counts):
+        tensors = []
+        for count in counts:
+            if count is None:
+                return None
+            tensors.append(torch.as_tensor(count))
+        if not tensors:
             return None
-        total = torch.stack(known).sum().to(device)
+        total = torch.stack(tensors).sum().to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             total = self.accelerator.gather(total).sum()
         return total
@@ -384,20 +396,25 @@ class RecoveryTrainer(Trainer):
         if self.gradual is not None and self.gradual.attached:
             return self.gradual.logs()
         plan = getattr(self._plain_model(), "pruning_plan", None)
-        return {} if plan is None else {"sparsity": plan.sparsity("macs")}
+        if plan is None:
+            return {}
+        return {"sparsity": plan.sparsity("macs")}
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        prepared: dict[str, Any] = super()._prepare_inputs(inputs)
-        if self.model.training:
-            return prepared
-        # evaluation calls the model with all that there is, and no model takes these
-        return {name: value for name, value in prepared.items() if name not in TEACHER_COLUMNS}
+        prepared = dict(super()._prepare_inputs(inputs))
+        # evaluation calls the model with all columns, and no model takes these
+        if not self.model.training:
+            for name in TEACHER_COLUMNS:
+                prepared.pop(name, None)
+        return prepared
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         # Trainer drops the columns that the model does not take
         columns: list[str] = self._signature_columns
-        columns += [name for name in TEACHER_COLUMNS if name not in columns]
+        for name in TEACHER_COLUMNS:
+            if name not in columns:
+                columns.append(name)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         # with more units than the final model has, it would be the best for good

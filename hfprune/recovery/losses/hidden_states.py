@@ -78,8 +78,8 @@ def mean_square(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tens
     Raises:
         ValueError: The numbers of tensors or their shapes differ.
     """
-    student_shapes = [tuple(states.shape) for states in student]
-    teacher_shapes = [tuple(states.shape) for states in teacher]
+    student_shapes = _shapes(student)
+    teacher_shapes = _shapes(teacher)
     if student_shapes != teacher_shapes or not student_shapes:
         raise ValueError(
             f"{what.replace('_', ' ')} do not match: the student has {len(student)} layers of {student_shapes[:1]}, "
@@ -93,3 +93,7 @@ def mean_square(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tens
             theirs = theirs[mask.bool()]
         errors.append(F.mse_loss(mine.float(), theirs.float()))
     return torch.stack(errors).mean()
+
+
+def _shapes(tensors: Sequence[Tensor]) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for tensor in tensors]

@@ -1,5 +1,6 @@
 """Regularisation while recovering: penalties on the weights of units."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -32,13 +33,15 @@ def unit_penalties(
     """
     if penalties is None:
         penalties = list(known_penalties().values())
-    by_block: dict[str, list[Tensor]] = {penalty.name: [] for penalty in penalties}
+    units = 0
+    sums_of_blocks: dict[str, list[Tensor]] = defaultdict(list)
     for block in blocks:
+        units += block.units
+        # read once for all penalties
         weights = UnitWeights(slices=unit_slices(model, block))
         for penalty in penalties:
-            by_block[penalty.name].append(penalty.function(weights))
-    units = sum(block.units for block in blocks)
-    return {name: torch.stack(sums).sum() / units for name, sums in by_block.items()}
+            sums_of_blocks[penalty.name].append(penalty.function(weights))
+    return {name: torch.stack(sums).sum() / units for name, sums in sums_of_blocks.items()}
 
 
 @register_penalty("unit_l1", weight_field="unit_l1")
