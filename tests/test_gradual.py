@@ -16,6 +16,7 @@ import hfprune
 from hfprune import GradualPruning, PruningConfig
 from hfprune.errors import BudgetError
 from hfprune.measuring.metrics import compute_metrics_for
+from hfprune.planning import costs
 from hfprune.planning.schedule import GRADUAL_SCHEDULES, sparsity_at
 from hfprune.structure.anatomy import find_blocks
 from hfprune.structure.gates import gate_gradients
@@ -123,6 +124,22 @@ class TestTraining:
             small = pruning.cut(model)
             torch.testing.assert_close(small(**batch).logits, gated, rtol=1e-5, atol=1e-6)
         assert small.pruning_plan.sparsity("macs") >= 0.5
+
+    def test_a_budget_that_plans_do_not_record(self, monkeypatch):
+        """Twice the parameters are as many in all: the same units go, and the sparsity is the same."""
+        monkeypatch.setattr(costs, "_BUDGETS", dict(costs._BUDGETS))
+        costs.register_budget("twice_params")(lambda block, _: 2 * block.unit_params)
+        ends = []
+        for budget in ("params", "twice_params"):
+            pruning = GradualPruning(PruningConfig(sparsity=0.5, sequence_length=8, budget=budget))
+            model = tiny_model("bert", num_labels=3).eval()
+            pruning.attach(model)
+            model(**tiny_batch(), labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+            pruning._choose(1.0)
+            reached = pruning.logs()["sparsity"]
+            ends.append((reached, pruning.cut(model).pruning_plan.digest))
+        assert ends[0] == ends[1]
+        assert ends[0][0] >= 0.5
 
     def test_it_follows_the_schedule(self, tmp_path):
         pruning = gradual(schedule="linear", start=0.25, end=0.75, every=1)

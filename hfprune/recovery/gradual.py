@@ -219,7 +219,7 @@ class GradualPruning(TrainerCallback):
         if len(of_uses) < block.uses:
             return
         total = torch.stack(self._of_uses.pop(block.name)).sum(0)
-        # the loss is a mean over the samples of the step; γ is of the loss of one sample
+        # the loss is a mean over the samples of the step, and γ is a derivative of the loss of one sample
         samples_of_loss = self.step_samples or len(total)
         by_unit = total.reshape(len(total), block.units, -1).sum(-1) * samples_of_loss
         counts = torch.ones_like(by_unit).sum(0)
@@ -315,7 +315,7 @@ class GradualPruning(TrainerCallback):
         count = count.clamp(min=1e-12)
         mean = total / count
         loss_without = square / count / 2
-        # by Σγ² as it stands, which is at least the variance: a unit comes back rather too seldom than too often
+        # Σγ² instead of the smaller variance: a unit comes back rather too seldom than too often
         standard_error = square.sqrt() / count
         gain_with = (-mean - loss_without - CERTAINTY * standard_error).clamp(min=0)
         is_open = self._gates[block.name].cpu() > 0

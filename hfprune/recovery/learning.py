@@ -101,14 +101,14 @@ def choose_trainable(model: PreTrainedModel, trainable: Sequence[str], *, freeze
 
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
-    """Have what learns in float32 inside the `with`: half precision rounds most steps away, and float16 overflows.
+    """Keep the parameters that learn in float32 inside the `with`: half precision would round most steps away.
 
-    Afterwards it still is, so that adapters are merged and units are cut before anything is rounded; `restore_state`
-    then rounds.
+    They are still in float32 afterwards, so that adapters are merged and units are cut before anything is rounded.
+    `restore_state` then rounds them.
 
     Args:
         model: The model. Without adapters all of it is made float32. With adapters, which peft keeps in float32 itself,
-            only heads that learn are; they then compute in float32 between modules in half precision.
+            only heads that learn are; they then compute in float32 beside a base model in half precision.
 
     Yields:
         Nothing.

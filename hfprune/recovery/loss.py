@@ -13,6 +13,7 @@ from hfprune.recovery.columns import TEACHER_COLUMNS
 from hfprune.recovery.forward import call_arguments, outputs_of, with_decoder_inputs
 from hfprune.recovery.losses.penalties import unit_penalties
 from hfprune.recovery.losses.registry import (
+    IGNORED_LABEL,
     OVER_DECODER_TOKENS,
     OVER_LABELS,
     OVER_TOKENS,
@@ -33,7 +34,7 @@ class BatchLoss(NamedTuple):
 
     Attributes:
         terms: By name of every loss that has any in the batch, its terms, unweighted.
-        weights: By name, the weights of these losses.
+        weights: By name, the weights of the losses that were asked.
         outputs: What the student returned.
     """
 
@@ -221,11 +222,11 @@ class RecoveryLoss:
 
     def _ask(self, names: Iterable[str], inputs: LossInputs) -> dict[str, Sequence[Term]]:
         """The terms of every loss that has any in the batch."""
-        is_unlabelled = self.count_labels(inputs.batch) == 0
+        all_ignored = self.count_labels(inputs.batch) == 0
         terms: dict[str, Sequence[Term]] = {}
         for name in names:
             of_loss = self._losses[name].function(inputs)
-            if is_unlabelled:
+            if all_ignored:
                 of_loss = list(map(_zero_for_no_labels, of_loss))
             if of_loss:
                 terms[name] = of_loss
@@ -250,7 +251,7 @@ class RecoveryLoss:
         return unit_penalties(student, self._blocks, self._penalties)
 
     def count_labels(self, batch: Batch) -> Tensor | None:
-        """How many labels a micro-batch has, as the model counts them.
+        """How many labels of a micro-batch the model learns from.
 
         Args:
             batch: The micro-batch.
@@ -264,12 +265,12 @@ class RecoveryLoss:
         if self.shifts_labels:
             # no token predicts the first label
             labels = labels[..., 1:]
-        return (labels != -100).sum()
+        return (labels != IGNORED_LABEL).sum()
 
 
 def _zero_for_no_labels(term: Term) -> Term:
-    """A term of a batch that has no label."""
+    """The term of a batch whose labels are all ignored: 0 where it is a mean over labels, and so NaN."""
     if term.mean_over != OVER_LABELS:
         return term
-    # the mean over no label is 0 / 0; its share of the step is 0, but 0 · NaN would be NaN
+    # its share of the step is 0, but 0 · NaN would be NaN
     return Term(torch.nan_to_num(term.value), term.mean_over)

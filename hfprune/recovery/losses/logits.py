@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from hfprune.recovery.columns import TEACHER_LOGITS, TEMPERATURE, TOP_IDS, TOP_LOG_PROBABILITIES
 from hfprune.recovery.losses.registry import (
+    IGNORED_LABEL,
     OVER_DECODER_TOKENS,
     OVER_LABELS,
     OVER_TOKENS,
@@ -26,8 +27,6 @@ DIVERGENCE_NUMBERS = 2**22
 _LOG_ZERO = -1e30
 #: Where the outputs of a model have logits: of classes or tokens; or of the places where a span starts and ends.
 _LOGITS = ("logits", "start_logits", "end_logits")
-#: The label of a token that has none.
-_NO_LABEL = -100
 
 
 def logits_loss(
@@ -290,7 +289,7 @@ def _counted_tokens(inputs: LossInputs) -> Tensor | None:
     # a label for something else than a token, such as a sentence, says nothing of single tokens
     if labels is None or labels.is_floating_point() or labels.shape != logits.shape[:2]:
         return predicted_tokens(inputs.student, inputs.batch, logits)
-    labelled = labels != _NO_LABEL
+    labelled = labels != IGNORED_LABEL
     if not inputs.shifts_labels:
         return labelled
     # the last token predicts a label that is not in the batch

@@ -33,10 +33,15 @@ if TYPE_CHECKING:
 OVER_LABELS = "labels"
 OVER_TOKENS = "attention_mask"
 OVER_DECODER_TOKENS = "decoder_attention_mask"
+#: The label that losses of transformers leave out: of padding, and of tokens that are not to be predicted.
+IGNORED_LABEL = -100
 
-#: What a loss needs: that the student is called with the labels; that the teacher runs over the same batch; the
-#: teacher's logits, for which columns of the data do in its place; hidden states of the models that run; or outputs of
-#: the projections that end their attention blocks.
+#: What a loss can need.
+#: `labels`: the student is called with the labels, so that its outputs have a loss.
+#: `teacher`: the teacher runs over every batch.
+#: `teacher_logits`: the logits of the teacher, which the data can have as columns. The teacher then rests.
+#: `hidden_states`: the outputs of the models have hidden states.
+#: `attention_outputs`: the outputs of the last projection of every attention block are kept.
 Need = Literal["labels", "teacher", "teacher_logits", "hidden_states", "attention_outputs"]
 
 
