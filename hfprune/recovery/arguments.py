@@ -33,16 +33,16 @@ class RecoveryArguments(TrainingArguments):
         unit_l1: Weight of the L1 penalty on the weights of units, a mean over units.
         unit_l2: Weight of their L2 penalty.
         unit_group_lasso: Weight of the group lasso on units, which draws whole units towards 0.
-        loss_weights: By name, the weights of losses and penalties that were registered by others: a dictionary, or on
-            a command line JSON, such as `{"agreement": 0.2}`. A registered loss that is not named weighs 0. Built-in
+        loss_weights: By name, the weights of losses and penalties that you registered yourself: a dictionary, or on a
+            command line JSON, such as `{"agreement": 0.2}`. A registered loss that is not named weighs 0. Built-in
             losses have the fields above.
         token_dropout: Share of the tokens (special ones apart) that are replaced by tokens drawn from the same training
             batch, in some texts more of them than in others. So there are more texts to follow the teacher on, which
             sees the same ones. Give the labels little weight then.
         trainable: What learns: `all`; `input_output`, the embeddings, the first and the last layer, and the head; or
             shell-style patterns of parameter names.
-        disable_dropout: Train without the model's own dropout, as TRL does. Dropout helps where labels are learned
-            from; where a teacher is, it only adds noise.
+        disable_dropout: Train without the model's own dropout, as TRL does. Dropout helps to learn from labels; beside
+            a teacher it only adds noise.
         freeze_embeddings: Do not train the input embeddings: less memory and time for little accuracy.
         base_model_lr_factor: The base model learns at `learning_rate` times this, the head at `learning_rate`.
         lr_steps: Stepwise decay in place of `lr_scheduler_type`: after each of these fractions of the training the
