@@ -179,23 +179,23 @@ class Block:
     @property
     def modules(self) -> tuple[str, ...]:
         """Paths of all modules that it has slices of, producers first."""
-        return tuple(dict.fromkeys(own.module for own in self.slices))
+        return tuple(dict.fromkeys(piece.module for piece in self.slices))
 
     @property
     def producers(self) -> tuple[str, ...]:
         """Paths of the projections that make the units."""
-        return tuple(dict.fromkeys(own.module for own in self.slices if own.role == "producer"))
+        return tuple(dict.fromkeys(piece.module for piece in self.slices if piece.role == "producer"))
 
     @property
     def producer_rows(self) -> tuple[tuple[int, ...], ...]:
         """For every producer, the output rows of one unit in each of the parts that it stacks."""
-        rows = {own.module: own.rows for own in self.slices if own.role == "producer"}
+        rows = {piece.module: piece.rows for piece in self.slices if piece.role == "producer"}
         return tuple(rows.values())
 
     @property
     def consumer(self) -> str:
         """Path of the projection that reads the units."""
-        return next(own.module for own in self.slices if own.role == "consumer")
+        return next(piece.module for piece in self.slices if piece.role == "consumer")
 
 
 def attention_unit_of(units: Iterable[Unit]) -> AttentionUnit:
@@ -261,11 +261,11 @@ def unit_slices(model: PreTrainedModel, block: Block, *, gradients: bool = False
         For every slice of the block, in order: `(units, weights of one unit)`.
     """
     found = []
-    for own in block.slices:
-        value = model.base_model.get_parameter(own.path)
+    for piece in block.slices:
+        value = model.base_model.get_parameter(piece.path)
         if gradients:
             value = torch.zeros_like(value) if value.grad is None else value.grad
-        found.append(own.by_unit(value, block.units))
+        found.append(piece.by_unit(value, block.units))
     return found
 
 
