@@ -105,11 +105,19 @@ def predicted_tokens(model: PreTrainedModel, batch: Batch, logits: Tensor) -> Te
         `(samples, tokens)` bool, on the device of the logits; None if the batch does not say, or if the logits are not
         for single tokens.
     """
-    name = "decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask"
+    name = "attention_mask"
+    if model.config.is_encoder_decoder:
+        name = "decoder_attention_mask"
     mask = fitting_mask(batch, name, logits)
-    return None if mask is None else mask.to(logits.device)
+    if mask is None:
+        return None
+    return mask.to(logits.device)
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
     """A batch with its tensors on a device."""
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    moved = dict(batch)
+    for name, value in batch.items():
+        if isinstance(value, Tensor):
+            moved[name] = value.to(device)
+    return moved

@@ -246,7 +246,9 @@ def weight_dimensions(module: nn.Module) -> tuple[int, int]:
 
 def base_model_prefix(model: PreTrainedModel) -> str:
     """What stands before the base model's own names in `model.state_dict()`: `bert.`, or nothing."""
-    return "" if model.base_model is model else f"{model.base_model_prefix}."
+    if model.base_model is model:
+        return ""
+    return f"{model.base_model_prefix}."
 
 
 def unit_slices(model: PreTrainedModel, block: Block, *, gradients: bool = False) -> list[Tensor]:
@@ -260,13 +262,14 @@ def unit_slices(model: PreTrainedModel, block: Block, *, gradients: bool = False
     Returns:
         For every slice of the block, in order: `(units, weights of one unit)`.
     """
-    found = []
+    by_slice = []
     for piece in block.slices:
-        value = model.base_model.get_parameter(piece.path)
+        value: Tensor = model.base_model.get_parameter(piece.path)
         if gradients:
+            # a parameter that the loss does not depend on has none
             value = torch.zeros_like(value) if value.grad is None else value.grad
-        found.append(piece.by_unit(value, block.units))
-    return found
+        by_slice.append(piece.by_unit(value, block.units))
+    return by_slice
 
 
 def check_in_one_place(model: PreTrainedModel) -> None:

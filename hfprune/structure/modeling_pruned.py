@@ -382,9 +382,10 @@ def _select_given(
 
 def _return_all(_: nn.Module, __: Any, output: tuple[Any, ...], *, places: set[int]) -> tuple[Any, ...]:
     """Hook: later layers, which have other heads, get the slices of all."""
-    values = []
-    for place, value in enumerate(output):
-        values.append(getattr(value, "of_all_heads", value) if place in places else value)
+    values = list(output)
+    for place in places.intersection(range(len(values))):
+        # a value without slices of its own is that of all heads already
+        values[place] = getattr(values[place], "of_all_heads", values[place])
     return tuple(values)
 
 

@@ -25,26 +25,30 @@ class Store:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        self._held: dict[str, Tensor] = {}
+        self._in_memory: dict[str, Tensor] = {}
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._held if self.folder is None else self._file(name).is_file()
+        if self.folder is None:
+            return name in self._in_memory
+        return self._file(name).is_file()
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._held[name] if self.folder is None else load_file(self._file(name))["value"]
+        if self.folder is None:
+            return self._in_memory[name]
+        return load_file(self._file(name))["value"]
 
     def __setitem__(self, name: str, value: Tensor) -> None:
         if self.folder is None:
-            self._held[name] = value
+            self._in_memory[name] = value
         else:
             write_tensors(self._file(name), {"value": value})
 
     def drop(self, name: str) -> None:
         """Forget a tensor, if it is there."""
         if self.folder is None:
-            self._held.pop(name, None)
+            self._in_memory.pop(name, None)
         else:
             self._file(name).unlink(missing_ok=True)
 

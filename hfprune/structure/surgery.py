@@ -135,7 +135,11 @@ def _sliced_state(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapp
             before = sliced.get(name, whole[name])
             index = piece.index(indices[block.name], block.units)
             sliced[name] = before.index_select(piece.dimension, index.to(before.device))
-    return {name: sliced[name] if name in sliced else tensor.clone() for name, tensor in whole.items()}
+    # the order of the model's own state dict, and copies of all that is not cut
+    state: dict[str, Tensor] = {}
+    for name, tensor in whole.items():
+        state[name] = sliced[name] if name in sliced else tensor.clone()
+    return state
 
 
 def _skeleton(
@@ -213,8 +217,9 @@ def _table(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str
             attributes[f"{path}.{attribute}"] = amount.of(kept // block.groups)
         if not kept and block.bypass is not None:
             # a consumer inside the module that is left out would not run, so the bypass must run it
-            inside = block.consumer.startswith(f"{block.bypass}.")
-            bypassed[block.bypass] = block.consumer.removeprefix(f"{block.bypass}.") if inside else ""
+            bypassed[block.bypass] = ""
+            if block.consumer.startswith(f"{block.bypass}."):
+                bypassed[block.bypass] = block.consumer.removeprefix(f"{block.bypass}.")
     return {
         "format_version": modeling_pruned.FORMAT_VERSION,
         "shapes": _shapes(model, blocks, indices),
