@@ -23,8 +23,8 @@ Four files of a pruned checkpoint describe the pruning:
   [JSON Schema](../hfprune/publishing/record.schema.json) is part of the package. hfprune checks records against it when
   it saves and when it loads them.
 - `README.md` is the model card, drawn from plan and record. Its YAML head holds the facts that the Hub can search: base
-  model, tags (`pruned`, `structured-pruning`, `hfprune`), data sets, metrics and results, and under `pruning` the digest
-  and both sparsities.
+  model, tags (`pruned`, `structured-pruning`, `hfprune`), data sets, metrics and results, and under `pruning` the
+  digest and both sparsities.
 
 A fifth file, `pruning_probe.json`, holds a fixed input of 2 × 8 tokens and the saved model's output for it. With this
 output, and with the SHA-256 of every file in the record, `hfprune verify` tests whether a checkpoint computes the same
@@ -32,7 +32,7 @@ as its author's model.
 
 `format_version` grows when a present reader would misread a file. A reader that finds a newer version asks for an
 upgrade. Fields that are not in the schema are refused. Nothing in a record is ever executed, and a card shows the text
-of a record as a quotation.
+of a record as plain text, never as markup.
 
 ## Fields of pruning_record.json
 
@@ -78,9 +78,9 @@ score, plan, prune and repair each type.
   `attention_unit="query"`; every group then keeps equally many.
 - *stock*: the units whose number the stock config can state, if it is the same in all layers. All other shapes load as
   `pruned_<type>`.
-- *may go whole*: the blocks that `min_units=0` may empty. A whole layer is removed by emptying all its blocks. A decoder
-  layer without attention keeps one number for each token in the cache, because caches take the length of a text from
-  their layers. With `attention_unit="query"` every group keeps a query head.
+- *may go whole*: the blocks that `min_units=0` may empty. A whole layer is removed by emptying all its blocks. A
+  decoder layer without attention keeps one number for each token in the cache, because caches take the length of a text
+  from their layers. With `attention_unit="query"` every group keeps a query head.
 - *repair*: the target of reconstruction. It is the residual stream, or the consumer's own output where that is
   normalised or scaled before it joins the stream.
 - *generate*: *checked* means that the model generates the same tokens before saving and after loading, with dynamic and
