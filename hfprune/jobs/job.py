@@ -77,7 +77,7 @@ class MethodOutcome:
         metrics: Its metrics, under `pruned` before training and under `recovered` after it, where the method has such a
             stage.
         steps: The number of training steps.
-        seconds: The duration of the training; None if the method did not train.
+        seconds: The duration of the training, with that of pruning where both alternate; None if there was no training.
     """
 
     model: PreTrainedModel

@@ -126,7 +126,7 @@ def check_method(arguments: Arguments) -> None:
 
 @register_method("before", must_train=False)
 def before(job: Job) -> MethodOutcome:
-    """Prune the dense model and save the result, then train it.
+    """Prune the dense model, save the pruned one, then train it.
 
     Args:
         job: The job.
@@ -197,7 +197,7 @@ def rounds(job: Job) -> MethodOutcome:
         The model of the last round. The seconds include those of pruning.
     """
     config = job.arguments.pruning
-    # counts the rounds that `prune` will have
+    # `prune` makes the same check, so this is the number of its rounds
     steps = check(job.anatomy, config, keeps=TRAINED_ROUND_KEEPS)
     recovery = _RecoveryInRounds(job, rounds=len(steps))
     began = time.perf_counter()
@@ -210,10 +210,10 @@ def rounds(job: Job) -> MethodOutcome:
 
 
 class _RecoveryInRounds:
-    """Trains the model of every round: what `prune` takes as `recover`.
+    """Trains the pruned model of every round. `prune` calls it as its `recover`.
 
     Attributes:
-        steps: The training steps of all rounds until now.
+        steps: The training steps of all rounds so far.
         last_trainer: The trainer of the last round, which measures the result.
 
     Args:

@@ -173,7 +173,7 @@ def _fine_tuned_metrics(task: Task, dense: PreTrainedModel, arguments: Arguments
 
 
 def _dense_arguments(args: RecoveryArguments, named: ModelArguments) -> RecoveryArguments:
-    """The arguments of the dense fine-tuning: those of the script, with the recovery loss and its kin at defaults."""
+    """The arguments of the dense fine-tuning: those of the script, but for all that only a recovery needs."""
     dense = copy.deepcopy(args)
     of_any_trainer = {setting.name for setting in fields(TrainingArguments)}
     for setting in fields(RecoveryArguments):
@@ -182,7 +182,7 @@ def _dense_arguments(args: RecoveryArguments, named: ModelArguments) -> Recovery
         default = setting.default if setting.default_factory is MISSING else setting.default_factory()
         setattr(dense, setting.name, default)
     dense.output_dir = str(Path(args.output_dir) / "dense_training")
-    # that of the recovery would come before the number of epochs
+    # `max_steps` is meant for the recovery, and would override the number of epochs
     dense.max_steps = -1
     dense.num_train_epochs = named.dense_epochs
     dense.learning_rate = named.dense_learning_rate

@@ -1,7 +1,18 @@
 """The registry of tasks: from the name of a task to the function that loads it and the arguments of its data.
 
 A new task needs one file in this folder. The file holds a function that returns a `Task`, decorated with
-`register_task`, and, where the task has options of its own, a dataclass with them, derived from `DataArguments`.
+`register_task`, and, where the task has options of its own, a dataclass with them, derived from `DataArguments`:
+
+    @dataclass
+    class ChoiceArguments(DataArguments):
+        choices_column: str = field(default="choices", metadata={"help": "Column with the answers to choose from."})
+
+
+    @register_task("multiple_choice", arguments=ChoiceArguments)
+    def multiple_choice(model: ModelArguments, data: ChoiceArguments, *, seed: int) -> Task:
+        ...
+
+Nothing else lists the tasks. A script outside the package can register one in the same way.
 """
 
 import importlib

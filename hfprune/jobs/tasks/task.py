@@ -99,7 +99,7 @@ class Task:
         return teacher
 
     def _has_same_vocabulary(self, source: str, dense: PretrainedConfig, teacher: PretrainedConfig) -> bool:
-        """Whether a teacher gives the dense model's ids to tokens; by the number of them if it has no tokenizer."""
+        """Whether both models have the same tokens; as many of them, where the teacher comes without a tokenizer."""
         folder = Path(source)
         # of a folder with weights only, AutoTokenizer would make up an empty tokenizer
         if folder.is_dir() and not any(folder.glob("*token*")):
