@@ -109,7 +109,7 @@ def test_roberta_tokenizers_are_told_that_words_stand_alone(home, monkeypatch):
         seen.update(options)
         return tiny_tokenizer()
 
-    monkeypatch.setattr("hfprune.jobs.tasks.token_classification.AutoTokenizer.from_pretrained", from_pretrained)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", from_pretrained)
     labels = {"num_labels": 3, "id2label": {0: "I-X", 1: "O", 2: "B-X"}}
     save(tiny_model("roberta", "AutoModelForTokenClassification", **labels), home / "dense")
     load(home)
