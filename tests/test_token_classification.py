@@ -7,7 +7,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
 
 import hfprune
 from hfprune.jobs.tasks import ModelArguments, TokenArguments, token_classification
-from hfprune.jobs.tasks.token_classification import tokenize_words
+from hfprune.jobs.tasks.tokens import tokenize_words
 from hfprune.publishing.verification import verify
 from tests.support.runs import run_here, save, token_home
 from tests.support.tiny import tiny_model

@@ -5,8 +5,8 @@ A script looks its task up with `get_task(name)`, parses its arguments with `par
 """
 
 from hfprune.jobs.settings import Arguments, DataArguments, MethodArguments, ModelArguments, parse
-from hfprune.jobs.tasks.causal_language_modelling import CausalTextArguments, causal_language_modelling
-from hfprune.jobs.tasks.masked_language_modelling import MaskedTextArguments, masked_language_modelling
+from hfprune.jobs.tasks.causal_text import CausalTextArguments, causal_language_modelling
+from hfprune.jobs.tasks.masked_text import MaskedTextArguments, masked_language_modelling
 from hfprune.jobs.tasks.registry import (
     RegisteredTask,
     TaskLoader,
@@ -16,8 +16,8 @@ from hfprune.jobs.tasks.registry import (
     register_task,
 )
 from hfprune.jobs.tasks.task import Task
-from hfprune.jobs.tasks.text_classification import TextArguments, text_classification
-from hfprune.jobs.tasks.token_classification import TokenArguments, token_classification
+from hfprune.jobs.tasks.texts import TextArguments, text_classification
+from hfprune.jobs.tasks.tokens import TokenArguments, token_classification
 
 __all__ = [
     "Arguments",
