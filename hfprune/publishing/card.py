@@ -42,6 +42,9 @@ _QUOTABLE_LOCATION = re.compile(r"[\w. -]+(/[\w.-]+)?", re.ASCII)
 #: How the card calls the units of each kind of block.
 _UNIT_NAMES = {"attention": "heads", "ffn": "feed-forward neurons"}
 
+#: How the card calls the published model at each stage.
+_PUBLISHED = {"pruned": "pruned", "recovered": "pruned and recovered"}
+
 #: One row of the card's table: name, dense value, published value, change.
 _Row = tuple[str, str, str, str]
 
@@ -123,6 +126,9 @@ def draw_card(
     stage = _published_stage(record)
     # a card of vocabulary pruning alone would otherwise say that 0.0 % of the units were removed
     names_units = plan.sparsity("macs") > 0 or not record.vocabulary
+    picture_names = []
+    if pictures is not None:
+        picture_names = pictures_of(record)
     return _template().render(
         card_data=_card_data(record, plan, name=name, task=task, stage=stage).to_yaml(),
         record=record,
@@ -133,17 +139,19 @@ def draw_card(
         location=location,
         portable=portable,
         auto_class=auto_class,
-        published="pruned and recovered" if stage == "recovered" else "pruned",
+        published=_PUBLISHED[stage],
         rows=_rows(record, stage),
-        pictures=[] if pictures is None else pictures_of(record),
-        pictures_path=pictures or "",
+        pictures=picture_names,
+        pictures_path=pictures,
         versions=", ".join(f"{package} {version}" for package, version in record.versions.items()),
     )
 
 
 def _published_stage(record: PruningRecord) -> str:
     """The stage of the published model, under which its metrics stand in the record."""
-    return "recovered" if record.metrics.get("recovered") else "pruned"
+    if record.metrics.get("recovered"):
+        return "recovered"
+    return "pruned"
 
 
 def _card_data(record: PruningRecord, plan: PruningPlan, *, name: str, task: str | None, stage: str) -> ModelCardData:
@@ -202,7 +210,8 @@ def _eval_results(record: PruningRecord, task: str | None, stage: str) -> list[E
     # the Hub accepts no result without a task
     if task is None:
         return []
-    dataset = record.datasets[0] if record.datasets else "unknown"
+    # the Hub accepts no result without a data set either, and one is enough
+    dataset = next(iter(record.datasets), "unknown")
     notes = {stage: "", "dense": " of the dense model"}
     results = []
     for measured_stage, note in notes.items():
@@ -289,7 +298,9 @@ def _size_rows(record: PruningRecord) -> list[_Row]:
 
 def _size_row(name: str, before: int, after: int) -> _Row:
     """A size before and after pruning, and by how much it shrank."""
-    change = f"−{1 - after / before:.1%}" if before else ""
+    change = ""
+    if before:
+        change = f"−{1 - after / before:.1%}"
     return name, f"{before:,}", f"{after:,}", change
 
 

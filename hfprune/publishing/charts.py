@@ -86,7 +86,10 @@ def _draw_panel(axes: Any, kind: str, blocks: Mapping[str, BlockPlan]) -> Any:
         shares.append([_share_kept(block, cell, cells) for cell in range(cells)])
         labels.append(f"{_layer_number(name)}: {len(block.kept)} of {block.units}")
     image = axes.imshow(shares, aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_title("attention: heads" if kind == "attention" else f"feed-forward: neurons, in {cells} runs")
+    if kind == "attention":
+        axes.set_title("attention: heads")
+    else:
+        axes.set_title(f"feed-forward: neurons, in {cells} runs")
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
     axes.set_xticks([])
     return image
