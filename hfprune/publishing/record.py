@@ -48,8 +48,8 @@ class PruningRecord:
         calibration: The data of scoring and reconstruction: `samples`, `tokens`, and a `digest` of the token ids.
         rounds: For each round: sparsity, digest of the plan so far, and seconds of scoring and surgery.
         vocabulary: How vocabulary pruning changed the model: tokens `before` and `after`, the removed parameters
-            (`params`) and multiply-adds a token (`token_macs`), and the number of `texts` whose tokens stayed; empty
-            if there was none.
+            (`params`) and multiply-adds a token (`token_macs`), the number of `texts` that were read, and how often a
+            token had to occur in them to stay (`min_count`); empty if there was none.
         sizes: `measuring.size.Size` as plain values, under `dense` and `pruned`.
         latencies: `measuring.latency.Latency` as plain values, under `dense` and `pruned`.
         metrics: Under `dense`, `pruned` and `recovered`, each a mapping from metric to value.
@@ -79,6 +79,7 @@ class PruningRecord:
     command: str = ""
     seconds: float = 0.0
     files: dict[str, str] = field(default_factory=dict)
+    # a lambda, as the function is defined further down
     versions: dict[str, str] = field(default_factory=lambda: versions())
     earlier: list[dict[str, Any]] = field(default_factory=list)
 
