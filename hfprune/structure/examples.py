@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hfprune.errors import UnsupportedArchitectureError
-from hfprune.structure.batches import Batch
+from hfprune.structure.batches import Batch, on_device
 from hfprune.structure.devices import input_device
 
 
@@ -34,7 +34,7 @@ def example_inputs(model: PreTrainedModel, ids: Tensor) -> Batch:
     device = input_device(model)
     name = model.main_input_name
     if name == "input_ids":
-        return {key: value.to(device) for key, value in _text(model, ids).items()}
+        return on_device(_text(model, ids), device)
     samples, tokens = ids.shape
     shape = _shape_of_sample(model.config, name, tokens)
     if shape is None:
@@ -62,8 +62,9 @@ def _shape_of_sample(config: PretrainedConfig, name: str, tokens: int) -> tuple[
     """
     if name == "pixel_values":
         size = config.image_size
-        height_and_width = (size, size) if isinstance(size, int) else tuple(size)
-        return (config.num_channels, *height_and_width)
+        if isinstance(size, int):
+            return (config.num_channels, size, size)
+        return (config.num_channels, *size)
     if name == "input_features":
         # the encoder of Whisper takes spectrograms of one length only, and halves it
         return (config.num_mel_bins, 2 * config.max_source_positions)

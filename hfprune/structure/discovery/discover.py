@@ -111,8 +111,11 @@ class _Report:
         Such a list is no list of transformer layers (convolutions, heads), so its projections are not worth a note.
         """
         with_blocks = {finding.stack for finding in self.findings}
-        if with_blocks:
-            self.unclaimed = {path: names for path, names in self.unclaimed.items() if path in with_blocks}
+        if not with_blocks:
+            return
+        for path in list(self.unclaimed):
+            if path not in with_blocks:
+                del self.unclaimed[path]
 
     def entry(self) -> Architecture:
         """The entry of all blocks, with a note of the projections that are in none."""
@@ -122,7 +125,9 @@ class _Report:
         unclaimed: set[str] = set()
         for names in self.unclaimed.values():
             unclaimed.update(names)
-        note = f"not recognised, so not pruned: {', '.join(sorted(unclaimed))}" if unclaimed else ""
+        note = ""
+        if unclaimed:
+            note = f"not recognised, so not pruned: {', '.join(sorted(unclaimed))}"
         return Architecture(stacks=stacks, runs=self.runs, note=note)
 
     def refusal(self, failure: str = "") -> UnsupportedArchitectureError:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from textwrap import indent
 
 from hfprune.structure.specs import BlockSpec
 
@@ -10,10 +11,10 @@ _UNKNOWN_STACK = "path.of.the.list.of.layers"
 #: Stands for a block of which nothing is known but that its units are heads.
 _UNKNOWN_SPEC = BlockSpec(producers=("...",), consumer="...", head_dim="...")
 #: What a layer of most models holds, to be filled in where nothing was found.
-_TEMPLATE = (
-    '# "attention": BlockSpec(producers=("...", "...", "..."), consumer="...", head_dim="..."),',
-    '# "ffn": BlockSpec(producers=("...",), consumer="..."),',
-)
+_TEMPLATE = """\
+# "attention": BlockSpec(producers=("...", "...", "..."), consumer="...", head_dim="..."),
+# "ffn": BlockSpec(producers=("...",), consumer="..."),"""
+#: Of the lines inside a list of layers.
 _INDENT = "        "
 
 
@@ -39,8 +40,12 @@ class Finding:
 
     def __str__(self) -> str:
         """One line: the list, the block, its projections and the verdict."""
-        places = " or ".join(f"{', '.join(spec.producers)} -> {spec.consumer}" for spec in self.specs)
-        block = f"{self.name} ({places})" if places else self.name
+        places = []
+        for spec in self.specs:
+            places.append(f"{', '.join(spec.producers)} -> {spec.consumer}")
+        block = self.name
+        if places:
+            block = f"{self.name} ({' or '.join(places)})"
         return f"{self.stack}: {block}: {self.problem or 'proven'}"
 
 
@@ -66,7 +71,10 @@ def entry_text(model_type: str, findings: Sequence[Finding], unclaimed: Mapping[
         },
     }))
     """
-    stacks = list(dict.fromkeys([*unclaimed, *(finding.stack for finding in findings)]))
+    # a dict, as a set would lose the order
+    stacks = dict.fromkeys(unclaimed)
+    for finding in findings:
+        stacks.setdefault(finding.stack)
     lines = [
         "from hfprune.structure import Architecture, BlockSpec, register_architecture",
         "",
@@ -76,9 +84,9 @@ def entry_text(model_type: str, findings: Sequence[Finding], unclaimed: Mapping[
         lines.append(f'    "{stack}": {{')
         for finding in findings:
             if finding.stack == stack:
-                lines += _block_lines(finding)
+                lines.append(indent(_block_text(finding), _INDENT))
         if not findings:
-            lines += [f"{_INDENT}{line}" for line in _TEMPLATE]
+            lines.append(indent(_TEMPLATE, _INDENT))
         for projection in unclaimed.get(stack, ()):
             lines.append(f"{_INDENT}# not in a block: {projection}")
         lines.append("    },")
@@ -86,17 +94,18 @@ def entry_text(model_type: str, findings: Sequence[Finding], unclaimed: Mapping[
     return "\n".join(lines)
 
 
-def _block_lines(finding: Finding) -> list[str]:
-    """The lines of one block in its layer, commented out if it is not proven."""
+def _block_text(finding: Finding) -> str:
+    """One block of a layer as Python, commented out if it is not proven."""
     specs = finding.specs or (_UNKNOWN_SPEC,)
     if len(specs) == 1:
-        lines = [f'"{finding.name}": {_spec_text(specs[0])},']
+        text = f'"{finding.name}": {_spec_text(specs[0])},'
     else:
         lines = [f'"{finding.name}": (']
-        lines += [f"    {_spec_text(spec)}," for spec in specs]
+        for spec in specs:
+            lines.append(f"    {_spec_text(spec)},")
         lines.append("),")
-    mark = "# " if finding.problem else ""
-    return [f"{_INDENT}{mark}{line}" for line in lines]
+        text = "\n".join(lines)
+    return indent(text, "# ") if finding.problem else text
 
 
 def _spec_text(spec: BlockSpec) -> str:

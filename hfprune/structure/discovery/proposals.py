@@ -1,13 +1,21 @@
 """Guess the blocks of a layer from its projections, by name, shape and order. `proving` tells which guess is right."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal, NamedTuple, TypeAlias
 
 from torch import nn
 
+from hfprune.structure.discovery.names import (
+    AttentionRole,
+    role_of,
+    says_fused,
+    says_head_count,
+    says_head_width,
+    says_hidden_width,
+    says_key_value,
+    says_no_units,
+)
 from hfprune.structure.specs import BlockSpec, Quantity
 
 #: The names that proposed blocks have in their layer; entries, and so plans and records, hold them.
@@ -15,47 +23,6 @@ ATTENTION = "attention"
 CROSS_ATTENTION = "cross_attention"
 FEED_FORWARD = "ffn"
 
-#: What a projection of attention makes; `all` is one projection that makes the three of them.
-_Role: TypeAlias = Literal["query", "key", "value", "all"]
-_SEPARATE: tuple[_Role, ...] = ("query", "key", "value")
-_ROLE_OF_WORD: dict[str, _Role] = {
-    **dict.fromkeys(("q", "qs", "query", "queries"), "query"),
-    **dict.fromkeys(("k", "ks", "key", "keys"), "key"),
-    **dict.fromkeys(("v", "vs", "value", "values"), "value"),
-}
-#: Words that say nothing of what a projection makes.
-_FILLERS = {"proj", "projection", "project", "lin", "linear", "layer", "to", "w", "dense", "in", "fc", "self", "attn"}
-#: Names of one projection of query, key and value together.
-_FUSED = re.compile(r"(?i).*w?qkv.*|query_key_value|c_attn|in_proj")
-#: The words of a name: `head_dim`, `headDim` and `QKVProj` all fall into their parts.
-_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
-#: Words of attributes that never count units: numbers of layers, positions and tokens, and indices.
-_NEVER_OF_UNITS = {
-    "layer",
-    "layers",
-    "idx",
-    "index",
-    "id",
-    "group",
-    "groups",
-    "position",
-    "positions",
-    "window",
-    "vocab",
-    "chunk",
-}
-#: Attributes that hold the width of the hidden states. It may equal a number of units by chance.
-_HIDDEN_WIDTHS = {
-    "hidden_size",
-    "hidden_dim",
-    "embed_dim",
-    "embed_size",
-    "d_model",
-    "n_embd",
-    "dim",
-    "model_dim",
-    "input_dim",
-}
 #: `BlockSpec.fused` and `BlockSpec.interleaved` of separate projections, and of one of query, key and value: the three
 #: parts stand behind each other, or head by head. No shape tells these two apart.
 _SEPARATE_LAYOUTS = ((1, 1),)
@@ -104,7 +71,7 @@ class Proposal:
 
     @property
     def projections(self) -> tuple[str, ...]:
-        """Paths of the block's projections, producers first."""
+        """Paths of the block's projections, producers first; none if something is missing."""
         if not self.specs:
             return ()
         # all specs of a proposal have the same projections
@@ -133,18 +100,6 @@ class _Sublayer:
         return (*self.producer_paths, self.consumer.path)
 
 
-class _Named(NamedTuple):
-    """What the name of a projection says.
-
-    Attributes:
-        role: What the projection makes.
-        around: Path of the module that the name stands in.
-    """
-
-    role: _Role
-    around: str
-
-
 def has_whole_layer(module: nn.Module, projections: Sequence[str]) -> bool:
     """Whether a module looks like a layer: projections of an attention, and at least two others.
 
@@ -157,9 +112,9 @@ def has_whole_layer(module: nn.Module, projections: Sequence[str]) -> bool:
     """
     if isinstance(module, nn.ModuleList):
         return False
-    if any(_role(path) is not None for path in projections):
+    if any(map(role_of, projections)):
         return len(projections) >= _LEAST_SEPARATE
-    return any(map(_is_fused, projections)) and len(projections) >= _LEAST_FUSED
+    return any(map(says_fused, projections)) and len(projections) >= _LEAST_FUSED
 
 
 def propose(layer: nn.Module, projections: Sequence[Projection]) -> list[Proposal]:
@@ -187,8 +142,8 @@ def propose(layer: nn.Module, projections: Sequence[Projection]) -> list[Proposa
     others = []
     for projection in projections:
         # a query, key or value whose consumer was not found must not start a feed-forward
-        by_name = _role(projection.path) is not None or _is_fused(projection.path)
-        if not by_name and projection.path not in in_attention:
+        named_for_attention = role_of(projection.path) is not None or says_fused(projection.path)
+        if not named_for_attention and projection.path not in in_attention:
             others.append(projection)
     for index, sublayer in enumerate(_feed_forwards(others)):
         proposals.append(_feed_forward(layer, _name_of_feed_forward(index), sublayer))
@@ -205,7 +160,9 @@ def _name_of_attention(index: int) -> str:
 
 
 def _name_of_feed_forward(index: int) -> str:
-    return f"{FEED_FORWARD}_{index + 1}" if index else FEED_FORWARD
+    if index == 0:
+        return FEED_FORWARD
+    return f"{FEED_FORWARD}_{index + 1}"
 
 
 def _attentions(projections: Sequence[Projection]) -> Iterator[_Sublayer]:
@@ -218,19 +175,22 @@ def _attentions(projections: Sequence[Projection]) -> Iterator[_Sublayer]:
         Producers and consumer of an attention.
     """
     for group in _groups_by_role(projections).values():
-        is_fused = "all" in group
-        roles: tuple[_Role, ...] = ("all",) if is_fused else _SEPARATE
-        if not group.keys() >= set(roles):
+        if "all" in group:
+            fused = group["all"]
+            producers: tuple[Projection, ...] = (fused,)
+            # the parts of query, key and value are equally wide
+            columns = fused.outputs // 3
+        elif group.keys() == {"query", "key", "value"}:
+            producers = (group["query"], group["key"], group["value"])
+            columns = group["query"].outputs
+        else:
             continue
-        producers = tuple(group[role] for role in roles)
-        # of one projection for all three, the query is a third
-        columns = producers[0].outputs // 3 if is_fused else producers[0].outputs
         consumer = _consumer(projections, producers, columns)
         if consumer is not None:
             yield _Sublayer(producers=producers, consumer=consumer)
 
 
-def _groups_by_role(projections: Sequence[Projection]) -> dict[str, dict[_Role, Projection]]:
+def _groups_by_role(projections: Sequence[Projection]) -> dict[str, dict[AttentionRole, Projection]]:
     """The projections whose names say query, key or value, by the module around them; fused ones alone.
 
     Args:
@@ -239,21 +199,21 @@ def _groups_by_role(projections: Sequence[Projection]) -> dict[str, dict[_Role, 
     Returns:
         By path of the module around them, or of the fused projection itself: the first projection of every role.
     """
-    groups: dict[str, dict[_Role, Projection]] = {}
+    groups: dict[str, dict[AttentionRole, Projection]] = {}
     for projection in projections:
-        named = _role(projection.path)
+        named = role_of(projection.path)
         if named is not None:
             groups.setdefault(named.around, {}).setdefault(named.role, projection)
-        elif _is_fused(projection.path):
+        elif says_fused(projection.path):
             groups.setdefault(projection.path, {})["all"] = projection
     return groups
 
 
 def _consumer(projections: Sequence[Projection], producers: Sequence[Projection], columns: int) -> Projection | None:
     """The first projection behind all producers that reads as many features as the query makes."""
-    last = max(projections.index(producer) for producer in producers)
+    last = max(map(projections.index, producers))
     for projection in projections[last + 1 :]:
-        if projection.inputs == columns and projection.whole and _role(projection.path) is None:
+        if projection.inputs == columns and projection.whole and role_of(projection.path) is None:
             return projection
     return None
 
@@ -305,10 +265,13 @@ def _projections_up(before: Sequence[Projection], down: Projection) -> list[Proj
 def _attention(layer: nn.Module, name: str, attention: _Sublayer) -> Proposal:
     """The specs that an attention may have: one for every width of a head, layout and choice of sizes."""
     columns = attention.consumer.inputs
-    is_fused = len(attention.producers) == 1
-    # every head has its rows in each producer; of a fused one the query's part is all that is known
-    rows = [columns] if is_fused else [producer.outputs for producer in attention.producers]
-    layouts = _FUSED_LAYOUTS if is_fused else _SEPARATE_LAYOUTS
+    if len(attention.producers) == 1:
+        # the query's part is as wide as the consumer, and the parts of key and value are as wide as that
+        rows = [columns]
+        layouts: tuple[tuple[int, int], ...] = _FUSED_LAYOUTS
+    else:
+        rows = [producer.outputs for producer in attention.producers]
+        layouts = _SEPARATE_LAYOUTS
     numbers = _numbers(layer, attention.paths)
     specs = []
     for head_dim, (fused, interleaved) in product(_widths_of_heads(numbers, columns, rows), layouts):
@@ -346,28 +309,25 @@ def _widths_of_heads(numbers: Mapping[str, int], columns: int, rows: Sequence[in
 
     def rank(attribute: str) -> tuple[bool, bool]:
         # a name that says it comes first, and then a value whose number of heads stands in an attribute as well
-        is_counted = columns // numbers[attribute] in values
-        return not _is_width(attribute), not is_counted
+        heads = columns // numbers[attribute]
+        return not says_head_width(attribute), heads not in values
 
-    possible = [attribute for attribute in numbers if _may_be_width(attribute, numbers[attribute], columns, rows)]
+    possible = []
+    for attribute, value in numbers.items():
+        says_otherwise = says_head_count(attribute) or says_hidden_width(attribute)
+        if not says_otherwise and value <= columns and all(count % value == 0 for count in rows):
+            possible.append(attribute)
     likeliest = sorted(possible, key=rank)[:_MOST_WIDTHS]
-    named = [attribute for attribute in likeliest if _is_width(attribute)]
-    return named or likeliest
-
-
-def _may_be_width(attribute: str, value: int, columns: int, rows: Sequence[int]) -> bool:
-    """Whether an attribute may hold the width of one head, by its name and value."""
-    says_otherwise = _counts_heads(attribute) or _last_name(attribute) in _HIDDEN_WIDTHS
-    if says_otherwise or value > columns:
-        return False
-    return all(count % value == 0 for count in rows)
+    return list(filter(says_head_width, likeliest)) or likeliest
 
 
 def _feed_forward(layer: nn.Module, name: str, feed_forward: _Sublayer) -> Proposal:
     """The specs that a feed-forward may have: one for every choice of sizes."""
     columns = feed_forward.consumer.inputs
-    # 2 where gate and up are stacked in one projection
-    fused = feed_forward.producers[0].outputs // columns if columns else 1
+    fused = 1
+    if columns:
+        # 2 where gate and up are stacked in one projection
+        fused = feed_forward.producers[0].outputs // columns
     numbers = _numbers(layer, feed_forward.paths)
     specs = []
     for sizes in _sizes(numbers, columns):
@@ -400,9 +360,10 @@ def _sizes(numbers: Mapping[str, int], features: int, *, heads: int = 0, units: 
             continue
         # the layer itself may hold the same number for another reason, a module inside it hardly
         is_of_module = quantity == "features" and "." in attribute
-        if _last_name(attribute) in _HIDDEN_WIDTHS:
+        # a width of hidden states may equal a number of features or heads by chance
+        if says_hidden_width(attribute):
             hidden[attribute] = quantity
-        elif _counts_heads(attribute) or is_of_module:
+        elif says_head_count(attribute) or is_of_module:
             sure[attribute] = quantity
         else:
             unsure[attribute] = quantity
@@ -421,13 +382,16 @@ def _quantity(attribute: str, value: int, features: int, *, heads: int, units: i
     >>> _quantity("attn.num_key_value_heads", 8, features=64, heads=8, units=8)
     'units'
     """
-    if heads and value in (heads, units):
-        if value != heads:
-            return "units"
+    if heads and value == heads:
         # where every query head has a key/value head of its own only the name tells the two numbers apart
-        says_shared = not {"kv", "key", "value"}.isdisjoint(_words(_last_name(attribute)))
-        return "units" if units == heads and says_shared else "heads"
-    return "features" if value == features else None
+        if units == heads and says_key_value(attribute):
+            return "units"
+        return "heads"
+    if heads and value == units:
+        return "units"
+    if value == features:
+        return "features"
+    return None
 
 
 def _numbers(layer: nn.Module, paths: Sequence[str]) -> dict[str, int]:
@@ -446,10 +410,10 @@ def _numbers(layer: nn.Module, paths: Sequence[str]) -> dict[str, int]:
     numbers: dict[str, int] = {}
     for owner in dict.fromkeys(owners):
         for name, value in vars(layer.get_submodule(owner)).items():
-            # bool is an int for isinstance
+            # isinstance would take flags, too: bool is a kind of int
             is_size = type(value) is int and value > 0
             is_private = name.startswith("_")
-            if is_size and not is_private and _NEVER_OF_UNITS.isdisjoint(_words(name)):
+            if is_size and not is_private and not says_no_units(name):
                 numbers[f"{owner}.{name}".lstrip(".")] = value
     return numbers
 
@@ -460,71 +424,9 @@ def _modules_around(path: str) -> list[str]:
     >>> _modules_around("attention.self.query"), _modules_around("query")
     (['attention.self', 'attention'], [''])
     """
-    parts = path.split(".")[:-1]
-    modules = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    modules = []
+    around = path.rpartition(".")[0]
+    while around:
+        modules.append(around)
+        around = around.rpartition(".")[0]
     return modules or [""]
-
-
-def _is_width(attribute: str) -> bool:
-    """Whether the name of an attribute says the width of one head.
-
-    >>> _is_width("self.head_dim"), _is_width("self.attention_head_size"), _is_width("self.all_head_size")
-    (True, True, False)
-    """
-    words = set(_words(_last_name(attribute)))
-    of_many = words & {"all", "num", "n"}
-    return bool(words & {"dim", "size", "width"} and words & {"head", "proj"}) and not of_many
-
-
-def _counts_heads(attribute: str) -> bool:
-    """Whether the name of an attribute says a number of heads.
-
-    >>> _counts_heads("self.num_attention_heads"), _counts_heads("n_head"), _counts_heads("head_dim")
-    (True, True, False)
-    """
-    words = set(_words(_last_name(attribute)))
-    return "heads" in words or ("head" in words and bool(words & {"n", "num"}))
-
-
-def _role(path: str) -> _Named | None:
-    """What a projection makes, where its name says query, key or value and no more.
-
-    >>> _role("attention.self.query")
-    _Named(role='query', around='attention.self')
-    >>> _role("attn.to_k.linear").role, _role("mlp.key_states_up")
-    ('key', None)
-    """
-    parts = path.split(".")
-    for index in reversed(range(len(parts))):
-        words = [word for word in _words(parts[index]) if word not in _FILLERS]
-        # a name of fillers only is explained by the module around it
-        if not words:
-            continue
-        if len(words) > 1:
-            return None
-        # some write Wq
-        role = _ROLE_OF_WORD.get(words[0].removeprefix("w"))
-        return None if role is None else _Named(role=role, around=".".join(parts[:index]))
-    return None
-
-
-def _is_fused(path: str) -> bool:
-    """Whether the name of a projection says query, key and value together.
-
-    >>> _is_fused("attn.qkv_proj"), _is_fused("attn.c_proj")
-    (True, False)
-    """
-    return _FUSED.fullmatch(_last_name(path)) is not None
-
-
-def _last_name(path: str) -> str:
-    return path.rpartition(".")[2]
-
-
-def _words(name: str) -> list[str]:
-    """The words of a name, in lower case.
-
-    >>> _words("num_heads"), _words("numHeads"), _words("QKVProj")
-    (['num', 'heads'], ['num', 'heads'], ['qkv', 'proj'])
-    """
-    return [word.lower() for word in _WORD.findall(name)]

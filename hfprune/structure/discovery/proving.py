@@ -112,7 +112,9 @@ class Prover:
         traced = trace(self.twin, self.batch, stack)
         runs = self._runs(stack, traced)
         problem = _problem_of_order(traced, runs)
-        by_layer = [propose(layer, traced.projections[path]) for path, layer in stack.layers.items()]
+        by_layer = []
+        for path, layer in stack.layers.items():
+            by_layer.append(propose(layer, traced.projections[path]))
         findings = []
         for name, proposals in _by_name(by_layer).items():
             if problem:
@@ -148,7 +150,9 @@ class Prover:
         if traced.times <= 1:
             return ""
         said = getattr(self.twin.config, _RUNS_FIELD, 0)
-        return _RUNS_FIELD if said == traced.times * stack.outermost else ""
+        if said != traced.times * stack.outermost:
+            return ""
+        return _RUNS_FIELD
 
     def _block(self, stack: str, name: str, proposals: Sequence[Proposal], runs: str) -> Finding:
         """Try the possible entries of one block until one is proven."""
@@ -179,25 +183,30 @@ class Prover:
             if self._sayable(read_blocks(self.twin, with_fields.entry())):
                 config_fields = fields
                 break
-        # several specs have their consumers in different places, and one place would be right for one of them only
-        residual_sum = self._residual_sum(blocks[0]) if len(candidate.specs) == 1 else None
+        residual_sum = None
+        # several specs have their consumers in different places, and one sum would be right for one of them only
+        if len(candidate.specs) == 1:
+            residual_sum = self._residual_sum(blocks[0])
         return candidate.changed(config_fields=config_fields, residual_sum=residual_sum)
 
     def _fields_to_try(self, block: Block) -> list[Mapping[str, Quantity]]:
         """The `BlockSpec.config_fields` that blocks like this one may have, the likeliest first."""
         config = dense_fields(self.twin.config)
-        if block.unit == "neuron":
-            # a field of any name may say the width: only its value tells
-            return [{name: "features"} for name, value in config.items() if type(value) is int and value == block.units]
-        return [fields for fields in _HEAD_FIELDS if fields.keys() <= config.keys()]
+        if block.unit != "neuron":
+            return [fields for fields in _HEAD_FIELDS if fields.keys() <= config.keys()]
+        choices: list[Mapping[str, Quantity]] = []
+        # a field of any name may say the width of a feed-forward: only its value tells
+        for name, value in config.items():
+            if type(value) is int and value == block.units:
+                choices.append({name: "features"})
+        return choices
 
     def _sayable(self, blocks: Sequence[Block]) -> bool:
         """Whether the stock config says another size of all blocks, and gives a model that computes what it should."""
         first = blocks[0]
         fewer = [count for count in first.portable_units if count < first.units]
         # fields hold for all layers, so layers of different sizes cannot all be said
-        alike = len({block.units for block in blocks}) == 1
-        if not fewer or not alike:
+        if not fewer or any(block.units != first.units for block in blocks):
             return False
         count = fewer[len(fewer) // 2]
         kept = {block.name: torch.arange(count) for block in blocks}
@@ -285,9 +294,9 @@ def _problem_of_order(traced: Trace, runs: str) -> str:
     """
     if traced.times == 0:
         return "its layers do not run, or do not all run equally often, in one pass"
-    if traced.times > 1:
-        return "" if runs else f"its layers run {traced.times} times in one pass, and {_RUNS_FIELD} does not say so"
-    if not traced.chained:
+    if traced.times > 1 and not runs:
+        return f"its layers run {traced.times} times in one pass, and {_RUNS_FIELD} does not say so"
+    if traced.times == 1 and not traced.chained:
         return "some of its layers do not take the output of the layer before them"
     return ""
 
@@ -327,14 +336,21 @@ def _with_places_of_their_own(findings: Sequence[Finding]) -> list[Finding]:
     Returns:
         The blocks, without `residual_sum` where several have the same.
     """
-    places = [finding.specs[0].residual_sum if finding.specs else None for finding in findings]
+    blocks_at = Counter[str | None]()
+    for finding in findings:
+        blocks_at.update(_places(finding))
     separated = []
-    for finding, place in zip(findings, places, strict=True):
-        if places.count(place) > 1:
+    for finding in findings:
+        if any(blocks_at[place] > 1 for place in _places(finding)):
             separated.append(replace(finding, specs=_with_fields(finding.specs, residual_sum=None)))
         else:
             separated.append(finding)
     return separated
+
+
+def _places(finding: Finding) -> set[str | None]:
+    """The `residual_sum` of a block: one for all of its specs."""
+    return {spec.residual_sum for spec in finding.specs}
 
 
 def _listed_problems(error: StructureError) -> str:
@@ -350,7 +366,7 @@ def _listed_problems(error: StructureError) -> str:
         The problems, or the whole message where it lists none.
     """
     lines = str(error).splitlines()[1:-1]
-    return " ".join(line.strip() for line in lines) or str(error)
+    return " ".join(map(str.strip, lines)) or str(error)
 
 
 def _fewer_units(blocks: Iterable[Block]) -> dict[str, Tensor]:
@@ -388,12 +404,13 @@ def _gates(blocks: Iterable[Block], kept: Mapping[str, Tensor]) -> dict[str, Ten
     Returns:
         `(units,)` by block name.
     """
-    units = {block.name: block.units for block in blocks}
     gates: dict[str, Tensor] = {}
-    for name, index in kept.items():
-        gate = torch.zeros(units[name]).index_fill(0, index, 1.0)
-        if not gate.all():
-            gates[name] = gate
+    for block in blocks:
+        # a block that is not named stays whole
+        if block.name in kept:
+            gate = torch.zeros(block.units).index_fill(0, kept[block.name], 1.0)
+            if not gate.all():
+                gates[block.name] = gate
     return gates
 
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -135,7 +135,9 @@ def _randomise(twin: PreTrainedModel) -> None:
 def _known_tokens(model: PreTrainedModel) -> int:
     """How many token ids a model embeds; two where it embeds none: ids are then counted only, or read by a decoder."""
     embeddings = input_embeddings(model)
-    return embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else 2
+    if isinstance(embeddings, nn.Embedding):
+        return embeddings.num_embeddings
+    return 2
 
 
 def _shortened(
@@ -156,9 +158,13 @@ def _shortened(
         The config; None if the layers of a list differ, if no list has more than two, or if the config cannot say it.
     """
     stacks = stacks_of(whole.base_model)
-    lengths = {stack.outermost for stack in stacks if stack.outermost > _LAYERS}
-    alike = all(len(_signatures(stack)) <= 1 for stack in stacks)
-    if not lengths or not alike:
+    lengths: set[int] = set()
+    for stack in stacks:
+        if len(_signatures(stack)) > 1:
+            return None
+        if stack.outermost > _LAYERS:
+            lengths.add(stack.outermost)
+    if not lengths:
         return None
     short_fields = _short_fields(fields, lengths)
     try:
@@ -207,16 +213,17 @@ def _is_short_version(short: Iterable[Stack], whole: Iterable[Stack]) -> bool:
 
 def _signatures(stack: Stack) -> set[tuple[Any, ...]]:
     """What the layers of a list are made of: one signature if all are alike."""
-    return {_signature(layer) for layer in stack.layers.values()}
+    return set(map(_signature, stack.layers.values()))
 
 
 def _signature(layer: nn.Module) -> tuple[Any, ...]:
     """Path, class and shapes of parameters of every module of a layer."""
-    modules = []
+    signature: list[Any] = []
     for path, module in layer.named_modules():
-        shapes = [tuple(parameter.shape) for parameter in module.parameters(recurse=False)]
-        modules.append((path, type(module).__qualname__, *shapes))
-    return tuple(modules)
+        signature += [path, type(module).__qualname__]
+        for parameter in module.parameters(recurse=False):
+            signature.append(parameter.shape)
+    return tuple(signature)
 
 
 def stacks_of(base: nn.Module) -> list[Stack]:
@@ -311,84 +318,92 @@ def trace(model: PreTrainedModel, batch: Batch, stack: Stack) -> Trace:
     Returns:
         What they do.
     """
-    notes = _Notes(stack)
-    with notes.hooks():
+    notes = {path: _Notes() for path in stack.layers}
+    with ExitStack() as hooks:
+        for path, layer in stack.layers.items():
+            hooks.enter_context(notes[path].of(layer))
         output_of(model, batch)
+    times = {len(of_layer.inputs) for of_layer in notes.values()}
     return Trace(
-        projections={path: list(by_path.values()) for path, by_path in notes.projections.items()},
-        times=notes.times(),
-        chained=notes.is_chained(),
+        projections={path: list(of_layer.projections.values()) for path, of_layer in notes.items()},
+        times=times.pop() if len(times) == 1 else 0,
+        chained=_is_chained(notes),
     )
 
 
+@dataclass(kw_only=True)
 class _Notes:
-    """Notes on what the layers of a list do while a model runs.
+    """Notes on what one layer does while a model runs.
 
-    Args:
-        stack: The layers.
+    Attributes:
+        inputs: The first argument of every call.
+        outputs: The first output of every call.
+        projections: Its projections by path, in the order of their first calls.
     """
 
-    def __init__(self, stack: Stack) -> None:
-        self.layers = stack.layers
-        #: By path of a layer, its first argument in every call.
-        self.inputs: dict[str, list[Tensor]] = {path: [] for path in stack.layers}
-        #: By path of a layer, its first output in every call.
-        self.outputs: dict[str, list[Tensor]] = {path: [] for path in stack.layers}
-        #: By path of a layer, its projections by their paths in it, in the order in which they run first.
-        self.projections: dict[str, dict[str, Projection]] = {path: {} for path in stack.layers}
+    inputs: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+    projections: dict[str, Projection] = field(default_factory=dict)
 
     @contextmanager
-    def hooks(self) -> Iterator[None]:
-        """Take notes of every pass inside the `with`.
+    def of(self, layer: nn.Module) -> Iterator[None]:
+        """Take notes of a layer in every pass inside the `with`.
+
+        Args:
+            layer: The layer.
 
         Yields:
             Nothing.
         """
         with ExitStack() as hooks:
-            for path, layer in self.layers.items():
-                on_input = layer.register_forward_pre_hook(partial(self._note_input, path), with_kwargs=True)
-                hooks.callback(on_input.remove)
-                on_output = layer.register_forward_hook(partial(self._note_output, path))
-                hooks.callback(on_output.remove)
-                for inner in projections_of(layer):
-                    projection = layer.get_submodule(inner)
-                    on_run = projection.register_forward_pre_hook(partial(self._note_projection, path, inner))
-                    hooks.callback(on_run.remove)
+            on_input = layer.register_forward_pre_hook(self._note_input, with_kwargs=True)
+            hooks.callback(on_input.remove)
+            on_output = layer.register_forward_hook(self._note_output)
+            hooks.callback(on_output.remove)
+            for path in projections_of(layer):
+                projection = layer.get_submodule(path)
+                on_call = projection.register_forward_pre_hook(partial(self._note_projection, path))
+                hooks.callback(on_call.remove)
             yield
 
-    def times(self) -> int:
-        """How often each layer ran; 0 if that differs."""
-        times = {len(calls) for calls in self.inputs.values()}
-        return times.pop() if len(times) == 1 else 0
-
-    def is_chained(self) -> bool:
-        """Whether each layer took the output of the layer before it, in the first call of each."""
-        for before, path in pairwise(self.layers):
-            both_ran = bool(self.outputs[before] and self.inputs[path])
-            # the first layer of an inner list follows no layer of the list before
-            in_one_list = before.rpartition(".")[0] == path.rpartition(".")[0]
-            if both_ran and in_one_list and not torch.equal(self.outputs[before][0], self.inputs[path][0]):
-                return False
-        return True
-
-    def _note_input(self, path: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _note_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs.get("hidden_states")
         if not isinstance(hidden, Tensor):
             # no rows: equal to no output, and no projection reads all of them
             hidden = torch.empty(0, 1)
-        self.inputs[path].append(hidden)
+        self.inputs.append(hidden)
 
-    def _note_output(self, path: str, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        self.outputs[path].append(_first(output))
+    def _note_output(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        self.outputs.append(_first(output))
 
-    def _note_projection(self, layer: str, path: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def _note_projection(self, path: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         inputs, outputs = features_of(module)
-        calls = self.inputs[layer]
-        tokens = calls[-1].shape[:-1].numel() if calls else 0
+        tokens = 0
+        # a projection may run outside its layer, before any call of it
+        if self.inputs:
+            tokens = self.inputs[-1].shape[:-1].numel()
         # compared by numbers of values, as some layers flatten samples and tokens
         whole = bool(args) and args[0].numel() == tokens * inputs
-        projection = Projection(path=path, inputs=inputs, outputs=outputs, whole=whole)
-        self.projections[layer].setdefault(path, projection)
+        self.projections.setdefault(path, Projection(path=path, inputs=inputs, outputs=outputs, whole=whole))
+
+
+def _is_chained(notes: Mapping[str, _Notes]) -> bool:
+    """Whether each layer took the output of the layer before it, in the first call of each.
+
+    Args:
+        notes: By path, what the layers of a list did.
+
+    Returns:
+        True too where layers did not run.
+    """
+    for before, path in pairwise(notes):
+        outputs = notes[before].outputs
+        inputs = notes[path].inputs
+        # the first layer of one inner list does not follow the last layer of another
+        in_one_list = before.rpartition(".")[0] == path.rpartition(".")[0]
+        if outputs and inputs and in_one_list and not torch.equal(outputs[0], inputs[0]):
+            return False
+    return True
 
 
 def watch_inputs(model: PreTrainedModel, batch: Batch, layer: nn.Module) -> dict[str, Tensor]:
