@@ -1,8 +1,8 @@
 """Where a model runs and where its weights are: in one place, or spread or offloaded by accelerate's hooks.
 
 `device_map` of `from_pretrained` and `accelerate.dispatch_model`, `cpu_offload` and `disk_offload` hang a hook on every
-module. It moves the module's inputs to the device where it runs, and brings offloaded weights, which are on `meta`
-otherwise, there until it has run.
+module. The hook moves the module's inputs to the device where the module runs. Offloaded weights are on `meta`; the
+hook brings them to that device for as long as the module runs.
 """
 
 from collections.abc import Iterable, Iterator

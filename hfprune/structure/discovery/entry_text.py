@@ -14,7 +14,7 @@ _UNKNOWN_SPEC = BlockSpec(producers=("...",), consumer="...", head_dim="...")
 _TEMPLATE = """\
 # "attention": BlockSpec(producers=("...", "...", "..."), consumer="...", head_dim="..."),
 # "ffn": BlockSpec(producers=("...",), consumer="..."),"""
-#: Of the lines inside a list of layers.
+#: Stands before every line about a list of layers.
 _INDENT = "        "
 
 

@@ -41,7 +41,7 @@ _HEAD_FIELDS: tuple[dict[str, Quantity], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class StackFindings:
-    """What is found in one list of layers.
+    """The findings in one list of layers.
 
     Attributes:
         findings: Its blocks, one for each name.
@@ -79,7 +79,7 @@ class _Candidate:
         return replace(self, specs=_with_fields(self.specs, **fields))
 
     def finding(self, problem: str = "") -> Finding:
-        """What there is to report of it."""
+        """The line of a report on the candidate."""
         return Finding(stack=self.stack, name=self.name, specs=self.specs, problem=problem)
 
 
@@ -107,7 +107,7 @@ class Prover:
             stack: The list.
 
         Returns:
-            What is found in it.
+            Its blocks, and the projections that are in none.
         """
         traced = trace(self.twin, self.batch, stack)
         runs = self._runs(stack, traced)
@@ -142,6 +142,7 @@ class Prover:
         except StructureError as error:
             return _listed_problems(error)
         fewer = _fewer_units(blocks)
+        # a block that may lose all its units must be right without any, too
         none = {block.name: torch.arange(0) for block in blocks if block.least == 0}
         return self._difference(blocks, fewer) or self._difference(blocks, none)
 
@@ -180,7 +181,7 @@ class Prover:
         config_fields: Mapping[str, Quantity] = {}
         for fields in self._fields_to_try(blocks[0]):
             with_fields = candidate.changed(config_fields=fields)
-            if self._sayable(read_blocks(self.twin, with_fields.entry())):
+            if self._is_sayable(read_blocks(self.twin, with_fields.entry())):
                 config_fields = fields
                 break
         residual_sum = None
@@ -201,7 +202,7 @@ class Prover:
                 choices.append({name: "features"})
         return choices
 
-    def _sayable(self, blocks: Sequence[Block]) -> bool:
+    def _is_sayable(self, blocks: Sequence[Block]) -> bool:
         """Whether the stock config says another size of all blocks, and gives a model that computes what it should."""
         first = blocks[0]
         fewer = [count for count in first.portable_units if count < first.units]
@@ -261,7 +262,7 @@ class Prover:
         least_effect = _LEAST_EFFECT * self.dense.abs().max()
         for name, gate in gates.items():
             effects[name] = _distance(self._gated(blocks, {name: gate}), self.dense)
-            # written so that NaN, which compares to nothing, is a problem too; likewise below
+            # `not >=` here and `not <=` below, so that NaN is a problem too
             if not effects[name] >= least_effect:
                 return f"gating units of {name} changes nothing (by {effects[name]:.2g})"
         try:
@@ -372,7 +373,7 @@ def _listed_problems(error: StructureError) -> str:
 def _fewer_units(blocks: Iterable[Block]) -> dict[str, Tensor]:
     """Units to keep on trial, drawn at random: about three quarters of every block, at least as many as it needs.
 
-    Neighbouring layers keep different numbers, so that a size which layers share in secret shows as a difference.
+    Neighbouring layers keep different numbers, so that an entry fails whose layers must all be of one size.
 
     Args:
         blocks: The blocks.

@@ -61,7 +61,7 @@ class Trace:
 
     Attributes:
         projections: By path of the layer, its projections in the order in which they run.
-        times: How often each layer runs; 0 if that differs.
+        times: How often each layer runs; 0 if none does, or if some run more often than others.
         chained: Whether each layer takes as its first argument the output of the layer before it, as reconstruction
             runs them.
     """
