@@ -8,12 +8,11 @@ dense config gives the same twin, the same proposals and the same entry.
 import json
 import logging
 from dataclasses import dataclass, field
-from typing import Literal
 
 from transformers import PreTrainedModel
 
 from hfprune.errors import UnsupportedArchitectureError
-from hfprune.structure.architectures import base_model_type, known_architectures
+from hfprune.structure.architectures import register_finder
 from hfprune.structure.discovery.entry_text import Finding, entry_text
 from hfprune.structure.discovery.proving import Prover, StackFindings
 from hfprune.structure.discovery.twin import dense_fields, make_twin, stacks_of
@@ -24,56 +23,33 @@ from hfprune.structure.surgery import pruned_class_for
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Support:
-    """How hfprune knows where the blocks of a model are.
-
-    Attributes:
-        entry: The places of the blocks.
-        by: `table` where the entry stands in the table, `proof` where discovery proposed and proved it.
-    """
-
-    entry: Architecture
-    by: Literal["table", "proof"]
-
-
 #: The entries that this process has proven, by class and dense config: a proof takes seconds, a look-up nothing.
 _PROVEN: dict[tuple[type, str], Architecture] = {}
 
 
-def support_of(model: PreTrainedModel) -> Support:
-    """The entry of a model's type in the table, or else an entry that is proposed and proven.
-
-    A proof runs once in a process for every class and config.
+@register_finder("proof")
+def proven_entry(model: PreTrainedModel, model_type: str) -> Architecture:
+    """The entry of a model whose type the table lacks: proposed, and proven once in a process for a class and config.
 
     Args:
         model: The model, dense or pruned.
+        model_type: The type of its dense config.
 
     Returns:
-        The entry, and whether it comes from the table or from a proof.
+        The entry.
 
     Raises:
-        UnsupportedArchitectureError: The table has no entry, and none could be proven. The message lists what discovery
-            found and holds the entry as far as it is known. Also raised where the model's class is neither one of
-            transformers' nor registered with an Auto class.
-
-    >>> from transformers import BertConfig, BertModel
-    >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 32}
-    >>> support = support_of(BertModel(BertConfig(num_hidden_layers=1, **sizes)))
-    >>> support.by, list(support.entry.stacks)
-    ('table', ['encoder.layer'])
+        UnsupportedArchitectureError: No entry could be proven. The message lists what discovery found and holds the
+            entry as far as it is known. Also raised where the model's class is neither one of transformers' nor
+            registered with an Auto class.
     """
-    model_type = base_model_type(model.config.model_type)
-    table_entry = known_architectures().get(model_type)
-    if table_entry is not None:
-        return Support(entry=table_entry, by="table")
     fields = json.dumps(dense_fields(model.config), sort_keys=True, default=repr)
     key = (base_class(type(model)), fields)
     if key not in _PROVEN:
         _PROVEN[key] = _discover(model, model_type)
         # the Auto classes learn of the types of the table when hfprune is imported, of a proven type only here
         register_config(model_type)
-    return Support(entry=_PROVEN[key], by="proof")
+    return _PROVEN[key]
 
 
 @dataclass(kw_only=True)
