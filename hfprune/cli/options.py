@@ -36,7 +36,7 @@ class UnitChoice(StrEnum):
     query = "query"
 
 
-#: What the options say where the user does not: the defaults of the API.
+#: The API's own defaults, which the options share.
 DEFAULTS = PruningConfig()
 DEFAULT_BUDGET = BudgetChoice(DEFAULTS.budget)
 DEFAULT_UNIT = UnitChoice(DEFAULTS.attention_unit)
