@@ -106,7 +106,7 @@ def prune(
 ) -> None:
     """Prune a text classifier without training, and save it with its plan, record and card."""
     with errors_in_one_line():
-        # before the model and the data are loaded: whatever is wrong with the options should cost no waiting
+        # before the model and the data are loaded, so that mistakes in the options are reported at once
         refuse_filled(output, overwrite=overwrite)
         if sparsity is not None and max_drop is not None:
             raise ValueError("--sparsity says how much to remove, --max-drop has it found: give one of them.")
@@ -204,7 +204,7 @@ def evaluate(
             max_length=max_length,
             seed=seed,
         )
-        # a single file is cut into splits only where one of them is asked for
+        # a single file is evaluated whole, unless the user asks for one of the splits that it can be cut into
         splits, tokenizer = labelled_texts.tokenized_for(source, whole=split is None)
         samples = split_of(splits, split or "test")
         results = _metrics_of(
@@ -216,7 +216,7 @@ def evaluate(
         )
         results["samples"] = len(samples)
         if latency:
-            # Trainer has moved the model to its accelerator; the latency is that of the CPU
+            # Trainer may have moved the model to an accelerator; the command reports the latency of the CPU
             results["latency"] = asdict(measure_latency(classifier.to("cpu"), sequence_length=max_length))
         typer.echo(json.dumps(results, indent=1))
 
@@ -259,10 +259,10 @@ def _metrics_of(
         predicted = trainer.predict(samples, metric_key_prefix="").metrics
     results = {}
     for name, value in predicted.items():
-        # rates, which tell of the machine and not of the model
+        # samples and steps per second describe the machine, not the model
         if "per_second" in name:
             continue
-        # Trainer joins the prefix, which is empty here, and the name by an underscore
+        # Trainer puts an underscore between its prefix, which is empty here, and the name
         results[name.removeprefix("_")] = value
     return results
 

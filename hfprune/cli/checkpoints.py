@@ -47,7 +47,7 @@ def inspect(
 
 
 def _description(anatomy: Anatomy, size: Size) -> dict[str, Any]:
-    """All that `inspect` knows of a model, as plain values."""
+    """The report of `inspect` for machines, as plain values."""
     plan = _attached_plan(anatomy)
     table = []
     for block in anatomy.blocks:
@@ -72,7 +72,7 @@ def _description(anatomy: Anatomy, size: Size) -> dict[str, Any]:
 
 
 def _report(anatomy: Anatomy, size: Size) -> list[str]:
-    """What `inspect` prints, line by line: the totals, then the plan of a pruned model or the blocks of a dense one."""
+    """The lines that `inspect` prints: totals, then the plan of a pruned model or the blocks of a dense one."""
     lines = [
         f"{type(anatomy.model).__name__}: {size.params:,} parameters ({size.prunable_params:,} prunable), "
         f"{size.macs:,} MACs for {size.sequence_length} tokens ({size.prunable_macs:,} prunable), "
@@ -82,7 +82,7 @@ def _report(anatomy: Anatomy, size: Size) -> list[str]:
     note = anatomy.support.entry.note
     lines.append(f"{support}; {note}" if note else support)
     plan = _attached_plan(anatomy)
-    # a plan lists the blocks itself, with how many units each had before
+    # the text of a plan lists all blocks, with the units that each has and had
     if plan is not None:
         return [*lines, str(plan)]
     largest = max(block.units * block.unit_params for block in anatomy.blocks)
@@ -94,7 +94,7 @@ def _report(anatomy: Anatomy, size: Size) -> list[str]:
 
 
 def unit_word(block: Block) -> str:
-    """What the report calls the units of a block, in the plural.
+    """The name of the units of a block in the report, in the plural.
 
     Args:
         block: The block.
@@ -166,7 +166,7 @@ def import_(
 
 def _tokenizer_of(folder: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer in a folder, if there is one."""
-    # many checkpoints of that time come without a tokenizer: the new one then has none either
+    # many checkpoints of transformers 4 come without a tokenizer, and the new one then has none either
     if not any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
         return None
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -200,7 +200,7 @@ def _plan_file(name: str) -> Path:
     source = name if Path(name).exists() else resolve_model(name)
     if Path(source).is_file():
         return Path(source)
-    # transformers' own error would say that a file is missing, not what that means
+    # None in place of an error, as ours also says why the file is missing
     plan_file = cached_file(source, PLAN_FILE, _raise_exceptions_for_missing_entries=False)
     if plan_file is None:
         raise CheckpointError(f"{name} has no {PLAN_FILE}: it was not pruned by hfprune.")

@@ -1,4 +1,4 @@
-"""What the commands share: their options, how they read models and data, and how they report a user's mistakes."""
+"""Shared by all commands: options, loading of models and data, and the report of a user's mistakes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ BudgetChoice = StrEnum("BudgetChoice", {name: name for name in known_budgets()})
 
 
 class UnitChoice(StrEnum):
-    """What a unit of attention with shared key/value heads can be."""
+    """The units of attention with shared key/value heads: a key/value head with its query heads, or one query head."""
 
     group = "group"
     query = "query"
@@ -69,7 +69,7 @@ def errors_in_one_line() -> Iterator[None]:
     """Report a mistake of the user in one line on stderr, and end with exit code 1."""
     try:
         yield
-    # an ImportError comes from transformers, where quantized weights need a backend that is not installed
+    # transformers raises an ImportError where quantized weights need a backend that is not installed
     except (HfpruneError, ValueError, OSError, ImportError) as error:
         typer.echo(f"hfprune: {error}", err=True)
         raise typer.Exit(1) from None
@@ -105,7 +105,7 @@ def load_model(name: str, *, revision: str | None = None) -> PreTrainedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledTexts:
-    """What the options say of a data set with labelled texts.
+    """A data set with labelled texts, as the options describe it.
 
     Attributes:
         name: Data set, folder or file.
@@ -126,8 +126,9 @@ class LabelledTexts:
     def tokenized_for(self, source: str, *, whole: bool = False) -> tuple[DatasetDict, PreTrainedTokenizerBase]:
         """Read the data and tokenize it for a model.
 
-        Where there is no test split with labels, the validation split serves as both: a choice that is made on it must
-        not be made on texts of the train split.
+        Where there is no test split with labels, the validation split serves as both. A validation split that is cut
+        from the train split would hold texts that the model was probably trained on, and a sparsity must not be chosen
+        by those.
 
         Args:
             source: Folder or repository of the model, whose config gives the numbers of the labels.
@@ -156,7 +157,7 @@ class LabelledTexts:
         """The splits as they are read, before they are tokenized."""
         if Path(self.name).suffix not in _FILE_SUFFIXES:
             return load_text_dataset(self.name, label_column=self.label_column, seed=self.seed, reuse_validation=True)
-        # of a train file alone, validation and test are cut off; named for every split, it is left whole
+        # a file that is given for train alone is cut into three splits; given for each split, it stays whole
         names = ("train", "validation", "test") if whole else ("train",)
         files = dict.fromkeys(names, self.name)
         return load_text_dataset(files=files, label_column=self.label_column, seed=self.seed, reuse_validation=True)
@@ -202,7 +203,7 @@ def text_perplexity(
     for metric in metrics:
         if metric != "perplexity":
             raise ValueError(f"the metric of --text is perplexity, got {metric}.")
-    # before the model is loaded: a file that is not there should cost no waiting
+    # before the model is loaded, so that a mistyped file name is reported at once
     documents = _documents(text)
     model = load_model(name)
     if not predicts_next_token(model):

@@ -54,7 +54,7 @@ def sweep(
 ) -> None:
     """Measure a text classifier at many sparsities, each pruned in one shot from one scoring pass."""
     with errors_in_one_line():
-        # before the sweep, which takes long, and not when its picture is drawn
+        # the picture is drawn after the sweep, which takes long: a missing package is reported before it
         if plot is not None:
             require_matplotlib()
         config = PruningConfig(

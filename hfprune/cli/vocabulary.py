@@ -61,7 +61,7 @@ def vocabulary(
             pad_to_multiple_of=pad_to_multiple_of,
         )
         record = small.pruning_record
-        # a model that was pruned before has data sets already; one that served twice is named once
+        # the record of a model that was pruned before names data sets already, perhaps this one
         datasets = list(dict.fromkeys([*record.datasets, public_name(data)]))
         small.pruning_record = record.with_(command=command_line("hfprune"), datasets=datasets)
         folder = save(small, output, tokenizer=tokenizer, overwrite=overwrite)
@@ -71,8 +71,8 @@ def vocabulary(
 
 
 def _bytes_of(source: str) -> int:
-    """Bytes of the weight files in a checkpoint folder; 0 for a repository."""
-    # the files of a repository are not in a folder of its own here; 0 leaves their size out of the table
+    """Bytes of the weight files in a checkpoint folder; 0 for a repository, which has no folder here."""
+    # the table leaves out a size of 0
     if not Path(source).is_dir():
         return 0
     return checkpoint_bytes(source)

@@ -81,7 +81,7 @@ class Sweep:
         first = self.points[0]
         last = self.points[-1]
         width = last.mac_sparsity - first.mac_sparsity
-        # a chord needs two ends
+        # a sweep of one point, or of equal models, has no chord
         if width <= 0:
             return None
         slope = (last.metric - first.metric) / width
@@ -133,7 +133,7 @@ class Sweep:
         """
         check_max_drop(max_drop, self.drop(self.dense, confidence=confidence))
         best = None
-        # to the end: a drop need not grow with the sparsity, and the last point below the limit counts
+        # up to the last point: drops need not grow with the sparsity, and the highest sparsity counts
         for point in self.points[1:]:
             if self.drop(point, confidence=confidence).upper < max_drop:
                 best = point
@@ -178,7 +178,7 @@ class Sweep:
             f"{self.dense.metric - point.metric:.4f}",
         ]
         if self.dense.per_sample is not None:
-            # the first row is not compared with itself
+            # a model has no drop against itself
             at_most = "" if point is self.dense else f"{self.drop(point, confidence=confidence).upper:.4f}"
             cells.append(at_most)
         if self.dense.latency is not None:
@@ -194,7 +194,7 @@ class Sweep:
 
     def _sizes_note(self) -> str:
         dense = self.dense
-        # the first point may have been pruned before, and fractions are those of the dense model
+        # the first point may be a pruned model, and the fractions refer to the dense one
         macs = _before_pruning(dense.size.prunable_macs, dense.mac_sparsity)
         params = _before_pruning(dense.size.prunable_params, dense.param_sparsity)
         return (
@@ -229,8 +229,8 @@ class Sweep:
             "scoring_seconds": self.scoring_seconds,
         }
         lines = ",\n  ".join(json.dumps(asdict(point)) for point in self.points)
-        # json would spread every value of a sample over a line of its own, so the list of points is put in by hand:
-        # without its closing brace, the head goes on with one more key
+        # An indented dump of the points would put the value of every sample on its own line. So each point is dumped
+        # without indentation, and the list of points is appended to the head in front of the closing brace.
         opened = json.dumps(head, indent=1).removesuffix("\n}")
         return f'{opened},\n "points": [\n  {lines}\n ]\n}}\n'
 
@@ -256,7 +256,7 @@ class Sweep:
                 )
             points = tuple(_point(fields) for fields in data["points"])
             return cls(points=points, settings=data["settings"], scoring_seconds=data["scoring_seconds"])
-        # a key that is missing, a value of another type, or no JSON at all
+        # a missing key, a value of another type, or no JSON at all
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"not a sweep: {type(error).__name__}: {error}") from error
 
@@ -311,7 +311,7 @@ def _latency_note(latency: Latency) -> str:
 
 def _before_pruning(remaining: int, sparsity: float) -> int:
     """The count of the dense model, from the count that remains and the fraction that was removed."""
-    # all of it was removed, and its count cannot be told from nothing
+    # nothing remains to compute the count from
     if sparsity >= 1:
         return 0
     return round(remaining / (1 - sparsity))
@@ -323,7 +323,7 @@ def _point(fields: Mapping[str, Any]) -> SweepPoint:
     if fields["latency"] is not None:
         nested["latency"] = Latency(**fields["latency"])
     if fields["per_sample"] is not None:
-        # JSON has no tuples, and two points are equal only if both have one
+        # JSON gives a list, which would not be equal to the tuple of the point that was saved
         nested["per_sample"] = tuple(fields["per_sample"])
     return SweepPoint(**{**fields, **nested})
 
@@ -331,13 +331,13 @@ def _point(fields: Mapping[str, Any]) -> SweepPoint:
 def _write_whole(path: Path, content: bytes) -> Path:
     """Replace a file as a whole: if the process is killed, either the old file or the new one is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # in the same folder, as a file is replaced at once only within one file system
+    # in the same folder, because replacing a file in one step works only within one file system
     draft = path.with_name(f".{path.name}.{os.getpid()}.saving")
     try:
         with draft.open("wb") as handle:
             handle.write(content)
             handle.flush()
-            # otherwise a crash of the machine might leave the new name with nothing in it
+            # without this, a crash of the machine could leave an empty file under the final name
             os.fsync(handle.fileno())
         draft.replace(path)
     finally:

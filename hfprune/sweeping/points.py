@@ -108,7 +108,7 @@ def paired_drop(dense: Sequence[float], pruned: Sequence[float], *, confidence: 
     """
     _check_paired(dense, pruned, confidence)
     differences = [float(before) - float(after) for before, after in zip(dense, pruned, strict=True)]
-    # before the made-up samples join: they cancel each other in the sum, but count in the number that divides it
+    # before the two made-up samples are added, which would pull the mean towards 0
     observed = _mean(differences)
     largest = _largest_difference(dense, pruned)
     if largest is None:
@@ -193,7 +193,7 @@ def outcome_of(value: Any) -> tuple[float, tuple[float, ...] | None]:
     Raises:
         ValueError: It is something else, is empty, or is not finite.
     """
-    # tensors and arrays, also those of one number
+    # a tensor or an array, of many numbers or of one
     plain = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(plain, int | float):
         return _finite(float(plain)), None
@@ -204,9 +204,9 @@ def outcome_of(value: Any) -> tuple[float, tuple[float, ...] | None]:
 
 
 def _samples_of(values: Any, given: str) -> tuple[float, ...]:
-    """One number a sample, of what may be anything; `given` is the name of the type that the user returned."""
+    """One number for every sample. `given` names the type that the user returned, for the error message."""
     try:
-        # they can be iterated over, but not by sample: a text gives letters, a mapping the names of metrics
+        # iterating over these would not give samples, but letters or the names of metrics
         if isinstance(values, str | bytes | dict):
             raise TypeError
         return tuple(float(sample) for sample in values)

@@ -99,7 +99,7 @@ def sweep(
             when they change.
 
     Returns:
-        The points, and what can be computed from them.
+        The measured points as a `Sweep`, with its table, knee and picture.
 
     Raises:
         BudgetError: A sparsity cannot be reached under the constraints, or the model has it already.
@@ -114,7 +114,7 @@ def sweep(
     wanted = _in_order_without_zero(sparsities)
     _check_one_pass(config)
     dense = anatomy_of(model, config.attention_unit)
-    # before any work: a sparsity that cannot be reached should not stop a sweep half way
+    # before any work, so that a sparsity out of reach does not stop the sweep half way
     for sparsity in wanted:
         check(dense, replace(config, sparsity=sparsity))
     batches = batches_for(model, data, config, collator=collator)
@@ -141,7 +141,7 @@ def sweep(
     plans = _plans(dense, scores, config, {*wanted, *known})
     timings = _latencies(dense, plans, config, batch_size=latency_batch_size, runs=latency_runs)
     points = _with_same_plans(known, model, plans)
-    # those of an earlier sweep get new latencies, too: they compare only with each other
+    # points of an earlier sweep get new latencies, too: only latencies of one session can be compared
     for sparsity, point in points.items():
         points[sparsity] = replace(point, **timings[sparsity])
 
@@ -184,7 +184,7 @@ def one_shot_of(config: PruningConfig) -> PruningConfig:
         return config
     scorer = config.scorer
     scorers = known_scorers()
-    # `check` refuses an unknown name, with a message that lists the others
+    # `check` refuses an unknown name later, with a message that lists the known ones
     if scorer in scorers:
         scorer = scorers[scorer].one_shot
     return replace(config, schedule="one_shot", rounds=None, scorer=scorer)
@@ -250,7 +250,7 @@ def check_samples(dense: SweepPoint, point: SweepPoint) -> None:
 def settings_of(
     model: PreTrainedModel, batches: Sequence[Batch], config: PruningConfig, *, metric: str, recover: bool
 ) -> dict[str, Any]:
-    """Everything that the points of a sweep depend on, as plain values, but for what `evaluate` and `recover` do.
+    """Everything that the points of a sweep depend on, except for the user's functions, as plain values.
 
     Args:
         model: The model.
@@ -263,7 +263,7 @@ def settings_of(
         The config's fields, and digests of the weights and of the calibration batches.
     """
     fields = config.to_dict()
-    # every point has its own
+    # each point has a sparsity of its own
     del fields["sparsity"]
     tensors = {}
     for number, batch in enumerate(batches):
@@ -301,7 +301,7 @@ def _earlier(path: str | Path | None, settings: Mapping[str, Any]) -> Sweep | No
     if path is None or not Path(path).is_file():
         return None
     earlier = Sweep.from_json(Path(path).read_text(encoding="utf-8"))
-    # those of the file went through JSON, which knows fewer types, so the present ones go the same way
+    # the settings in the file went through JSON, which turns tuples into lists, so the present ones do too
     present = json.loads(json.dumps(settings))
     changes = []
     for name in {**earlier.settings, **present}:
@@ -339,7 +339,7 @@ def _with_same_plans(
 def _plans(
     dense: Anatomy, scores: Scores, config: PruningConfig, sparsities: AbstractSet[float]
 ) -> dict[float, PruningPlan | None]:
-    """By sparsity, the plan for the given model; None at 0. Each plan keeps a part of what the one before keeps."""
+    """By sparsity, the plan for the given model; None at 0. Each plan keeps a subset of the units of the one before."""
     above_zero = sorted(sparsities - {0.0})
     nested = plan(dense, scores, config, sparsity=above_zero)
     return {0.0: None, **dict(zip(above_zero, nested, strict=True))}
@@ -348,7 +348,7 @@ def _plans(
 def _pruned(
     dense: Anatomy, chosen: PruningPlan, batches: Sequence[Batch], config: PruningConfig, recover: Recover | None
 ) -> Anatomy:
-    """The model that a plan gives, repaired and recovered as it was asked for."""
+    """Apply a plan to the dense model, then repair and recover the result as the config and the user ask."""
     small = anatomy_of(apply_plan(dense, chosen), config.attention_unit)
     check_portable(small.model, config)
     if config.reconstruct:
@@ -371,8 +371,8 @@ def _latencies(
     """By sparsity, the latency and the speed-up of a point. All models are timed in turn, so that they compare."""
     if batch_size is None:
         return {sparsity: {"latency": None, "speedup": None} for sparsity in plans}
-    # Shapes decide how long a model takes, not weights. So models are timed before repair and recovery, and none of
-    # those that come later has to be kept.
+    # The latency depends on shapes, not on weights. So the models are timed before repair and recovery, and no repaired
+    # model has to be kept for it.
     models = []
     for chosen in plans.values():
         models.append(dense.model if chosen is None else apply_plan(dense, chosen))

@@ -88,10 +88,10 @@ def prune_within(
     began = time.perf_counter()
     dense = measured_point(anatomy, attached, config, sparsity=0.0, evaluate=evaluate, began=began)
     search = Sweep(points=(dense,), settings=settings)
-    # raises an error for a limit that no candidate could be shown to keep, before any is pruned
+    # raises an error, before anything is pruned, if too few samples were evaluated to show any drop below the limit
     search.within(max_drop, confidence=confidence)
     best: PreTrainedModel | None = None
-    # places among the candidates: the highest that is below the limit, and the lowest that is not, as far as is known
+    # indices of candidates: all up to `low` are within the limit, all from `high` on are not
     low = -1
     high = len(candidates)
     with tqdm(total=len(candidates).bit_length(), desc="Searching", unit="model") as progress:
@@ -119,7 +119,7 @@ def prune_within(
                 high = middle
             progress.update()
     if best is None:
-        # the last candidate was the lowest, so `drop` is its drop
+        # the lowest candidate was tried last, so `drop` is its drop
         raise BudgetError(
             f"even sparsity {candidates[0]:g} lets {metric} drop by {drop.mean:.4f}, at most {drop.upper:.4f} with "
             f"{confidence:.0%} confidence ({drop.samples} samples), which is not below max_drop={max_drop:g}. Accept a "
@@ -140,7 +140,7 @@ def _candidates(anatomy: Anatomy, config: PruningConfig, step: float) -> list[fl
     for sparsity in _multiples(step):
         try:
             check(anatomy, replace(config, sparsity=sparsity))
-        # those below the present sparsity raise it, too, so the loop goes on
+        # the model may have more removed already than a low candidate asks for, so the loop goes on
         except BudgetError as error:
             reason = error
         else:
@@ -153,9 +153,9 @@ def _candidates(anatomy: Anatomy, config: PruningConfig, step: float) -> list[fl
 def _multiples(step: float) -> list[float]:
     """The multiples of a step that lie between 0 and 1."""
     multiples = []
-    # one more than fits, as 1 / step may be rounded down
+    # 1 / step may be rounded down, so one more multiple is tried
     for number in range(1, int(1 / step) + 2):
-        # 3 · 0.1 is 0.30000000000000004, and users read these numbers
+        # without rounding, 3 · 0.1 would be 0.30000000000000004 in tables and files
         sparsity = round(step * number, 10)
         if sparsity < 1:
             multiples.append(sparsity)
