@@ -89,9 +89,9 @@ class Sweep:
         for point in self.points:
             heights.append(point.metric - first.metric - slope * (point.mac_sparsity - first.mac_sparsity))
         highest = max(heights)
-        if highest <= _FLAT:
-            return None
-        return self.points[heights.index(highest)]
+        if highest > _FLAT:
+            return self.points[heights.index(highest)]
+        return None
 
     def drop(self, point: SweepPoint, *, confidence: float = 0.95) -> Drop:
         """How much lower the metric of a point is than that of the first one, on the same samples.

@@ -55,7 +55,7 @@ def draw(points: Sequence[SweepPoint], knee: SweepPoint | None, *, metric: str) 
             knee_cost = panel.costs[knee]
             axis.plot([knee_cost], [knee.metric], "o", markersize=11, fillstyle="none", color="tab:red", label="knee")
         axis.set(xlabel=panel.label, ylabel=metric)
-        # large models on the left: the line falls where pruning begins to hurt
+        # from large models to small ones, so that sparsity grows from left to right
         axis.invert_xaxis()
         axis.grid(alpha=0.3)
         axis.legend()

@@ -167,15 +167,14 @@ def check_max_drop(max_drop: float, smallest: Drop) -> None:
         raise ValueError(
             f"max_drop must be positive, got {max_drop:g}. It is the drop that you can accept, such as 0.01."
         )
-    if smallest.upper < max_drop:
-        return
-    # the upper end is proportional to 1 / (n + 2) for n samples and the two made-up ones
-    enough = math.floor((smallest.samples + 2) * smallest.upper / max_drop) - 1
-    raise ValueError(
-        f"{smallest.samples} samples cannot show a drop below {max_drop:g}: the upper end of the interval is "
-        f"{smallest.upper:.4f} even for a model that does as the dense one on all of them. Evaluate on at least "
-        f"{enough}, or accept a larger drop or less confidence."
-    )
+    if smallest.upper >= max_drop:
+        # the upper end is proportional to 1 / (n + 2) for n samples and the two made-up ones
+        enough = math.floor((smallest.samples + 2) * smallest.upper / max_drop) - 1
+        raise ValueError(
+            f"{smallest.samples} samples cannot show a drop below {max_drop:g}: the upper end of the interval is "
+            f"{smallest.upper:.4f} even for a model that does as the dense one on all of them. Evaluate on at least "
+            f"{enough}, or accept a larger drop or less confidence."
+        )
 
 
 def outcome_of(value: Any) -> tuple[float, tuple[float, ...] | None]:

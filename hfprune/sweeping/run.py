@@ -53,8 +53,8 @@ def sweep(
     Each point is the result of these steps, which are those of `prune` with `schedule="one_shot"`:
 
         plans = plan(model, score(model, batches, scorer=config.scorer, ...), config, sparsity=[...])  # nested
-        for chosen in plans:
-            small = apply_plan(model, chosen)
+        for pruning_plan in plans:
+            small = apply_plan(model, pruning_plan)
             if config.reconstruct:
                 reconstruct(small, model, batches)
             recover(small, model)
@@ -148,12 +148,12 @@ def sweep(
     def curve_so_far() -> Sweep:
         return Sweep(points=in_order(points.values()), settings=settings, scoring_seconds=scoring_seconds)
 
-    for sparsity, chosen in tqdm(plans.items(), desc="Sweeping", unit="point"):
+    for sparsity, pruning_plan in tqdm(plans.items(), desc="Sweeping", unit="point"):
         if sparsity in points:
             continue
         began = time.perf_counter()
-        small = dense if chosen is None else _pruned(dense, chosen, batches, config, recover)
-        composed = _composed(model, chosen)
+        small = dense if pruning_plan is None else _pruned(dense, pruning_plan, batches, config, recover)
+        composed = _composed(model, pruning_plan)
         point = measured_point(small, composed, config, sparsity=sparsity, evaluate=evaluate, began=began)
         points[sparsity] = replace(point, **timings[sparsity])
         check_samples(points[0.0], point)
@@ -346,10 +346,10 @@ def _plans(
 
 
 def _pruned(
-    dense: Anatomy, chosen: PruningPlan, batches: Sequence[Batch], config: PruningConfig, recover: Recover | None
+    dense: Anatomy, pruning_plan: PruningPlan, batches: Sequence[Batch], config: PruningConfig, recover: Recover | None
 ) -> Anatomy:
     """Apply a plan to the dense model, then repair and recover the result as the config and the user ask."""
-    small = anatomy_of(apply_plan(dense, chosen), config.attention_unit)
+    small = anatomy_of(apply_plan(dense, pruning_plan), config.attention_unit)
     check_portable(small.model, config)
     if config.reconstruct:
         reconstruct(small, dense, batches)
@@ -374,8 +374,8 @@ def _latencies(
     # The latency depends on shapes, not on weights. So the models are timed before repair and recovery, and no repaired
     # model has to be kept for it.
     models = []
-    for chosen in plans.values():
-        models.append(dense.model if chosen is None else apply_plan(dense, chosen))
+    for pruning_plan in plans.values():
+        models.append(dense.model if pruning_plan is None else apply_plan(dense, pruning_plan))
     latencies: list[Latency] = measure_latencies(
         models, batch_size=batch_size, sequence_length=config.sequence_length, runs=runs
     )
@@ -385,14 +385,14 @@ def _latencies(
     return timings
 
 
-def _composed(model: PreTrainedModel, chosen: PruningPlan | None) -> PruningPlan | None:
+def _composed(model: PreTrainedModel, pruning_plan: PruningPlan | None) -> PruningPlan | None:
     """A plan for this model in the dense model's numbering; None if nothing was removed, before or by this plan."""
     attached: PruningPlan | None = getattr(model, "pruning_plan", None)
     if attached is None:
-        return chosen
-    if chosen is None:
+        return pruning_plan
+    if pruning_plan is None:
         return attached
-    return attached.then(chosen)
+    return attached.then(pruning_plan)
 
 
 def _digest(composed: PruningPlan | None) -> str:

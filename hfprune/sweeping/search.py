@@ -97,14 +97,14 @@ def prune_within(
     with tqdm(total=len(candidates).bit_length(), desc="Searching", unit="model") as progress:
         while high - low > 1:
             middle = (low + high) // 2
-            chosen = replace(config, sparsity=candidates[middle])
+            candidate = replace(config, sparsity=candidates[middle])
             began = time.perf_counter()
-            small = prune(model, batches, chosen, recover=recover)
+            small = prune(model, batches, candidate, recover=recover)
             point = measured_point(
-                anatomy_of(small, chosen.attention_unit),
+                anatomy_of(small, candidate.attention_unit),
                 small.pruning_plan,
-                chosen,
-                sparsity=chosen.sparsity,
+                candidate,
+                sparsity=candidate.sparsity,
                 evaluate=evaluate,
                 began=began,
             )
