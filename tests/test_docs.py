@@ -9,9 +9,12 @@ import torch
 from transformers import DataCollatorWithPadding
 
 import hfprune
-from hfprune.scoring import registry
+from hfprune.jobs.tasks import registry as task_registry
+from hfprune.planning import allocation, costs
+from hfprune.recovery.losses import registry as loss_registry
+from hfprune.scoring import registry as scoring_registry
 from hfprune.structure import architectures
-from tests.support.tiny import tiny_model
+from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.tiny_data import tiny_tokenized, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -49,12 +52,28 @@ def test_readme(tmp_path, monkeypatch):
 
 
 def test_contributing(monkeypatch):
-    monkeypatch.setattr(registry, "_SCORERS", dict(registry._SCORERS))
-    monkeypatch.setattr(architectures, "_TABLE", dict(architectures._TABLE))
+    registries = {
+        (scoring_registry, "_SCORERS"),
+        (scoring_registry, "_STATISTICS"),
+        (costs, "_BUDGETS"),
+        (allocation, "_ALLOCATORS"),
+        (loss_registry, "_LOSSES"),
+        (task_registry, "_TASKS"),
+        (architectures, "_TABLE"),
+    }
+    for module, name in registries:
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))
+    before = {(module, name): len(getattr(module, name)) for module, name in registries}
     for block in blocks_of("CONTRIBUTING.md"):
-        exec(block, {})
-    assert "variance" in registry.known_scorers()
+        exec(block, {"__name__": "contributing"})
+    assert "variance" in scoring_registry.known_scorers()
     assert architectures.known_architectures()["splinter"].stacks.keys() == {"encoder.layer"}
+    for (module, name), count in before.items():
+        assert len(getattr(module, name)) > count, f"CONTRIBUTING has no worked example for {module.__name__}"
+    scores = hfprune.score(tiny_model("bert"), [tiny_batch()], scorer="largest_weight")
+    assert all(values.min() > 0 for values in scores.values())
+    config = hfprune.PruningConfig(budget="weight_bits", allocation="as_few_as_possible", sequence_length=8)
+    assert [kept for kept, _ in hfprune.plan(tiny_model("bert"), scores, config).counts.values()] == [1] * 4
 
 
 def test_readme_lists_every_architecture():
