@@ -129,8 +129,10 @@ def _present_unit(model: PreTrainedModel, asked: AttentionUnit | None) -> Attent
     own: AttentionUnit | None = None if attached is None else attached.attention_unit
     if (asked or own) != "query":
         return "group"
-    # where a group has one query head its units are heads anyway, unless pruning by query heads left that one
-    return "query" if own == "query" or heads_in_group(model.config) > 1 else "group"
+    # if a group has one query head, groups are heads anyway, unless pruning by query heads left that one
+    if own == "query" or heads_in_group(model.config) > 1:
+        return "query"
+    return "group"
 
 
 def find_blocks(model: ModelOrAnatomy, attention_unit: AttentionUnit | None = None) -> list[Block]:
