@@ -11,8 +11,7 @@ from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import Block
 
 #: What a scorer differentiates. `data`: the loss against the labels of the data. `model`: the loss against labels that
-#: are drawn from a model's own predictions. `logits`: the logits, in a random direction. `none`: nothing, as it needs no
-#: gradients.
+#: are drawn from a model's own predictions. `logits`: the logits, in a random direction. `none`: nothing.
 Labels = Literal["data", "model", "logits", "none"]
 #: What a user must provide for a scorer: labelled data, or the memory for gradients or activations.
 Need = Literal["labels", "gradients", "activations"]
