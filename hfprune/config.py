@@ -1,7 +1,7 @@
 """PruningConfig: all choices of a pruning run.
 
-Values are checked when the config is made. The names of scorer, allocation and schedule are checked when pruning begins,
-because scorers and allocators may be registered until then.
+Values are checked when the config is made. The names of scorer, allocation and schedule are checked when pruning
+begins, because scorers and allocators may be registered until then.
 """
 
 from dataclasses import asdict, dataclass, field
