@@ -9,7 +9,6 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -226,11 +225,12 @@ def _ranked(candidates: Sequence[Candidate], *, neurons: bool) -> _Ranked:
             density = min(density, value / cost)
             steps.append(_Step(rank=-density, owner=owner, number=number, cost=cost, value=value))
     steps.sort()
-    return _Ranked(
-        costs=list(accumulate((step.cost for step in steps), initial=0)),
-        values=list(accumulate((step.value for step in steps), initial=0.0)),
-        owners=[step.owner for step in steps],
-    )
+    ranked = _Ranked(costs=[0], values=[0.0], owners=[])
+    for step in steps:
+        ranked.costs.append(ranked.costs[-1] + step.cost)
+        ranked.values.append(ranked.values[-1] + step.value)
+        ranked.owners.append(step.owner)
+    return ranked
 
 
 @register_allocator("random", ignores_scores=True)

@@ -209,8 +209,15 @@ def units_by_pattern(sparsity: Mapping[str, float], units: Mapping[str, int]) ->
             raise ValueError(f"sparsity of {pattern!r} must be in [0, 1], got {value:g}. It is a fraction.")
     most_units = {}
     for name, units_before in units.items():
-        matching = [value for pattern, value in sparsity.items() if is_excluded(name, [pattern])]
-        share_removed = matching[0] if matching else 0.0
+        share_removed = _first_match(name, sparsity)
         # in binary 1 − 0.9 is a little less than 0.1, which must not remove a unit more
         most_units[name] = int((1 - share_removed) * units_before + 1e-9)
     return most_units
+
+
+def _first_match(name: str, sparsity: Mapping[str, float]) -> float:
+    """The sparsity of the first pattern that matches a block name; 0 if none does."""
+    for pattern, value in sparsity.items():
+        if is_excluded(name, [pattern]):
+            return value
+    return 0.0

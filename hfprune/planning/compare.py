@@ -21,12 +21,11 @@ def comparison(a: PruningPlan, b: PruningPlan) -> dict[str, Any]:
     Raises:
         PlanMismatchError: The plans are not for the same dense model.
     """
-    units = {name: block.units for name, block in a.blocks.items()}
-    _check_same_model(units, {name: block.units for name, block in b.blocks.items()})
+    _check_same_model(a.units_before, b.units_before)
     blocks = {}
     kept_by_both = 0
     kept_by_either = 0
-    for name, units_before in units.items():
+    for name, units_before in a.units_before.items():
         kept_by_a = set(a.blocks[name].kept)
         kept_by_b = set(b.blocks[name].kept)
         in_both = len(kept_by_a & kept_by_b)

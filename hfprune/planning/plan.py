@@ -148,6 +148,16 @@ class PruningPlan:
         return {name: block.kept for name, block in self.blocks.items()}
 
     @property
+    def units_before(self) -> dict[str, int]:
+        """The number of units before pruning, by block name."""
+        return {name: block.units for name, block in self.blocks.items()}
+
+    @property
+    def units_after(self) -> dict[str, int]:
+        """The number of units that stay, by block name."""
+        return {name: len(block.kept) for name, block in self.blocks.items()}
+
+    @property
     def attention_unit(self) -> AttentionUnit:
         """The unit of attention with shared key/value heads: `group`, or `query` for single query heads."""
         return attention_unit_of(block.unit for block in self.blocks.values())
@@ -194,8 +204,7 @@ class PruningPlan:
         Raises:
             PlanMismatchError: `second` is not for the model that this plan makes.
         """
-        units_between = {name: len(block.kept) for name, block in self.blocks.items()}
-        check_match(second, units_between, attention_unit=self.attention_unit)
+        check_match(second, self.units_after, attention_unit=self.attention_unit)
         blocks = {}
         for name, block in self.blocks.items():
             kept = tuple(block.kept[index] for index in second.blocks[name].kept)
@@ -204,7 +213,9 @@ class PruningPlan:
 
     def to_json(self) -> str:
         """The plan as JSON. Each block has a line of its own, so that two plans can be compared with `diff`."""
-        lines = [f"  {json.dumps(name)}: {json.dumps(block.to_fields())}" for name, block in self.blocks.items()]
+        lines = []
+        for name, block in self.blocks.items():
+            lines.append(f"  {json.dumps(name)}: {json.dumps(block.to_fields())}")
         head = {
             "format_version": FORMAT_VERSION,
             "model_type": self.model_type,

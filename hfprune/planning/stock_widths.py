@@ -37,8 +37,10 @@ def portable(candidates: Sequence[Candidate], limit: int) -> list[int]:
     head_blocks: list[Candidate] = []
     neuron_blocks: list[Candidate] = []
     for candidate in candidates:
-        blocks_of_kind = neuron_blocks if candidate.block.unit == "neuron" else head_blocks
-        blocks_of_kind.append(candidate)
+        if candidate.block.unit == "neuron":
+            neuron_blocks.append(candidate)
+        else:
+            head_blocks.append(candidate)
     head_widths = _widths(head_blocks)
     neuron_widths = _widths(neuron_blocks)
     best = _best_pair(head_widths, neuron_widths, limit)
@@ -47,7 +49,10 @@ def portable(candidates: Sequence[Candidate], limit: int) -> list[int]:
     heads, neurons = best
     counts = []
     for candidate in candidates:
-        counts.append(neurons.units if candidate.block.unit == "neuron" else heads.units)
+        if candidate.block.unit == "neuron":
+            counts.append(neurons.units)
+        else:
+            counts.append(heads.units)
     return counts
 
 
@@ -57,12 +62,13 @@ def _best_pair(
     """The widths of heads and of neurons with the largest total score within the limit; None if no pair fits."""
     # Only pairs of which neither width can grow are compared, also where scores below 0 make a smaller pair look
     # better. Widths come from the narrowest, so the last entry for a width of neurons has the widest heads beside it.
-    widest_heads: dict[_Width, _Width] = {}
+    pairs: dict[_Width, tuple[_Width, _Width]] = {}
     for heads in head_widths:
         fitting = [neurons for neurons in neuron_widths if heads.cost + neurons.cost <= limit]
         if fitting:
-            widest_heads[fitting[-1]] = heads
-    if not widest_heads:
+            widest_neurons = fitting[-1]
+            pairs[widest_neurons] = (heads, widest_neurons)
+    if not pairs:
         return None
 
     def worth(pair: tuple[_Width, _Width]) -> tuple[float, int, int]:
@@ -70,7 +76,7 @@ def _best_pair(
         # of equal scores the wider pair counts
         return heads.score + neurons.score, heads.units, neurons.units
 
-    return max(((heads, neurons) for neurons, heads in widest_heads.items()), key=worth)
+    return max(pairs.values(), key=worth)
 
 
 def _widths(candidates: Sequence[Candidate]) -> list[_Width]:
@@ -79,10 +85,13 @@ def _widths(candidates: Sequence[Candidate]) -> list[_Width]:
     if not candidates:
         return [_Width(cost=0, units=0, score=0.0)]
     allowed = set(candidates[0].levels)
+    unit_cost = 0
+    # of each block, the total score of its best 1, 2, ... units
+    totals = []
     for candidate in candidates:
         allowed &= set(candidate.levels) & set(candidate.block.portable_units)
-    unit_cost = sum(candidate.unit_cost for candidate in candidates)
-    totals = [candidate.values.cumsum(0) for candidate in candidates]
+        unit_cost += candidate.unit_cost
+        totals.append(candidate.values.cumsum(0))
     widths = []
     for units in sorted(allowed):
         score = sum(float(total[units - 1]) for total in totals)

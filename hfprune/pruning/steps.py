@@ -106,7 +106,7 @@ def _nested_plans(
         next_plan = _plan(anatomy, scores, config, value, at_most)
         plans.append(next_plan)
         # a block keeps its best units, so a smaller number of units is a part of them
-        at_most = {name: len(block.kept) for name, block in next_plan.blocks.items()}
+        at_most = next_plan.units_after
     return plans
 
 

@@ -108,6 +108,7 @@ def reconstruct(
     large = anatomy_of(dense, small.attention_unit)
     pairs = _matching(small, large)
     batches = check_batches(batches, small.model, taker="reconstruct")
+    running_device = None if device is None else torch.device(device)
     path: Path | None = None
     working_folder: Path | None = None
     if folder is not None:
@@ -128,7 +129,7 @@ def reconstruct(
             large=large.model,
             share=_own_share(batches, {block.mask for block, _ in pairs}),
             store=store,
-            device=None if device is None else torch.device(device),
+            device=running_device,
             write=write,
         )
         repairs = repair.run(pairs, partial, progress)
@@ -220,8 +221,12 @@ class _ModelRepair:
 
     def _repair_layer(self, small: Stream, large: Stream, pairs: Sequence[Pair]) -> list[Repair]:
         """Repair the blocks of the next layer. All blocks before it are repaired already."""
-        sums = {block.name: _residual_sum(large, original) for block, original in pairs}
-        self._keep_targets(large, [original for _, original in pairs], sums)
+        sums = {}
+        originals = []
+        for block, original in pairs:
+            sums[block.name] = _residual_sum(large, original)
+            originals.append(original)
+        self._keep_targets(large, originals, sums)
         batches = range(len(self.share))
         repairs = []
         for block, _ in pairs:

@@ -44,7 +44,7 @@ class LayerStream:
         model: The model, which should be frozen.
         layers: Paths of the layers of one stack from the base model, in order.
         batches: At least one calibration batch.
-        store: Keeps the hidden states. None: in memory.
+        store: Keeps the hidden states.
         name: The name of this stream; streams that share a store have different names.
         start: The place of the first layer to read. If the store has the hidden states before that layer, from an
             earlier run, they are used; otherwise the layers before it run now.
@@ -57,14 +57,14 @@ class LayerStream:
         layers: Sequence[str],
         batches: Sequence[Batch],
         *,
-        store: Store | None = None,
-        name: str = "hidden",
+        store: Store,
+        name: str,
         start: int = 0,
         device: torch.device | None = None,
     ) -> None:
         self.model = model
         self._layers = [model.base_model.get_submodule(path) for path in layers]
-        self._store = Store() if store is None else store
+        self._store = store
         self._name = name
         self._home = model.device
         self._device = device
@@ -72,8 +72,9 @@ class LayerStream:
         self._calls: list[list[Call]] = [[] for _ in self._layers]
         # indices of the batches whose hidden states are behind the next layer already
         self._moved: set[int] = set()
-        has_start = all(self._key(start, index) in self._store for index in range(len(batches)))
-        self._next = start if has_start else 0
+        self._next = 0
+        if all(self._key(start, index) in store for index in range(len(batches))):
+            self._next = start
         self._record(batches)
         for _ in range(self._next, start):
             with self.at_work():
@@ -128,10 +129,13 @@ class LayerStream:
             The hidden states behind the layer.
         """
         args, kwargs = self._calls[self._next][index]
-        place = self._home if self._device is None else self._device
-        hidden = self._store[self._key(self._next, index)].to(place)
-        if self._device is not None:
-            args, kwargs = send_to_device((args, kwargs), place)
+        hidden = self._store[self._key(self._next, index)]
+        if self._device is None:
+            # files are read into memory, and the model may be on a GPU
+            hidden = hidden.to(self._home)
+        else:
+            hidden = hidden.to(self._device)
+            args, kwargs = send_to_device((args, kwargs), self._device)
         output = self._layers[self._next](hidden, *args, **kwargs)
         hidden_behind: Tensor = output[0] if isinstance(output, tuple) else output
         return hidden_behind
@@ -273,12 +277,15 @@ class SharedStream:
             By block name, the reading; the uses of a block stand one behind the other.
         """
         del to_the_end
-        inputs: dict[str, list[Tensor]] = {block.name: [] for block in blocks}
-        targets: dict[str, list[Tensor]] = {block.name: [] for block in blocks}
+        # by block name, for each run of the layer
+        inputs: dict[str, list[Tensor]] = {}
+        targets: dict[str, list[Tensor]] = {}
         base = self.model.base_model
         with ExitStack() as stack:
             for block in blocks:
                 consumer = base.get_submodule(block.consumer)
+                inputs[block.name] = []
+                targets[block.name] = []
                 stack.enter_context(_input_of(consumer, inputs[block.name].append))
                 note_target = targets[block.name].append
                 place = sums[block.name]

@@ -89,9 +89,12 @@ def regularised_inverse(gram: Tensor) -> Tensor:
 def read_activations(run: ScoringRun) -> Iterator[tuple[str, ActivationStatistics]]:
     """Moments of the inputs of every consumer."""
     blocks = run.blocks
-    # the rows are Σx, Σx² and the number of zeros; float64, so that the number of tokens costs no precision
-    moments = {block.name: torch.zeros(3, block.units * block.width, dtype=torch.float64) for block in blocks}
-    norms = {block.name: torch.zeros(block.units, dtype=torch.float64) for block in blocks}
+    moments = {}
+    norms = {}
+    for block in blocks:
+        # the rows are Σx, Σx² and the number of zeros; float64, so that the number of tokens costs no precision
+        moments[block.name] = torch.zeros(3, block.units * block.width, dtype=torch.float64)
+        norms[block.name] = torch.zeros(block.units, dtype=torch.float64)
 
     def add(block: Block, x: Tensor, is_real: Tensor) -> None:
         # padding is zero in x, and must not count as a zero activation
@@ -221,8 +224,10 @@ def _run(
             tokens += reader.tokens
             samples += reader.samples
     add_over_processes([tokens, samples])
-    names = [block.name for block in blocks]
-    return dict(zip(names, tokens.tolist(), strict=True)), samples.item()
+    tokens_of_block = {}
+    for block, count in zip(blocks, tokens.tolist(), strict=True):
+        tokens_of_block[block.name] = count
+    return tokens_of_block, samples.item()
 
 
 class _BatchReader:

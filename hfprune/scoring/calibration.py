@@ -85,7 +85,7 @@ def calibration_batches(
             f"calibration data is a datasets.Dataset, a DataLoader or a list of batches, not {type(data).__name__}."
         )
     batches = [check_batch(batch, model) for batch in batches]
-    drawn_samples = sum(count_samples(batch) for batch in batches)
+    drawn_samples = total_samples(batches)
     if drawn_samples < needed_samples:
         raise _too_small(drawn_samples, needed_samples)
     return batches
@@ -260,6 +260,15 @@ def _argument_names(model: PreTrainedModel) -> set[str]:
     return {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
 
 
+def total_samples(batches: Sequence[Batch]) -> int:
+    """How many samples batches hold together.
+
+    >>> total_samples([{"input_ids": torch.zeros(4, 7)}, {"input_ids": torch.zeros(2, 9)}])
+    6
+    """
+    return sum(count_samples(batch) for batch in batches)
+
+
 def describe(batches: Sequence[Batch]) -> dict[str, Any]:
     """The entry of a record about calibration batches: samples, tokens, and a digest of the token ids.
 
@@ -275,7 +284,7 @@ def describe(batches: Sequence[Batch]) -> dict[str, Any]:
         `samples`, and where there are token ids `tokens` (without padding, if there is a mask) and `digest` (SHA-256 of
         the ids as 64-bit integers, batch by batch).
     """
-    about: dict[str, Any] = {"samples": sum(count_samples(batch) for batch in batches)}
+    about: dict[str, Any] = {"samples": total_samples(batches)}
     if not all(isinstance(batch.get("input_ids"), Tensor) for batch in batches):
         return about
     tokens = 0

@@ -19,10 +19,11 @@ from hfprune.scoring.activation_scorers import (
     read_gram,
     regularised_inverse,
 )
+from hfprune.scoring.calibration import total_samples
 from hfprune.scoring.objectives import summed_loss
 from hfprune.scoring.registry import ScoringRun, register_scorer, register_statistic
 from hfprune.scoring.scores import check_finite
-from hfprune.structure.batches import count_samples, on_device
+from hfprune.structure.batches import on_device
 from hfprune.structure.blocks import Block
 from hfprune.structure.devices import input_device
 from hfprune.structure.gates import gate_gradients
@@ -110,7 +111,7 @@ def _read_group(
                 sums[name] += torch.stack([gamma.sum(0), gamma.abs().sum(0), gamma.square().sum(0)]).cpu()
     add_over_processes(sums.values())
     # all processes hold the batches of all, so these are the samples of all
-    samples = sum(count_samples(batch) for batch in run.batches)
+    samples = total_samples(run.batches)
     statistics = {}
     for block in blocks:
         mean, mean_abs, mean_square = (sums[block.name] / samples).float()

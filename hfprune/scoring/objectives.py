@@ -149,7 +149,9 @@ def _count(model: PreTrainedModel, batch: Batch, output: Any) -> int:
             labels = labels[:, 1:]
         return int((labels != _NO_LABEL).sum())
     # a multiple choice has one label for each question, while a sample is one choice
-    return len(labels) if labels.ndim else count_samples(batch)
+    if labels.ndim:
+        return len(labels)
+    return count_samples(batch)
 
 
 def _are_token_labels(labels: Tensor, logits: Tensor | None) -> bool:

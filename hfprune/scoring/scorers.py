@@ -9,11 +9,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfprune.distributed import from_main_process
-from hfprune.scoring.calibration import check_batches
+from hfprune.scoring.calibration import check_batches, total_samples
 from hfprune.scoring.registry import Scorer, ScoringRun, get_scorer, get_statistic
 from hfprune.scoring.scores import Scores
 from hfprune.structure.anatomy import ModelOrAnatomy, anatomy_of
-from hfprune.structure.batches import Batch, count_samples
+from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import Block
 from hfprune.structure.devices import check_can_run
 from hfprune.structure.running import recomputed
@@ -128,10 +128,11 @@ def score(
     """
     entries, rule = scorers_in(scorer)
     anatomy = anatomy_of(model, attention_unit)
-    label_teacher = anatomy.model if teacher is None else teacher
+    if teacher is None:
+        teacher = anatomy.model
     batches = check_batches(batches, anatomy.model, taker="score")
     check_can_run(anatomy.model)
-    check_can_run(label_teacher)
+    check_can_run(teacher)
     # a block that was removed has no units to score: it keeps its empty tensor
     by_block = anatomy.zeros()
     blocks = [block for block in anatomy.blocks if block.units]
@@ -140,14 +141,16 @@ def score(
         with recomputed(anatomy.model, blocks if gradient_checkpointing else []):
             for entry in entries:
                 run = ScoringRun(
-                    model=anatomy.model, blocks=blocks, batches=batches, scorer=entry, seed=seed, teacher=label_teacher
+                    model=anatomy.model, blocks=blocks, batches=batches, scorer=entry, seed=seed, teacher=teacher
                 )
                 by_scorer.append(_scores_by(run))
-        by_block |= by_scorer[0] if rule is None else hybrid(by_scorer[0], by_scorer[1], blocks, rule)
+        if rule is None:
+            by_block |= by_scorer[0]
+        else:
+            by_block |= hybrid(by_scorer[0], by_scorer[1], blocks, rule)
     # processes on different hardware may differ in the last bit, and so in the plan
     from_main_process(by_block.values())
-    samples = sum(count_samples(batch) for batch in batches)
-    return Scores(by_block=by_block, scorer=scorer, samples=samples)
+    return Scores(by_block=by_block, scorer=scorer, samples=total_samples(batches))
 
 
 def _scores_by(run: ScoringRun) -> dict[str, Tensor]:
