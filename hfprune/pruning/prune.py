@@ -100,7 +100,7 @@ def prune(
     """
     config = config or PruningConfig()
     dense = anatomy_of(model, config.attention_unit)
-    # every round with training is dear, so there are fewer of them
+    # training makes a round expensive, so there are fewer rounds
     keeps = TRAINED_ROUND_KEEPS if recover else ROUND_KEEPS
     steps = check(dense, config, sparsity, keeps=keeps)
     before = measure_size(dense, sequence_length=config.sequence_length)

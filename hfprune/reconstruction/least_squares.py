@@ -15,8 +15,8 @@ _ATTEMPTS = 12
 class Gram(NamedTuple):
     """Sums over tokens that a ridge regression needs, all float64.
 
-    x is the input of a consumer, followed by a 1 if the consumer has a bias. e is the difference between the target and
-    the present value there.
+    x is the input of a consumer, followed by a 1 if the consumer has a bias. e is the target in the dense model, minus
+    the present value of the same in the pruned model.
 
     Attributes:
         xx: Σ x xᵀ, `(inputs, inputs)`.

@@ -63,8 +63,8 @@ def reconstruct(
 
     Over the batches, every layer runs about three times in the pruned model and once in the dense model, however many
     blocks there are. In memory are the hidden states of both models, the targets of one layer in the dense model, the
-    consumers as they were, and the Gram matrices of one consumer. With a folder, all but the Gram matrices are in files
-    there.
+    consumers as they were, and the Gram matrices of one consumer. With a folder, all but the Gram matrices are in its
+    files.
 
     Where `torch.distributed` is initialised, all processes must call it with the same batches. Each process then works
     on a share of them, the sums are added up, and all get the weights of the main process.
@@ -77,7 +77,7 @@ def reconstruct(
     >>> dense = BertModel(config)
     >>> batches = [{"input_ids": torch.randint(20, (8, 6))}]
     >>> scores = hfprune.score(dense, batches, scorer="l2")
-    >>> pruned = hfprune.apply_plan(dense, hfprune.plan(dense, scores))
+    >>> pruned = hfprune.apply_plan(dense, hfprune.plan(dense, scores, sparsity={"*": 0.5}))
     >>> for repair in reconstruct(pruned, dense, batches):
     ...     print(repair.block, repair.target, repair.error_after < repair.error_before)
     encoder.layer.0.attention residual_stream True
@@ -241,7 +241,7 @@ class _ModelRepair:
         return repairs
 
     def _keep_targets(self, large: Stream, blocks: Sequence[Block], sums: Mapping[str, str | None]) -> None:
-        """Keep what the dense model has at the targets of all blocks of a layer, for all batches, from one pass."""
+        """Run a layer of the dense model once, and keep the targets of all its blocks for all batches."""
         for index in range(len(self.share)):
             readings = large.read(index, blocks, sums, to_the_end=True)
             for name, reading in readings.items():
@@ -249,7 +249,7 @@ class _ModelRepair:
 
 
 def _target_key(block: str, index: int) -> str:
-    """The name in the store of what the dense model has at the target of a block, for one batch."""
+    """The name in the store of the target of a block for one batch."""
     return f"target-{block}-{index}"
 
 
@@ -354,7 +354,7 @@ def _accumulate(
         stream: The pruned model.
         block: Its block.
         residual_sum: Where to read the residual sum, or None to read the consumer's output.
-        targets: For each batch, what the dense model has there.
+        targets: For each batch, the same residual sum or output in the dense model.
         uses: For each batch, the use of every token.
 
     Returns:

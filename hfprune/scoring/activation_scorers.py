@@ -32,7 +32,7 @@ GRAM_BYTES = 2 * 1024**3
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationStatistics:
-    """What a scorer that reads `activations` gets of one block. All tensors are float32 on the CPU.
+    """The statistic `activations` of one block. All tensors are float32 on the CPU.
 
     Attributes:
         block: The block.
@@ -53,7 +53,7 @@ class ActivationStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class GramStatistics:
-    """What a scorer that reads `gram` gets of one block.
+    """The statistic `gram` of one block.
 
     Attributes:
         block: The block.
@@ -137,7 +137,7 @@ def read_gram(
         batches: The calibration batches of all processes.
 
     Yields:
-        A block's name, and what scorers that read `gram` get of the block.
+        The name of a block, and its statistic `gram`.
     """
     # not all Gram matrices of a large model fit in memory, so the batches run once for every group of blocks
     for group in groups_of(blocks):

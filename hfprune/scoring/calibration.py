@@ -1,4 +1,4 @@
-"""Calibration batches: a fixed number of samples, drawn by a seed from the user's data, whatever holds it."""
+"""Calibration batches: a fixed number of samples from the user's data, drawn by a seed."""
 
 import hashlib
 import inspect

@@ -32,7 +32,7 @@ from hfprune.structure.running import frozen
 
 @dataclass(frozen=True, kw_only=True)
 class GateStatistics:
-    """What a scorer that reads `gates` or `residual_gates` gets of one block.
+    """The statistic `gates`, or `residual_gates`, of one block.
 
     Attributes:
         block: The block.

@@ -22,8 +22,8 @@ class BeforeHead(NamedTuple):
 
     Attributes:
         hidden: The hidden states behind the base model, `(samples, tokens, features)`.
-        head: Computes the logits of some of these hidden states, with the model's own `forward` and whatever it does
-            to logits, such as scaling.
+        head: Computes the logits of some of these hidden states. It runs the model's own `forward`, so logits are
+            scaled or capped as in the model.
     """
 
     hidden: Tensor

@@ -28,7 +28,7 @@ MOVEMENT_LEARNING_RATE = 5e-5
 
 @dataclass(frozen=True, kw_only=True)
 class WeightStatistics:
-    """What a scorer that reads `weights` gets of one block.
+    """The statistic `weights` of one block.
 
     Attributes:
         block: The block.
@@ -44,9 +44,7 @@ class WeightStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightGradientStatistics:
-    """What a scorer that reads `weight_gradients` or `fine_tuning` gets of one block.
-
-    The sums below go over all weights w of a unit.
+    """The statistic `weight_gradients`, or `fine_tuning`, of one block. The sums go over all weights w of a unit.
 
     Attributes:
         block: The block.
@@ -197,7 +195,7 @@ def _add(sums: Mapping[str, Tensor], model: PreTrainedModel, blocks: Sequence[Bl
 def _statistics(
     blocks: Sequence[Block], sums: Mapping[str, Tensor], batches: int
 ) -> Iterator[tuple[str, WeightGradientStatistics]]:
-    """What scorers get of each block, from the sums of `_add` over so many batches."""
+    """The statistic of each block, from the sums that `_add` made over some number of batches."""
     for block in blocks:
         size, absolute_product, product = sums[block.name]
         statistics = WeightGradientStatistics(
