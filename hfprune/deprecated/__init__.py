@@ -33,11 +33,11 @@ MOVED: dict[str, tuple[str, ...]] = {
     "hfprune.report": ("hfprune.publishing.report", "hfprune.recovery.arguments"),
     "hfprune.tasks": ("hfprune.jobs.tasks", "hfprune.jobs.settings"),
     "hfprune.tasks.arguments": ("hfprune.jobs.settings", "hfprune.jobs.tasks"),
-    "hfprune.tasks.causal_text": ("hfprune.jobs.tasks.causal_language_modelling",),
-    "hfprune.tasks.masked_text": ("hfprune.jobs.tasks.masked_language_modelling",),
+    "hfprune.tasks.causal_text": ("hfprune.jobs.tasks.causal_text",),
+    "hfprune.tasks.masked_text": ("hfprune.jobs.tasks.masked_text",),
     "hfprune.tasks.task": ("hfprune.jobs.tasks.task",),
-    "hfprune.tasks.texts": ("hfprune.jobs.tasks.text_classification",),
-    "hfprune.tasks.tokens": ("hfprune.jobs.tasks.token_classification",),
+    "hfprune.tasks.texts": ("hfprune.jobs.tasks.texts",),
+    "hfprune.tasks.tokens": ("hfprune.jobs.tasks.tokens",),
     "hfprune.workflow": ("hfprune.jobs.run",),
 }
 

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfprune.structure.architectures import base_model_type
+from hfprune.structure.architectures import Support, base_model_type, support_of
 from hfprune.structure.blocks import Block, attention_unit_of, check_attention_unit
-from hfprune.structure.discovery.discover import Support, support_of
 from hfprune.structure.reading import heads_in_group, read_blocks
 from hfprune.structure.specs import AttentionUnit
 
@@ -52,6 +51,9 @@ class Anatomy:
     @cached_property
     def dense_units(self) -> dict[str, int]:
         """How many units each block of the dense model has, by name: by the plan that a pruned model carries.
+
+        Returns:
+            By block name, the number of units.
 
         Raises:
             PlanMismatchError: The model was pruned by other units.

@@ -1,16 +1,16 @@
 """Read the blocks of a model by an entry of the table: every path and size is checked before anything is done."""
 
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hfprune.errors import StructureError
-from hfprune.structure.blocks import QUERIES, Amount, Block, Slice, features_of, weight_dimensions
+from hfprune.structure.blocks import Amount, Block, Slice, features_of, weight_dimensions
 from hfprune.structure.modeling_pruned import owner_of
-from hfprune.structure.specs import Architecture, AttentionUnit, BlockSpec, HeadInput, Quantity, Unit, specs_of
+from hfprune.structure.sites import Site, sites_of
+from hfprune.structure.specs import Architecture, AttentionUnit, HeadInput, Quantity, Unit
 from hfprune.structure.stock import Sizes, with_portable_units
 
 
@@ -34,7 +34,7 @@ def read_blocks(
     problems: list[str] = []
     blocks: list[Block] = []
     sayable: dict[Sizes, bool] = {}
-    for site in _sites(model, entry, attention_unit):
+    for site in sites_of(model, entry, attention_unit):
         reader = _Reader(site)
         block = reader.block()
         problems.extend(reader.problems)
@@ -61,112 +61,6 @@ def heads_in_group(config: PretrainedConfig) -> int:
     heads: int = getattr(config, "num_attention_heads", None) or 1
     shared: int = getattr(config, "num_key_value_heads", None) or heads
     return heads // shared
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Site:
-    """A place where an entry expects a block.
-
-    Attributes:
-        config: Of the model.
-        layer: The layer that holds the block.
-        path: Path of the layer, from the base model.
-        name: The block's name in the layer.
-        spec: The entry of the block.
-        uses: How often the layer runs in one pass.
-        cached: Whether its keys and values are kept while the model generates.
-        by_query: Whether single query heads are the units.
-    """
-
-    config: PretrainedConfig
-    layer: nn.Module
-    path: str
-    name: str
-    spec: BlockSpec
-    uses: int
-    cached: bool
-    by_query: bool
-
-    def inside(self, path: str) -> str:
-        """A path in the layer, from the base model; the layer's own for an empty path."""
-        return f"{self.path}.{path}".rstrip(".")
-
-    def inside_if_any(self, path: str | None) -> str | None:
-        """The same; None for None."""
-        if path is None:
-            return None
-        return self.inside(path)
-
-
-def _sites(model: PreTrainedModel, entry: Architecture, attention_unit: AttentionUnit) -> Iterator[_Site]:
-    """Every place where the entry expects a block."""
-    for stack, layer_specs in entry.stacks.items():
-        layers, uses = _layers(model, stack, entry)
-        cached = _is_cached(model, stack)
-        for path, layer in layers:
-            for name, choices in specs_of(layer_specs).items():
-                spec = _fitting(layer, choices)
-                by_query = attention_unit == "query" and spec.grouped
-                # plans and checkpoints tell query heads by the name of their block
-                if by_query:
-                    name = QUERIES
-                yield _Site(
-                    config=model.config,
-                    layer=layer,
-                    path=path,
-                    name=name,
-                    spec=spec,
-                    uses=uses,
-                    cached=cached,
-                    by_query=by_query,
-                )
-
-
-def _layers(model: PreTrainedModel, stack: str, entry: Architecture) -> tuple[list[tuple[str, nn.Module]], int]:
-    """The layers of a stack with their paths, and how often each runs; none if the model lacks the stack."""
-    found: list[tuple[str, nn.Module]] = [("", model.base_model)]
-    outermost = 0
-    for part in stack.split(".*."):
-        inside: list[tuple[str, nn.Module]] = []
-        for path, module in found:
-            try:
-                layers = module.get_submodule(part)
-            except AttributeError:
-                return [], 1
-            if isinstance(layers, nn.ModuleList):
-                inside += [(f"{path}.{part}.{index}".lstrip("."), layer) for index, layer in enumerate(layers)]
-        found = inside
-        outermost = outermost or len(inside)
-    if not entry.runs:
-        return found, 1
-    runs: int = getattr(model.config, entry.runs)
-    if runs % outermost:
-        raise StructureError(
-            f"{entry.runs}={runs} is no multiple of the {outermost} groups of layers that {type(model).__name__} "
-            "shares among them: how often each runs differs, which hfprune does not count."
-        )
-    return found, runs // outermost
-
-
-def _is_cached(model: PreTrainedModel, stack: str) -> bool:
-    """Whether attention in a stack of layers keeps keys and values while the model generates."""
-    config = model.config
-    if "past_key_values" not in inspect.signature(model.base_model.forward).parameters:
-        return False
-    if config.is_encoder_decoder:
-        return stack.startswith("decoder.")
-    # BERT and its kin are decoders only if the config says so
-    can_be_either = hasattr(config, "add_cross_attention")
-    return not can_be_either or getattr(config, "is_decoder", True)
-
-
-def _fitting(layer: nn.Module, choices: Sequence[BlockSpec]) -> BlockSpec:
-    """The first spec whose projections the layer has; the first of all if none fits."""
-    names = {name for name, _ in layer.named_modules()}
-    for spec in choices:
-        if names.issuperset({*spec.producers, spec.consumer}):
-            return spec
-    return choices[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +112,7 @@ class _Layout:
 class _Reader:
     """Reads one block of one layer and collects what is wrong instead of stopping at the first problem."""
 
-    def __init__(self, site: _Site) -> None:
+    def __init__(self, site: Site) -> None:
         self.site = site
         self.spec = site.spec
         self.problems: list[str] = []
