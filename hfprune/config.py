@@ -1,4 +1,8 @@
-"""PruningConfig: every choice of a pruning run, checked when it is made (names that can be registered when used)."""
+"""PruningConfig: all choices of a pruning run.
+
+Values are checked when the config is made. The names of scorer, allocation and schedule are checked when pruning
+begins, because scorers and allocators may be registered until then.
+"""
 
 from dataclasses import asdict, dataclass, field
 from numbers import Real
@@ -21,57 +25,71 @@ _COUNTS = {
 
 
 def check_sparsity(value: float) -> None:
-    """Refuse what is no fraction that can be removed.
+    """Refuse a sparsity that is not in [0, 1).
 
     Args:
-        value: A sparsity.
+        value: The sparsity.
 
     Raises:
-        ValueError: It is not in [0, 1).
+        ValueError: It is not a number in [0, 1).
     """
     if not isinstance(value, Real):
         raise ValueError(f"sparsity must be a number in [0, 1), got {value!r}.")
-    if not 0 <= value < 1:
-        hint = f" It is a fraction: write {value / 100:g} for {value:g} %." if value > 1 else ""
-        raise ValueError(f"sparsity must be in [0, 1), got {value:g}.{hint}")
+    if 0 <= value < 1:
+        return
+    hint = ""
+    if value > 1:
+        hint = f" It is a fraction: write {value / 100:g} for {value:g} %."
+    raise ValueError(f"sparsity must be in [0, 1), got {value:g}.{hint}")
 
 
 def _check_count(name: str, value: int | None, least: int) -> None:
+    # None: the field is not given
     if value is not None and (not isinstance(value, int) or value < least):
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value}.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruningConfig:
-    """How to prune.
+    """All choices of a pruning run.
+
+    >>> config = PruningConfig(sparsity=0.3, exclude=["*.0.attention"])
+    >>> config.budget, config.scorer
+    ('macs', 'residual_logit_fisher')
+    >>> PruningConfig(sparsity=30)
+    Traceback (most recent call last):
+        ...
+    ValueError: sparsity must be in [0, 1), got 30. It is a fraction: write 0.3 for 30 %.
 
     Attributes:
-        sparsity: The fraction of the dense model's prunable cost to remove, in [0, 1): 0.5 halves it.
-        budget: What is counted: `macs` (multiply-adds a sequence), `params`, or for decoders `kv_cache` (bytes of the
-            key/value cache a token), of which neurons take nothing: they all stay.
+        sparsity: The fraction of the dense model's prunable cost to remove, in [0, 1): 0.5 halves the cost.
+        budget: The cost that sparsity counts: `macs` (multiply-adds for a sequence), `params`, or for decoders
+            `kv_cache` (bytes in the key/value cache for a token). Neurons have no part in that cache, so with it all of
+            them stay.
         sequence_length: Tokens in a sequence, for `macs`.
-        scorer: Which units matter: `residual_logit_fisher` (no labels needed), any other that
+        scorer: The scorer: `residual_logit_fisher` (needs no labels), another one that
             `hfprune.scoring.known_scorers()` lists, one that you registered, or `hybrid(a, b, rule)` of two.
-        attention_unit: Where query heads share key/value heads, the unit of attention: `group`, a key/value head with
-            its query heads, or `query`, one query head: as many of every group go, at least one stays in each, and the
-            key/value cache stays as it is.
-        allocation: Where to remove: `global`, `knapsack`, `threshold`, `uniform`, `layerwise`, `random`, or one that
-            you registered.
+        attention_unit: The unit of attention if query heads share key/value heads. `group`: a key/value head with its
+            query heads. `query`: one query head; every group then keeps equally many, and at least one, and the
+            key/value cache does not get smaller.
+        allocation: The allocator, which chooses how many units each block keeps: `global`, `knapsack`, `threshold`,
+            `uniform`, `layerwise`, `random`, or one that you registered.
         schedule: `one_shot`, `linear`, `cubic` or `geometric`.
-        rounds: Rounds of score, plan, surgery and reconstruction, for schedules other than `one_shot`. None: as many as
-            a geometric schedule needs for every round to keep four fifths of the cost that it finds.
-        reconstruct: Re-solve the consumers in closed form after every surgery, from the calibration samples.
-        calibration_samples: Samples that a scoring pass sees.
+        rounds: The number of rounds of scoring, planning, surgery and reconstruction, for schedules other than
+            `one_shot`. None: as many as a geometric schedule needs if every round keeps at least four fifths of the
+            remaining cost.
+        reconstruct: Re-solve the consumers in closed form after every surgery, on the calibration samples.
+        calibration_samples: The number of samples for scoring and reconstruction.
         calibration_batch_size: The most samples in a calibration batch.
-        calibration_batch_tokens: The most tokens in one. It bounds the memory of scoring; of the scores
-            it changes only what is drawn at random.
+        calibration_batch_tokens: The most tokens in a calibration batch. This bounds the memory of scoring. Scores
+            depend on it only through what is drawn at random.
         calibration_checkpointing: Score with less memory and more time, as `score` explains.
-        min_units: The fewest heads, key/value groups or neurons that a block keeps; with 0 whole blocks may go, where
-            the architecture can run without them.
-        round_to: Neurons are kept in multiples of this; 16 or 32 suits most kernels.
-        exclude: Shell-style patterns of names of blocks to leave whole, such as `*.0.attention`.
-        portable: Only widths that the stock config can say, so that the result needs nothing of hfprune to load.
-        seed: Of everything that is drawn.
+        min_units: The fewest heads, key/value groups or neurons that a block keeps. With 0, whole blocks may be
+            removed if the architecture can run without them.
+        round_to: Neurons are kept in multiples of this number; 16 or 32 suits most kernels.
+        exclude: Shell-style patterns of block names, such as `*.0.attention`: blocks that keep all their units.
+        portable: Keep only widths that the stock config can say, so that the result loads without hfprune.
+        seed: The seed of all random draws.
     """
 
     sparsity: float = field(default=0.5, metadata={"help": "Fraction of the prunable cost to remove, in [0, 1)."})
@@ -114,7 +132,7 @@ class PruningConfig:
             raise ValueError(
                 f"exclude must be a list of patterns, got the string {self.exclude!r}: write [{self.exclude!r}]."
             )
-        # a list, as JSON gives it back, so that two configs compare
+        # a list, as in a config that was read from JSON, so that the two compare equal
         object.__setattr__(self, "exclude", list(self.exclude))
         check_sparsity(self.sparsity)
         get_budget(self.budget)
@@ -131,7 +149,7 @@ class PruningConfig:
                 f"rounds={self.rounds} needs a schedule that spreads them: 'geometric', 'linear' or 'cubic', "
                 "not 'one_shot'."
             )
-        # an allocation that is registered later is looked at when it is used
+        # an allocation that is registered later is checked when it is used
         is_known = self.allocation in known_allocators()
         if self.portable and is_known and get_allocator(self.allocation).block_by_block:
             raise ValueError(

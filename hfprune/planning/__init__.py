@@ -1,4 +1,4 @@
-"""Which units stay: costs, allocators, plans and schedules. Reads scores and costs, never a model."""
+"""Planning: which units stay, from scores and costs alone. Budgets, allocators, plans and schedules."""
 
 from hfprune.planning.allocation import allocate, known_allocators, register_allocator
 from hfprune.planning.costs import Budget, known_budgets, register_budget

@@ -1,7 +1,7 @@
-"""Allocators: from candidates and a cost limit to how many units each block keeps.
+"""Allocators: how many units each block keeps, within a cost limit.
 
-Every allocator is a registered function `(candidates, limit) -> counts`. The units that stay in a block are the best
-of it, so a count says it all.
+Every allocator is a registered function `(candidates, limit) -> counts`. A block keeps its units of the highest scores,
+so the number of units says which.
 """
 
 import bisect
@@ -9,18 +9,19 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hfprune.errors import BudgetError
-from hfprune.planning.candidates import Candidate, candidates_of
+from hfprune.planning.candidates import Candidate, candidates_of, cost_of, full_cost_of, lowest_levels
 from hfprune.planning.plan import PruningPlan
+from hfprune.planning.stock_widths import portable
 from hfprune.scoring.scores import Scores
 from hfprune.structure.blocks import Block
 
+#: From candidates and the cost that may stay to the number of units that each of them keeps.
 AllocatorFunction = Callable[[Sequence[Candidate], int], list[int]]
 
 
@@ -29,10 +30,11 @@ class Allocator:
     """A registered allocator.
 
     Attributes:
-        name: What users write.
-        function: From candidates and the cost that may stay to how many units each keeps.
-        ignores_scores: It gets seeded uniform numbers in the place of scores.
-        block_by_block: `prune` cuts one block after the other, from the deepest up, and scores anew after each.
+        name: The name in `PruningConfig(allocation=...)`.
+        function: From candidates and the cost that may stay to the number of units that each of them keeps.
+        ignores_scores: Whether it gets seeded uniform random numbers in the place of scores.
+        block_by_block: Whether `prune` prunes one block after the other, from the last to the first, and scores the
+            model again after each.
     """
 
     name: str
@@ -49,8 +51,15 @@ def register_allocator(
 ) -> Callable[[AllocatorFunction], AllocatorFunction]:
     """Add an allocator: decorate a function `(candidates, limit) -> counts`.
 
+    >>> @register_allocator("least")
+    ... def least(candidates, limit):
+    ...     return [candidate.levels[0] for candidate in candidates]
+    >>> "least" in known_allocators()
+    True
+    >>> del _ALLOCATORS["least"]  # only so that this example leaves nothing behind
+
     Args:
-        name: What users write.
+        name: The name in `PruningConfig(allocation=...)`.
         ignores_scores: As for `Allocator`.
         block_by_block: As for `Allocator`.
 
@@ -58,7 +67,7 @@ def register_allocator(
         The decorator.
 
     Raises:
-        ValueError: The name is taken.
+        ValueError: Another allocator has that name.
     """
     if name in _ALLOCATORS:
         raise ValueError(f"an allocator named {name!r} is registered already.")
@@ -73,12 +82,12 @@ def register_allocator(
 
 
 def known_allocators() -> Mapping[str, AllocatorFunction]:
-    """The functions of the allocators known now, by name."""
+    """The functions of all allocators that are registered now, by name."""
     return {name: allocator.function for name, allocator in _ALLOCATORS.items()}
 
 
 def get_allocator(name: str) -> Allocator:
-    """An allocator by name.
+    """Look up an allocator.
 
     Args:
         name: Its name.
@@ -87,26 +96,38 @@ def get_allocator(name: str) -> Allocator:
         The allocator.
 
     Raises:
-        ValueError: There is none of that name; the message lists those there are.
+        ValueError: No allocator has that name; the message lists the known ones.
     """
     if name not in _ALLOCATORS:
         raise ValueError(f"unknown allocation {name!r}. Known: {', '.join(sorted(_ALLOCATORS))}.")
     return _ALLOCATORS[name]
 
 
-def cost_of(candidates: Sequence[Candidate], counts: Sequence[int]) -> int:
-    """Cost of keeping so many units of each block."""
-    return sum(candidate.unit_cost * count for candidate, count in zip(candidates, counts, strict=True))
+def _levels_after(candidates: Sequence[Candidate], steps_up: Mapping[int, int]) -> list[int]:
+    """The level of each block, a number of steps above its lowest.
+
+    Args:
+        candidates: The blocks.
+        steps_up: By the place of a block among the candidates, the number of steps; 0 for places that are missing.
+
+    Returns:
+        For each block, how many units it keeps.
+    """
+    counts = []
+    for place, candidate in enumerate(candidates):
+        counts.append(candidate.levels[steps_up.get(place, 0)])
+    return counts
 
 
 @register_allocator("uniform")
 def uniform(candidates: Sequence[Candidate], limit: int) -> list[int]:
-    """The same fraction of every block stays: the largest fraction within the limit."""
+    """Every block keeps the same fraction of its units: the largest fraction within the limit."""
 
     def counts_at(fraction: float) -> list[int]:
-        """For every block the highest level that does not exceed the fraction, or the lowest that there is."""
+        """For every block the highest level that does not exceed the fraction, or else its lowest level."""
         counts = []
         for candidate in candidates:
+            # a fraction times its denominator may be a little less than a whole number
             units = fraction * candidate.block.units + 1e-9
             place = bisect.bisect_right(candidate.levels, units) - 1
             counts.append(candidate.levels[max(place, 0)])
@@ -116,14 +137,14 @@ def uniform(candidates: Sequence[Candidate], limit: int) -> list[int]:
     for candidate in candidates:
         fractions.update(level / candidate.block.units for level in candidate.levels)
     ordered = sorted(fractions)
-    # counts and so the cost only grow with the fraction, so the first that is too dear can be found by bisection
+    # the cost never falls as the fraction grows, so the first fraction beyond the limit can be found by bisection
     first_over = bisect.bisect_right(ordered, limit, key=lambda fraction: cost_of(candidates, counts_at(fraction)))
     return counts_at(ordered[max(first_over - 1, 0)])
 
 
 @register_allocator("layerwise", block_by_block=True)
 def layerwise(candidates: Sequence[Candidate], limit: int) -> list[int]:
-    """As `uniform`; `prune` then cuts one block after the other, from the deepest up, and scores anew after each."""
+    """The same counts as `uniform`, but `prune` prunes one block after the other and scores anew after each."""
     return uniform(candidates, limit)
 
 
@@ -131,40 +152,42 @@ def layerwise(candidates: Sequence[Candidate], limit: int) -> list[int]:
 def global_(candidates: Sequence[Candidate], limit: int) -> list[int]:
     """The set of units with the largest total score within the limit, heads and neurons chosen together.
 
-    For every number h of head steps kept, best first over all blocks, the neurons take what is left of the limit; the
-    h with the largest total score wins (Kwon et al. 2022, Algorithm 1). Exact where each of the two kinds has one cost.
+    Steps of heads and steps of neurons are each sorted by score for their cost, over all blocks. For every number h of
+    the best head steps, the neurons get the cost that the limit still allows; the h with the largest total score wins
+    (Kwon et al. 2022, Algorithm 1). The result is exact if all heads have one cost and all neurons have one cost.
     """
     heads = _ranked(candidates, neurons=False)
     neurons = _ranked(candidates, neurons=True)
-    lowest = [candidate.levels[0] for candidate in candidates]
+    lowest = lowest_levels(candidates)
     room = limit - cost_of(candidates, lowest)
     best_total: float | None = None
     best_heads = 0
     best_neurons = 0
     for head_steps, head_cost in enumerate(heads.costs):
-        left = room - head_cost
-        if left < 0:
+        room_for_neurons = room - head_cost
+        if room_for_neurons < 0:
             break
-        neuron_steps = bisect.bisect_right(neurons.costs, left) - 1
+        neuron_steps = bisect.bisect_right(neurons.costs, room_for_neurons) - 1
         total = heads.values[head_steps] + neurons.values[neuron_steps]
         if best_total is None or total > best_total:
             best_total = total
             best_heads = head_steps
             best_neurons = neuron_steps
+    # not even the lowest levels fit
     if best_total is None:
         return lowest
-    ups = Counter(heads.owners[:best_heads] + neurons.owners[:best_neurons])
-    counts = [candidate.levels[ups[place]] for place, candidate in enumerate(candidates)]
-    return filled(candidates, counts, limit)
+    steps_up = Counter(heads.owners[:best_heads] + neurons.owners[:best_neurons])
+    # rounding of levels may leave room that no pair of numbers uses
+    return filled(candidates, _levels_after(candidates, steps_up), limit)
 
 
 class _Ranked(NamedTuple):
-    """Steps of several blocks, the most valuable for its cost first.
+    """The steps of several blocks, from the highest score for its cost to the lowest.
 
     Attributes:
-        costs: Cost of the first 0, 1, ... steps together.
-        values: Score of the first 0, 1, ... steps together.
-        owners: The place of each step's block among the candidates.
+        costs: The cost of the first 0, 1, ... steps together.
+        values: The score of the first 0, 1, ... steps together.
+        owners: For each step, the place of its block among the candidates.
     """
 
     costs: list[int]
@@ -172,187 +195,126 @@ class _Ranked(NamedTuple):
     owners: list[int]
 
 
+class _Step(NamedTuple):
+    """The units between two neighbouring levels of a block. Steps sort by rank, and then in the order of the model.
+
+    Attributes:
+        rank: What the steps are sorted by; the lowest comes first.
+        owner: The place of the block among the candidates.
+        number: How many steps of the block are below this one.
+        cost: The cost of the units.
+        value: Their total score.
+    """
+
+    rank: float
+    owner: int
+    number: int
+    cost: int
+    value: float
+
+
 def _ranked(candidates: Sequence[Candidate], *, neurons: bool) -> _Ranked:
-    """The steps of all blocks whose units are neurons, or of all others."""
+    """The steps of all blocks whose units are neurons, or of all other blocks."""
     steps = []
     for owner, candidate in enumerate(candidates):
         if (candidate.block.unit == "neuron") is not neurons:
             continue
         density = float("inf")
-        for index, (cost, value) in enumerate(candidate.steps()):
-            # it never rises but for rounding errors, and a step needs those below it
+        for number, (cost, value) in enumerate(candidate.steps()):
+            # rounding errors may make a step denser than the one below it, which must come first
             density = min(density, value / cost)
-            steps.append((-density, owner, index, cost, value))
+            steps.append(_Step(rank=-density, owner=owner, number=number, cost=cost, value=value))
     steps.sort()
-    return _Ranked(
-        costs=list(accumulate((step[3] for step in steps), initial=0)),
-        values=list(accumulate((step[4] for step in steps), initial=0.0)),
-        owners=[step[1] for step in steps],
-    )
+    ranked = _Ranked(costs=[0], values=[0.0], owners=[])
+    for step in steps:
+        ranked.costs.append(ranked.costs[-1] + step.cost)
+        ranked.values.append(ranked.values[-1] + step.value)
+        ranked.owners.append(step.owner)
+    return ranked
 
 
 @register_allocator("random", ignores_scores=True)
 def random(candidates: Sequence[Candidate], limit: int) -> list[int]:
-    """Units of both kinds in random order, as long as they fit."""
-    lowest = [candidate.levels[0] for candidate in candidates]
-    room = limit - cost_of(candidates, lowest)
+    """Heads and neurons in random order, as long as they fit."""
+    room = limit - cost_of(candidates, lowest_levels(candidates))
     steps = []
     for owner, candidate in enumerate(candidates):
-        for index, (cost, value) in enumerate(candidate.steps()):
-            # the mean random number of the units in a step
-            steps.append((-value * candidate.unit_cost / cost, owner, index, cost))
-    ups: Counter[int] = Counter()
-    for _, owner, index, cost in sorted(steps):
-        # a step needs those below it
-        if cost <= room and ups[owner] == index:
-            ups[owner] += 1
-            room -= cost
-    return [candidate.levels[ups[place]] for place, candidate in enumerate(candidates)]
+        for number, (cost, value) in enumerate(candidate.steps()):
+            mean_of_units = value * candidate.unit_cost / cost
+            steps.append(_Step(rank=-mean_of_units, owner=owner, number=number, cost=cost, value=value))
+    steps_up: Counter[int] = Counter()
+    for step in sorted(steps):
+        # a step is possible only after all steps below it
+        if step.cost <= room and steps_up[step.owner] == step.number:
+            steps_up[step.owner] += 1
+            room -= step.cost
+    return _levels_after(candidates, steps_up)
 
 
 @register_allocator("threshold")
 def threshold(candidates: Sequence[Candidate], limit: int) -> list[int]:
-    """All units that score at least one threshold over all blocks, whatever they cost: the lowest within the limit."""
-    counts = [candidate.levels[0] for candidate in candidates]
-    room = limit - cost_of(candidates, counts)
+    """All units whose score is above one threshold for all blocks, whatever they cost: the lowest within the limit."""
+    room = limit - cost_of(candidates, lowest_levels(candidates))
     steps = []
     for owner, candidate in enumerate(candidates):
-        lowest = float("inf")
-        for index, (cost, value) in enumerate(candidate.steps()):
-            # a unit's score, or the mean of a step's units; it never rises but for rounding errors
-            lowest = min(lowest, value * candidate.unit_cost / cost)
-            steps.append((-lowest, owner, index, cost))
-    for _, owner, index, cost in sorted(steps):
-        if cost > room:
+        lowest_mean = float("inf")
+        for number, (cost, value) in enumerate(candidate.steps()):
+            mean_of_units = value * candidate.unit_cost / cost
+            # rounding errors may raise a step above the one below it, which must come first
+            lowest_mean = min(lowest_mean, mean_of_units)
+            steps.append(_Step(rank=-lowest_mean, owner=owner, number=number, cost=cost, value=value))
+    steps_up: Counter[int] = Counter()
+    for step in sorted(steps):
+        # a threshold admits no cheaper unit of a lower score
+        if step.cost > room:
             break
-        counts[owner] = candidates[owner].levels[index + 1]
-        room -= cost
-    return counts
+        steps_up[step.owner] += 1
+        room -= step.cost
+    return _levels_after(candidates, steps_up)
 
 
 def filled(candidates: Sequence[Candidate], counts: Sequence[int], limit: int) -> list[int]:
-    """Counts raised by the best steps for their cost that still fit, so that no unit goes for a score of 0 or below.
+    """Use the cost that the limit still allows: raise counts by the steps with the highest score for their cost.
+
+    Without it, units with a score of 0 or below would be removed although there is room for them.
 
     Args:
         candidates: The blocks.
-        counts: Levels of theirs.
+        counts: For each block, one of its levels.
         limit: The cost that may stay.
 
     Returns:
         Counts within the limit, none of which can be raised.
     """
     room = limit - cost_of(candidates, counts)
-    places = []
-    for candidate, count in zip(candidates, counts, strict=True):
-        places.append(bisect.bisect_left(candidate.levels, count))
+    steps_up = {}
+    for owner, (candidate, count) in enumerate(zip(candidates, counts, strict=True)):
+        steps_up[owner] = bisect.bisect_left(candidate.levels, count)
+    # the next step of every block, from the highest score for its cost: (−density, owner, cost)
     heap: list[tuple[float, int, int]] = []
 
-    def offer(owner: int) -> None:
-        """Put the next step of a block on the heap."""
+    def offer_next(owner: int) -> None:
+        """Put the next step of a block on the heap, if it has one."""
         candidate = candidates[owner]
-        place = places[owner]
-        if place + 1 == len(candidate.levels):
+        number = steps_up[owner]
+        if number + 1 == len(candidate.levels):
             return
-        low = candidate.levels[place]
-        high = candidate.levels[place + 1]
+        low = candidate.levels[number]
+        high = candidate.levels[number + 1]
         cost = (high - low) * candidate.unit_cost
         density = float(candidate.values[low:high].sum()) / cost
         heapq.heappush(heap, (-density, owner, cost))
 
     for owner in range(len(candidates)):
-        offer(owner)
+        offer_next(owner)
     while heap:
         _, owner, cost = heapq.heappop(heap)
-        # what does not fit ends its block: a step needs those below it
+        # a step that does not fit is the last one of its block, as the steps above it are possible only after it
         if cost <= room:
             room -= cost
-            places[owner] += 1
-            offer(owner)
-    return [candidate.levels[place] for candidate, place in zip(candidates, places, strict=True)]
-
-
-class _Width(NamedTuple):
-    """A number of units that all blocks of one sort keep alike.
-
-    Attributes:
-        cost: What all of these blocks cost with it.
-        count: Units of each block.
-        score: Total score of what stays.
-    """
-
-    cost: int
-    count: int
-    score: float
-
-
-def portable(candidates: Sequence[Candidate], limit: int) -> list[int]:
-    """The same width in all blocks of a kind, as the stock config can say it; the pair of widths with the best score.
-
-    Args:
-        candidates: The blocks.
-        limit: The cost that may stay.
-
-    Returns:
-        Counts: equal in all blocks of neurons, and in all others.
-
-    Raises:
-        BudgetError: No pair of widths that the stock config accepts is within the limit.
-    """
-    is_neurons = [candidate.block.unit == "neuron" for candidate in candidates]
-    head_widths = _widths([c for c, neurons in zip(candidates, is_neurons, strict=True) if not neurons])
-    neuron_widths = _widths([c for c, neurons in zip(candidates, is_neurons, strict=True) if neurons])
-    # Of every width of the one only the widest of the other that fits beside it counts, and the other way round: only
-    # these pairs cannot grow, whatever the signs of scores.
-    widest: dict[_Width, _Width] = {}
-    for heads in head_widths:
-        fitting = [neurons for neurons in neuron_widths if heads.cost + neurons.cost <= limit]
-        if fitting:
-            widest[fitting[-1]] = heads
-    if not widest:
-        raise _no_width_fits(candidates, head_widths, neuron_widths)
-    pairs = [(heads, neurons) for neurons, heads in widest.items()]
-
-    def worth(pair: tuple[_Width, _Width]) -> tuple[float, int, int]:
-        heads, neurons = pair
-        return heads.score + neurons.score, heads.count, neurons.count
-
-    best_heads, best_neurons = max(pairs, key=worth)
-    return [best_neurons.count if neurons else best_heads.count for neurons in is_neurons]
-
-
-def _widths(candidates: Sequence[Candidate]) -> list[_Width]:
-    """The widths that the stock config can say of these blocks, from the narrowest; one that is nothing for none."""
-    if not candidates:
-        return [_Width(cost=0, count=0, score=0.0)]
-    allowed = set(candidates[0].levels)
-    for candidate in candidates:
-        allowed &= set(candidate.levels) & set(candidate.block.portable_units)
-    unit_cost = sum(candidate.unit_cost for candidate in candidates)
-    scores = [candidate.values.cumsum(0) for candidate in candidates]
-    widths = []
-    for count in sorted(allowed):
-        score = sum(float(best[count - 1]) for best in scores)
-        widths.append(_Width(cost=unit_cost * count, count=count, score=score))
-    return widths
-
-
-def _no_width_fits(
-    candidates: Sequence[Candidate], head_widths: Sequence[_Width], neuron_widths: Sequence[_Width]
-) -> BudgetError:
-    smallest = ". "
-    if head_widths and neuron_widths:
-        cheapest = min(heads.cost for heads in head_widths) + min(neurons.cost for neurons in neuron_widths)
-        if cheapest:
-            smallest = f": the smallest keeps {cheapest / _full_cost(candidates):.1%} of the prunable cost. "
-    return BudgetError(
-        f"no uniform widths that the stock config can say are within the budget{smallest}"
-        "Lower the sparsity, or drop portable=True: hfprune checkpoints with a width of its own for every layer "
-        "load with plain from_pretrained too."
-    )
-
-
-def _full_cost(candidates: Sequence[Candidate]) -> int:
-    return cost_of(candidates, [candidate.block.units for candidate in candidates])
+            steps_up[owner] += 1
+            offer_next(owner)
+    return _levels_after(candidates, steps_up)
 
 
 def allocate(
@@ -376,29 +338,31 @@ def allocate(
     Args:
         blocks: The model's blocks.
         scores: Their scores.
-        limit: The prunable cost that may stay, in the budget's unit.
-        budget: Name of a registered budget: what is counted.
+        limit: The prunable cost that may stay, as the budget counts it.
+        budget: The name of a registered budget.
         sequence_length: Tokens in a sequence, for `macs`.
         model_type: The dense model's type, for the plan.
-        allocation: Name of a registered allocator, or `random`, which ignores the scores.
+        allocation: The name of a registered allocator.
         min_units: The fewest units that a block keeps.
-        round_to: Neurons are kept in multiples of this.
-        exclude: Shell-style patterns of names of blocks that keep all their units.
-        stock_widths: Keep to the same widths in every layer, as the stock config can say them.
-        at_most: By block name, the most units that may stay.
-        seed: For allocators that ignore the scores.
+        round_to: Neurons are kept in multiples of this number.
+        exclude: Shell-style patterns of block names: blocks that keep all their units.
+        stock_widths: Keep the same widths in every layer, as the stock config can say them, by `portable` instead of
+            the allocator.
+        at_most: By block name, the most units that a block keeps.
+        seed: The seed of the random numbers of allocators that ignore scores.
 
     Returns:
-        The plan, in the model's present numbering.
+        The plan. Units are numbered as in this model.
 
     Raises:
         BudgetError: The limit cannot be met under these constraints.
-        ValueError: Unknown allocation, a pattern that matches no block, or scores that are not of these blocks.
+        ValueError: The allocation is unknown, a pattern matches no block, or the scores are not scores of these blocks.
     """
     allocator = get_allocator(allocation)
+    ranking = _random_scores(blocks, seed) if allocator.ignores_scores else scores
     candidates = candidates_of(
         blocks,
-        _random_scores(blocks, seed) if allocator.ignores_scores else scores,
+        ranking,
         budget=budget,
         sequence_length=sequence_length,
         min_units=min_units,
@@ -406,21 +370,24 @@ def allocate(
         exclude=exclude,
         at_most=at_most,
     )
-    floor = cost_of(candidates, [candidate.levels[0] for candidate in candidates])
-    if floor > limit:
-        full = _full_cost(candidates)
+    least_cost = cost_of(candidates, lowest_levels(candidates))
+    if least_cost > limit:
+        full = full_cost_of(candidates)
         raise BudgetError(
             f"the budget leaves {limit / full:.1%} of this model's prunable {budget}, but min_units={min_units}, "
-            f"round_to={round_to} and {len(exclude)} exclude pattern(s) keep at least {floor / full:.1%}. "
+            f"round_to={round_to} and {len(exclude)} exclude pattern(s) keep at least {least_cost / full:.1%}. "
             "Lower the sparsity or relax these."
         )
     choose = portable if stock_widths else allocator.function
+    # allocators need not care for a model without units
     counts = choose(candidates, limit) if candidates else []
-    kept = {candidate.block.name: candidate.keep(count) for candidate, count in zip(candidates, counts, strict=True)}
+    kept = {}
+    for candidate, count in zip(candidates, counts, strict=True):
+        kept[candidate.block.name] = candidate.keep(count)
     return PruningPlan.keep(blocks, kept, model_type=model_type, sequence_length=sequence_length)
 
 
-def _random_scores(blocks: Sequence[Block], seed: int) -> dict[str, Tensor]:
-    """Seeded uniform numbers, `(units,)` by block name."""
+def _random_scores(blocks: Sequence[Block], seed: int) -> Mapping[str, Tensor]:
+    """Seeded uniform random numbers, `(units,)` by block name."""
     generator = torch.Generator().manual_seed(seed)
     return {block.name: torch.rand(block.units, generator=generator) for block in blocks}

@@ -1,4 +1,4 @@
-"""What may stay of each block: its units in order of score, in steps that are kept or removed together."""
+"""Candidates: each block with its units in order of score, and the numbers of units that it may keep."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,15 +14,19 @@ from hfprune.structure.blocks import Block
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One block as an allocator sees it: its units in order of score, in steps that are kept or removed together.
+    """One block as an allocator sees it.
+
+    A block keeps the units of the highest scores, so an allocator only chooses how many: one of the levels. The units
+    between two levels are kept or removed together.
 
     Attributes:
         block: The block.
-        order: Unit indices from the most to the least worth keeping; ties by lower index. Where units stand in groups
-            that keep equally many, the best of every group come first, then the second best of every one, and so on.
-        unit_cost: Cost of one unit.
-        levels: Every number of units that may stay, increasing. One entry: it is fixed.
-        values: `(units,)` float64 scores in that order.
+        order: Unit indices from the highest score to the lowest; of equal scores the lower index comes first. If units
+            stand in groups that must keep equally many, the best unit of every group comes first, then the second best
+            of every group, and so on.
+        unit_cost: The cost of one unit.
+        levels: Every number of units that the block may keep, increasing. With a single entry there is no choice.
+        values: The scores in the order of `order`, `(units,)` float64.
     """
 
     block: Block
@@ -32,16 +36,16 @@ class Candidate:
     values: Tensor
 
     def keep(self, count: int) -> tuple[int, ...]:
-        """The best `count` units, in increasing order."""
+        """The indices of the best `count` units, in increasing order."""
         return tuple(sorted(self.order[:count]))
 
     @property
     def totals(self) -> Tensor:
-        """Score of the best 0, 1, ... units together, `(units + 1,)` float64."""
+        """The total score of the best 0, 1, ... units, `(units + 1,)` float64."""
         return torch.cat([torch.zeros(1, dtype=torch.float64), self.values.cumsum(0)])
 
     def steps(self) -> list[tuple[int, float]]:
-        """`(cost, score)` of going up each level, from the lowest."""
+        """`(cost, score)` of the units between each two neighbouring levels, from the lowest level up."""
         totals = self.totals
         steps = []
         for low, high in pairwise(self.levels):
@@ -51,8 +55,23 @@ class Candidate:
 
     @property
     def full_cost(self) -> int:
-        """Cost of all units of the block."""
+        """The cost of all units of the block."""
         return self.block.units * self.unit_cost
+
+
+def cost_of(candidates: Sequence[Candidate], counts: Sequence[int]) -> int:
+    """The cost of keeping some number of units of each block."""
+    return sum(candidate.unit_cost * count for candidate, count in zip(candidates, counts, strict=True))
+
+
+def lowest_levels(candidates: Sequence[Candidate]) -> list[int]:
+    """The fewest units that each block may keep."""
+    return [candidate.levels[0] for candidate in candidates]
+
+
+def full_cost_of(candidates: Sequence[Candidate]) -> int:
+    """The cost of all units of the model."""
+    return sum(candidate.full_cost for candidate in candidates)
 
 
 def candidates_of(
@@ -66,81 +85,86 @@ def candidates_of(
     exclude: Sequence[str] = (),
     at_most: Mapping[str, int] | None = None,
 ) -> list[Candidate]:
-    """Order the units of every block and list how many may stay.
+    """Order the units of every block by score, and list how many of them the block may keep.
 
     Args:
-        blocks: The blocks; those that have no units left are passed over.
-        scores: By block name, `(units,)`: higher is more worth keeping.
-        budget: Name of a registered budget: what is counted. Units that cost nothing of it all stay (or `at_most`).
+        blocks: The blocks. A block without units is left out.
+        scores: By block name, `(units,)`. A higher score means that a unit is more worth keeping.
+        budget: The name of a registered budget. Units that cost nothing in it all stay, up to `at_most`.
         sequence_length: Tokens in a sequence, for `macs`.
-        min_units: The fewest units that may stay, if the block can run with so few; where units stand in groups, the
-            next multiple of their number.
-        round_to: Neurons are kept in multiples of this; heads are not rounded.
-        exclude: Shell-style patterns of names of blocks that keep all their units.
-        at_most: By block name, the most units that may stay, if not all; `min_units` comes first.
+        min_units: The fewest units that a block keeps, if it can run with so few. If units stand in groups, it is
+            rounded up to a multiple of the number of groups.
+        round_to: Neurons are kept in multiples of this number; heads are not rounded.
+        exclude: Shell-style patterns of block names: blocks that keep all their units.
+        at_most: By block name, the most units that a block keeps. `min_units` takes precedence.
 
     Returns:
         The blocks as allocators see them.
 
     Raises:
-        ValueError: A pattern that matches no block, or scores that are not of these blocks.
+        ValueError: A pattern matches no block, or the scores are not scores of these blocks.
     """
     check_patterns(exclude, [block.name for block in blocks])
-    unit_cost = get_budget(budget).unit_cost(sequence_length)
+    cost_in_budget = get_budget(budget).unit_cost(sequence_length)
+    most_units = at_most or {}
     candidates = []
     for block in blocks:
-        values = _scores_of(block, scores)
+        scores_of_block = _scores_of(block, scores)
         if not block.units:
             continue
-        most = (at_most or {}).get(block.name, block.units)
         levels = [block.units]
         if not is_excluded(block.name, exclude):
+            most = most_units.get(block.name, block.units)
             levels = _levels(block, min_units=min_units, round_to=round_to, most=most)
-        cost = unit_cost(block)
-        # to remove what costs nothing would gain nothing
-        if not cost:
+        unit_cost = cost_in_budget(block)
+        # removing units that cost nothing would lose score and gain nothing
+        if not unit_cost:
             levels = levels[-1:]
-        ordered, order = _ranked(block, values)
-        candidates.append(Candidate(block=block, order=order, unit_cost=cost, levels=tuple(levels), values=ordered))
+        values, order = _ranked(block, scores_of_block)
+        candidates.append(Candidate(block=block, order=order, unit_cost=unit_cost, levels=tuple(levels), values=values))
     return candidates
 
 
 def _scores_of(block: Block, scores: Mapping[str, Tensor]) -> Tensor:
-    """The scores of a block, refused if they are of other units."""
+    """The scores of a block; scores of another number of units are refused."""
     values = scores.get(block.name)
     if values is None or values.shape != (block.units,):
+        shape = "none" if values is None else tuple(values.shape)
         raise ValueError(
-            f"scores of block {block.name!r} should be ({block.units},), found "
-            f"{'none' if values is None else tuple(values.shape)}. Score the model that the plan is for, with "
-            "the same attention_unit."
+            f"scores of block {block.name!r} should be ({block.units},), found {shape}. Score the model that the plan "
+            "is for, with the same attention_unit."
         )
     return values
 
 
 def _ranked(block: Block, values: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """Scores from the best to the worst, `(units,)` float64, and the units that they are of.
-
-    Where units stand in groups, the first of every group come before the second of every group, and so on.
-    """
+    """Scores from the highest to the lowest, `(units,)` float64, and the indices of their units: see `Candidate`."""
     by_group = values.double().reshape(block.groups, -1)
-    ordered, places = torch.sort(by_group, descending=True, stable=True)
+    # stable: of equal scores the lower index comes first
+    sorted_by_group, places_in_group = torch.sort(by_group, descending=True, stable=True)
     first_of_group = torch.arange(block.groups)[:, None] * by_group.shape[1]
-    order = (places + first_of_group).T.flatten()
-    return ordered.T.flatten(), tuple(order.tolist())
+    order = (places_in_group + first_of_group).T.flatten()
+    return sorted_by_group.T.flatten(), tuple(order.tolist())
 
 
 def _levels(block: Block, *, min_units: int, round_to: int, most: int) -> list[int]:
-    """Every number of units that may stay in a block, increasing."""
-    # heads are not rounded, but of several groups equally many stay
+    """Every number of units that a block may keep, increasing."""
+    # heads are not rounded, but all groups must keep equally many
     step = round_to if block.unit == "neuron" else block.groups
     lowest = min(max(min_units, block.least), block.units)
+    # rounded up to a multiple of the step
     lowest = -(-lowest // step) * step
     levels = [*range(lowest, block.units, step), block.units]
-    return [level for level in levels if level <= most] or levels[:1]
+    allowed = [level for level in levels if level <= most]
+    return allowed or levels[:1]
 
 
 def is_excluded(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a block name matches one of the shell-style patterns, such as `encoder.layer.0.*` or `*.attention`."""
+    """Whether a block name matches one of some shell-style patterns.
+
+    >>> is_excluded("encoder.layer.0.ffn", ["*.attention", "encoder.layer.0.*"])
+    True
+    """
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
@@ -149,10 +173,10 @@ def check_patterns(patterns: Iterable[str], names: Sequence[str]) -> None:
 
     Args:
         patterns: Shell-style patterns of block names.
-        names: The blocks' names.
+        names: The names of the blocks.
 
     Raises:
-        ValueError: One matches none.
+        ValueError: A pattern matches no block.
     """
     for pattern in patterns:
         if not any(is_excluded(name, [pattern]) for name in names):
@@ -163,15 +187,15 @@ def check_patterns(patterns: Iterable[str], names: Sequence[str]) -> None:
 
 
 def units_by_pattern(sparsity: Mapping[str, float], units: Mapping[str, int]) -> dict[str, int]:
-    """How many units stay where sparsity is given block by block.
+    """How many units every block keeps, if sparsity is given by patterns of block names.
 
     Args:
-        sparsity: By shell-style pattern of block names, the fraction of units to remove, in [0, 1]. The first pattern
-            that matches a block counts; blocks that none matches stay whole.
-        units: By block name, how many units the dense model has.
+        sparsity: By shell-style pattern of block names, the fraction of units to remove, in [0, 1]. For each block the
+            first pattern that matches it counts; a block that no pattern matches keeps all its units.
+        units: By block name, the number of units of the dense model.
 
     Returns:
-        By block name, the most units that may stay.
+        By block name, the most units that the block may keep.
 
     Raises:
         ValueError: A pattern matches no block, or a sparsity is not in [0, 1].
@@ -183,10 +207,17 @@ def units_by_pattern(sparsity: Mapping[str, float], units: Mapping[str, int]) ->
     for pattern, value in sparsity.items():
         if not 0 <= value <= 1:
             raise ValueError(f"sparsity of {pattern!r} must be in [0, 1], got {value:g}. It is a fraction.")
-    stay = {}
-    for name, count in units.items():
-        matching = [value for pattern, value in sparsity.items() if is_excluded(name, [pattern])]
-        removed = matching[0] if matching else 0.0
-        # a little more, as 1 − 0.9 is a little less than 0.1 in binary
-        stay[name] = int((1 - removed) * count + 1e-9)
-    return stay
+    most_units = {}
+    for name, units_before in units.items():
+        share_removed = _first_match(name, sparsity)
+        # in binary 1 − 0.9 is a little less than 0.1, which must not remove a unit more
+        most_units[name] = int((1 - share_removed) * units_before + 1e-9)
+    return most_units
+
+
+def _first_match(name: str, sparsity: Mapping[str, float]) -> float:
+    """The sparsity of the first pattern that matches a block name; 0 if none does."""
+    for pattern, value in sparsity.items():
+        if is_excluded(name, [pattern]):
+            return value
+    return 0.0

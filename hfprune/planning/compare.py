@@ -1,4 +1,4 @@
-"""Two plans side by side."""
+"""Two plans for the same model, side by side."""
 
 from typing import Any
 
@@ -11,60 +11,78 @@ def comparison(a: PruningPlan, b: PruningPlan) -> dict[str, Any]:
 
     Args:
         a: A plan.
-        b: Another one.
+        b: Another plan.
 
     Returns:
-        `blocks`: for each, units `before`, kept by `a`, by `b`, and by `both`; `overlap`: the share of the units that
-        either keeps which both keep (Jaccard), over all blocks; and the sparsities and digests of both.
+        `blocks`: for each block, the units `before`, the units that `a` keeps, that `b` keeps, and that `both` keep.
+        `overlap`: of the units that at least one plan keeps, the share that both keep (Jaccard), over all blocks.
+        `mac_sparsity`, `param_sparsity` and `digest` of both plans.
 
     Raises:
-        PlanMismatchError: They are not for the same dense model.
+        PlanMismatchError: The plans are not for the same dense model.
     """
-    dense_a, dense_b = ({name: block.units for name, block in plan.blocks.items()} for plan in (a, b))
-    if dense_a != dense_b:
-        odd = next(n for n in [*dense_a, *dense_b] if dense_a.get(n) != dense_b.get(n))
-        raise PlanMismatchError(
-            f"the plans are not for the same dense model: {odd!r} has {dense_a.get(odd, 'no')} units in the first and "
-            f"{dense_b.get(odd, 'no')} in the second."
-        )
+    _check_same_model(a.units_before, b.units_before)
     blocks = {}
-    both = either = 0
-    for name, units in dense_a.items():
-        mine, yours = set(a.blocks[name].kept), set(b.blocks[name].kept)
-        blocks[name] = {"before": units, "a": len(mine), "b": len(yours), "both": len(mine & yours)}
-        both, either = both + len(mine & yours), either + len(mine | yours)
+    kept_by_both = 0
+    kept_by_either = 0
+    for name, units_before in a.units_before.items():
+        kept_by_a = set(a.blocks[name].kept)
+        kept_by_b = set(b.blocks[name].kept)
+        in_both = len(kept_by_a & kept_by_b)
+        kept_by_both += in_both
+        kept_by_either += len(kept_by_a | kept_by_b)
+        blocks[name] = {"before": units_before, "a": len(kept_by_a), "b": len(kept_by_b), "both": in_both}
     return {
         "blocks": blocks,
-        "overlap": both / either if either else 1.0,
+        # two plans that keep nothing are the same
+        "overlap": kept_by_both / kept_by_either if kept_by_either else 1.0,
         "mac_sparsity": {"a": a.sparsity("macs"), "b": b.sparsity("macs")},
         "param_sparsity": {"a": a.sparsity("params"), "b": b.sparsity("params")},
         "digest": {"a": a.digest, "b": b.digest},
     }
 
 
+def _check_same_model(units_of_a: dict[str, int], units_of_b: dict[str, int]) -> None:
+    """Refuse plans of models with other blocks, or with blocks of other sizes."""
+    for name in [*units_of_a, *units_of_b]:
+        first = units_of_a.get(name, "no")
+        second = units_of_b.get(name, "no")
+        if first != second:
+            raise PlanMismatchError(
+                f"the plans are not for the same dense model: {name!r} has {first} units in the first and "
+                f"{second} in the second."
+            )
+
+
 def compare(a: PruningPlan, b: PruningPlan) -> str:
-    """The comparison as a table of plain text.
+    """Compare two plans in a table of plain text.
 
     Args:
         a: A plan.
-        b: Another one.
+        b: Another plan.
 
     Returns:
-        A line a block, and one for the whole.
+        One line for each block, and one for the whole model.
 
     Raises:
-        PlanMismatchError: They are not for the same dense model.
+        PlanMismatchError: The plans are not for the same dense model.
     """
-    found = comparison(a, b)
-    width = max(len(name) for name in found["blocks"])
+    about = comparison(a, b)
+    width = max(len(name) for name in about["blocks"])
     lines = [f"{'':<{width}}  {'of':>6} {'A':>6} {'B':>6} {'both':>6}"]
-    for name, counts in found["blocks"].items():
-        cells = " ".join(f"{counts[key]:>6}" for key in ("before", "a", "b", "both"))
-        lines.append(f"{name:<{width}}  {cells}" + ("" if a.blocks[name].kept == b.blocks[name].kept else "  differs"))
-    macs, params = found["mac_sparsity"], found["param_sparsity"]
-    lines.append(
-        f"of the units that either keeps, both keep {found['overlap']:.1%}; removed of prunable MACs {macs['a']:.1%} "
+    for name, counts in about["blocks"].items():
+        line = f"{name:<{width}}  {counts['before']:>6} {counts['a']:>6} {counts['b']:>6} {counts['both']:>6}"
+        # equal counts may be counts of different units
+        if a.blocks[name].kept != b.blocks[name].kept:
+            line += "  differs"
+        lines.append(line)
+    macs = about["mac_sparsity"]
+    params = about["param_sparsity"]
+    summary = (
+        f"of the units that either keeps, both keep {about['overlap']:.1%}; removed of prunable MACs {macs['a']:.1%} "
         f"and {macs['b']:.1%}, of prunable parameters {params['a']:.1%} and {params['b']:.1%}"
-        + ("; the plans are the same" if a.digest == b.digest else "")
     )
+    if a.digest == b.digest:
+        summary += "; the plans are the same"
+    lines.append(summary)
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What units cost: the budgets that a sparsity can count, and what each of them counts of a block."""
+"""Budgets: what a sparsity can count, and the cost of one unit of a block in each of them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ class Budget:
     """A registered budget.
 
     Attributes:
-        name: What users write.
+        name: The name in `PruningConfig(budget=...)`.
         function: From a block and the tokens of a sequence to the cost of one unit, a whole number.
-        recorded_as: The field of `BlockPlan` that holds this cost, so that a plan alone can say its sparsity; empty
-            where it takes the model's blocks.
+        recorded_as: The field of `BlockPlan` that holds this cost, so that a plan can tell its sparsity without the
+            model. Empty if no field does.
     """
 
     name: str
@@ -25,34 +25,41 @@ class Budget:
     recorded_as: str = ""
 
     def unit_cost(self, sequence_length: int) -> Callable[[Block], int]:
-        """The cost of one unit, as a function of its block.
+        """The cost of one unit, as a function of its block alone.
 
         Args:
             sequence_length: Tokens in a sequence.
 
         Returns:
-            The function.
+            A function from a block to a cost.
         """
         return lambda block: self.function(block, sequence_length)
 
 
 _BUDGETS: dict[str, Budget] = {}
-#: The names of the budgets known whenever it is looked at: the choices of a command line.
+#: The names of all budgets, a live view: command lines offer those that were registered later, too.
 BUDGET_NAMES = _BUDGETS.keys()
 
 
 def register_budget(name: str, *, recorded_as: str = "") -> Callable[[CostFunction], CostFunction]:
     """Add a budget: decorate a function from a block and the tokens of a sequence to the cost of one unit.
 
+    >>> @register_budget("weight_bytes")
+    ... def weight_bytes(block, sequence_length):
+    ...     return 2 * block.unit_params
+    >>> "weight_bytes" in known_budgets()
+    True
+    >>> del _BUDGETS["weight_bytes"]  # only so that this example leaves nothing behind
+
     Args:
-        name: What users write.
-        recorded_as: As for `Budget`.
+        name: The name in `PruningConfig(budget=...)`.
+        recorded_as: The field of `BlockPlan` that holds this cost, if there is one.
 
     Returns:
         The decorator.
 
     Raises:
-        ValueError: The name is taken.
+        ValueError: Another budget has that name.
     """
     if name in _BUDGETS:
         raise ValueError(f"a budget named {name!r} is registered already.")
@@ -65,7 +72,7 @@ def register_budget(name: str, *, recorded_as: str = "") -> Callable[[CostFuncti
 
 
 def known_budgets() -> Mapping[str, Budget]:
-    """The budgets known now, by name.
+    """All budgets that are registered now, by name.
 
     >>> list(known_budgets())[:3]
     ['macs', 'params', 'kv_cache']
@@ -74,7 +81,7 @@ def known_budgets() -> Mapping[str, Budget]:
 
 
 def get_budget(name: str) -> Budget:
-    """A budget by name.
+    """Look up a budget.
 
     Args:
         name: Its name.
@@ -83,7 +90,7 @@ def get_budget(name: str) -> Budget:
         The budget.
 
     Raises:
-        ValueError: There is none of that name; the message lists those there are.
+        ValueError: No budget has that name; the message lists the known ones.
     """
     if name not in _BUDGETS:
         raise ValueError(f"budget must be one of {', '.join(_BUDGETS)}, got {name!r}.")

@@ -1,4 +1,4 @@
-"""The allocator `knapsack`: dynamic programming over a discretised budget, which gives the whole trade-off curve."""
+"""The allocator `knapsack`: dynamic programming over a discretised budget, which also gives the trade-off curve."""
 
 import math
 from collections.abc import Sequence
@@ -8,31 +8,36 @@ import torch
 from torch import Tensor
 
 from hfprune.planning.allocation import filled, register_allocator
-from hfprune.planning.candidates import Candidate
+from hfprune.planning.candidates import Candidate, lowest_levels
 
-#: The finest division of the budget.
+#: The largest number of bins that the budget is divided into.
 BINS = 65536
 
 
 class Table(NamedTuple):
-    """What dynamic programming finds.
+    """The result of dynamic programming: the best levels for every budget.
 
     Attributes:
-        best: The largest score that any levels within so many bins have, `(bins + 1,)` float64; -inf where none are.
-        choices: For every block, the index of its level there, `(bins + 1,)` each.
-        size: Cost of a bin.
+        best: For 0, 1, ... bins, the largest total score of levels that cost no more: `(bins + 1,)` float64. −inf where
+            no levels are that cheap.
+        choices: For every block, the index of its level in that solution, `(bins + 1,)` each.
+        bin_cost: The cost of one bin.
     """
 
     best: Tensor
     choices: list[Tensor]
-    size: int
+    bin_cost: int
+
+    def bins_of(self, cost: int) -> int:
+        """How many bins a cost takes, rounded up."""
+        return -(-cost // self.bin_cost)
 
 
 def tabulate(candidates: Sequence[Candidate], limit: int) -> Table:
-    """The best levels for every budget up to a limit.
+    """Find the best levels for every budget up to a limit.
 
-    Exact where the limit is at most `BINS` times the greatest common divisor of the costs of units; beyond that every
-    block's cost is rounded up to a bin, which may leave one bin a block unused.
+    The result is exact if the limit is at most `BINS` times the greatest common divisor of the unit costs. Otherwise
+    the cost of every block is rounded up to whole bins, so up to one bin for each block may stay unused.
 
     Args:
         candidates: The blocks.
@@ -41,26 +46,33 @@ def tabulate(candidates: Sequence[Candidate], limit: int) -> Table:
     Returns:
         The table.
     """
-    size = math.gcd(*(c.unit_cost for c in candidates)) or 1  # 0: nothing costs anything
-    size *= max(1, math.ceil(limit / size / BINS))
-    bins = limit // size
-    best = torch.zeros(bins + 1, dtype=torch.float64)
-    choices = []
-    for c in candidates:
-        totals = c.totals
-        found = torch.full_like(best, -torch.inf)
-        choice = torch.zeros(bins + 1, dtype=torch.long)
-        for index, level in enumerate(c.levels):
-            cost = -(-level * c.unit_cost // size)
-            if cost > bins:
-                break
-            value = best[: bins + 1 - cost] + totals[level]
-            better = value > found[cost:]
-            found[cost:][better] = value[better]
-            choice[cost:][better] = index
-        best = found
-        choices.append(choice)
-    return Table(best, choices, size)
+    # 0 if no unit costs anything
+    common_divisor = math.gcd(*(candidate.unit_cost for candidate in candidates)) or 1
+    bin_cost = common_divisor * max(1, math.ceil(limit / common_divisor / BINS))
+    bins = limit // bin_cost
+    table = Table(best=torch.zeros(bins + 1, dtype=torch.float64), choices=[], bin_cost=bin_cost)
+    for candidate in candidates:
+        table = _with_block(table, candidate)
+    return table
+
+
+def _with_block(table: Table, candidate: Candidate) -> Table:
+    """A table for one block more: for every budget, the best level of the block beside the best of the others."""
+    last_bin = len(table.best) - 1
+    totals = candidate.totals
+    best = torch.full_like(table.best, -torch.inf)
+    choice = torch.zeros(last_bin + 1, dtype=torch.long)
+    for index, level in enumerate(candidate.levels):
+        bins = table.bins_of(level * candidate.unit_cost)
+        # levels increase, and so do their costs
+        if bins > last_bin:
+            break
+        score = table.best[: last_bin + 1 - bins] + totals[level]
+        # of equal scores the lowest level counts
+        is_better = score > best[bins:]
+        best[bins:][is_better] = score[is_better]
+        choice[bins:][is_better] = index
+    return Table(best=best, choices=[*table.choices, choice], bin_cost=table.bin_cost)
 
 
 class TradeOff(NamedTuple):
@@ -68,7 +80,7 @@ class TradeOff(NamedTuple):
 
     Attributes:
         sparsity: The fraction of the dense model's prunable cost that is removed.
-        lost: The least total score that must go for it.
+        lost: The smallest total score of units that can be removed for it.
     """
 
     sparsity: float
@@ -76,42 +88,45 @@ class TradeOff(NamedTuple):
 
 
 def trade_off_curve(candidates: Sequence[Candidate], dense_cost: int) -> list[TradeOff]:
-    """What the best choice of levels loses at every cost, from one table.
+    """The smallest loss of score at every cost, from one table.
 
     Args:
         candidates: The blocks.
-        dense_cost: What sparsity counts from.
+        dense_cost: The prunable cost of the dense model, which sparsities count from.
 
     Returns:
         The points where the best choice changes, from the lowest sparsity to the highest; none if there are no blocks.
     """
     if not candidates:
         return []
-    full = sum(c.unit_cost * c.levels[-1] for c in candidates)
-    total = sum(float(c.totals[-1]) for c in candidates)
-    best, _, size = tabulate(candidates, full)
+    full_cost = sum(candidate.unit_cost * candidate.levels[-1] for candidate in candidates)
+    full_score = sum(float(candidate.totals[-1]) for candidate in candidates)
+    table = tabulate(candidates, full_cost)
     points: list[TradeOff] = []
-    top = -math.inf
-    for used, value in enumerate(best.tolist()):
-        if value > top:
-            top = value
-            points.append(TradeOff(sparsity=1 - used * size / dense_cost, lost=total - value))
-    whole = TradeOff(sparsity=1 - full / dense_cost, lost=0.0)
+    best_so_far = -math.inf
+    for bins, score in enumerate(table.best.tolist()):
+        if score > best_so_far:
+            best_so_far = score
+            points.append(TradeOff(sparsity=1 - bins * table.bin_cost / dense_cost, lost=full_score - score))
+    # costs that are rounded up to bins may leave no room for the whole model
+    whole = TradeOff(sparsity=1 - full_cost / dense_cost, lost=0.0)
     if not points or (points[-1].sparsity > whole.sparsity and points[-1].lost > 0):
-        points.append(whole)  # which rounding up to bins left out
+        points.append(whole)
     return points[::-1]
 
 
 @register_allocator("knapsack")
 def knapsack(candidates: Sequence[Candidate], limit: int) -> list[int]:
-    """The levels with the largest total score within the limit; for units of any costs (see `tabulate`)."""
-    best, choices, size = tabulate(candidates, limit)
-    left = limit // size
-    if best[left] == -torch.inf:  # rounding up leaves no room for more than the lowest levels
-        return filled(candidates, [c.levels[0] for c in candidates], limit)
+    """The levels with the largest total score within the limit, whatever the units cost (see `tabulate`)."""
+    table = tabulate(candidates, limit)
+    bins_left = limit // table.bin_cost
+    # rounded up to bins, even the lowest levels may exceed the limit
+    if table.best[bins_left] == -torch.inf:
+        return filled(candidates, lowest_levels(candidates), limit)
     counts = []
-    for c, choice in zip(reversed(candidates), reversed(choices), strict=True):
-        level = c.levels[int(choice[left])]
-        left -= -(-level * c.unit_cost // size)
+    # a choice depends on the bins that the blocks before it leave, so the solution is read from the last block
+    for candidate, choice in zip(reversed(candidates), reversed(table.choices), strict=True):
+        level = candidate.levels[int(choice[bins_left])]
+        bins_left -= table.bins_of(level * candidate.unit_cost)
         counts.append(level)
     return filled(candidates, counts[::-1], limit)

@@ -1,4 +1,4 @@
-"""A pruning plan: which units stay in each block. It holds no tensor and is JSON."""
+"""Pruning plans: which units stay in each block. A plan holds no tensors and can be written as JSON."""
 
 import hashlib
 import json
@@ -13,22 +13,25 @@ from hfprune.structure.blocks import QUERIES, Block, attention_unit_of, check_at
 from hfprune.structure.specs import KIND_OF_NEURONS, AttentionUnit, Kind, Unit
 
 FORMAT_VERSION = 1
-#: What the JSON of a block holds, in this order.
+#: A message shows at most so many indices.
+_SHOWN_UNITS = 8
+#: The fields of a block in JSON, in this order.
 _IN_JSON = ("kind", "units", "kept", "unit_params", "unit_macs", "unit_cache_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockPlan:
-    """What stays of one block.
+    """Which units of one block stay, and what a unit costs.
 
     Attributes:
         kind: `attention` or `ffn`.
-        units: How many units the block had.
-        kept: Indices of those that stay, increasing.
+        units: The number of units before pruning.
+        kept: The indices of the units that stay, increasing.
         unit_params: Parameters of one unit.
         unit_macs: Multiply-adds of one unit for one sequence of the plan's `sequence_length`.
-        unit_cache_bytes: Bytes of one unit for every token in the key/value cache; 0 where it has none.
-        unit: What one unit is: `group`, `query` or `neuron`. In JSON the block's kind and name say it.
+        unit_cache_bytes: Bytes of one unit in the key/value cache, for one token; 0 without a cache.
+        unit: What one unit is: `group`, `query` or `neuron`. It is not a field in JSON, where it follows from the
+            block's kind and name.
     """
 
     kind: Kind
@@ -46,10 +49,10 @@ class BlockPlan:
             budget: The name of a registered budget.
 
         Returns:
-            Such as parameters, multiply-adds a sequence, or bytes of key/value cache a token.
+            The cost, such as a number of parameters, of multiply-adds for a sequence, or of cache bytes for a token.
 
         Raises:
-            ValueError: No budget has that name, or plans do not record what it counts.
+            ValueError: No budget has that name, or a plan has no field for the cost.
         """
         field = get_budget(budget).recorded_as
         if not field:
@@ -62,27 +65,29 @@ class BlockPlan:
 
     @classmethod
     def from_fields(cls, name: str, fields: Mapping[str, Any]) -> "BlockPlan":
-        """What the JSON of a plan holds of a block.
+        """Make the plan of a block from its fields in JSON.
 
         Args:
             name: The block's name.
-            fields: Its fields.
+            fields: The fields.
 
         Returns:
-            The block's plan.
+            The plan of the block.
 
         Raises:
             TypeError: A field is missing or unknown.
         """
-        return cls(**{**fields, "kept": tuple(fields["kept"])}, unit=_unit_in_json(name, fields["kind"]))
+        kept = tuple(fields["kept"])
+        unit = _unit_in_json(name, fields["kind"])
+        return cls(**{**fields, "kept": kept}, unit=unit)
 
     def to_fields(self) -> dict[str, Any]:
-        """What the JSON of a plan holds of a block."""
+        """The fields of a block in JSON."""
         return {name: getattr(self, name) for name in _IN_JSON}
 
 
 def _unit_in_json(name: str, kind: Kind) -> Unit:
-    """What a unit is, in the format of the file: query heads are told by the block's name."""
+    """What one unit is, from the fields of the file format: the block's name tells query heads from groups."""
     if kind == KIND_OF_NEURONS:
         return "neuron"
     return "query" if name.endswith(f".{QUERIES}") else "group"
@@ -90,14 +95,25 @@ def _unit_in_json(name: str, kind: Kind) -> Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class PruningPlan:
-    """Which units stay, block by block, in the numbering of the model that the plan is for.
+    """Which units stay, block by block.
 
-    A plan attached to a pruned model, or published, is in dense numbering: that of the model before any pruning.
+    Units are numbered as in the model that the plan is for. In a plan that is attached to a pruned model, or published,
+    they are numbered as in the dense model: the model before any pruning.
+
+    >>> block = BlockPlan(kind="ffn", units=4, kept=(0, 3), unit_params=9, unit_macs=64, unit="neuron")
+    >>> plan = PruningPlan(model_type="bert", sequence_length=8, blocks={"encoder.layer.0.ffn": block})
+    >>> plan.sparsity("params")
+    0.5
+    >>> print(plan)
+    encoder.layer.0.ffn      2 of 4      ██████████░░░░░░░░░░
+    removed 50.0% of prunable MACs (sequences of 8 tokens), 50.0% of prunable parameters; digest dcd8b30400da
+    >>> PruningPlan.from_json(plan.to_json()) == plan
+    True
 
     Attributes:
         model_type: The dense model's type.
         sequence_length: Tokens in a sequence, for the multiply-adds.
-        blocks: By block name, in layer order.
+        blocks: The plan of each block by name, in the order in which the blocks run.
     """
 
     model_type: str
@@ -106,104 +122,113 @@ class PruningPlan:
 
     def __post_init__(self) -> None:
         for name, block in self.blocks.items():
-            kept = block.kept
-            increases = all(a < b for a, b in pairwise(kept))
-            in_range = not kept or (kept[0] >= 0 and kept[-1] < block.units)
-            if not (increases and in_range):
-                raise ValueError(
-                    f"the plan of block {name!r} must keep increasing indices from 0 to {block.units - 1}, got "
-                    f"{list(kept[:8])}{' ...' if len(kept) > 8 else ''}."
-                )
+            _check_kept(name, block)
 
     @classmethod
     def keep(
         cls, blocks: Sequence[Block], kept: Mapping[str, Sequence[int]], *, model_type: str, sequence_length: int
     ) -> "PruningPlan":
-        """The plan that keeps these units; blocks that `kept` does not name stay whole."""
-        return cls(
-            model_type=model_type,
-            sequence_length=sequence_length,
-            blocks={
-                block.name: BlockPlan(
-                    kind=block.kind,
-                    unit=block.unit,
-                    units=block.units,
-                    kept=tuple(kept.get(block.name, range(block.units))),
-                    unit_params=block.unit_params,
-                    unit_macs=block.unit_macs(sequence_length),
-                    unit_cache_bytes=block.unit_cache_bytes,
-                )
-                for block in blocks
-            },
-        )
+        """The plan that keeps these units. A block that `kept` does not name keeps all its units."""
+        plans = {}
+        for block in blocks:
+            plans[block.name] = BlockPlan(
+                kind=block.kind,
+                unit=block.unit,
+                units=block.units,
+                kept=tuple(kept.get(block.name, range(block.units))),
+                unit_params=block.unit_params,
+                unit_macs=block.unit_macs(sequence_length),
+                unit_cache_bytes=block.unit_cache_bytes,
+            )
+        return cls(model_type=model_type, sequence_length=sequence_length, blocks=plans)
 
     @property
     def kept(self) -> dict[str, tuple[int, ...]]:
-        """The kept indices, by block name."""
+        """The indices of the units that stay, by block name."""
         return {name: block.kept for name, block in self.blocks.items()}
 
     @property
+    def units_before(self) -> dict[str, int]:
+        """The number of units before pruning, by block name."""
+        return {name: block.units for name, block in self.blocks.items()}
+
+    @property
+    def units_after(self) -> dict[str, int]:
+        """The number of units that stay, by block name."""
+        return {name: len(block.kept) for name, block in self.blocks.items()}
+
+    @property
     def attention_unit(self) -> AttentionUnit:
-        """What units of attention with shared key/value heads are: `group`, or `query` for single query heads."""
+        """The unit of attention with shared key/value heads: `group`, or `query` for single query heads."""
         return attention_unit_of(block.unit for block in self.blocks.values())
 
     @property
     def counts(self) -> dict[str, tuple[int, int]]:
-        """`(kept, before)` units, by block name."""
+        """The numbers of units after and before pruning, `(kept, before)` by block name."""
         return {name: (len(block.kept), block.units) for name, block in self.blocks.items()}
 
     def cost(self, budget: str) -> tuple[int, int]:
-        """`(kept, before)` cost of all prunable units: parameters, multiply-adds a sequence, or cache bytes a token."""
-        blocks = self.blocks.values()
-        kept = sum(len(block.kept) * block.unit_cost(budget) for block in blocks)
-        return kept, sum(block.units * block.unit_cost(budget) for block in blocks)
+        """The cost of all units after and before pruning, `(kept, before)`, in a budget."""
+        cost_kept = 0
+        cost_before = 0
+        for block in self.blocks.values():
+            unit_cost = block.unit_cost(budget)
+            cost_kept += len(block.kept) * unit_cost
+            cost_before += block.units * unit_cost
+        return cost_kept, cost_before
 
     def sparsity(self, budget: str = "macs") -> float:
-        """The fraction of the prunable cost that is removed, in [0, 1)."""
+        """The fraction of the prunable cost that is removed, in [0, 1]."""
         kept, before = self.cost(budget)
-        return 1 - kept / before if before else 0.0
+        # such as the key/value cache of an encoder
+        if not before:
+            return 0.0
+        return 1 - kept / before
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what stays: equal for equal plans, whoever made them."""
+        """SHA-256 of the kept indices and the numbers of units: plans that keep the same have the same digest."""
         essence = {name: [block.units, list(block.kept)] for name, block in sorted(self.blocks.items())}
-        return hashlib.sha256(json.dumps(essence, separators=(",", ":")).encode()).hexdigest()
+        text = json.dumps(essence, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def then(self, second: "PruningPlan") -> "PruningPlan":
-        """The one plan that does what this plan and then `second`, in the smaller model's numbering, do.
+        """Compose two plans: the result keeps the units that stay when this plan and then `second` are applied.
 
         Args:
-            second: A plan for the model that this plan leaves.
+            second: A plan for the model that this plan makes, with the units numbered as in that smaller model.
 
         Returns:
-            A plan in this plan's numbering.
+            A plan with the units numbered as in this plan.
 
         Raises:
-            PlanMismatchError: `second` is not for what this plan leaves.
+            PlanMismatchError: `second` is not for the model that this plan makes.
         """
-        left = {name: len(block.kept) for name, block in self.blocks.items()}
-        check_match(second, left, attention_unit=self.attention_unit)
+        check_match(second, self.units_after, attention_unit=self.attention_unit)
         blocks = {}
         for name, block in self.blocks.items():
-            kept = tuple(block.kept[place] for place in second.blocks[name].kept)
+            kept = tuple(block.kept[index] for index in second.blocks[name].kept)
             blocks[name] = replace(block, kept=kept)
         return PruningPlan(model_type=self.model_type, sequence_length=self.sequence_length, blocks=blocks)
 
     def to_json(self) -> str:
-        """The plan as JSON, one line a block, so that two plans can be compared with `diff`."""
-        lines = [f"  {json.dumps(name)}: {json.dumps(block.to_fields())}" for name, block in self.blocks.items()]
+        """The plan as JSON. Each block has a line of its own, so that two plans can be compared with `diff`."""
+        lines = []
+        for name, block in self.blocks.items():
+            lines.append(f"  {json.dumps(name)}: {json.dumps(block.to_fields())}")
         head = {
             "format_version": FORMAT_VERSION,
             "model_type": self.model_type,
             "sequence_length": self.sequence_length,
             "digest": self.digest,
         }
+        # json.dumps has no layout with one line for each block, so the closing brace is cut off and written again below
         opening = json.dumps(head, indent=1)[:-2]
         return opening + ',\n "blocks": {\n' + ",\n".join(lines) + "\n }\n}\n"
 
     @classmethod
     def from_json(cls, text: str) -> "PruningPlan":
-        """Read what `to_json` wrote.
+        """Read a plan that `to_json` wrote.
 
         Args:
             text: JSON.
@@ -212,7 +237,7 @@ class PruningPlan:
             The plan.
 
         Raises:
-            ValueError: It is not a plan, is of a newer format, or its digest does not match its content.
+            ValueError: The text is not a plan, has a newer format, or its digest does not match its content.
         """
         try:
             data = json.loads(text)
@@ -222,12 +247,16 @@ class PruningPlan:
                     f"the pruning plan has format_version {version!r:.50}, this hfprune reads {FORMAT_VERSION}: "
                     "upgrade it (pip install -U hfprune)."
                 )
-            blocks = {name: BlockPlan.from_fields(name, fields) for name, fields in data["blocks"].items()}
+            blocks = {}
+            for name, fields in data["blocks"].items():
+                blocks[name] = BlockPlan.from_fields(name, fields)
             plan = cls(model_type=data["model_type"], sequence_length=data["sequence_length"], blocks=blocks)
+        # files come from strangers, so every way in which their JSON can be wrong gets the same clear error
         except (AttributeError, KeyError, RecursionError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"not a pruning plan: {type(error).__name__}: {error}") from error
         for name, block in plan.blocks.items():
             _check_values(name, block, plan.sequence_length)
+        # a plan without a digest is one that was edited on purpose
         if data.get("digest", plan.digest) != plan.digest:
             raise ValueError(
                 f"the pruning plan was changed: its digest says {data['digest'][:12]}..., its content gives "
@@ -239,9 +268,12 @@ class PruningPlan:
         width = max(len(name) for name in self.blocks)
         lines = []
         for name, (kept, before) in self.counts.items():
+            # a block that was removed by an earlier pruning had no units before this one
             bar = "█" * round(20 * kept / max(before, 1))
             lines.append(f"{name:<{width}}  {kept:>5} of {before:<5}  {bar:░<20}")
-        cache = f", {self.sparsity('kv_cache'):.1%} of its key/value cache" if self.cost("kv_cache")[1] else ""
+        cache = ""
+        if self.cost("kv_cache")[1]:
+            cache = f", {self.sparsity('kv_cache'):.1%} of its key/value cache"
         lines.append(
             f"removed {self.sparsity('macs'):.1%} of prunable MACs (sequences of {self.sequence_length} tokens), "
             f"{self.sparsity('params'):.1%} of prunable parameters{cache}; digest {self.digest[:12]}"
@@ -249,9 +281,25 @@ class PruningPlan:
         return "\n".join(lines)
 
 
+def _check_kept(name: str, block: BlockPlan) -> None:
+    """Refuse indices that do not increase, or are out of range."""
+    kept = block.kept
+    increases = all(index < following for index, following in pairwise(kept))
+    in_range = not kept or (kept[0] >= 0 and kept[-1] < block.units)
+    if increases and in_range:
+        return
+    shown = str(list(kept[:_SHOWN_UNITS]))
+    if len(kept) > _SHOWN_UNITS:
+        shown += " ..."
+    raise ValueError(
+        f"the plan of block {name!r} must keep increasing indices from 0 to {block.units - 1}, got {shown}."
+    )
+
+
 def _check_values(name: str, block: BlockPlan, sequence_length: int) -> None:
-    """Refuse values of a file that no plan has."""
+    """Refuse a file whose numbers are not whole ones from 0, or whose block is of an unknown kind."""
     numbers = (block.units, block.unit_params, block.unit_macs, sequence_length, *block.kept)
+    # by type: in JSON `true` is no number, but Python takes it for the int 1
     wrong = [number for number in numbers if type(number) is not int or number < 0]
     kinds = get_args(Kind)
     if wrong or block.kind not in kinds:
@@ -266,36 +314,41 @@ def check_match(plan: PruningPlan, units: Mapping[str, int], *, attention_unit: 
 
     Args:
         plan: The plan.
-        units: By block name, how many units the model has.
-        attention_unit: What units of attention are in the model.
+        units: By block name, the number of units in the model.
+        attention_unit: The unit of attention in the model.
 
     Raises:
         PlanMismatchError: Block names or numbers of units differ.
     """
     check_attention_unit(plan.attention_unit, attention_unit)
     if set(plan.blocks) != set(units):
-        extra = sorted(set(plan.blocks) - set(units))
-        missing = sorted(set(units) - set(plan.blocks))
-        named = []
-        if extra:
-            named.append(f"the model has no {extra[0]!r}")
-        if missing:
-            named.append(f"the plan lacks {missing[0]!r}")
         raise PlanMismatchError(
             f"the plan is for a {plan.model_type} model with {len(plan.blocks)} blocks, this model has {len(units)}: "
-            f"{'; '.join(named)}. Score this model and make a plan of its own."
+            f"{_differing_names(plan, units)}. Score this model and make a plan of its own."
         )
     for name, block in plan.blocks.items():
-        have = units[name]
-        if have == block.units:
+        units_here = units[name]
+        if units_here == block.units:
             continue
-        if have < block.units:
+        if units_here < block.units:
             cause = (
-                f"The model is already pruned ({have} of {block.units}). Apply the plan to the dense model, or score "
-                "this one again."
+                f"The model is already pruned ({units_here} of {block.units}). Apply the plan to the dense model, or "
+                "score this one again."
             )
         else:
             cause = "It is for a smaller model, or for this one after pruning: combine plans with first.then(second)."
         raise PlanMismatchError(
-            f"block {name!r} has {have} units in this model, but the plan was made for {block.units}. {cause}"
+            f"block {name!r} has {units_here} units in this model, but the plan was made for {block.units}. {cause}"
         )
+
+
+def _differing_names(plan: PruningPlan, units: Mapping[str, int]) -> str:
+    """One block name that only the plan has, and one that only the model has, in words."""
+    only_in_plan = sorted(set(plan.blocks) - set(units))
+    only_in_model = sorted(set(units) - set(plan.blocks))
+    parts = []
+    if only_in_plan:
+        parts.append(f"the model has no {only_in_plan[0]!r}")
+    if only_in_model:
+        parts.append(f"the plan lacks {only_in_model[0]!r}")
+    return "; ".join(parts)

@@ -1,41 +1,45 @@
-"""Sparsity after each round of pruning, and at each moment of pruning while training."""
+"""Schedules: the sparsity after each round of pruning, or at each moment of pruning while training."""
 
 import math
 from collections.abc import Callable, Mapping
 
-#: How far along the way to the target a schedule is when a fraction of its rounds is done.
+#: From the fraction of the rounds that are done to the fraction of the way to the target sparsity.
 _PROGRESS: Mapping[str, Callable[[float], float]] = {
     "one_shot": lambda _: 1.0,
-    "linear": lambda t: t,
-    "cubic": lambda t: 1 - (1 - t) ** 3,
+    "linear": lambda done: done,
+    "cubic": lambda done: 1 - (1 - done) ** 3,
 }
 SCHEDULES = (*_PROGRESS, "geometric")
-#: What a geometric round keeps at least of the cost that it finds, where the number of rounds is not given.
+#: The least share of the remaining cost that a geometric round keeps, if the number of rounds is not given.
 ROUND_KEEPS = 0.8
-#: The same where every round trains: steps of at most 1.5 × in cost.
+#: The least share if every round is followed by training: the cost falls by at most a third.
 TRAINED_ROUND_KEEPS = 2 / 3
 #: Schedules of pruning while training.
 GRADUAL_SCHEDULES = ("cubic", "linear", "geometric", "steps")
-#: What counts as left where nothing shall be: a geometric schedule never gets to 0.
+#: The share of the cost that a geometric schedule aims at if nothing shall be left: products of shares never reach 0.
 _NOTHING_LEFT = 0.01
+#: Sparsities are rounded to so many digits, so that 0.1 + 0.2 is written as 0.3.
+_DIGITS = 12
+#: Rounding errors of this size must not add a round.
+_TOLERANCE = 1e-9
 
 
 def sparsities(
     schedule: str, *, start: float, target: float, rounds: int | None = None, keeps: float = ROUND_KEEPS
 ) -> list[float]:
-    """Sparsity after each round, from just above `start` to `target`.
+    """The sparsity after each round, from just above `start` to `target`.
 
     Args:
-        schedule: `one_shot` (all in the first round), `linear`, or `cubic`: s = s_f + (s_i − s_f)(1 − r/n)³
-            (Zhu & Gupta 2017, "To prune, or not to prune"); `geometric` keeps the same share in every round.
-        start: Sparsity before the first round.
-        target: Sparsity after the last.
-        rounds: How many rounds; `one_shot` has one. None: as many as a geometric schedule needs for every round to
-            keep `keeps` of what it finds.
-        keeps: The least share of the cost that a round keeps, where `rounds` is None.
+        schedule: `one_shot`: everything in one round. `linear`. `cubic`: s = s_f + (s_i − s_f)(1 − r/n)³ (Zhu & Gupta
+            2017, "To prune, or not to prune"). `geometric`: every round keeps the same share of the remaining cost.
+        start: The sparsity before the first round.
+        target: The sparsity after the last round.
+        rounds: The number of rounds; `one_shot` always has one. None: as many as a geometric schedule needs if every
+            round shall keep at least the share `keeps` of the remaining cost.
+        keeps: The least share of the remaining cost that a round keeps, if `rounds` is None.
 
     Returns:
-        One sparsity a round; the last is `target` exactly.
+        One sparsity for each round; the last one is exactly `target`.
 
     Raises:
         ValueError: No schedule has that name.
@@ -53,25 +57,27 @@ def sparsities(
         raise ValueError(f"unknown schedule {schedule!r}. Known: {', '.join(SCHEDULES)}.")
     if schedule == "one_shot":
         return [target]
-    left = max(1 - target, _NOTHING_LEFT) / (1 - start)
     if rounds is None:
-        rounds = _rounds(left, keeps)
-    if schedule == "geometric":
-        return [*(round(1 - (1 - start) * left ** (r / rounds), 12) for r in range(1, rounds)), target]
-    progress = _PROGRESS[schedule]
-    steps = [start + (target - start) * progress(r / rounds) for r in range(1, rounds)]
-    return [*(round(s, 12) for s in steps), target]
+        rounds = _rounds(_share_left(start, target), keeps)
+    steps = []
+    for number in range(1, rounds):
+        step = _on_the_way(schedule, number / rounds, start=start, target=target)
+        steps.append(round(step, _DIGITS))
+    # not rounded: the target must be met as it was asked for
+    steps.append(target)
+    return steps
 
 
 def sparsity_at(schedule: str, progress: float, *, start: float, target: float) -> float:
-    """Sparsity at a moment of pruning while training.
+    """The sparsity at a moment of pruning while training.
 
     Args:
-        schedule: `linear`, `cubic` (Zhu & Gupta 2017: fast at first) or `geometric` go on all the time; `steps` cuts
-            at most a third of the cost at once and then trains for as long as before the next cut.
-        progress: How far along the pruning phase training is, from 0 to 1.
-        start: Sparsity before it.
-        target: Sparsity after it.
+        schedule: `linear`, `cubic` (Zhu & Gupta 2017: fast at first) and `geometric` rise all the time. `steps` removes
+            at most a third of the remaining cost at once, and then trains until the next step; all steps take equally
+            long.
+        progress: The fraction of the pruning phase that is over, from 0 to 1.
+        start: The sparsity before the pruning phase.
+        target: The sparsity after it.
 
     Returns:
         A sparsity from `start` to `target`.
@@ -88,14 +94,30 @@ def sparsity_at(schedule: str, progress: float, *, start: float, target: float) 
         raise ValueError(f"unknown schedule {schedule!r}. While training: {', '.join(GRADUAL_SCHEDULES)}.")
     if progress >= 1:
         return target
-    left = max(1 - target, _NOTHING_LEFT) / (1 - start)
     if schedule == "steps":
-        rounds = _rounds(left, TRAINED_ROUND_KEEPS)
-        progress, schedule = (math.floor(progress * rounds + 1e-9) + 1) / rounds, "geometric"
-    done = 1 - (1 - start) * left**progress if schedule == "geometric" else None
-    sparsity = start + (target - start) * _PROGRESS[schedule](progress) if done is None else done
-    return round(min(sparsity, target), 12)
+        # a geometric schedule that is looked at only at the end of each of its rounds
+        rounds = _rounds(_share_left(start, target), TRAINED_ROUND_KEEPS)
+        rounds_begun = math.floor(progress * rounds + _TOLERANCE) + 1
+        progress = rounds_begun / rounds
+        schedule = "geometric"
+    sparsity = _on_the_way(schedule, progress, start=start, target=target)
+    return round(min(sparsity, target), _DIGITS)
+
+
+def _on_the_way(schedule: str, done: float, *, start: float, target: float) -> float:
+    """The sparsity when a fraction of the way is done, by a schedule other than `steps`."""
+    if schedule == "geometric":
+        share: float = _share_left(start, target) ** done
+        return 1 - (1 - start) * share
+    return start + (target - start) * _PROGRESS[schedule](done)
+
+
+def _share_left(start: float, target: float) -> float:
+    """The share of the cost at `start` that is left at `target`."""
+    return max(1 - target, _NOTHING_LEFT) / (1 - start)
 
 
 def _rounds(left: float, keeps: float) -> int:
-    return max(1, math.ceil(math.log(left) / math.log(keeps) - 1e-9))
+    """The number of rounds until a share `left` remains, if each keeps at least the share `keeps`."""
+    rounds = math.log(left) / math.log(keeps)
+    return max(1, math.ceil(rounds - _TOLERANCE))

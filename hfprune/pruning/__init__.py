@@ -1,1 +1,1 @@
-"""The whole job, and its steps: score, plan, cut, repair, again and again."""
+"""Pruning: rounds of scoring, planning, surgery and reconstruction, and each of these steps on its own."""

@@ -1,4 +1,4 @@
-"""The whole job: rounds of score, plan, surgery and reconstruction; and its steps."""
+"""prune(): rounds of scoring, planning, surgery, reconstruction and recovery."""
 
 import logging
 import time
@@ -25,9 +25,9 @@ from hfprune.structure.blocks import check_in_one_place
 from hfprune.structure.modeling_pruned import PrunedModel
 
 logger = logging.getLogger(__name__)
-#: The sparsity after a round: of the whole model, or by pattern of block names.
+#: The sparsity after a round: one number for the whole model, or one by pattern of block names.
 Step = float | dict[str, float]
-#: Trains a pruned model against the dense one, in place; where it returns a model, that one goes on.
+#: Trains a pruned model (the first argument) against the dense one. If it returns a model, pruning goes on with that.
 Recover = Callable[[PreTrainedModel, PreTrainedModel], object]
 
 
@@ -40,9 +40,9 @@ def prune(
     sparsity: Mapping[str, float] | None = None,
     recover: Recover | None = None,
 ) -> PreTrainedModel:
-    """Make a smaller model: score the units, plan what stays, cut, and again for every round of the schedule.
+    """Make a smaller model: in every round of the schedule score the units, plan which stay, and remove the others.
 
-    It is literally these steps (and a test shows that they give the same plan and the same weights):
+    It is exactly these steps, and a test shows that they give the same plan and the same weights:
 
         batches = batches_for(model, data, config, collator=collator)
         small = model
@@ -57,24 +57,37 @@ def prune(
             if recover:
                 recover(small, model)
 
-    With `allocation="layerwise"` score, plan and cut are done for one block after the other, from the deepest up. The
-    structure of every model is read once and handed on (`hfprune.structure.anatomy_of`), which changes no result.
+    With `allocation="layerwise"`, scoring, planning and surgery are done for one block after the other, from the last
+    to the first. The structure of every model is read once and handed on (`hfprune.structure.anatomy_of`), which
+    changes no result.
+
+    >>> import torch
+    >>> from transformers import BertConfig, BertModel
+    >>> model = BertModel(
+    ...     BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12)
+    ... )
+    >>> batches = [{"input_ids": torch.randint(20, (8, 6))}]
+    >>> config = PruningConfig(sparsity=0.5, budget="params", scorer="l2", schedule="one_shot", sequence_length=6)
+    >>> small = prune(model, batches, config)
+    >>> small.pruning_plan.sparsity("params") >= 0.5
+    True
 
     Args:
-        model: The dense model, or one that was pruned before. It stays as it is: it is the teacher for recovery.
+        model: The dense model, or a model that was pruned before. It stays as it is, for example as the teacher in
+            recovery.
         data: A tokenized `datasets.Dataset`, a DataLoader, or a list of batches (dicts of tensors).
         config: What to do; `PruningConfig()` removes half of the prunable MACs.
-        collator: Makes a batch of rows of a Dataset; `DataCollatorWithPadding(tokenizer)` pads.
-        sparsity: Instead of `config.sparsity`: by pattern of block names, the fraction of units to remove, as `plan`
-            takes it.
-        recover: Trains a little after every round: called with the pruned and the dense model, it changes the first in
-            place (where it returns a model, that one goes on); it must not prune (no `GradualPruning`). Rounds are then
-            larger, at most 1.5 × in cost, unless `config.rounds` says how many there are; the next one scores what was
-            trained.
+        collator: Makes a batch from rows of a Dataset; `DataCollatorWithPadding(tokenizer)` pads.
+        sparsity: In the place of `config.sparsity`: by pattern of block names, the fraction of units to remove, as
+            `plan` takes it.
+        recover: Trains a little after every round. It is called with the pruned model and the dense model, and changes
+            the pruned model in place, or returns the model to go on with. It must not prune (no `GradualPruning`).
+            Unless `config.rounds` gives their number, rounds are larger than without it, at most 1.5 × in cost. The
+            next round scores the trained model.
 
     Returns:
-        A new model, of the stock class where the stock config can say its widths and of `Pruned<Base>` otherwise, with
-        `.pruning_plan` (in dense numbering) and `.pruning_record`.
+        A new model with `.pruning_plan` (units numbered as in the dense model) and `.pruning_record`. Its class is the
+        stock class if the stock config can say its widths, and `Pruned<Base>` otherwise.
 
     Raises:
         BudgetError: The sparsity cannot be reached under the constraints, or the model has it already.
@@ -83,17 +96,19 @@ def prune(
         UnsupportedArchitectureError: The model type is not in the table, and no entry could be proven.
         StructureError: The model does not look as the table says.
         NonFiniteScoreError: A score is NaN or infinite.
-        ValueError: A scorer, allocation or schedule of an unknown name, or a pattern that matches no block.
+        ValueError: The scorer, allocation or schedule is unknown, or a pattern matches no block.
     """
     config = config or PruningConfig()
     dense = anatomy_of(model, config.attention_unit)
-    steps = check(dense, config, sparsity, keeps=TRAINED_ROUND_KEEPS if recover else ROUND_KEEPS)
+    # training makes a round expensive, so there are fewer rounds
+    keeps = TRAINED_ROUND_KEEPS if recover else ROUND_KEEPS
+    steps = check(dense, config, sparsity, keeps=keeps)
     before = measure_size(dense, sequence_length=config.sequence_length)
     batches = batches_for(model, data, config, collator=collator)
     small = dense
     rounds = []
     for number, step in enumerate(steps):
-        # every stage that the round has, by name, with its seconds
+        # by stage, for the stages that the round has
         seconds: dict[str, float] = {"scoring": 0.0, "surgery": 0.0}
         for target in _targets(small, config, step):
             with _timed(seconds, "scoring"):
@@ -107,8 +122,8 @@ def prune(
                     gradient_checkpointing=config.calibration_checkpointing,
                 )
             with _timed(seconds, "surgery"):
-                cut = apply_plan(small, plan(small, scores, config, sparsity=target))
-                small = anatomy_of(cut, config.attention_unit)
+                smaller = apply_plan(small, plan(small, scores, config, sparsity=target))
+                small = anatomy_of(smaller, config.attention_unit)
         check_portable(small.model, config)
         if config.reconstruct:
             with _timed(seconds, "reconstruction"):
@@ -116,7 +131,7 @@ def prune(
         if recover is not None:
             with _timed(seconds, "recovery"):
                 trained = recovered(small.model, model, recover)
-            # the function may have returned another model than the one it was given
+            # recover may return another model than the one that it was called with
             if trained is not small.model:
                 small = anatomy_of(trained, config.attention_unit)
         rounds.append(_entry(step, small.model.pruning_plan.digest, scores.samples, seconds))
@@ -125,7 +140,7 @@ def prune(
     if sparsity is not None:
         asked["sparsity"] = dict(sparsity)
     pruned = small.model
-    # a trainer leaves it in training mode
+    # recover may have left it in training mode
     pruned.train(model.training)
     pruned.pruning_record = record_of(dense, before, small, asked, rounds, describe(batches))
     return pruned
@@ -133,14 +148,14 @@ def prune(
 
 @contextmanager
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the seconds that pass inside the `with` to those of a stage."""
+    """Measure the time inside the `with`, and add it to the seconds of a stage."""
     began = time.perf_counter()
     yield
     seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began
 
 
 def _entry(step: Step, digest: str, samples: int, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """What a record says of a round; stages that it did not have took no seconds at all, not 0."""
+    """The entry of a record about one round. The time of a stage that the round did not have is None."""
     entry: dict[str, Any] = {"sparsity": step, "samples": samples, "plan_digest": digest}
     for stage in ("scoring", "surgery", "reconstruction", "recovery"):
         entry[f"{stage}_seconds"] = round(seconds[stage], 3) if stage in seconds else None
@@ -148,11 +163,11 @@ def _entry(step: Step, digest: str, samples: int, seconds: Mapping[str, float]) 
 
 
 def check_portable(small: PreTrainedModel, config: PruningConfig) -> None:
-    """Refuse a model that is not portable where that was asked for.
+    """Refuse a model that the stock class cannot load, if the config asks for a portable one.
 
     Args:
         small: The pruned model.
-        config: What was asked for.
+        config: The config.
 
     Raises:
         BudgetError: The stock config cannot say its widths.
@@ -165,7 +180,7 @@ def check_portable(small: PreTrainedModel, config: PruningConfig) -> None:
 
 
 def _targets(small: Anatomy, config: PruningConfig, sparsity: Step) -> list[Step]:
-    """What one round asks of `plan`: all at once, or one block after the other from the deepest."""
+    """The sparsities that one round plans for: one for the whole model, or one for each block, the last block first."""
     if not get_allocator(config.allocation).block_by_block:
         return [sparsity]
     goal = plan(small, no_scores(small, config), config, sparsity=sparsity)
@@ -173,23 +188,23 @@ def _targets(small: Anatomy, config: PruningConfig, sparsity: Step) -> list[Step
     for name, block in reversed(list(goal.blocks.items())):
         if len(block.kept) < block.units:
             targets.append({name: 1 - len(block.kept) / small.dense_units[name]})
-    # a round that removes nothing still scores, cuts and repairs
+    # a round that removes nothing still scores and repairs: with no pattern, the plan keeps all units
     return targets or [{}]
 
 
 def recovered(small: PreTrainedModel, dense: PreTrainedModel, recover: Recover | None) -> PreTrainedModel:
-    """Train a pruned model with a function of the user's.
+    """Train a pruned model with a function of the user.
 
     Args:
         small: The pruned model.
-        dense: The dense one.
-        recover: What trains; None changes nothing.
+        dense: The dense model.
+        recover: The function; None: no training.
 
     Returns:
-        The model to go on with: the one that `recover` returned, or else `small`.
+        The model to go on with: the model that `recover` returned, or `small` if it returned none.
 
     Raises:
-        ValueError: `recover` returned a model that is not what the plan says.
+        ValueError: `recover` returned a model without the plan of `small`.
     """
     if recover is None:
         return small
@@ -207,13 +222,13 @@ def recovered(small: PreTrainedModel, dense: PreTrainedModel, recover: Recover |
 def batches_for(
     model: PreTrainedModel, data: CalibrationData, config: PruningConfig, *, collator: Collator | None = None
 ) -> list[Batch]:
-    """The calibration batches that `prune` draws: `calibration_batches` with the config's numbers.
+    """The calibration batches that `prune` uses: `calibration_batches` with the numbers of the config.
 
     Args:
         model: The model to prune.
         data: As for `prune`.
-        config: How many samples, in batches of what size, and the seed.
-        collator: Makes a batch of rows of a Dataset.
+        config: Its fields `calibration_samples`, `calibration_batch_size`, `calibration_batch_tokens` and `seed` count.
+        collator: Makes a batch from rows of a Dataset.
 
     Returns:
         The batches.
@@ -239,23 +254,24 @@ def check(
     *,
     keeps: float = ROUND_KEEPS,
 ) -> Sequence[Step]:
-    """Find every mistake that can be found without data, before any work is done.
+    """Check the arguments of `prune` before any work is done, as far as that is possible without data.
 
     Args:
         model: The model to prune, or its anatomy.
-        config: What is asked for.
-        sparsity: Instead of `config.sparsity`: by pattern of block names.
-        keeps: The least share of the cost that a round keeps, where the config does not say how many rounds there are.
+        config: The config.
+        sparsity: In the place of `config.sparsity`: by pattern of block names, the fraction of units to remove.
+        keeps: The least share of the remaining cost that a round keeps, if the config does not give the number of
+            rounds.
 
     Returns:
-        The sparsity after each round: a number, or by pattern.
+        The sparsity after each round: one number, or one by pattern.
 
     Raises:
         BudgetError: The sparsity cannot be reached under the constraints, or the model has it already.
         PlanMismatchError: The model was pruned by another `attention_unit` than the config's.
         UnsupportedArchitectureError: The model type is not in the table, and no entry could be proven.
         StructureError: The model does not look as the table says, or is spread over devices.
-        ValueError: A name that is not known, a pattern that matches no block, or too long a sequence.
+        ValueError: A name is unknown, a pattern matches no block, or the sequence is too long for the model.
     """
     anatomy = anatomy_of(model, config.attention_unit)
     check_in_one_place(anatomy.model)
@@ -269,15 +285,15 @@ def check(
             f"sparsity of prune is a mapping from patterns of block names to fractions, got {sparsity!r}. One "
             "number for the whole model goes into PruningConfig(sparsity=...)."
         )
-    # raises what planning will raise
+    # a plan from scores of zero raises the errors that the plan of a round would raise
     plan(anatomy, no_scores(anatomy, config), config, sparsity=sparsity)
     return _steps_by_pattern(config, sparsity, keeps=keeps)
 
 
 def _steps_by_pattern(config: PruningConfig, sparsity: Mapping[str, float], *, keeps: float) -> list[Step]:
-    """Sparsities by pattern after each round: as many rounds for all as the highest of them needs."""
-    deepest = max(sparsity.values())
-    rounds = len(sparsities(config.schedule, start=0, target=deepest, rounds=config.rounds, keeps=keeps))
+    """The sparsities by pattern after each round. The highest sparsity decides how many rounds there are."""
+    highest = max(sparsity.values())
+    rounds = len(sparsities(config.schedule, start=0, target=highest, rounds=config.rounds, keeps=keeps))
     steps: list[Step] = []
     for number in range(rounds):
         step = {}

@@ -1,4 +1,4 @@
-"""plan(): from scores and a config to the units that stay; apply_plan(): the smaller model."""
+"""The steps of pruning: plan() chooses the units that stay, apply_plan() makes the smaller model."""
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -45,23 +45,36 @@ def plan(
 ) -> PruningPlan | list[PruningPlan]:
     """Choose the units that stay, by the config's budget, allocation and constraints.
 
+    >>> from torch import tensor
+    >>> from transformers import BertConfig, BertModel
+    >>> model = BertModel(
+    ...     BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=4)
+    ... )
+    >>> heads = tensor([0.5, 2.0])
+    >>> neurons = tensor([3.0, 1.0, 0.0, 2.0])
+    >>> by_block = {"encoder.layer.0.attention": heads, "encoder.layer.0.ffn": neurons}
+    >>> scores = Scores(by_block=by_block, scorer="mine", samples=1)
+    >>> plan(model, scores, sparsity={"*.attention": 0.5, "*.ffn": 0.25}).kept
+    {'encoder.layer.0.attention': (1,), 'encoder.layer.0.ffn': (0, 1, 3)}
+
     Args:
-        model: The model that was scored, or its anatomy, which spares reading it again.
-        scores: Its scores.
-        config: The choices.
-        sparsity: Overrides `config.sparsity`; it counts from the dense model, also if this one is pruned. A mapping
-            from shell-style patterns of block names gives the fraction of units to remove block by block: the first
-            pattern that matches counts, blocks that none matches stay whole, and no budget is shared. A list gives
-            a list of plans, each of which keeps a part of what the one before keeps.
+        model: The model that was scored, or its anatomy. An anatomy spares reading the structure again.
+        scores: The scores of the model.
+        config: Budget, allocation and constraints; `PruningConfig()` if not given.
+        sparsity: Overrides `config.sparsity`. It counts from the dense model, also if this model is pruned. A mapping
+            from shell-style patterns of block names gives the fraction of units to remove block by block, without a
+            common budget: for each block the first pattern that matches it counts, and a block that no pattern matches
+            keeps all its units. A list of increasing numbers gives a list of plans, in which the units of every plan
+            are among the units of the plan before.
 
     Returns:
-        A plan in the numbering of `model`, or a list of them.
+        A plan with the units numbered as in `model`, or a list of such plans.
 
     Raises:
         BudgetError: The sparsity cannot be reached under the constraints.
         PlanMismatchError: The model was pruned by another `attention_unit` than the config's.
-        ValueError: A sparsity out of [0, 1), an unknown allocation, a pattern that matches nothing, a list that does
-            not increase, a mapping and `portable`, or scores of another model or of other units.
+        ValueError: A sparsity is not in [0, 1), the allocation is unknown, a pattern matches no block, a list does not
+            increase, a mapping is combined with `portable`, or the scores belong to another model or to other units.
     """
     config = config or PruningConfig()
     anatomy = anatomy_of(model, config.attention_unit)
@@ -72,25 +85,28 @@ def plan(
                 "block. Drop one of the two."
             )
         at_most = units_by_pattern(sparsity, anatomy.dense_units)
-        # the patterns alone say what goes, so the budget takes nothing
+        # the patterns limit the units of every block, so the common budget removes nothing more
         return _plan(anatomy, scores, config, 0.0, at_most)
     if isinstance(sparsity, Sequence):
         return _nested_plans(anatomy, scores, config, sparsity)
-    return _plan(anatomy, scores, config, config.sparsity if sparsity is None else sparsity)
+    if sparsity is None:
+        sparsity = config.sparsity
+    return _plan(anatomy, scores, config, sparsity)
 
 
 def _nested_plans(
     anatomy: Anatomy, scores: Scores, config: PruningConfig, sparsity: Sequence[float]
 ) -> list[PruningPlan]:
-    """Plans of which each keeps a part of what the one before keeps."""
+    """A plan for each sparsity. The units of every plan are among the units of the plan before."""
     if any(second <= first for first, second in pairwise(sparsity)):
         raise ValueError(f"a list of sparsities must increase, got {list(sparsity)}: each plan keeps less.")
     plans: list[PruningPlan] = []
     at_most: dict[str, int] | None = None
     for value in sparsity:
-        made = _plan(anatomy, scores, config, value, at_most)
-        plans.append(made)
-        at_most = {name: len(block.kept) for name, block in made.blocks.items()}
+        next_plan = _plan(anatomy, scores, config, value, at_most)
+        plans.append(next_plan)
+        # a block keeps its best units, so a smaller number of units is a part of them
+        at_most = next_plan.units_after
     return plans
 
 
@@ -120,24 +136,40 @@ def _plan(
 
 
 def _limit(cost: int, sparsity: float) -> int:
-    """The most that may stay, of a sparsity as it is written: in binary, 1 − 0.8 is a little less than 0.2."""
-    return int((1 - Fraction(repr(float(sparsity)))) * cost + Fraction(1, 1_000_000))
+    """The largest cost that may stay at a sparsity.
+
+    >>> _limit(10, 0.8), int((1 - 0.8) * 10)
+    (2, 1)
+    """
+    # as the sparsity is written in decimals: in binary, 1 − 0.8 is a little less than 0.2
+    share_kept = 1 - Fraction(repr(float(sparsity)))
+    # a sparsity that was computed, such as 1 − 1/3, may be a little too high in its last decimal
+    return int(share_kept * cost + Fraction(1, 1_000_000))
 
 
 def apply_plan(model: ModelOrAnatomy, plan: PruningPlan) -> PreTrainedModel:
-    """Cut the model to what the plan keeps.
+    """Make a smaller model, with only the units that the plan keeps.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> model = BertModel(
+    ...     BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=4)
+    ... )
+    >>> small = apply_plan(model, plan(model, no_scores(model, PruningConfig()), sparsity={"*.ffn": 0.5}))
+    >>> small.encoder.layer[0].output.dense
+    Linear(in_features=2, out_features=8, bias=True)
 
     Args:
-        model: The model that the plan was made for, or its anatomy; it stays as it is.
-        plan: Which units stay, in this model's numbering.
+        model: The model that the plan was made for, or its anatomy. It stays as it is.
+        plan: Which units stay, numbered as in this model.
 
     Returns:
-        The smaller model with `.pruning_plan`: the plan, composed with the model's own one into dense numbering.
+        The smaller model. Its `.pruning_plan` has the units numbered as in the dense model: it is the plan, composed
+        with the model's own plan if the model was pruned before.
 
     Raises:
-        PlanMismatchError: The plan was made for another model, for another state of this one, or with another
-            `attention_unit` than the one that the model was pruned by.
-        ValueError: The plan does not keep as many query heads of every group.
+        PlanMismatchError: The plan was made for another model, for another state of this model, or with another
+            `attention_unit` than the model was pruned by.
+        ValueError: The plan does not keep equally many query heads of every group.
     """
     dense = model.model if isinstance(model, Anatomy) else model
     model_type = base_model_type(dense.config.model_type)
@@ -151,30 +183,47 @@ def apply_plan(model: ModelOrAnatomy, plan: PruningPlan) -> PreTrainedModel:
         check_attention_unit(before.attention_unit, anatomy.attention_unit)
     check_match(plan, anatomy.units, attention_unit=anatomy.attention_unit)
     small = keep_units(dense, plan.kept, blocks=anatomy.blocks)
-    nothing_gone = before is None or all(kept == units for kept, units in before.counts.values())
-    small.pruning_plan = plan if before is None or nothing_gone else before.then(plan)
+    if before is None or all(kept == units for kept, units in before.counts.values()):
+        small.pruning_plan = plan
+    else:
+        small.pruning_plan = before.then(plan)
     return small
 
 
 def trade_off(model: ModelOrAnatomy, scores: Scores, config: PruningConfig | None = None) -> list[TradeOff]:
-    """How much score is lost at every sparsity, by the `knapsack` allocator: one scoring pass for a family of sizes.
+    """The smallest loss of score at every sparsity, by the `knapsack` allocator: many sizes from one scoring pass.
 
-    `plan(model, scores, config, sparsity=[...])` gives the plans of the sizes that you choose from it. Half of the
-    score that is lost estimates the rise of the loss with `fisher`, of the divergence from the dense model with
-    `kl_fisher`, of half the squared distance of the logits with `logit_fisher`, and what is left of these after repair
-    with the `residual_` scorers.
+    `plan(model, scores, config, sparsity=[...])` then gives the plans for the sizes that you choose. Half of the lost
+    score is an estimate: with `fisher` of how much the loss rises, with `kl_fisher` of the divergence from the dense
+    model, and with `logit_fisher` of half the squared distance between the logits. With the `residual_` scorers it is
+    an estimate of the same quantities after reconstruction.
+
+    >>> from torch import tensor
+    >>> from transformers import BertConfig, BertModel
+    >>> model = BertModel(
+    ...     BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=4)
+    ... )
+    >>> heads = tensor([9.0, 9.0])
+    >>> neurons = tensor([3.0, 1.0, 0.0, 2.0])
+    >>> by_block = {"encoder.layer.0.attention": heads, "encoder.layer.0.ffn": neurons}
+    >>> scores = Scores(by_block=by_block, scorer="mine", samples=1)
+    >>> for point in trade_off(model, scores, PruningConfig(budget="params", exclude=["*.attention"])):
+    ...     print(f"{point.sparsity:.2f} {point.lost}")
+    0.05 0.0
+    0.10 1.0
+    0.15 3.0
 
     Args:
         model: The model that was scored, or its anatomy.
-        scores: Its scores.
-        config: Budget and constraints; `sparsity`, `allocation` and `portable` do not count.
+        scores: The scores of the model.
+        config: Budget and constraints; `sparsity`, `allocation` and `portable` are not used.
 
     Returns:
         Points from the lowest sparsity to the highest that the constraints allow.
 
     Raises:
         PlanMismatchError: The model was pruned by another `attention_unit` than the config's.
-        ValueError: A pattern that matches nothing, or scores of another model or of other units.
+        ValueError: A pattern matches no block, or the scores belong to another model or to other units.
     """
     config = config or PruningConfig()
     anatomy = anatomy_of(model, config.attention_unit)
@@ -191,7 +240,7 @@ def trade_off(model: ModelOrAnatomy, scores: Scores, config: PruningConfig | Non
 
 
 def sparsity_of(model: ModelOrAnatomy, config: PruningConfig) -> float:
-    """The fraction of the dense model's prunable cost that is gone from this one, in the config's budget."""
+    """The fraction of the dense model's prunable cost that was removed from this model, in the config's budget."""
     anatomy = anatomy_of(model, config.attention_unit)
     return 1 - anatomy.cost(_unit_cost(config)) / _dense_cost(anatomy, config)
 
@@ -201,7 +250,7 @@ def _unit_cost(config: PruningConfig) -> UnitCost:
 
 
 def _dense_cost(anatomy: Anatomy, config: PruningConfig) -> int:
-    """Prunable cost of the dense model."""
+    """The prunable cost of the dense model; a cost of 0 is refused, as no fraction of it can be removed."""
     cost = anatomy.dense_cost(_unit_cost(config))
     if not cost:
         raise BudgetError(
@@ -212,19 +261,19 @@ def _dense_cost(anatomy: Anatomy, config: PruningConfig) -> int:
 
 
 def check_target(model: ModelOrAnatomy, config: PruningConfig) -> float:
-    """Find out before any work whether a model can be pruned to what is asked.
+    """Check before any work is done that a model can be pruned to the sparsity of a config.
 
     Args:
         model: The model, or its anatomy.
-        config: What is asked for.
+        config: The config.
 
     Returns:
-        The sparsity that it has already.
+        The sparsity that the model has already.
 
     Raises:
-        BudgetError: It has that sparsity already, or cannot reach it under the constraints.
-        PlanMismatchError: It was pruned by another `attention_unit` than the config's.
-        ValueError: An unknown allocation, or a pattern that matches nothing.
+        BudgetError: The model has that sparsity already, or cannot reach it under the constraints.
+        PlanMismatchError: The model was pruned by another `attention_unit` than the config's.
+        ValueError: The allocation is unknown, or a pattern matches no block.
     """
     anatomy = anatomy_of(model, config.attention_unit)
     start = sparsity_of(anatomy, config)
@@ -233,12 +282,12 @@ def check_target(model: ModelOrAnatomy, config: PruningConfig) -> float:
             f"the model has {start:.1%} of its dense {config.budget} removed already, and sparsity={config.sparsity:g} "
             "asks for no more than that. Sparsity always counts from the dense model: ask for a higher one."
         )
-    # raises what planning will raise
+    # a plan from scores of zero raises the errors that the later plan would raise
     plan(anatomy, no_scores(anatomy, config), config)
     return start
 
 
 def no_scores(model: ModelOrAnatomy, config: PruningConfig) -> Scores:
-    """Zeros for scores: enough to find how many units may stay."""
+    """Scores of zero: enough to find out how many units each block may keep."""
     anatomy = anatomy_of(model, config.attention_unit)
     return Scores(by_block=anatomy.zeros(), scorer=config.scorer, samples=0)

@@ -1,1 +1,1 @@
-"""Repair in closed form: the smaller layers follow the dense ones again, without any training."""
+"""Reconstruction: new weights in closed form, so that smaller layers follow the dense ones without any training."""

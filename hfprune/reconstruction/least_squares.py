@@ -1,4 +1,4 @@
-"""The linear algebra of reconstruction: sums over tokens, and the ridge solution of a change to the weights."""
+"""The linear algebra of reconstruction: sums over tokens, and the ridge regression of a change to the weights."""
 
 import logging
 from collections.abc import Sequence
@@ -8,10 +8,22 @@ import torch
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
+#: How often a ridge that is too small is multiplied by ten.
+_ATTEMPTS = 12
 
 
 class Gram(NamedTuple):
-    """Float64 sums over tokens of a consumer's inputs x (with a 1 where it has a bias) and of what is missing, e."""
+    """Sums over tokens that a ridge regression needs, all float64.
+
+    x is the input of a consumer, followed by a 1 if the consumer has a bias. e is the target in the dense model, minus
+    the present value of the same in the pruned model.
+
+    Attributes:
+        xx: Σ x xᵀ, `(inputs, inputs)`.
+        ex: Σ e xᵀ, `(outputs, inputs)`.
+        ee: Σ ‖e‖², a scalar.
+        tokens: The number of tokens, a scalar.
+    """
 
     xx: Tensor
     ex: Tensor
@@ -20,57 +32,92 @@ class Gram(NamedTuple):
 
     @classmethod
     def zeros(cls, inputs: int, outputs: int, device: torch.device) -> "Gram":
-        """No tokens yet."""
-        place = torch.device("cpu") if device.type == "mps" else device  # which has no float64
-        shapes: tuple[tuple[int, ...], ...] = ((inputs, inputs), (outputs, inputs), (), ())
-        return cls(*(torch.zeros(shape, dtype=torch.float64, device=place) for shape in shapes))
+        """The sums over no tokens."""
+        # Apple's GPUs have no float64
+        if device.type == "mps":
+            device = torch.device("cpu")
+
+        def empty_sum(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        return cls(xx=empty_sum(inputs, inputs), ex=empty_sum(outputs, inputs), ee=empty_sum(), tokens=empty_sum())
 
     def add(self, x: Tensor, e: Tensor) -> None:
-        """Add tokens: `(tokens, inputs)` and `(tokens, outputs)` float32."""
-        for total, factors in ((self.xx, (x.T, x)), (self.ex, (e.T, x))):
-            total += (factors[0] @ factors[1]).to(total.device)
+        """Add some tokens, in place: `(tokens, inputs)` and `(tokens, outputs)`, both float32."""
+        self.xx.add_((x.T @ x).to(self.xx.device))
+        self.ex.add_((e.T @ x).to(self.ex.device))
         self.ee.add_(e.square().sum().to(self.ee.device))
         self.tokens.add_(len(x))
 
     def merge(self, other: "Gram") -> None:
-        """Add the tokens of another."""
-        for total, more in zip(self, other, strict=True):
-            total += more
+        """Add the tokens of other sums, in place."""
+        for total, addend in zip(self, other, strict=True):
+            total.add_(addend)
 
     def error(self, change: Tensor | None = None) -> float:
-        """Mean squared distance of a token, after adding a change `(outputs, inputs)` to the weights."""
+        """The mean over tokens of ‖e − ΔW x‖².
+
+        Args:
+            change: ΔW, `(outputs, inputs)` float64. None: no change.
+
+        Returns:
+            The mean squared distance.
+        """
         total = self.ee
         if change is not None:
+            # ‖e − ΔW x‖² = ‖e‖² − 2 eᵀΔW x + xᵀΔWᵀΔW x, summed over tokens
             total = total - 2 * torch.sum(change * self.ex) + torch.sum((change @ self.xx).mul_(change))
         return float(total.clamp(min=0) / self.tokens.clamp(min=1))
 
 
 def best_ridge(fit: Gram, held_out: Gram, ridges: Sequence[float], block: str) -> float:
-    """The ridge whose solution over some tokens is best on others; the last one if there are no others."""
+    """Choose the ridge whose solution on some tokens has the smallest error on other tokens.
+
+    Args:
+        fit: The sums over the tokens that are solved for.
+        held_out: The sums over the other tokens. If there are none, the last ridge is chosen.
+        ridges: The ridges to try, as multiples of the mean of the diagonal of XᵀX.
+        block: The block's name, for messages.
+
+    Returns:
+        One of the ridges.
+    """
     if not held_out.tokens > 0:
         return ridges[-1]
-    return min(ridges, key=lambda ridge: held_out.error(solve(fit, ridge, block)[0]))
+
+    def held_out_error(ridge: float) -> float:
+        change, _ = solve(fit, ridge, block)
+        return held_out.error(change)
+
+    return min(ridges, key=held_out_error)
 
 
 def solve(gram: Gram, ridge: float, block: str) -> tuple[Tensor, float]:
-    """EᵀX (XᵀX + λI)⁻¹, with λ a multiple of the mean diagonal of XᵀX.
+    """EᵀX (XᵀX + λI)⁻¹, where λ is a multiple of the mean of the diagonal of XᵀX.
+
+    >>> gram = Gram.zeros(inputs=2, outputs=1, device=torch.device("cpu"))
+    >>> gram.add(torch.eye(2), torch.tensor([[2.0], [4.0]]))
+    >>> change, ridge = solve(gram, ridge=1.0, block="layer.0.ffn")
+    >>> change.float(), ridge
+    (tensor([[1., 2.]]), 1.0)
 
     Args:
         gram: The sums.
         ridge: The multiple.
-        block: Named in what is said when the ridge is too small.
+        block: The block's name, for messages.
 
     Returns:
-        The change `(outputs, inputs)` float64, and the ridge that was used: ten times what was asked for, as often as
-        it must be.
+        The change, `(outputs, inputs)` float64, and the ridge that was used. If a ridge is too small for the matrix to
+        be factored, it is multiplied by ten until it is large enough.
 
     Raises:
-        ArithmeticError: No ridge will do.
+        ArithmeticError: No ridge is large enough.
     """
-    scale = gram.xx.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
-    for _ in range(12):
+    # a block that puts out nothing but zeros has a diagonal of zeros
+    mean_diagonal = gram.xx.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
+    for _ in range(_ATTEMPTS):
         lifted = gram.xx.clone()
-        lifted.diagonal().add_(ridge * scale)
+        lifted.diagonal().add_(ridge * mean_diagonal)
         factor, failed = torch.linalg.cholesky_ex(lifted)
         if not failed:
             return torch.cholesky_solve(gram.ex.T, factor).T, ridge

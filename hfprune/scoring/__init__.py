@@ -13,7 +13,7 @@ from hfprune.scoring.registry import (
     register_scorer,
     register_statistic,
 )
-from hfprune.scoring.scorers import score, scorers_in
+from hfprune.scoring.scorers import one_shot_form, score, scorers_in
 from hfprune.scoring.scores import Scores
 from hfprune.scoring.weight_scorers import WeightGradientStatistics, WeightStatistics
 
@@ -33,6 +33,7 @@ __all__ = [
     "get_scorer",
     "known_scorers",
     "known_statistics",
+    "one_shot_form",
     "register_scorer",
     "register_statistic",
     "score",

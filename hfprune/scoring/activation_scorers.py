@@ -1,10 +1,10 @@
-"""Activation scorers: from what the units put out, without any gradient.
+"""Activation scorers: formulas over the activations of the units, without any gradient.
 
-Notation: x[t, c] is column c of the consumer's input at token t, padding excluded; C_u are the columns of unit u; W is
-the consumer's weight.
+Notation: x[t, c] is column c of the consumer's input at token t, without padding; C_u are the columns of unit u; W is
+the weight of the consumer.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,23 +22,23 @@ from hfprune.structure.blocks import Block
 from hfprune.structure.devices import loaded, running_device
 from hfprune.structure.running import frozen, input_hooks, run_without_head
 
-#: An activation smaller than this counts as zero for `apoz`: GELU and SiLU are nearly never exactly 0.
+#: A smaller absolute value counts as zero for `apoz`. GELU and SiLU are nearly never exactly 0.
 NEARLY_ZERO = 1e-2
-#: Ridge of `obs` and the residual scorers, as a multiple of the mean diagonal of XᵀX.
+#: The ridge λ of `obs` and of the residual scorers, as a multiple of the mean of the diagonal of XᵀX.
 OBS_RIDGE = 1e-2
-#: Gram matrices of so many bytes are kept at a time, and the model runs again for the blocks that did not fit.
+#: The most bytes of Gram matrices in memory at a time. The model runs again for the blocks that do not fit.
 GRAM_BYTES = 2 * 1024**3
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationStatistics:
-    """What a scorer that reads `activations` gets of one block; all float32 on the CPU.
+    """The statistic `activations` of one block. All tensors are float32 on the CPU.
 
     Attributes:
         block: The block.
         mean: Mean of x over tokens, `(columns,)`.
         variance: Variance of x over tokens, `(columns,)`.
-        zero_share: Share of tokens where |x| is nearly zero, `(columns,)`.
+        zero_share: Share of the tokens where |x| is nearly zero, `(columns,)`.
         norm: Mean over samples of ‖x[:, C_u]‖₂, `(units,)`.
         weight: The consumer's weight, `(outputs, columns)`.
     """
@@ -53,7 +53,7 @@ class ActivationStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class GramStatistics:
-    """What a scorer that reads `gram` gets of one block.
+    """The statistic `gram` of one block.
 
     Attributes:
         block: The block.
@@ -72,7 +72,12 @@ class GramStatistics:
 
 
 def regularised_inverse(gram: Tensor) -> Tensor:
-    """(G + λI)⁻¹ with λ = `OBS_RIDGE` times the mean of G's diagonal."""
+    """(G + λI)⁻¹ with λ = `OBS_RIDGE` times the mean of G's diagonal.
+
+    >>> regularised_inverse(torch.diag(torch.tensor([4.0, 0.0]))).diagonal()
+    tensor([ 0.2488, 50.0000])
+    """
+    # a block that puts out nothing but zeros has an inverse too
     ridge = OBS_RIDGE * gram.diagonal().mean().clamp(min=1e-12)
     lifted = gram.clone()
     lifted.diagonal().add_(ridge)
@@ -82,26 +87,33 @@ def regularised_inverse(gram: Tensor) -> Tensor:
 
 @register_statistic("activations", needs=["activations"])
 def read_activations(run: ScoringRun) -> Iterator[tuple[str, ActivationStatistics]]:
-    """Moments of what every consumer reads."""
+    """Moments of the inputs of every consumer."""
     blocks = run.blocks
-    moments = {block.name: torch.zeros(3, block.units * block.width, dtype=torch.float64) for block in blocks}
-    norms = {block.name: torch.zeros(block.units, dtype=torch.float64) for block in blocks}
+    moments = {}
+    norms = {}
+    for block in blocks:
+        # the rows are Σx, Σx² and the number of zeros; float64, so that the number of tokens costs no precision
+        moments[block.name] = torch.zeros(3, block.units * block.width, dtype=torch.float64)
+        norms[block.name] = torch.zeros(block.units, dtype=torch.float64)
 
-    def add(block: Block, x: Tensor, mask: Tensor) -> None:
-        small = (x.abs() < NEARLY_ZERO) & mask
-        moments[block.name] += torch.stack([value.sum((0, 1)) for value in (x, x.square(), small)]).cpu()
-        norms[block.name] += x.square().reshape(*x.shape[:2], block.units, -1).sum((1, 3)).sqrt().sum(0).cpu()
+    def add(block: Block, x: Tensor, is_real: Tensor) -> None:
+        # padding is zero in x, and must not count as a zero activation
+        is_zero = (x.abs() < NEARLY_ZERO) & is_real
+        square = x.square()
+        moments[block.name] += torch.stack([x.sum((0, 1)), square.sum((0, 1)), is_zero.sum((0, 1))]).cpu()
+        square_of_unit = square.reshape(*x.shape[:2], block.units, -1).sum((1, 3))
+        norms[block.name] += square_of_unit.sqrt().sum(0).cpu()
 
     tokens, samples = _run(run.model, blocks, run.batches, add)
     add_over_processes([*moments.values(), *norms.values()])
     for block in blocks:
-        mean, square, zeros = moments[block.name] / tokens[block.name]
+        mean, mean_square, zero_share = moments[block.name] / tokens[block.name]
         statistics = ActivationStatistics(
             block=block,
             mean=mean.float(),
             # rounding can leave a little less than 0
-            variance=(square - mean.square()).clamp(min=0).float(),
-            zero_share=zeros.float(),
+            variance=(mean_square - mean.square()).clamp(min=0).float(),
+            zero_share=zero_share.float(),
             norm=(norms[block.name] / samples).float(),
             weight=_consumer_weight(run.model, block).float(),
         )
@@ -110,116 +122,173 @@ def read_activations(run: ScoringRun) -> Iterator[tuple[str, ActivationStatistic
 
 @register_statistic("gram", needs=["activations"])
 def read_gram_of_all(run: ScoringRun) -> Iterator[tuple[str, GramStatistics]]:
-    """Gram matrices of what every consumer reads."""
+    """Gram matrices of the inputs of every consumer."""
     return read_gram(run.model, run.blocks, run.batches)
 
 
 def read_gram(
     model: PreTrainedModel, blocks: Sequence[Block], batches: Sequence[Batch]
 ) -> Iterator[tuple[str, GramStatistics]]:
-    """What scorers that read `gram` get, with block names; some blocks at a time, to bound the memory."""
+    """Gram matrices of the inputs of some consumers, one block after the other.
+
+    Args:
+        model: The model.
+        blocks: Its blocks.
+        batches: The calibration batches of all processes.
+
+    Yields:
+        The name of a block, and its statistic `gram`.
+    """
+    # not all Gram matrices of a large model fit in memory, so the batches run once for every group of blocks
     for group in groups_of(blocks):
         grams = {}
         for block in group:
             size = block.units * block.width + 1
             grams[block.name] = torch.zeros(size, size, device=consumer_device(model, block))
 
-        def add(block: Block, x: Tensor, mask: Tensor, grams: dict[str, Tensor] = grams) -> None:
-            flat = torch.cat([x, mask.to(x.dtype)], -1).reshape(-1, x.shape[-1] + 1)
-            flat = flat.to(grams[block.name].device)
-            grams[block.name].addmm_(flat.T, flat)
-
-        _run(model, group, batches, add)
+        _run(model, group, batches, partial(_add_to_gram, grams))
         add_over_processes(grams.values())
         for block in group:
+            # out of the dictionary, so that each matrix goes as soon as its scores are known
             gram = grams.pop(block.name).cpu().double()
             weight = _consumer_weight(model, block).double()
             yield block.name, GramStatistics(block=block, gram_with_ones=gram, weight=weight)
 
 
+def _add_to_gram(grams: Mapping[str, Tensor], block: Block, x: Tensor, is_real: Tensor) -> None:
+    """Add [X 1]ᵀ[X 1] of one batch, in place. Padding adds nothing: its column of ones is zero too."""
+    with_ones = torch.cat([x, is_real.to(x.dtype)], -1).reshape(-1, x.shape[-1] + 1)
+    gram = grams[block.name]
+    with_ones = with_ones.to(gram.device)
+    gram.addmm_(with_ones.T, with_ones)
+
+
 def groups_of(blocks: Sequence[Block]) -> list[list[Block]]:
-    """Consecutive blocks whose Gram matrices together take no more than `GRAM_BYTES`."""
+    """Groups of consecutive blocks whose Gram matrices together take no more than `GRAM_BYTES`."""
     groups: list[list[Block]] = [[]]
-    size = 0
+    bytes_of_group = 0
     for block in blocks:
-        own = 4 * (block.units * block.width) ** 2
-        if groups[-1] and size + own > GRAM_BYTES:
+        bytes_of_block = 4 * (block.units * block.width) ** 2
+        # a block that is too large on its own is a group all the same
+        if groups[-1] and bytes_of_group + bytes_of_block > GRAM_BYTES:
             groups.append([])
-            size = 0
+            bytes_of_group = 0
         groups[-1].append(block)
-        size += own
+        bytes_of_group += bytes_of_block
     return groups
 
 
 def consumer_device(model: PreTrainedModel, block: Block) -> torch.device:
-    """Where a block's consumer runs, and so where its input is."""
+    """The device on which a block's consumer runs, and so the device of its inputs."""
     return running_device(model.base_model.get_submodule(block.consumer))
 
 
 def _consumer_weight(model: PreTrainedModel, block: Block) -> Tensor:
-    """`(outputs, columns)`, on the CPU."""
+    """The weight of a block's consumer, `(outputs, columns)`, on the CPU."""
     consumer = model.base_model.get_submodule(block.consumer)
     with loaded([consumer]):
-        weight = consumer.get_parameter("weight").detach().cpu()
-    found: Tensor = weight.T if isinstance(consumer, Conv1D) else weight
-    return found
+        weight: Tensor = consumer.get_parameter("weight").detach().cpu()
+    # Conv1D of GPT-2 is a Linear whose weight is transposed
+    return weight.T if isinstance(consumer, Conv1D) else weight
+
+
+#: Gets a block, the inputs of its consumer, `(samples, tokens, columns)` float32 with zeros for padding, and a bool for
+#: every token, `(samples, tokens, 1)`, which is False for padding.
+AddInputs = Callable[[Block, Tensor, Tensor], None]
 
 
 def _run(
-    model: PreTrainedModel,
-    blocks: Sequence[Block],
-    batches: Sequence[Batch],
-    add: Callable[[Block, Tensor, Tensor], None],
+    model: PreTrainedModel, blocks: Sequence[Block], batches: Sequence[Batch], add: AddInputs
 ) -> tuple[dict[str, float], float]:
-    """Run the batches, hand the inputs of every block's consumer to `add`, and count over all processes.
+    """Run the model over the batches and hand the inputs of every block's consumer to a function.
 
     Args:
         model: The model.
         blocks: Its blocks.
         batches: The batches of all processes.
-        add: Gets a block, its inputs `(samples, tokens, columns)` in float32 with zeros for padding, and which tokens
-            are no padding, `(samples, tokens, 1)`.
+        add: The function, called once for every block and batch (more often for a layer that runs several times).
 
     Returns:
-        By block name the number of tokens without padding that its consumer read, and the number of samples.
+        The number of tokens that each block's consumer read, by block name, and the number of samples. Padding does not
+        count; the tokens and samples of all processes do.
     """
-    tokens, samples_seen = torch.zeros(len(blocks), dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    places = {block.name: place for place, block in enumerate(blocks)}
+    # tensors, so that they can be added up over processes
+    tokens = torch.zeros(len(blocks), dtype=torch.float64)
+    samples = torch.zeros(1, dtype=torch.float64)
     with frozen(model), torch.no_grad(), failing_together():
         for index, batch in tqdm(share_of(batches), desc="Scoring", unit="batch"):
-            samples = count_samples(batch)
-            masks = {block.mask: token_mask(batch, block.mask) for block in blocks}
-
-            def read(
-                block: Block,
-                values: Tensor,
-                index: int = index,
-                samples: int = samples,
-                masks: dict[str, Tensor | None] = masks,
-            ) -> Tensor:
-                x = values.reshape(samples, -1, values.shape[-1]).float()
-                check_finite(
-                    block.name, x.reshape(-1, block.units, block.width).sum(-1), f" in calibration batch {index}"
-                )
-                mask = masks[block.mask]
-                if mask is None or mask.shape != x.shape[:2]:  # that of a waveform is longer than its frames
-                    mask = x.new_ones(x.shape[:2], dtype=torch.bool)
-                real = mask.to(x.device)
-                tokens[places[block.name]] += real.sum().cpu()
-                add(block, x * real[..., None], real[..., None])
-                return values
-
-            with input_hooks(model, {block: partial(read, block) for block in blocks}):
+            reader = _BatchReader(batch, index, blocks, add)
+            hooks = {block: partial(reader.read, place, block) for place, block in enumerate(blocks)}
+            with input_hooks(model, hooks):
                 run_without_head(model, batch)
-            samples_seen += samples
-    add_over_processes([tokens, samples_seen])
-    return dict(zip(places, tokens.tolist(), strict=True)), samples_seen.item()
+            tokens += reader.tokens
+            samples += reader.samples
+    add_over_processes([tokens, samples])
+    tokens_of_block = {}
+    for block, count in zip(blocks, tokens.tolist(), strict=True):
+        tokens_of_block[block.name] = count
+    return tokens_of_block, samples.item()
+
+
+class _BatchReader:
+    """Hands the inputs of consumers to a function while one batch runs, and counts their tokens.
+
+    Attributes:
+        samples: The number of samples of the batch.
+        tokens: For every block, how many tokens its consumer read, padding excluded: `(blocks,)` float64.
+
+    Args:
+        batch: The batch.
+        index: Its place among all batches, for messages.
+        blocks: The blocks.
+        add: The function.
+    """
+
+    def __init__(self, batch: Batch, index: int, blocks: Sequence[Block], add: AddInputs) -> None:
+        self.samples = count_samples(batch)
+        self.tokens = torch.zeros(len(blocks), dtype=torch.float64)
+        self._index = index
+        self._add = add
+        # blocks of one stack share a mask
+        self._masks = {block.mask: token_mask(batch, block.mask) for block in blocks}
+
+    def read(self, place: int, block: Block, inputs: Tensor) -> Tensor:
+        """Read the inputs of one block's consumer, and return them as they are, as a hook on inputs must.
+
+        Args:
+            place: The block's place among all.
+            block: The block.
+            inputs: `(samples, tokens, columns)`, or with samples and tokens flattened, as some models do.
+
+        Returns:
+            The inputs.
+        """
+        x = inputs.reshape(self.samples, -1, inputs.shape[-1]).float()
+        by_unit = x.reshape(-1, block.units, block.width).sum(-1)
+        check_finite(block.name, by_unit, f" in calibration batch {self._index}")
+        is_real = self._real_tokens(block, x)
+        self.tokens[place] += is_real.sum().cpu()
+        is_real = is_real[..., None]
+        self._add(block, x * is_real, is_real)
+        return inputs
+
+    def _real_tokens(self, block: Block, x: Tensor) -> Tensor:
+        """Which tokens are no padding, `(samples, tokens)` bool."""
+        mask = self._masks[block.mask]
+        # a speech model makes fewer frames than the waveform has entries, so its mask fits no frames
+        if mask is None or mask.shape != x.shape[:2]:
+            return x.new_ones(x.shape[:2], dtype=torch.bool)
+        return mask.to(x.device)
 
 
 @register_scorer("apoz", reads="activations")
 def apoz(statistics: ActivationStatistics) -> Tensor:
-    """1 − the average share of (nearly) zero activations. Hu et al. 2016, "Network Trimming"."""
-    return 1 - statistics.zero_share.reshape(statistics.block.units, -1).mean(1)
+    """1 − the share of (nearly) zero activations, averaged over a unit's columns.
+
+    Hu et al. 2016, "Network Trimming".
+    """
+    zero_share_of_unit = statistics.zero_share.reshape(statistics.block.units, -1).mean(1)
+    return 1 - zero_share_of_unit
 
 
 @register_scorer("activation_norm", reads="activations")
@@ -230,24 +299,30 @@ def activation_norm(statistics: ActivationStatistics) -> Tensor:
 
 @register_scorer("fluctuation", reads="activations")
 def fluctuation(statistics: ActivationStatistics) -> Tensor:
-    """Var_t(x_c) · ‖W[:, c]‖², averaged over a unit's columns and standardised in the block.
+    """Var_t(x_c) · ‖W[:, c]‖², averaged over a unit's columns, then standardised over the units of the block.
 
-    An et al. 2024, "Fluctuation-based Adaptive Structured Pruning" (FLAP): what cannot be made up for by a bias.
+    An et al. 2024, "Fluctuation-based Adaptive Structured Pruning" (FLAP). It is the error that remains when a bias
+    makes up for the mean of a removed column.
     """
     by_column = statistics.variance * statistics.weight.square().sum(0)
-    value = by_column.reshape(statistics.block.units, -1).mean(1)
-    return (value - value.mean()) / value.std(correction=0).clamp(min=1e-12)
+    by_unit = by_column.reshape(statistics.block.units, -1).mean(1)
+    # with one unit, or equal ones, the deviation is 0
+    deviation = by_unit.std(correction=0).clamp(min=1e-12)
+    return (by_unit - by_unit.mean()) / deviation
 
 
 @register_scorer("obs", reads="gram")
 def obs(statistics: GramStatistics) -> Tensor:
-    """tr(W_M ((H⁻¹)_MM)⁻¹ W_Mᵀ) with H = XᵀX + λI and M = C_u: the squared error after the best repair.
+    """tr(W_M ((H⁻¹)_MM)⁻¹ W_Mᵀ) with H = XᵀX + λI and M = C_u: the squared error of the output after the best repair.
 
     Hassibi & Stork 1993 ("Optimal Brain Surgeon"), for structures as in Kurtic et al. 2023 (ZipLM).
     """
     width = statistics.block.width
     inverse = regularised_inverse(statistics.gram)
-    own = torch.stack([part[:, i * width : (i + 1) * width] for i, part in enumerate(torch.split(inverse, width))])
+    diagonal_blocks = []
+    for unit, rows in enumerate(torch.split(inverse, width)):
+        diagonal_blocks.append(rows[:, unit * width : (unit + 1) * width])
     columns = statistics.weight.T.reshape(statistics.block.units, width, -1)
-    error: Tensor = (torch.linalg.solve(own, columns) * columns).sum((1, 2))
+    # the trace of a product AB is the sum over the entries of A and Bᵀ, multiplied one by one
+    error: Tensor = (torch.linalg.solve(torch.stack(diagonal_blocks), columns) * columns).sum((1, 2))
     return error

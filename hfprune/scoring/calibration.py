@@ -1,4 +1,4 @@
-"""Calibration batches: seeded, of a fixed number of samples, from whatever holds the user's data."""
+"""Calibration batches: a fixed number of samples from the user's data, drawn by a seed."""
 
 import hashlib
 import inspect
@@ -14,11 +14,16 @@ from transformers import PreTrainedModel, default_data_collator
 from hfprune.errors import CalibrationError
 from hfprune.structure.batches import LABELS, Batch, count_samples, refuse_head_mask, token_mask
 from hfprune.structure.devices import check_tokens
+from hfprune.structure.store import sha256_of
 
 #: What scoring accepts as data.
 CalibrationData: TypeAlias = Dataset | DataLoader[Any] | Sequence[Batch]
+#: A row of a data set.
 Row: TypeAlias = dict[str, Any]
+#: Makes a batch from a list of rows.
 Collator: TypeAlias = Callable[[list[dict[str, Any]]], Batch]
+#: Columns of labels that collators of transformers rename to `labels`.
+_LABEL_COLUMNS = ("label", "label_ids")
 
 
 def calibration_batches(
@@ -31,92 +36,115 @@ def calibration_batches(
     seed: int = 0,
     collator: Collator | None = None,
 ) -> list[Batch]:
-    """Draw a fixed number of samples and batch them.
+    """Draw a fixed number of samples and put them into batches.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> config = BertConfig(
+    ...     vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12
+    ... )
+    >>> data = Dataset.from_dict({"text": ["a"] * 9, "input_ids": [[5, 6, 7]] * 9})
+    >>> batches = calibration_batches(data, BertModel(config), samples=6, batch_size=4)
+    >>> for batch in batches:
+    ...     print({name: tuple(value.shape) for name, value in batch.items()})
+    {'input_ids': (4, 3)}
+    {'input_ids': (2, 3)}
 
     Args:
         data: A tokenized `datasets.Dataset`, a DataLoader, or a list of batches (dicts of tensors).
-        model: The model that will see the batches; columns that its `forward` does not take are left out.
-        samples: How many samples to draw. A list of batches is used whole, whatever this says.
+        model: The model that will get the batches; columns that its `forward` does not take are left out.
+        samples: The number of samples to draw. A list of batches is used as a whole, whatever this number is.
         batch_size: The most samples in a batch, for a Dataset.
-        batch_tokens: The most tokens in a batch, padding included, for a Dataset; a longer sample is a batch alone. It
-            bounds the memory of scoring, and of the scores changes only what is drawn at random; a GPU is busier with
-            more.
+        batch_tokens: The most tokens in a batch, padding included, for a Dataset. A longer sample is alone in its
+            batch. This bounds the memory of scoring, while a GPU is used better with more tokens. Scores depend on it
+            only through what is drawn at random.
         seed: Chooses the samples of a Dataset.
-        collator: Makes a batch of a list of rows, for a Dataset; `transformers.default_data_collator` if not given,
-            which does not pad.
+        collator: Makes a batch from a list of rows, for a Dataset. None: `transformers.default_data_collator`, which
+            does not pad.
 
     Returns:
-        The batches, on the CPU; those of a Dataset from the shortest samples to the longest.
+        The batches, on the CPU. Those of a Dataset go from the shortest samples to the longest.
 
     Raises:
-        CalibrationError: The data is empty, too small, not tokenized, or of a kind that is not understood.
+        CalibrationError: The data is empty, too small, not tokenized, or of an unknown kind.
     """
     if min(samples, batch_size, batch_tokens) < 1:
         raise CalibrationError(
             f"samples, batch_size and batch_tokens must be at least 1, got {samples}, {batch_size} and {batch_tokens}."
         )
+    needed_samples = samples
     if isinstance(data, Dataset):
-        rows = _drawn(data, model, samples, seed)
+        rows = _drawn_rows(data, model, samples, seed)
         batches = _collated(rows, batch_size, batch_tokens, collator or default_data_collator)
     elif isinstance(data, DataLoader):
-        batches = _take(data, model, samples)
+        batches = _first_batches(data, model, samples)
     elif isinstance(data, Sequence) and not isinstance(data, str):
-        batches, samples = list(data), 1
+        batches = list(data)
+        needed_samples = 1
     else:
         raise CalibrationError(
             f"calibration data is a datasets.Dataset, a DataLoader or a list of batches, not {type(data).__name__}."
         )
     batches = [check_batch(batch, model) for batch in batches]
-    found = sum(count_samples(batch) for batch in batches)
-    if found < samples:
-        raise _too_small(found, samples)
+    drawn_samples = total_samples(batches)
+    if drawn_samples < needed_samples:
+        raise _too_small(drawn_samples, needed_samples)
     return batches
 
 
-def _too_small(found: int, samples: int) -> CalibrationError:
-    if found == 0:
+def _too_small(available: int, needed: int) -> CalibrationError:
+    if available == 0:
         return CalibrationError("the calibration data is empty: scoring needs at least one sample.")
     return CalibrationError(
-        f"calibration needs {samples} samples, the data has {found}. "
-        f"Pass more data, or set calibration_samples={found} (fewer than about 100 make noisy scores)."
+        f"calibration needs {needed} samples, the data has {available}. "
+        f"Pass more data, or set calibration_samples={available} (fewer than about 100 make noisy scores)."
     )
 
 
-def _drawn(data: Dataset, model: PreTrainedModel, samples: int, seed: int) -> list[Row]:
-    """Samples chosen by the seed, from the shortest to the longest."""
+def _drawn_rows(data: Dataset, model: PreTrainedModel, samples: int, seed: int) -> list[Row]:
+    """Rows chosen by the seed, from the shortest to the longest, with only the columns that the model takes."""
     if len(data) < samples:
         raise _too_small(len(data), samples)
-    wanted = {*_parameters(model), "label", "label_ids"}
-    rows = data.remove_columns([name for name in data.column_names if name not in wanted])
-    if not {*rows.column_names} - {*LABELS, "label", "label_ids"}:
+    usable = {*_argument_names(model), *_LABEL_COLUMNS}
+    rows = data.remove_columns([name for name in data.column_names if name not in usable])
+    if not {*rows.column_names} - {*LABELS, *_LABEL_COLUMNS}:
         raise CalibrationError(
             f"no column of the data set but labels is an argument of {type(model).__name__}.forward: it has "
             f"{', '.join(data.column_names)}. Tokenize it first: dataset.map(lambda row: tokenizer(row['text'], "
             "truncation=True))."
         )
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:samples].tolist()
-    # Samples do not mix, so batches of like lengths give the same scores with the least padding.
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(rows), generator=generator)[:samples].tolist()
+    # samples do not affect each other, so sorting by length changes no score and needs the least padding
     return sorted(rows.select(order), key=_length)
 
 
 def _length(row: Row) -> int:
-    """Tokens of a sample, of all its choices together where it is a multiple choice."""
+    """The tokens of a sample; of a multiple choice, the tokens of all its choices together. At least 1."""
     ids = row.get("input_ids", ())
-    nested = len(ids) > 0 and (isinstance(ids[0], list) or getattr(ids[0], "ndim", 0) > 0)
-    return (sum(len(choice) for choice in ids) if nested else len(ids)) or 1
+    # a sample without text, such as a picture, counts as one token
+    if len(ids) == 0:
+        return 1
+    has_choices = isinstance(ids[0], list) or getattr(ids[0], "ndim", 0) > 0
+    if has_choices:
+        return sum(len(choice) for choice in ids) or 1
+    return len(ids)
 
 
 def _collated(rows: list[Row], batch_size: int, batch_tokens: int, collator: Collator) -> list[Batch]:
+    """Batches of consecutive rows, which must be sorted by length."""
     groups: list[list[Row]] = [[]]
     for row in rows:
-        if len(groups[-1]) == batch_size or (groups[-1] and (len(groups[-1]) + 1) * _length(row) > batch_tokens):
+        is_full = len(groups[-1]) == batch_size
+        # the new row is the longest so far, and the others are padded to its length
+        padded_tokens = (len(groups[-1]) + 1) * _length(row)
+        if is_full or (groups[-1] and padded_tokens > batch_tokens):
             groups.append([])
         groups[-1].append(row)
     return [collate(group, collator) for group in groups]
 
 
 def collate(rows: list[Row], collator: Collator) -> Batch:
-    """A batch of rows.
+    """Make a batch from rows.
 
     Args:
         rows: The rows.
@@ -126,7 +154,7 @@ def collate(rows: list[Row], collator: Collator) -> Batch:
         The batch.
 
     Raises:
-        CalibrationError: The collator could not make one.
+        CalibrationError: The collator failed.
     """
     try:
         return collator(rows)
@@ -137,20 +165,31 @@ def collate(rows: list[Row], collator: Collator) -> Batch:
         raise CalibrationError(f"the collator could not make a batch: {error}{advice}") from error
 
 
-def _take(loader: Iterable[Batch], model: PreTrainedModel, samples: int) -> list[Batch]:
+def _first_batches(loader: Iterable[Batch], model: PreTrainedModel, samples: int) -> list[Batch]:
+    """The first batches of a loader, up to a number of samples; the last batch is shortened to fit."""
     batches: list[Batch] = []
-    found = 0
+    missing = samples
     for batch in loader:
         batch = check_batch(batch, model)
-        if found + count_samples(batch) > samples:
-            rows = next(len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim)
-            keep = -(-(samples - found) * rows // count_samples(batch))  # the choices of a question stay together
-            batch = {k: v[:keep] if isinstance(v, Tensor) and v.ndim else v for k, v in batch.items()}
+        if count_samples(batch) > missing:
+            batch = _shortened(batch, missing)
         batches.append(dict(batch))
-        found += count_samples(batch)
-        if found >= samples:
+        missing -= count_samples(batch)
+        if missing <= 0:
             break
     return batches
+
+
+def _shortened(batch: Batch, samples: int) -> Batch:
+    """The first samples of a batch. The choices of a question stay together, so there may be a few more."""
+    rows = next(len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim)
+    # rounded up
+    kept_rows = -(-samples * rows // count_samples(batch))
+    shortened = {}
+    for name, value in batch.items():
+        has_rows = isinstance(value, Tensor) and value.ndim
+        shortened[name] = value[:kept_rows] if has_rows else value
+    return shortened
 
 
 def check_batches(batches: Sequence[Batch], model: PreTrainedModel, *, taker: str) -> list[Batch]:
@@ -159,10 +198,10 @@ def check_batches(batches: Sequence[Batch], model: PreTrainedModel, *, taker: st
     Args:
         batches: At least one batch.
         model: The model.
-        taker: The name of the function that takes them, for the message.
+        taker: The name of the function that was called with the batches, for the message.
 
     Returns:
-        The arguments of the model in each.
+        For each batch, the arguments of the model.
 
     Raises:
         CalibrationError: It is no list or is empty, or a batch cannot be used.
@@ -175,7 +214,7 @@ def check_batches(batches: Sequence[Batch], model: PreTrainedModel, *, taker: st
 
 
 def check_batch(batch: Batch, model: PreTrainedModel) -> Batch:
-    """The arguments of the model in a batch; whatever its `forward` does not take is left out.
+    """The arguments of the model in a batch, without all entries that its `forward` does not take.
 
     Args:
         batch: A dict of tensors.
@@ -191,46 +230,86 @@ def check_batch(batch: Batch, model: PreTrainedModel) -> Batch:
     if not isinstance(batch, Mapping):
         raise CalibrationError(f"a batch must be a dict of tensors, got {type(batch).__name__}.")
     refuse_head_mask(batch)
-    parameters = _parameters(model)
-    kept = {name: value for name, value in batch.items() if name in parameters}
-    lists = [name for name, value in kept.items() if isinstance(value, list)]
+    names = _argument_names(model)
+    arguments = {name: value for name, value in batch.items() if name in names}
+    _check_tensors(arguments, batch, model)
+    ids = arguments.get("input_ids")
+    if isinstance(ids, Tensor) and ids.numel():
+        check_tokens(model, int(ids.max()))
+    return arguments
+
+
+def _check_tensors(arguments: Batch, batch: Batch, model: PreTrainedModel) -> None:
+    """Refuse arguments that are lists, and a batch with nothing but labels."""
+    lists = [name for name, value in arguments.items() if isinstance(value, list)]
     if lists:
         raise CalibrationError(
             f"{', '.join(lists)} in a batch is a list, not a tensor. Give the DataLoader a collate_fn that makes "
             "tensors, such as DataCollatorWithPadding(tokenizer), or call dataset.set_format('torch')."
         )
-    if not any(isinstance(value, Tensor) for name, value in kept.items() if name not in LABELS):
+    if not any(isinstance(value, Tensor) for name, value in arguments.items() if name not in LABELS):
         raise CalibrationError(
             f"a batch has no tensor beside labels that {type(model).__name__}.forward takes; its keys are "
             f"{', '.join(batch)}."
         )
-    ids = kept.get("input_ids")
-    if isinstance(ids, Tensor) and ids.numel():
-        check_tokens(model, int(ids.max()))
-    return kept
 
 
-def _parameters(model: PreTrainedModel) -> set[str]:
-    return {name for name, p in inspect.signature(model.forward).parameters.items() if p.kind is not p.VAR_KEYWORD}
+def _argument_names(model: PreTrainedModel) -> set[str]:
+    """The names of the arguments of a model's `forward`, without `**kwargs`."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
+
+
+def total_samples(batches: Sequence[Batch]) -> int:
+    """How many samples batches hold together.
+
+    >>> total_samples([{"input_ids": torch.zeros(4, 7)}, {"input_ids": torch.zeros(2, 9)}])
+    6
+    """
+    return sum(count_samples(batch) for batch in batches)
 
 
 def describe(batches: Sequence[Batch]) -> dict[str, Any]:
-    """What a record says of calibration batches: samples, tokens, and a digest of the token ids.
+    """The entry of a record about calibration batches: samples, tokens, and a digest of the token ids.
+
+    >>> batch = {"input_ids": torch.ones(2, 3), "attention_mask": torch.tensor([[1, 1, 1], [1, 0, 0]])}
+    >>> description = describe([batch])
+    >>> description["samples"], description["tokens"], description["digest"][:12]
+    (2, 4, '334658f17798')
 
     Args:
         batches: Dicts of tensors.
 
     Returns:
-        `samples`, and where there are token ids `tokens` (padding apart, if there is a mask) and `digest` (SHA-256 of
+        `samples`, and where there are token ids `tokens` (without padding, if there is a mask) and `digest` (SHA-256 of
         the ids as 64-bit integers, batch by batch).
     """
-    found: dict[str, Any] = {"samples": sum(count_samples(batch) for batch in batches)}
-    if all(isinstance(batch.get("input_ids"), Tensor) for batch in batches):
-        masks = [token_mask(batch) for batch in batches]
-        pairs = zip(batches, masks, strict=True)
-        found["tokens"] = sum(b["input_ids"].numel() if mask is None else int(mask.sum()) for b, mask in pairs)
-        digest = hashlib.sha256()
-        for batch in batches:
-            digest.update(batch["input_ids"].long().cpu().numpy().tobytes())
-        found["digest"] = digest.hexdigest()
-    return found
+    about: dict[str, Any] = {"samples": total_samples(batches)}
+    if not all(isinstance(batch.get("input_ids"), Tensor) for batch in batches):
+        return about
+    tokens = 0
+    digest = hashlib.sha256()
+    for batch in batches:
+        ids = batch["input_ids"]
+        mask = token_mask(batch)
+        tokens += ids.numel() if mask is None else int(mask.sum())
+        digest.update(ids.long().cpu().numpy().tobytes())
+    about["tokens"] = tokens
+    about["digest"] = digest.hexdigest()
+    return about
+
+
+def digest_of_batches(batches: Sequence[Batch]) -> str:
+    """SHA-256 of all tensors of batches, with their names and the number of their batch.
+
+    Args:
+        batches: Dicts of tensors.
+
+    Returns:
+        Hexadecimal.
+    """
+    values = {}
+    for index, batch in enumerate(batches):
+        for name, value in batch.items():
+            values[f"{index}.{name}"] = value
+    return sha256_of(values)

@@ -1,4 +1,4 @@
-"""Gate scorers: all from one pass of per-sample gate gradients.
+"""Gate scorers: formulas over the gradients of every sample's loss by the gates of the units.
 
 Notation: γ[n, u] is the derivative of sample n's loss by the gate of unit u.
 """
@@ -19,10 +19,11 @@ from hfprune.scoring.activation_scorers import (
     read_gram,
     regularised_inverse,
 )
+from hfprune.scoring.calibration import total_samples
 from hfprune.scoring.objectives import summed_loss
 from hfprune.scoring.registry import ScoringRun, register_scorer, register_statistic
 from hfprune.scoring.scores import check_finite
-from hfprune.structure.batches import count_samples, on_device
+from hfprune.structure.batches import on_device
 from hfprune.structure.blocks import Block
 from hfprune.structure.devices import input_device
 from hfprune.structure.gates import gate_gradients
@@ -31,7 +32,7 @@ from hfprune.structure.running import frozen
 
 @dataclass(frozen=True, kw_only=True)
 class GateStatistics:
-    """What a scorer that reads `gates` gets of one block.
+    """The statistic `gates`, or `residual_gates`, of one block.
 
     Attributes:
         block: The block.
@@ -47,12 +48,14 @@ class GateStatistics:
 
 
 def residual_maps(grams: Iterable[tuple[str, GramStatistics]]) -> dict[str, Tensor]:
-    """From a block's inputs to what is left of each unit after the best linear prediction from the others.
+    """Linear maps from the inputs of a consumer to the residual of every unit.
 
-    With H = [X 1]ᵀ[X 1] + λI the residual of the columns M of a unit is [X 1] (H⁻¹)_{:,M} ((H⁻¹)_{MM})⁻¹.
+    The residual of a unit is the difference between its activations and their best linear prediction from the
+    activations of all other units of the block. With H = [X 1]ᵀ[X 1] + λI the residual of the columns M of a unit is
+    [X 1] (H⁻¹)_{:,M} ((H⁻¹)_{MM})⁻¹.
 
     Args:
-        grams: Gram matrices of the blocks' inputs.
+        grams: Gram matrices of the blocks' inputs, with block names.
 
     Returns:
         By block name: `(columns + 1, columns)` float32, for `gate_gradients`.
@@ -62,10 +65,10 @@ def residual_maps(grams: Iterable[tuple[str, GramStatistics]]) -> dict[str, Tens
         width = statistics.block.width
         inverse = regularised_inverse(statistics.gram_with_ones)
         residuals = []
-        # the last column is that of the ones, which belong to no unit
+        # the last column belongs to the ones, and to no unit
         for unit, columns in enumerate(torch.split(inverse[:, :-1], width, dim=1)):
-            own = columns[unit * width : (unit + 1) * width]
-            residuals.append(columns @ torch.linalg.inv(own))
+            diagonal_block = columns[unit * width : (unit + 1) * width]
+            residuals.append(columns @ torch.linalg.inv(diagonal_block))
         maps[name] = torch.cat(residuals, 1).float()
     return maps
 
@@ -78,7 +81,11 @@ def read_gates(run: ScoringRun) -> Iterable[tuple[str, GateStatistics]]:
 
 @register_statistic("residual_gates", needs=["gradients", "activations"])
 def read_residual_gates(run: ScoringRun) -> Iterable[tuple[str, GateStatistics]]:
-    """The same of residuals, with one backward pass for every group of blocks whose maps fit in memory."""
+    """The moments of γ with residuals in the place of activations.
+
+    Maps to residuals are as large as Gram matrices, so blocks go in groups whose maps fit in memory together, with one
+    backward pass over the batches for each group.
+    """
     statistics: dict[str, GateStatistics] = {}
     for group in groups_of(run.blocks):
         maps = residual_maps(read_gram(run.model, group, run.batches))
@@ -91,8 +98,8 @@ def read_residual_gates(run: ScoringRun) -> Iterable[tuple[str, GateStatistics]]
 def _read_group(
     run: ScoringRun, blocks: Sequence[Block], *, maps: Mapping[str, Tensor] | None
 ) -> dict[str, GateStatistics]:
-    """One backward pass for some blocks."""
-    # Σγ, Σ|γ| and Σγ²
+    """The moments of γ of some blocks, by block name, from one backward pass over the batches."""
+    # the rows are Σγ, Σ|γ| and Σγ²; float64, so that the number of samples costs no precision
     sums = {block.name: torch.zeros(3, block.units, dtype=torch.float64) for block in blocks}
     device = input_device(run.model)
     with frozen(run.model), frozen(run.teacher), failing_together():
@@ -103,7 +110,8 @@ def _read_group(
                 check_finite(name, gamma, f" in calibration batch {index}")
                 sums[name] += torch.stack([gamma.sum(0), gamma.abs().sum(0), gamma.square().sum(0)]).cpu()
     add_over_processes(sums.values())
-    samples = sum(count_samples(batch) for batch in run.batches)
+    # all processes hold the batches of all, so these are the samples of all
+    samples = total_samples(run.batches)
     statistics = {}
     for block in blocks:
         mean, mean_abs, mean_square = (sums[block.name] / samples).float()
@@ -113,9 +121,9 @@ def _read_group(
 
 @register_scorer("sensitivity", labels="data")
 def sensitivity(statistics: GateStatistics) -> Tensor:
-    """mean_n |γ[n,u]|, divided by the block's L2 norm so that blocks compare.
+    """mean_n |γ[n,u]|, divided by its L2 norm over the units of the block, so that scores of different blocks compare.
 
-    Michel, Levy, Neubig 2019, "Are Sixteen Heads Really Better than One?", for heads; the same for neurons.
+    Michel, Levy, Neubig 2019, "Are Sixteen Heads Really Better than One?", for heads. Neurons are scored alike.
     """
     return F.normalize(statistics.mean_abs, dim=0)
 
@@ -128,7 +136,7 @@ def taylor(statistics: GateStatistics) -> Tensor:
 
 @register_scorer("fisher", labels="data")
 def fisher(statistics: GateStatistics) -> Tensor:
-    """mean_n γ[n,u]²; half its sum over removed units estimates the loss that they cost.
+    """mean_n γ[n,u]². Half of its sum over the removed units estimates by how much the loss rises.
 
     Kwon et al. 2022, "A Fast Post-Training Pruning Framework for Transformers".
     """
@@ -137,43 +145,44 @@ def fisher(statistics: GateStatistics) -> Tensor:
 
 @register_scorer("kl_fisher", labels="model")
 def kl_fisher(statistics: GateStatistics) -> Tensor:
-    """mean_n γ[n,u]² with labels drawn from the model itself: needs no labels.
+    """mean_n γ[n,u]² of the loss against labels that are drawn from the model's own predictions: needs no labels.
 
-    Its expectation is the exact Hessian of KL(dense ‖ gated) at the dense point: the natural-gradient Fisher
-    (Martens 2020, "New Insights and Perspectives on the Natural Gradient Method").
+    Its expectation is the diagonal of the Hessian of KL(dense ‖ gated) by the gates, where all gates are 1: the Fisher
+    information of the natural gradient (Martens 2020, "New Insights and Perspectives on the Natural Gradient Method").
     """
     return statistics.mean_square
 
 
 @register_scorer("residual_fisher", reads="residual_gates", labels="data", one_shot="fisher")
 def residual_fisher(statistics: GateStatistics) -> Tensor:
-    """mean_n ρ[n,u]²: the `fisher` of what is left of a unit's removal after the best repair.
+    """mean_n ρ[n,u]²: `fisher`, counting only the damage that reconstruction cannot repair.
 
-    ρ is γ with the residual r in place of x: what is left of the unit's activations after the best linear prediction
-    from all other units of the block, which is what reconstruction can make up for. It joins the Fisher of Kwon et
-    al. 2022 with the Optimal Brain Surgeon's view (Hassibi & Stork 1993). Units that can stand in for each other both
-    score low, so use it in rounds, with reconstruction after each.
+    ρ is γ with the residual r in the place of the activations x. The residual is the difference between the unit's
+    activations and their best linear prediction from all other units of the block; reconstruction makes up for the
+    prediction. This joins the Fisher of Kwon et al. 2022 with the Optimal Brain Surgeon (Hassibi & Stork 1993). Two
+    units that can replace each other both score low, so prune in rounds, with reconstruction after each.
     """
     return statistics.mean_square
 
 
 @register_scorer("residual_kl_fisher", reads="residual_gates", labels="model", one_shot="kl_fisher")
 def residual_kl_fisher(statistics: GateStatistics) -> Tensor:
-    """`residual_fisher` with labels drawn from the model itself, as `kl_fisher` does: needs no labels."""
+    """`residual_fisher` with labels that are drawn from the model's own predictions, as for `kl_fisher`."""
     return statistics.mean_square
 
 
 @register_scorer("logit_fisher", labels="logits")
 def logit_fisher(statistics: GateStatistics) -> Tensor:
-    """mean_n γ[n,u]² of the logits in a random direction: needs no labels.
+    """mean_n γ[n,u]² of the logits in a random direction, in the place of a loss: needs no labels.
 
-    Its expectation is the exact Hessian of ½‖z(dense) − z(gated)‖² over the logits z: the Gauss-Newton matrix (Martens
-    2020), which is the Fisher of `kl_fisher` without the factor that is small wherever the model is sure of itself.
+    Its expectation is the diagonal of the Hessian of ½‖z(dense) − z(gated)‖² by the gates, with the logits z: the
+    Gauss-Newton matrix (Martens 2020). It is the Fisher of `kl_fisher` without the curvature of the softmax, a factor
+    that is small wherever the model is sure of its prediction.
     """
     return statistics.mean_square
 
 
 @register_scorer("residual_logit_fisher", reads="residual_gates", labels="logits", one_shot="logit_fisher")
 def residual_logit_fisher(statistics: GateStatistics) -> Tensor:
-    """`residual_fisher` of the logits in a random direction, as `logit_fisher` takes them: needs no labels."""
+    """`residual_fisher` of the logits in a random direction, as for `logit_fisher`: needs no labels."""
     return statistics.mean_square

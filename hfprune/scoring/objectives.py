@@ -1,4 +1,8 @@
-"""The summed loss of a batch: against its labels, against labels drawn from a model's predictions, or of its logits."""
+"""The scalar of a batch that scorers differentiate, a sum over samples.
+
+It is the loss against the labels of the data, the loss against labels drawn from a model's predictions, or a random
+projection of the logits.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,38 +16,43 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from hfprune.errors import CalibrationError
 from hfprune.scoring.registry import Labels
-from hfprune.scoring.token_losses import Head, before_head, summed_in_parts
+from hfprune.scoring.token_losses import BeforeHead, before_head, summed_in_parts
 from hfprune.structure.batches import LABELS, Batch, count_samples, on_device, predicted_tokens
 from hfprune.structure.devices import input_device
 from hfprune.structure.running import without_cache
+
+#: The label of tokens that no loss is computed for, as everywhere in transformers.
+_NO_LABEL = -100
+#: Fields of an output that hold logits. Those of question answering are over the tokens of a text, not over classes.
+_LOGITS = ("logits", "start_logits", "end_logits")
 
 
 def summed_loss(
     labels: Labels, index: int, *, seed: int, teacher: PreTrainedModel
 ) -> Callable[[PreTrainedModel, Batch], Tensor]:
-    """The loss of a calibration batch, as a function of model and batch: a sum over its samples.
+    """The function that scorers differentiate for one calibration batch: a sum over the samples.
 
     Args:
-        labels: `data` for the true labels, `model` for labels that the teacher draws, `logits` for a random projection
-            of the logits.
-        index: The batch's place among all. Every batch gets a seed of its own, so that the draw does not depend on who
-            scores the other batches.
-        seed: Of the draw.
-        teacher: Draws the labels.
+        labels: `data` for the loss against true labels, `model` for labels that the teacher draws, `logits` for a
+            random projection of the logits.
+        index: The batch's place among all batches. Every batch gets a seed of its own, so that a draw does not depend
+            on the process that scores the other batches.
+        seed: The seed of the run.
+        teacher: The model that draws the labels.
 
     Returns:
-        The function.
+        A function of the model and the batch.
     """
     if labels == "data":
         return labelled_loss
-    seed = seed * 1_000_003 + index
-    return (
-        partial(projected_loss, seed=seed) if labels == "logits" else partial(sampled_loss, teacher=teacher, seed=seed)
-    )
+    seed_of_batch = seed * 1_000_003 + index
+    if labels == "logits":
+        return partial(projected_loss, seed=seed_of_batch)
+    return partial(sampled_loss, teacher=teacher, seed=seed_of_batch)
 
 
 def labelled_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """The sum over samples of the model's own loss; a token-level loss is summed over the labelled tokens.
+    """The model's own loss, summed over samples; a token-level loss is summed over the labelled tokens.
 
     Args:
         model: A model with a task head.
@@ -60,91 +69,119 @@ def labelled_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
             f"this scorer needs labels, and the batch has only {', '.join(batch)}. Pass labelled data, or use a scorer "
             "that needs none, such as residual_logit_fisher or kl_fisher."
         )
-    if (found := _labelled_tokens(model, batch)) is not None:
-        return found
-    problem = getattr(model.config, "problem_type", None)
+    token_loss = _labelled_tokens(model, batch)
+    if token_loss is not None:
+        return token_loss
+    problem = _problem_type(model)
     try:
         output = model(**without_cache(model, batch))
     finally:
-        model.config.problem_type = problem  # transformers guesses it from the labels and writes it down
+        # transformers guesses the problem from the labels, and writes its guess into the config
+        model.config.problem_type = problem
     loss = output.get("loss")
     if loss is None:
         raise CalibrationError(
             f"{type(model).__name__} gives no loss for these labels. Load the model with its task head, for example "
             "AutoModelForSequenceClassification, or use kl_fisher with a model that has logits."
         )
+    # the model's loss is a mean
     total: Tensor = loss.float() * _count(model, batch, output)
     return total
 
 
 def _labelled_tokens(model: PreTrainedModel, batch: Batch) -> Tensor | None:
-    """The same for a causal language model, a few tokens at a time; None for another, or one with a loss of its own."""
+    """The summed loss of a causal language model, computed a few tokens at a time.
+
+    None for other models, and for a model whose loss is not the plain cross-entropy.
+    """
     labels = batch.get("labels")
     if not predicts_next_token(model) or not isinstance(labels, Tensor):
         return None
+    # the router logits of a mixture of experts add a term to the loss
     if model.loss_function is not ForCausalLMLoss or getattr(model.config, "output_router_logits", False):
         return None
-    if (split := _split(model, _without_labels(model, batch))) is None:
+    before = _before_head(model, _without_labels(model, batch))
+    if before is None:
         return None
-    hidden, head = split
-    following = labels[:, 1:].to(hidden.device)
-    real = following != -100
-    targets = following[real]
+    next_labels = labels[:, 1:].to(before.hidden.device)
+    is_labelled = next_labels != _NO_LABEL
+    targets = next_labels[is_labelled]
+    head = before.head
 
-    def nll(states: Tensor, rows: Tensor) -> Tensor:
+    def loss_of_tokens(states: Tensor, rows: Tensor) -> Tensor:
         logits = head(states)
         return F.cross_entropy(logits, targets[rows].to(logits.device), reduction="sum")
 
-    return summed_in_parts(hidden[:, :-1][real], nll, _vocabulary(model))
+    return summed_in_parts(before.hidden[:, :-1][is_labelled], loss_of_tokens, _vocabulary_size(model))
 
 
-def _split(model: PreTrainedModel, inputs: Batch) -> tuple[Tensor, Head] | None:
-    """Hidden states and head of a causal language model; None for another."""
-    return before_head(model, without_cache(model, inputs)) if predicts_next_token(model) else None
+def _before_head(model: PreTrainedModel, inputs: Batch) -> BeforeHead | None:
+    """Hidden states and head of a causal language model; None for other models."""
+    if not predicts_next_token(model):
+        return None
+    return before_head(model, without_cache(model, inputs))
 
 
-def _vocabulary(model: PreTrainedModel) -> int:
+def _vocabulary_size(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
-def _real(model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
-    """`(tokens, features)` without padding of `(samples, tokens, features)`."""
+def _problem_type(model: PreTrainedModel) -> str | None:
+    """What a classifier predicts: `regression`, `multi_label_classification`, one class, or unknown (None)."""
+    problem: str | None = getattr(model.config, "problem_type", None)
+    return problem
+
+
+def _real_tokens(model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
+    """Hidden states without padding: `(samples, tokens, features)` -> `(real tokens, features)`."""
     mask = predicted_tokens(model, batch, hidden)
     return hidden.flatten(0, 1) if mask is None else hidden[mask]
 
 
 def _count(model: PreTrainedModel, batch: Batch, output: Any) -> int:
-    """How many terms the model's mean loss averages: labelled tokens, or samples."""
-    labels, logits = batch.get("labels"), output.get("logits")
-    token_level = logits is not None and logits.ndim == 3 and isinstance(labels, Tensor) and labels.ndim == 2
-    if not token_level or labels is None or labels.is_floating_point():
-        # of a multiple choice the mean is over questions, not over choices
-        return len(labels) if isinstance(labels, Tensor) and labels.ndim else count_samples(batch)
-    if predicts_next_token(model):
-        labels = labels[:, 1:]
-    return int((labels != -100).sum())
+    """The number of terms that the model's mean loss averages: labelled tokens, or samples."""
+    labels = batch.get("labels")
+    if not isinstance(labels, Tensor):
+        return count_samples(batch)
+    if _are_token_labels(labels, output.get("logits")):
+        if predicts_next_token(model):
+            # the first token is predicted by none
+            labels = labels[:, 1:]
+        return int((labels != _NO_LABEL).sum())
+    # a multiple choice has one label for each question, while a sample is one choice
+    if labels.ndim:
+        return len(labels)
+    return count_samples(batch)
+
+
+def _are_token_labels(labels: Tensor, logits: Tensor | None) -> bool:
+    """Whether labels are classes of tokens. Several float labels of a sample are coins or numbers."""
+    if logits is None or labels.is_floating_point():
+        return False
+    return logits.ndim == 3 and labels.ndim == 2
 
 
 def predicts_next_token(model: PreTrainedModel) -> bool:
     """Whether logits at position i are for token i + 1 (a causal language model, not an encoder-decoder)."""
-    loss = LOSS_MAPPING.get(getattr(model, "loss_type", None))
-    causal = loss is ForCausalLMLoss or type(model).__name__.endswith("LMHeadModel")  # these have no loss_type
-    return causal and not model.config.is_encoder_decoder
+    has_causal_loss = LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss
+    # GPT-2's class and some others have no loss_type
+    is_lm_head_model = type(model).__name__.endswith("LMHeadModel")
+    return (has_causal_loss or is_lm_head_model) and not model.config.is_encoder_decoder
 
 
 def sampled_loss(model: PreTrainedModel, batch: Batch, *, teacher: PreTrainedModel, seed: int) -> Tensor:
-    """The sum over samples of the negative log-likelihood of labels drawn from a teacher's predictions.
+    """The negative log-likelihood of labels that are drawn from a teacher's predictions, summed over samples.
 
-    A classification draws one label an example, a token-level task one a token (padding excluded), multi-label tasks
-    one coin a label, question answering a start and an end, a regression adds N(0, 1) noise to the prediction. With
-    the model as its own teacher, the mean square of this loss's gate gradients is in expectation the Hessian of
-    KL(dense ‖ gated): the natural-gradient Fisher.
+    A classifier draws one label for each sample, and a token-level task one for each token that is no padding. A
+    multi-label task flips one coin for each label, question answering draws a start and an end, and a regression adds
+    N(0, 1) noise to the prediction. With the model as its own teacher, the mean square of this loss's gate gradients is
+    in expectation the diagonal of the Hessian of KL(dense ‖ gated): the Fisher information of the natural gradient.
 
     Args:
         model: A model with logits.
         batch: Its arguments; labels are not used.
-        teacher: Draws the labels: the model itself, or the dense model.
-        seed: Of the draw; the same seed and batch give the same labels on every device.
+        teacher: The model that draws the labels: the model itself, or the dense model.
+        seed: The seed of the draw; the same seed and batch give the same labels on every device.
 
     Returns:
         A scalar.
@@ -154,62 +191,76 @@ def sampled_loss(model: PreTrainedModel, batch: Batch, *, teacher: PreTrainedMod
     """
     inputs = _without_labels(model, batch)
     generator = torch.Generator().manual_seed(seed)
-    if (split := _split(model, inputs)) is not None:
-        return _sampled_tokens(model, inputs, split, teacher, generator)
+    before = _before_head(model, inputs)
+    if before is not None:
+        return _sampled_tokens(model, inputs, before, teacher, generator)
     output = model(**without_cache(model, inputs))
     if teacher is model:
-        drawn_from = output
+        teacher_output = output
     else:
         with torch.no_grad():
-            drawn_from = teacher(**without_cache(teacher, on_device(inputs, input_device(teacher))))
+            teacher_output = teacher(**without_cache(teacher, on_device(inputs, input_device(teacher))))
     losses = []
     for name in _logits_in(model, output):
-        mine = output[name]
-        source = drawn_from[name].detach().to(mine.device)
+        logits = output[name]
+        source = teacher_output[name].detach().to(logits.device)
         if name != "logits":
-            mine, source = without_padding(mine, inputs), without_padding(source, inputs)
-        losses.append(_draw(model, inputs, mine, source, generator))
+            # an answer neither starts nor ends in padding
+            logits = without_padding(logits, inputs)
+            source = without_padding(source, inputs)
+        losses.append(_loss_of_draw(model, inputs, logits, source, generator))
     return torch.stack(losses).sum()
 
 
 def _sampled_tokens(
     model: PreTrainedModel,
     inputs: Batch,
-    split: tuple[Tensor, Head],
+    before: BeforeHead,
     teacher: PreTrainedModel,
     generator: torch.Generator,
 ) -> Tensor:
-    """The same for a causal language model, a few tokens at a time."""
-    hidden, head = _real(model, split[0], inputs), split[1]
+    """The sampled loss of a causal language model, computed a few tokens at a time."""
+    hidden = _real_tokens(model, before.hidden, inputs)
+    head = before.head
+    # all at once, so that the draw does not depend on how many tokens go at a time
     uniform = torch.rand((len(hidden), 1), generator=generator)
-    draws: tuple[Tensor, Head] | None = None
-    if teacher is not model:
-        with torch.no_grad():
-            found = _split(teacher, on_device(inputs, input_device(teacher)))
-        assert found is not None  # a model of the same kind
-        draws = _real(teacher, found[0], inputs), found[1]
+    # None: the model is its own teacher, and its logits serve twice
+    teacher_before = None if teacher is model else _teacher_before_head(teacher, inputs)
 
-    def nll(states: Tensor, rows: Tensor) -> Tensor:
+    def loss_of_tokens(states: Tensor, rows: Tensor) -> Tensor:
         logits = head(states)
         with torch.no_grad():
-            source = logits.detach() if draws is None else draws[1](draws[0][rows.to(draws[0].device)])
-            labels = _drawn(source, uniform[rows.cpu()])
+            if teacher_before is None:
+                source = logits.detach()
+            else:
+                teacher_states = teacher_before.hidden[rows.to(teacher_before.hidden.device)]
+                source = teacher_before.head(teacher_states)
+            labels = _drawn_classes(source, uniform[rows.cpu()])
         return F.cross_entropy(logits, labels.to(logits.device), reduction="sum")
 
-    return summed_in_parts(hidden, nll, _vocabulary(model))
+    return summed_in_parts(hidden, loss_of_tokens, _vocabulary_size(model))
+
+
+def _teacher_before_head(teacher: PreTrainedModel, inputs: Batch) -> BeforeHead:
+    """A teacher's hidden states of real tokens, `(real tokens, features)`, and its head; without gradients."""
+    with torch.no_grad():
+        before = _before_head(teacher, on_device(inputs, input_device(teacher)))
+    # a teacher is a model of the same kind, which has run up to its head already
+    assert before is not None
+    return BeforeHead(_real_tokens(teacher, before.hidden, inputs), before.head)
 
 
 def projected_loss(model: PreTrainedModel, batch: Batch, *, seed: int) -> Tensor:
-    """The sum over samples of v · z: the logits z, projected on v ~ N(0, 1) that is drawn for each of them.
+    """Σ v · z over samples: the logits z, projected on a direction v ~ N(0, 1) that is drawn for every sample.
 
-    The mean square of its gate gradients is in expectation the Hessian of half the squared distance between the logits
-    of the dense and of the gated model (of a multiple choice for every choice alone). Where the logits pass through a
-    softmax v is centred, as it ignores their mean. Padding is left out.
+    The mean square of its gate gradients is in expectation the diagonal of the Hessian of half the squared distance
+    between the logits of the dense and of the gated model. For a multiple choice this holds for every choice on its
+    own. Where the logits pass through a softmax, which ignores their mean, v is centred. Padding is left out.
 
     Args:
         model: A model with logits.
         batch: Its arguments; labels are not used.
-        seed: Of the draw; the same seed and batch give the same projection on every device.
+        seed: The seed of the draw; the same seed and batch give the same projection on every device.
 
     Returns:
         A scalar.
@@ -219,45 +270,77 @@ def projected_loss(model: PreTrainedModel, batch: Batch, *, seed: int) -> Tensor
     """
     inputs = _without_labels(model, batch)
     generator = torch.Generator().manual_seed(seed)
-    if (split := _split(model, inputs)) is not None:
-        hidden, head = split
-
-        def projected(states: Tensor, _: Tensor) -> Tensor:
-            logits = head(states)
-            direction = torch.randn(logits.shape, generator=generator).to(logits.device)
-            return ((direction - direction.mean(-1, keepdim=True)) * logits).sum()
-
-        return summed_in_parts(_real(model, hidden, inputs), projected, _vocabulary(model))
+    before = _before_head(model, inputs)
+    if before is not None:
+        return _projected_tokens(model, inputs, before, generator)
     output = model(**without_cache(model, inputs))
     losses = []
     for name in _logits_in(model, output):
         logits = output[name].float()
-        real: Tensor | None = None
-        if (mask := predicted_tokens(model, batch, logits)) is not None:
-            if name != "logits":  # a span: the softmax goes over the tokens of a text
-                real = mask.to(logits)
-            elif logits.ndim == 3:
-                logits = logits[mask]
-        # in place, and a dot product: logits of a language model are large, and so is every copy of them
-        direction = torch.randn(logits.shape, generator=generator).to(logits.device)
-        direction = direction if real is None else direction.mul_(real)
-        if _has_softmax(model, logits):
-            count = logits.shape[-1] if real is None else real.sum(-1, keepdim=True).clamp(min=1)
-            direction.sub_(direction.sum(-1, keepdim=True) / count)
-            direction = direction if real is None else direction.mul_(real)
-        losses.append(torch.dot(direction.flatten(), logits.flatten()))
+        mask = predicted_tokens(model, batch, logits)
+        weights = None
+        if mask is not None and name != "logits":
+            # of question answering: one vector over the tokens of a text, so padding must stay in its place
+            weights = mask.to(logits)
+        elif mask is not None and logits.ndim == 3:
+            logits = logits[mask]
+        losses.append(_projected(model, logits, weights, generator))
     return torch.stack(losses).sum()
 
 
+def _projected_tokens(model: PreTrainedModel, inputs: Batch, before: BeforeHead, generator: torch.Generator) -> Tensor:
+    """The projected logits of a causal language model, computed a few tokens at a time."""
+    head = before.head
+
+    def projection_of_tokens(states: Tensor, _: Tensor) -> Tensor:
+        logits = head(states)
+        direction = torch.randn(logits.shape, generator=generator).to(logits.device)
+        centred = direction - direction.mean(-1, keepdim=True)
+        return (centred * logits).sum()
+
+    hidden = _real_tokens(model, before.hidden, inputs)
+    return summed_in_parts(hidden, projection_of_tokens, _vocabulary_size(model))
+
+
+def _projected(model: PreTrainedModel, logits: Tensor, weights: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Logits, projected on one random direction.
+
+    Logits are large, and so is every copy of them: the direction changes in place, and a dot product makes no copy.
+
+    Args:
+        model: The model.
+        logits: Float32 logits.
+        weights: 0 for the entries that do not count and 1 for the others, in the shape of the logits; None: all count.
+        generator: Draws the direction.
+
+    Returns:
+        A scalar.
+    """
+    direction = torch.randn(logits.shape, generator=generator).to(logits.device)
+    if weights is not None:
+        direction.mul_(weights)
+    if _has_softmax(model, logits):
+        if weights is None:
+            direction.sub_(direction.sum(-1, keepdim=True) / logits.shape[-1])
+        else:
+            counts = weights.sum(-1, keepdim=True).clamp(min=1)
+            direction.sub_(direction.sum(-1, keepdim=True) / counts)
+            # the mean was subtracted from entries that do not count, too
+            direction.mul_(weights)
+    return torch.dot(direction.flatten(), logits.flatten())
+
+
 def _without_labels(model: PreTrainedModel, batch: Batch) -> Batch:
-    if model.config.is_encoder_decoder:  # there, labels make the decoder's inputs
+    """A batch without labels, so that the model computes no loss."""
+    # an encoder-decoder makes the decoder's inputs from the labels
+    if model.config.is_encoder_decoder:
         return batch
     return {name: value for name, value in batch.items() if name not in LABELS}
 
 
 def _logits_in(model: PreTrainedModel, output: Any) -> list[str]:
-    """What of an output is logits."""
-    names = [name for name in ("logits", "start_logits", "end_logits") if output.get(name) is not None]
+    """The names of the fields of an output that hold logits."""
+    names = [name for name in _LOGITS if output.get(name) is not None]
     if not names:
         raise CalibrationError(
             f"this scorer goes by the model's logits, and {type(model).__name__} has none. Load the model with "
@@ -267,37 +350,61 @@ def _logits_in(model: PreTrainedModel, output: Any) -> list[str]:
 
 
 def _has_softmax(model: PreTrainedModel, logits: Tensor) -> bool:
-    """Whether the logits go through a softmax: no regression, and not one coin a label."""
-    problem = getattr(model.config, "problem_type", None)
-    return logits.shape[-1] > 1 and problem not in ("regression", "multi_label_classification")
+    """Whether the logits go through a softmax: not in a regression, and not where every label is a coin of its own."""
+    return logits.shape[-1] > 1 and _problem_type(model) not in ("regression", "multi_label_classification")
 
 
 def without_padding(logits: Tensor, batch: Batch) -> Tensor:
-    """Logits over the tokens of a text, `(N, tokens)`, so low where there is padding that it is never chosen."""
+    """Set logits over the tokens of a text so low at padding that padding is never chosen.
+
+    >>> without_padding(torch.tensor([[1.0, 2.0]]), {"attention_mask": torch.tensor([[1, 0]])}).softmax(-1)
+    tensor([[1., 0.]])
+
+    Args:
+        logits: `(samples, tokens)`.
+        batch: The arguments of the model. Without a mask of the same shape the logits are returned as they are.
+
+    Returns:
+        `(samples, tokens)`.
+    """
     mask = batch.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.shape != logits.shape:
         return logits
     return logits.masked_fill(mask.to(logits.device) == 0, torch.finfo(logits.dtype).min)
 
 
-def _draw(model: PreTrainedModel, batch: Batch, logits: Tensor, source: Tensor, generator: torch.Generator) -> Tensor:
+def _loss_of_draw(
+    model: PreTrainedModel, batch: Batch, logits: Tensor, source: Tensor, generator: torch.Generator
+) -> Tensor:
+    """The negative log-likelihood, summed over samples, of labels that are drawn from the logits `source`."""
     logits = logits.float()
     if logits.ndim == 3:
-        if (mask := predicted_tokens(model, batch, logits)) is not None:
-            logits, source = logits[mask], source[mask]
-        logits, source = logits.reshape(-1, logits.shape[-1]), source.reshape(-1, source.shape[-1])
-    problem = getattr(model.config, "problem_type", None)
+        mask = predicted_tokens(model, batch, logits)
+        if mask is not None:
+            logits = logits[mask]
+            source = source[mask]
+        logits = logits.reshape(-1, logits.shape[-1])
+        source = source.reshape(-1, source.shape[-1])
+    problem = _problem_type(model)
     if problem == "regression" or logits.shape[-1] == 1:
         noise = torch.randn(source.shape, generator=generator).to(source.device)
         return 0.5 * (logits - source.float() - noise).square().sum()
     if problem == "multi_label_classification":
-        coins = torch.rand(source.shape, generator=generator).to(source.device)
-        return F.binary_cross_entropy_with_logits(logits, (coins < source.float().sigmoid()).float(), reduction="sum")
-    labels = _drawn(source, torch.rand((*source.shape[:-1], 1), generator=generator))
+        uniform = torch.rand(source.shape, generator=generator).to(source.device)
+        labels = (uniform < source.float().sigmoid()).float()
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+    labels = _drawn_classes(source, torch.rand((*source.shape[:-1], 1), generator=generator))
     return F.cross_entropy(logits, labels, reduction="sum")
 
 
-def _drawn(source: Tensor, uniform: Tensor) -> Tensor:
-    """Classes drawn from logits `(..., classes)` with uniform numbers `(..., 1)`."""
+def _drawn_classes(source: Tensor, uniform: Tensor) -> Tensor:
+    """Draw classes from logits `(..., classes)` by uniform random numbers `(..., 1)`.
+
+    >>> _drawn_classes(torch.zeros(2, 4), torch.tensor([[0.1], [0.6]])).tolist()
+    [0, 2]
+    """
+    # a class is drawn where the cumulative probability first reaches the uniform number; the last entry is 1 but for
+    # rounding, which must not lead behind the last class
     cumulative = source.float().softmax(-1).cumsum(-1)
-    return (cumulative < uniform.to(source.device) * cumulative[..., -1:]).sum(-1)
+    is_below = cumulative < uniform.to(source.device) * cumulative[..., -1:]
+    return is_below.sum(-1)

@@ -1,4 +1,4 @@
-"""The registries of scoring: statistics, which a pass reads of a model, and scorers, which are formulas over them."""
+"""The registries of scoring: statistics, collected from a model, and scorers, which are formulas over statistics."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import Block
 
-#: What the gradients of a pass are of: the loss against labels of the data, or labels drawn from the model's own
-#: predictions; or the logits, in a random direction. Or no gradients are needed.
+#: What a scorer differentiates. `data`: the loss against the labels of the data. `model`: the loss against labels that
+#: are drawn from a model's own predictions. `logits`: the logits, in a random direction. `none`: nothing.
 Labels = Literal["data", "model", "logits", "none"]
-#: What users ask of a scorer before they choose it.
+#: What a user must provide for a scorer: labelled data, or the memory for gradients or activations.
 Need = Literal["labels", "gradients", "activations"]
 
 Function = TypeVar("Function", bound=Callable[[Any], Tensor])
@@ -21,15 +21,15 @@ Function = TypeVar("Function", bound=Callable[[Any], Tensor])
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringRun:
-    """What a pass gets to read its statistic from.
+    """The arguments of the function that collects a statistic.
 
     Attributes:
         model: The model to score.
-        blocks: Its blocks that have units left.
-        batches: Calibration batches of all processes.
-        scorer: The scorer that will read the statistic.
-        seed: Of everything that is drawn.
-        teacher: Draws the labels for scorers with `labels="model"`.
+        blocks: The blocks of the model that have units left.
+        batches: The calibration batches of all processes.
+        scorer: The scorer that the statistic is for.
+        seed: The seed of all random draws.
+        teacher: The model that draws the labels, for scorers with `labels="model"`.
     """
 
     model: PreTrainedModel
@@ -40,18 +40,18 @@ class ScoringRun:
     teacher: PreTrainedModel
 
 
-#: Reads a statistic of every block, with the blocks' names.
+#: Collects a statistic: gives the name of every block, with the statistic of that block.
 Pass = Callable[[ScoringRun], Iterable[tuple[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statistic:
-    """What scorers can read of a block.
+    """A registered statistic: numbers about one block that scorers can read.
 
     Attributes:
-        name: What a scorer says that it reads.
-        needs: What it asks of the user: `gradients`, `activations`, or nothing beside the weights.
-        read: The pass that reads it.
+        name: The name that a scorer gives as `reads`.
+        needs: What collecting it requires: `gradients`, `activations`, both, or only the weights (empty).
+        read: The function that collects it from a model.
     """
 
     name: str
@@ -64,15 +64,15 @@ class Scorer:
     """A registered scorer.
 
     Attributes:
-        name: What users write.
-        reads: The statistic that its function gets of a block: `gates` a `GateStatistics`, `residual_gates` the same
-            of what a unit puts out beyond what the others of its block can make up for, `weights` a
-            `WeightStatistics`, `weight_gradients` and `fine_tuning` a `WeightGradientStatistics`, `activations` an
-            `ActivationStatistics`, `gram` a `GramStatistics`; or one that was registered beside these.
-        labels: Where the labels of its gradients come from.
-        function: From that to `(units,)` scores, higher for units that are more worth keeping.
-        one_shot: The scorer to take in its place where there is only one round; its own name if it is made for that
-            too.
+        name: The name in `PruningConfig(scorer=...)`.
+        reads: The statistic that the function gets. `gates`: a `GateStatistics`. `residual_gates`: a `GateStatistics`
+            of the part of a unit's activations that the other units of its block cannot reproduce. `weights`: a
+            `WeightStatistics`. `weight_gradients` and `fine_tuning`: a `WeightGradientStatistics`. `activations`: an
+            `ActivationStatistics`. `gram`: a `GramStatistics`. Other names: statistics that were registered later.
+        labels: What its gradients are taken of.
+        function: Computes `(units,)` scores from the statistic of one block. A higher score means that the unit is
+            more worth keeping.
+        one_shot: The scorer that replaces it where the model is scored only once. Its own name if it suits that too.
     """
 
     name: str
@@ -83,9 +83,11 @@ class Scorer:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Which of `labels` (true ones), `gradients` and `activations` the scorer needs; none: the weights suffice."""
-        needs = get_statistic(self.reads).needs
-        return needs | {"labels"} if self.labels == "data" else needs
+        """Which of (true) `labels`, `gradients` and `activations` the scorer needs; empty if the weights suffice."""
+        statistic = get_statistic(self.reads)
+        if self.labels == "data":
+            return statistic.needs | {"labels"}
+        return statistic.needs
 
 
 _STATISTICS: dict[str, Statistic] = {}
@@ -93,17 +95,25 @@ _SCORERS: dict[str, Scorer] = {}
 
 
 def register_statistic(name: str, *, needs: Iterable[Need] = ()) -> Callable[[Pass], Pass]:
-    """Add a statistic: decorate the pass that reads it.
+    """Add a statistic: decorate the function that collects it.
+
+    >>> @register_statistic("parameters")
+    ... def read_parameters(run):
+    ...     for block in run.blocks:
+    ...         yield block.name, block.unit_params
+    >>> known_statistics()["parameters"].needs
+    frozenset()
+    >>> del _STATISTICS["parameters"]  # only so that this example leaves nothing behind
 
     Args:
-        name: What scorers say that they read.
-        needs: What it asks of the user: `gradients`, `activations`, both, or nothing.
+        name: The name that scorers give as `reads`.
+        needs: What collecting it requires: `gradients`, `activations`, both, or only the weights (empty).
 
     Returns:
         The decorator.
 
     Raises:
-        ValueError: The name is taken.
+        ValueError: Another statistic has that name.
     """
     if name in _STATISTICS:
         raise ValueError(f"a statistic named {name!r} is registered already.")
@@ -116,12 +126,12 @@ def register_statistic(name: str, *, needs: Iterable[Need] = ()) -> Callable[[Pa
 
 
 def known_statistics() -> Mapping[str, Statistic]:
-    """The statistics known now, by name."""
+    """All statistics that are registered now, by name."""
     return dict(_STATISTICS)
 
 
 def get_statistic(name: str) -> Statistic:
-    """A statistic by name.
+    """Look up a statistic.
 
     Args:
         name: Its name.
@@ -130,7 +140,7 @@ def get_statistic(name: str) -> Statistic:
         The statistic.
 
     Raises:
-        ValueError: There is none of that name; the message lists those there are.
+        ValueError: No statistic has that name; the message lists the known ones.
     """
     if name not in _STATISTICS:
         raise ValueError(f"reads must be one of {', '.join(_STATISTICS)}, got {name!r}.")
@@ -140,30 +150,36 @@ def get_statistic(name: str) -> Statistic:
 def register_scorer(
     name: str, *, reads: str = "gates", labels: Labels = "none", one_shot: str = ""
 ) -> Callable[[Function], Function]:
-    """Add a scorer: decorate a function from what it reads of a block to its `(units,)` scores.
+    """Add a scorer: decorate a function that computes `(units,)` scores from the statistic of a block.
+
+    >>> @register_scorer("largest_weight", reads="weights")
+    ... def largest_weight(statistics):
+    ...     return statistics.weights.abs().amax(1)
+    >>> known_scorers()["largest_weight"].one_shot
+    'largest_weight'
+    >>> del _SCORERS["largest_weight"]  # only so that this example leaves nothing behind
 
     Args:
-        name: What users write.
-        reads: What the function gets, see `Scorer`.
-        labels: `data` if its gradients are of the loss against true labels, `model` if against labels drawn from the
-            model's predictions, `logits` if of the logits in a random direction, `none` if it needs no gradients.
-        one_shot: The scorer to take in its place where there is only one round, if this one is made for several.
+        name: The name in `PruningConfig(scorer=...)`: letters, digits and underscores.
+        reads: The statistic that the function gets, see `Scorer`.
+        labels: What its gradients are taken of: `data` for the loss against true labels, `model` for the loss against
+            labels drawn from the model's predictions, `logits` for the logits in a random direction. `none` if the
+            statistic needs no gradients.
+        one_shot: The scorer that replaces it where the model is scored only once, if this one is made for several
+            rounds.
 
     Returns:
         The decorator.
 
     Raises:
-        ValueError: The name is taken or cannot be one, or what it reads and its labels do not go together.
+        ValueError: Another scorer has that name, it is not a valid name, or `reads` and `labels` contradict each other.
     """
     if name in _SCORERS:
         raise ValueError(f"a scorer named {name!r} is registered already.")
+    # names of hybrids are parsed, so a name must not hold their commas and brackets
     if not name.isidentifier():
         raise ValueError(f"the name of a scorer is made of letters, digits and underscores, got {name!r}.")
-    needs_gradients = "gradients" in get_statistic(reads).needs
-    if needs_gradients and labels == "none":
-        raise ValueError(f"a scorer that reads {reads!r} needs labels='data', 'model' or 'logits'.")
-    if labels != "none" and not needs_gradients:
-        raise ValueError(f"a scorer that reads {reads!r} takes no labels, got {labels!r}.")
+    _check_labels(reads, labels)
 
     def add(function: Function) -> Function:
         _SCORERS[name] = Scorer(name=name, reads=reads, labels=labels, function=function, one_shot=one_shot or name)
@@ -172,13 +188,22 @@ def register_scorer(
     return add
 
 
+def _check_labels(reads: str, labels: Labels) -> None:
+    """Require labels where the statistic needs gradients, and only there."""
+    needs_gradients = "gradients" in get_statistic(reads).needs
+    if needs_gradients and labels == "none":
+        raise ValueError(f"a scorer that reads {reads!r} needs labels='data', 'model' or 'logits'.")
+    if labels != "none" and not needs_gradients:
+        raise ValueError(f"a scorer that reads {reads!r} takes no labels, got {labels!r}.")
+
+
 def known_scorers() -> Mapping[str, Scorer]:
-    """The scorers known now, by name."""
+    """All scorers that are registered now, by name."""
     return dict(_SCORERS)
 
 
 def get_scorer(name: str) -> Scorer:
-    """A scorer by name.
+    """Look up a scorer.
 
     Args:
         name: Its name.
@@ -187,7 +212,7 @@ def get_scorer(name: str) -> Scorer:
         The scorer.
 
     Raises:
-        ValueError: There is none of that name; the message lists those there are.
+        ValueError: No scorer has that name; the message lists the known ones.
     """
     if name not in _SCORERS:
         raise ValueError(

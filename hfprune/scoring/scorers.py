@@ -1,4 +1,4 @@
-"""score(): every unit of a model by a registered scorer, or by a hybrid of two."""
+"""score(): scores of every unit of a model, by a registered scorer or by a hybrid of two."""
 
 import re
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfprune.distributed import from_main_process
-from hfprune.scoring.calibration import check_batches
+from hfprune.scoring.calibration import check_batches, total_samples
 from hfprune.scoring.registry import Scorer, ScoringRun, get_scorer, get_statistic
 from hfprune.scoring.scores import Scores
 from hfprune.structure.anatomy import ModelOrAnatomy, anatomy_of
-from hfprune.structure.batches import Batch, count_samples
+from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import Block
 from hfprune.structure.devices import check_can_run
 from hfprune.structure.running import recomputed
@@ -25,25 +25,54 @@ _HYBRID = re.compile(r"hybrid\(\s*(\w+)\s*,\s*(\w+)\s*,\s*(?:rule\s*=\s*)?(\w+)\
 
 
 def scorers_in(scorer: str) -> tuple[list[Scorer], Rule | None]:
-    """The registered scorers that a scorer's name stands for, and how they are joined.
+    """Look up the registered scorers that a name refers to, and the rule that joins them.
+
+    >>> scorers, rule = scorers_in("hybrid(l2, fisher, rank)")
+    >>> [scorer.name for scorer in scorers], rule
+    (['l2', 'fisher'], 'rank')
 
     Args:
         scorer: The name of a registered scorer, or `hybrid(a, b, rule)`.
 
     Returns:
-        One scorer and None, or two and the rule.
+        One scorer and None, or two scorers and the rule of the hybrid.
 
     Raises:
-        ValueError: No scorer has that name, or no rule.
+        ValueError: A scorer or the rule is unknown.
     """
-    found = _HYBRID.fullmatch(scorer.strip())
-    if found is None:
+    hybrid_name = _HYBRID.fullmatch(scorer.strip())
+    if hybrid_name is None:
         return [get_scorer(scorer)], None
+    first, second, asked_rule = hybrid_name.groups()
     rules: tuple[Rule, ...] = get_args(Rule)
     for rule in rules:
-        if rule == found[3]:
-            return [get_scorer(found[1]), get_scorer(found[2])], rule
-    raise ValueError(f"the rule of a hybrid is one of {', '.join(rules)}, got {found[3]!r} in {scorer!r}.")
+        if rule == asked_rule:
+            return [get_scorer(first), get_scorer(second)], rule
+    raise ValueError(f"the rule of a hybrid is one of {', '.join(rules)}, got {asked_rule!r} in {scorer!r}.")
+
+
+def one_shot_form(scorer: str) -> str:
+    """The scorer to use in the place of another where the model is scored only once.
+
+    The `residual_` scorers give low scores to all units that can replace each other. That is right if only a few of
+    them go before the model is scored again, and wrong if all of them may go at once.
+
+    >>> one_shot_form("residual_logit_fisher"), one_shot_form("taylor")
+    ('logit_fisher', 'taylor')
+
+    Args:
+        scorer: The name of a registered scorer, or of a hybrid.
+
+    Returns:
+        The name that the scorer declares as `one_shot`; a hybrid's own name, as a hybrid declares none.
+
+    Raises:
+        ValueError: A scorer or the rule of a hybrid is unknown.
+    """
+    scorers, rule = scorers_in(scorer)
+    if rule is not None:
+        return scorer
+    return scorers[0].one_shot
 
 
 def score(
@@ -56,61 +85,78 @@ def score(
     attention_unit: AttentionUnit | None = None,
     gradient_checkpointing: bool = False,
 ) -> Scores:
-    """Score every unit of a model. The model is exactly as before afterwards, also after an error.
+    """Score every unit of a model.
 
-    Where `torch.distributed` is initialised, all processes must call it with the same batches: each takes its share,
-    and all get the main process's scores. The model may be spread over devices or offloaded (`device_map`); scorers of
-    weight gradients refuse offloaded weights.
+    Afterwards the model is exactly as before, also after an error. It may be spread over devices or offloaded
+    (`device_map`); scorers of weight gradients refuse offloaded weights.
+
+    Where `torch.distributed` is initialised, all processes must call it with the same batches. Each process then works
+    on a share of the batches, and all get the scores of the main process.
+
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> config = BertConfig(
+    ...     vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12
+    ... )
+    >>> model = BertForSequenceClassification(config)
+    >>> batches = [{"input_ids": torch.arange(4, 20).reshape(4, 4)}]
+    >>> scores = score(model, batches, scorer="kl_fisher")
+    >>> for block, values in scores.items():
+    ...     print(block, tuple(values.shape))
+    encoder.layer.0.attention (2,)
+    encoder.layer.0.ffn (12,)
 
     Args:
-        model: The model, dense or pruned, or its anatomy, which spares reading it again.
+        model: The model, dense or pruned, or its anatomy. An anatomy spares reading the structure again.
         batches: Calibration batches, as `hfprune.scoring.calibration_batches` makes them.
         scorer: The name of a registered scorer, or `hybrid(a, b, rule)` with two of them and `any`, `all` or `rank`.
-        seed: Of everything that is drawn.
-        teacher: Draws the labels for scorers with `labels="model"`; the model itself if not given. In rounds of
-            pruning it is the dense model.
-        attention_unit: What units of attention with shared key/value heads are, as in `PruningConfig`. None: what the
-            model was pruned by, or else `group`.
-        gradient_checkpointing: Keep only the inputs of layers, and run each again in the backward pass: the same
-            scores with less memory and more time. Smaller batches do as much where one sample fits.
+        seed: The seed of all random draws.
+        teacher: The model that draws the labels for scorers with `labels="model"`. None: the scored model itself. When
+            a model is pruned in rounds, it is the dense model.
+        attention_unit: The unit of attention with shared key/value heads, as in `PruningConfig`. None: the unit that
+            the model was pruned by, or `group` if it was not pruned.
+        gradient_checkpointing: Keep only the inputs of layers, and run every layer again in the backward pass: the
+            same scores with less memory and more time. Smaller batches save as much, if one sample fits in memory.
 
     Returns:
-        Scores of all blocks, in the model's present numbering.
+        Scores of all blocks. Units are numbered as in this model.
 
     Raises:
-        ValueError: No scorer has that name.
+        ValueError: A scorer or the rule of a hybrid is unknown.
         CalibrationError: There are no batches, or they lack what the scorer needs.
         StructureError: The model does not look as its entry says, or has weights that the scorer cannot reach.
         NonFiniteScoreError: A score is NaN or infinite; the message names block, units and batch.
     """
     entries, rule = scorers_in(scorer)
     anatomy = anatomy_of(model, attention_unit)
-    dense = anatomy.model if teacher is None else teacher
+    if teacher is None:
+        teacher = anatomy.model
     batches = check_batches(batches, anatomy.model, taker="score")
     check_can_run(anatomy.model)
-    check_can_run(dense)
+    check_can_run(teacher)
+    # a block that was removed has no units to score: it keeps its empty tensor
     by_block = anatomy.zeros()
     blocks = [block for block in anatomy.blocks if block.units]
     if blocks:
+        by_scorer = []
         with recomputed(anatomy.model, blocks if gradient_checkpointing else []):
-            by_scorer = [
-                _scores_by(
-                    ScoringRun(
-                        model=anatomy.model, blocks=blocks, batches=batches, scorer=entry, seed=seed, teacher=dense
-                    )
+            for entry in entries:
+                run = ScoringRun(
+                    model=anatomy.model, blocks=blocks, batches=batches, scorer=entry, seed=seed, teacher=teacher
                 )
-                for entry in entries
-            ]
-        by_block |= by_scorer[0] if rule is None else hybrid(by_scorer[0], by_scorer[1], blocks, rule)
+                by_scorer.append(_scores_by(run))
+        if rule is None:
+            by_block |= by_scorer[0]
+        else:
+            by_block |= hybrid(by_scorer[0], by_scorer[1], blocks, rule)
+    # processes on different hardware may differ in the last bit, and so in the plan
     from_main_process(by_block.values())
-    samples = sum(count_samples(batch) for batch in batches)
-    return Scores(by_block=by_block, scorer=scorer, samples=samples)
+    return Scores(by_block=by_block, scorer=scorer, samples=total_samples(batches))
 
 
 def _scores_by(run: ScoringRun) -> dict[str, Tensor]:
-    """The scores of one scorer: its statistic of every block, put through its formula."""
+    """The scores of one scorer, by block name: its formula, applied to the statistic of every block."""
     scores = {}
-    # Gram matrices are large, so a pass may give one block after the other
+    # Gram matrices are large: their pass gives one block after the other, and each goes before the next one comes
     for name, statistics in get_statistic(run.scorer.reads).read(run):
         scores[name] = run.scorer.function(statistics).float()
     return scores
@@ -121,27 +167,36 @@ def hybrid(
 ) -> dict[str, Tensor]:
     """Join two scores by the ranks that they give to the units.
 
-    All units of the model are ranked by score for each of their parameters, so that heads and neurons compare. At any
-    threshold on the result, `any` removes exactly what either score would remove, `all` what both would, and `rank`
-    goes by the mean of the two ranks.
+    All units of the model are ranked by score per parameter, so that heads and neurons compare. At any threshold on the
+    result, `any` removes exactly the units that at least one of the two scores would remove, `all` the units that both
+    would remove, and `rank` goes by the mean of the two ranks.
 
     Args:
         first: Scores by block name, `(units,)` each.
-        second: The same of another scorer.
-        blocks: The blocks, which say what a unit has of parameters.
+        second: Scores of another scorer, in the same form.
+        blocks: The blocks; each says how many parameters a unit has.
         rule: `any`, `all` or `rank`.
 
     Returns:
         Joined ranks from 0 to 1, times the parameters of a unit: `(units,)` float32 by block name.
     """
-    ranks = torch.stack([_ranks(scores, blocks) for scores in (first, second)])
-    joined = {"any": ranks.amin(0), "all": ranks.amax(0), "rank": ranks.mean(0)}[rule]
-    parts = torch.split(joined, [block.units for block in blocks])
-    return {block.name: part * block.unit_params for block, part in zip(blocks, parts, strict=True)}
+    ranks = torch.stack([_ranks(first, blocks), _ranks(second, blocks)])
+    if rule == "any":
+        joined = ranks.amin(0)
+    elif rule == "all":
+        joined = ranks.amax(0)
+    else:
+        joined = ranks.mean(0)
+    ranks_of_blocks = torch.split(joined, [block.units for block in blocks])
+    scores = {}
+    for block, ranks_of_block in zip(blocks, ranks_of_blocks, strict=True):
+        # the score per parameter is then the joined rank again
+        scores[block.name] = ranks_of_block * block.unit_params
+    return scores
 
 
 def _ranks(scores: dict[str, Tensor], blocks: Sequence[Block]) -> Tensor:
-    """Rank from 0 to 1 of every unit of the model, in the order of the blocks; ties by order."""
+    """The rank, from 0 to 1, of every unit of the model, in the order of the blocks; equal units in their order."""
     density = torch.cat([scores[block.name].double() / block.unit_params for block in blocks])
     ranks = torch.empty(len(density))
     ranks[density.argsort(stable=True)] = torch.linspace(0, 1, len(density))

@@ -1,8 +1,8 @@
-"""Losses of a language model over a few tokens at a time: the logits of a batch are its largest tensor."""
+"""Losses of a causal language model, a few tokens at a time, because the logits of a batch are its largest tensor."""
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,63 +11,86 @@ from transformers import PreTrainedModel
 from hfprune.structure.batches import Batch
 from hfprune.structure.running import ForwardEnded, replaced_forward
 
-#: So many logits are held at a time (and a handful of copies of them).
+#: The most logits in memory at a time. A loss needs a handful of copies of them.
 LOGITS = 2**22
 #: From hidden states `(tokens, features)` to logits `(tokens, vocabulary)` float32.
 Head = Callable[[Tensor], Tensor]
 
 
-def before_head(model: PreTrainedModel, inputs: Batch) -> tuple[Tensor, Head] | None:
-    """Run the base model of a causal language model, and leave its head for later.
+class BeforeHead(NamedTuple):
+    """A causal language model that has run up to its head.
+
+    Attributes:
+        hidden: The hidden states behind the base model, `(samples, tokens, features)`.
+        head: Computes the logits of some of these hidden states. It runs the model's own `forward`, so logits are
+            scaled or capped as in the model.
+    """
+
+    hidden: Tensor
+    head: Head
+
+
+def before_head(model: PreTrainedModel, inputs: Batch) -> BeforeHead | None:
+    """Run the base model of a causal language model, but not its head.
 
     Args:
         model: The model.
         inputs: Its arguments, without labels.
 
     Returns:
-        Hidden states `(samples, tokens, features)`, and the head: the model's own `forward` behind the base model, with
-        whatever it does to logits. None for a model that calls only a part of its base model.
+        The hidden states and the head; None for a model whose `forward` does not call its base model as a whole.
     """
-    base, found = model.base_model, list[Any]()
-    forward = base.forward
+    base = model.base_model
+    base_forward = base.forward
+    outputs: list[Any] = []
 
-    def note(*args: Any, **kwargs: Any) -> None:
-        found.append(forward(*args, **kwargs))
+    def stop_after_base(*args: Any, **kwargs: Any) -> None:
+        outputs.append(base_forward(*args, **kwargs))
         raise ForwardEnded
 
-    with replaced_forward(base, note), suppress(ForwardEnded):
+    with replaced_forward(base, stop_after_base), suppress(ForwardEnded):
         model(**inputs)
-    hidden = getattr(found[0], "last_hidden_state", None) if found else None
+    if not outputs:
+        return None
+    hidden = getattr(outputs[0], "last_hidden_state", None)
     if hidden is None:
         return None
-    kind = type(found[0])
+    output_class = type(outputs[0])
 
     def head(states: Tensor) -> Tensor:
-        with replaced_forward(base, lambda *_, **__: kind(last_hidden_state=states[None])):
+        # the model runs as ever, but its base model gives these states as one sample
+        with replaced_forward(base, lambda *_, **__: output_class(last_hidden_state=states[None])):
             logits: Tensor = model(**inputs).logits
         return logits[0].float()
 
-    return hidden, head
+    return BeforeHead(hidden, head)
 
 
 def summed_in_parts(hidden: Tensor, loss: Callable[[Tensor, Tensor], Tensor], vocabulary: int) -> Tensor:
-    """A sum over tokens of a loss, found for at most `LOGITS` logits at a time, backward pass included.
+    """A sum of a loss over tokens, computed for at most `LOGITS` logits at a time, also in the backward pass.
+
+    >>> states = torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+    >>> total = summed_in_parts(states, lambda part, rows: part.square().sum(), vocabulary=LOGITS)
+    >>> total.backward()
+    >>> total.item(), states.grad.tolist()
+    (30.0, [[2.0, 4.0], [6.0, 8.0]])
 
     Args:
         hidden: `(tokens, features)`.
-        loss: From the hidden states of some tokens, and their places among all, to the sum of their losses. It can be
-            differentiated by the hidden states alone.
-        vocabulary: Logits of one token.
+        loss: Gets the hidden states of some tokens, and the indices of these tokens; returns the sum of their losses.
+            Gradients flow to the hidden states alone.
+        vocabulary: The number of logits of one token.
 
     Returns:
         A scalar.
     """
-    total: Tensor = _InParts.apply(hidden, loss, max(1, LOGITS // vocabulary))  # type: ignore[no-untyped-call]
+    tokens_at_a_time = max(1, LOGITS // vocabulary)
+    total: Tensor = _InParts.apply(hidden, loss, tokens_at_a_time)  # type: ignore[no-untyped-call]
     return total
 
 
 class _InParts(torch.autograd.Function):
-    """The gradient of each part is taken in the forward pass, while its logits are there."""
+    """A sum over parts. The gradient of each part is taken in the forward pass, while its logits are in memory."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, loss: Callable[[Tensor, Tensor], Tensor], size: int) -> Tensor:
@@ -75,9 +98,11 @@ class _InParts(torch.autograd.Function):
         total = torch.zeros((), device=hidden.device)
         for rows in torch.split(torch.arange(len(hidden), device=hidden.device), size):
             part = hidden[rows].requires_grad_()
+            # autograd is off inside a Function's forward
             with torch.enable_grad():
                 value = loss(part, rows)
             gradient[rows] = torch.autograd.grad(value, part)[0]
+            # the head may be on another device than the hidden states
             total += value.detach().to(total.device)
         ctx.save_for_backward(gradient)
         return total

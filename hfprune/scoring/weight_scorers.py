@@ -1,6 +1,6 @@
-"""Weight scorers: from a unit's weights (rows of the producers, columns of the consumer) and their gradients.
+"""Weight scorers: formulas over the weights of a unit, or over the gradients of the loss by these weights.
 
-Notation: w are the weights of one unit, all of them.
+Notation: w are all weights of one unit: its rows of the producers, and its columns of the consumer.
 """
 
 import copy
@@ -22,19 +22,19 @@ from hfprune.structure.blocks import Block, unit_slices
 from hfprune.structure.devices import input_device, loaded, offloaded
 from hfprune.structure.running import frozen
 
-#: Step size of the fine-tuning that `movement` watches.
+#: Learning rate of the fine-tuning that `movement` observes.
 MOVEMENT_LEARNING_RATE = 5e-5
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightStatistics:
-    """What a scorer that reads `weights` gets of one block.
+    """The statistic `weights` of one block.
 
     Attributes:
         block: The block.
-        weights: All weights of each unit, `(units, weights of one unit)` float32 on the CPU: its rows of the producers
-            with their biases, and its columns of the consumer.
-        generator: For scorers that draw numbers, seeded.
+        weights: `(units, weights of one unit)` float32 on the CPU: the unit's rows of the producers with their biases,
+            and its columns of the consumer.
+        generator: A seeded generator, for scorers that draw random numbers.
     """
 
     block: Block
@@ -44,7 +44,7 @@ class WeightStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightGradientStatistics:
-    """What a scorer that reads `weight_gradients` or `fine_tuning` gets of one block; sums are over a unit's weights.
+    """The statistic `weight_gradients`, or `fine_tuning`, of one block. The sums go over all weights w of a unit.
 
     Attributes:
         block: The block.
@@ -62,19 +62,28 @@ class WeightGradientStatistics:
 @register_statistic("weights")
 def read_weights(run: ScoringRun) -> Iterator[tuple[str, WeightStatistics]]:
     """The weights of every unit, one block at a time."""
+    # one generator for all blocks: a scorer that draws from it gives every block other numbers
     generator = torch.Generator().manual_seed(run.seed)
     for block in run.blocks:
-        with loaded(run.model.base_model.get_submodule(path) for path in block.modules):
+        modules = [run.model.base_model.get_submodule(path) for path in block.modules]
+        with loaded(modules):
             parts = [part.detach().float().cpu() for part in unit_slices(run.model, block)]
-        yield block.name, WeightStatistics(block=block, weights=torch.cat(parts, 1), generator=generator)
+        weights = torch.cat(parts, 1)
+        yield block.name, WeightStatistics(block=block, weights=weights, generator=generator)
 
 
 @register_statistic("weight_gradients", needs=["gradients"])
 def read_weight_gradients(run: ScoringRun) -> Iterator[tuple[str, WeightGradientStatistics]]:
-    """Gradients of the loss of every batch, its mean over samples; several processes share the batches.
+    """Gradients of the mean loss of every batch. Several processes share the batches.
+
+    Args:
+        run: The model, its blocks, the batches and the scorer.
+
+    Returns:
+        The name of every block, with its statistics.
 
     Raises:
-        StructureError: Weights are offloaded: their gradients would be lost with them.
+        StructureError: Weights are offloaded, so that their gradients would be lost.
     """
     _refuse_offloaded(run)
     sums = _no_sums(run.blocks)
@@ -82,7 +91,7 @@ def read_weight_gradients(run: ScoringRun) -> Iterator[tuple[str, WeightGradient
         for index, batch in tqdm(share_of(run.batches), desc="Scoring", unit="batch"):
             _backward(run.model, run, index, batch)
             _add(sums, run.model, run.blocks)
-            _forget(projections)
+            _forget_gradients(projections)
     add_over_processes(sums.values())
     return _statistics(run.blocks, sums, len(run.batches))
 
@@ -91,13 +100,19 @@ def read_weight_gradients(run: ScoringRun) -> Iterator[tuple[str, WeightGradient
 def read_fine_tuning(run: ScoringRun) -> Iterator[tuple[str, WeightGradientStatistics]]:
     """Gradients while a copy of the model takes one AdamW step on each batch.
 
-    Each step starts from the one before, so every process takes all of the batches.
+    Each step starts from the weights of the step before, so several processes cannot share the batches: each takes all.
+
+    Args:
+        run: The model, its blocks, the batches and the scorer.
+
+    Returns:
+        The name of every block, with its statistics.
 
     Raises:
-        StructureError: Weights are offloaded: their gradients would be lost with them.
+        StructureError: Weights are offloaded, so that their gradients would be lost.
     """
     _refuse_offloaded(run)
-    # steps this small round away in half precision
+    # in half precision steps as small as these would be rounded away
     learner = copy.deepcopy(run.model).float()
     sums = _no_sums(run.blocks)
     with _weight_gradients(learner, run) as projections:
@@ -106,65 +121,72 @@ def read_fine_tuning(run: ScoringRun) -> Iterator[tuple[str, WeightGradientStati
             _backward(learner, run, index, batch)
             _add(sums, learner, run.blocks)
             optimizer.step()
-            _forget(projections)
+            _forget_gradients(projections)
     return _statistics(run.blocks, sums, len(run.batches))
 
 
 def _refuse_offloaded(run: ScoringRun) -> None:
-    away = offloaded(run.model)
-    if away:
+    modules = offloaded(run.model)
+    if modules:
         raise StructureError(
-            f"the scorer {run.scorer.name!r} reads gradients of weights, and those of {len(away)} modules, such as "
-            f"{away[0]}, are offloaded, so they keep none. Load the model without offloading, or use a scorer that "
+            f"the scorer {run.scorer.name!r} reads gradients of weights, and those of {len(modules)} modules, such as "
+            f"{modules[0]}, are offloaded, so they keep none. Load the model without offloading, or use a scorer that "
             "reads gates, such as fisher or kl_fisher."
         )
 
 
 def _no_sums(blocks: Sequence[Block]) -> dict[str, Tensor]:
+    """Zeros for the three sums of `_add`, `(3, units)` by block name."""
     return {block.name: torch.zeros(3, block.units) for block in blocks}
 
 
 @contextmanager
 def _weight_gradients(model: PreTrainedModel, run: ScoringRun) -> Iterator[list[nn.Parameter]]:
-    """Inside the `with` the projections of the blocks, which it gives, get gradients; all is as before behind it."""
+    """Let the projections of the blocks, and nothing else, get gradients inside the `with`.
+
+    Gives the parameters of the projections. Afterwards the model is as before, gradients included.
+    """
     projections: list[nn.Parameter] = []
     for block in run.blocks:
         for path in block.modules:
             projections += model.base_model.get_submodule(path).parameters()
     with frozen(model), frozen(run.teacher):
-        earlier = [parameter.grad for parameter in projections]
+        # the caller may be in the middle of training, with gradients that it still needs
+        earlier_gradients = [parameter.grad for parameter in projections]
         for parameter in projections:
             parameter.requires_grad_(True)
             parameter.grad = None
         try:
             yield projections
         finally:
-            for parameter, gradient in zip(projections, earlier, strict=True):
-                # `frozen` gives back what was trainable
+            for parameter, gradient in zip(projections, earlier_gradients, strict=True):
+                # when `frozen` ends, it makes trainable again what was trainable before
                 parameter.requires_grad_(False)
                 parameter.grad = gradient
 
 
 def _backward(model: PreTrainedModel, run: ScoringRun, index: int, batch: Batch) -> None:
-    """The gradients of one batch: of the mean loss of its samples."""
+    """Compute the gradients of the mean loss over the samples of one batch."""
     objective = summed_loss(run.scorer.labels, index, seed=run.seed, teacher=run.teacher)
     loss = objective(model, on_device(batch, input_device(model)))
-    (loss / count_samples(batch)).backward()  # type: ignore[no-untyped-call]
+    mean_loss = loss / count_samples(batch)
+    mean_loss.backward()  # type: ignore[no-untyped-call]
 
 
-def _forget(parameters: Sequence[nn.Parameter]) -> None:
+def _forget_gradients(parameters: Sequence[nn.Parameter]) -> None:
     for parameter in parameters:
         parameter.grad = None
 
 
 def _add(sums: Mapping[str, Tensor], model: PreTrainedModel, blocks: Sequence[Block]) -> None:
-    """Add what one batch shows: Σ|g|, |Σ w·g| and Σ w·g over the weights of every unit."""
+    """Add the sums of one batch: Σ|g|, |Σ w·g| and Σ w·g over the weights w of every unit and their gradients g."""
     for block in blocks:
         size = torch.zeros(block.units)
         product = torch.zeros(block.units)
         weights = unit_slices(model, block)
         gradients = unit_slices(model, block, gradients=True)
         for weight, gradient in zip(weights, gradients, strict=True):
+            # the projections of one block may be on different devices
             size = size.to(weight.device) + gradient.float().abs().sum(1)
             product = product.to(weight.device) + (weight.float() * gradient.float()).sum(1)
         sums[block.name].add_(torch.stack([size, product.abs(), product]).detach().cpu())
@@ -173,14 +195,17 @@ def _add(sums: Mapping[str, Tensor], model: PreTrainedModel, blocks: Sequence[Bl
 def _statistics(
     blocks: Sequence[Block], sums: Mapping[str, Tensor], batches: int
 ) -> Iterator[tuple[str, WeightGradientStatistics]]:
+    """The statistic of each block, from the sums that `_add` made over some number of batches."""
     for block in blocks:
-        size, product_abs, product = sums[block.name]
-        yield (
-            block.name,
-            WeightGradientStatistics(
-                block=block, gradient=size / batches, sensitivity=product_abs / batches, signed=product
-            ),
+        size, absolute_product, product = sums[block.name]
+        statistics = WeightGradientStatistics(
+            block=block,
+            gradient=size / batches,
+            sensitivity=absolute_product / batches,
+            # summed and not averaged: `movement` is a sum over the steps of training
+            signed=product,
         )
+        yield block.name, statistics
 
 
 @register_scorer("l1", reads="weights")
@@ -197,13 +222,14 @@ def l2(statistics: WeightStatistics) -> Tensor:
 
 @register_scorer("sparsity_measure", reads="weights")
 def sparsity_measure(statistics: WeightStatistics) -> Tensor:
-    """Σw² / Σ|w|: high where a few weights carry a unit; 0 for a unit of zeros."""
+    """Σw² / Σ|w|: high for a unit with a few large weights, 0 for a unit of zeros."""
+    # a unit of zeros would divide by zero
     return statistics.weights.square().sum(1) / statistics.weights.abs().sum(1).clamp(min=1e-12)
 
 
 @register_scorer("random", reads="weights")
 def random(statistics: WeightStatistics) -> Tensor:
-    """Seeded uniform numbers: the floor that every scorer must beat."""
+    """Seeded uniform random numbers: a baseline that every scorer must beat."""
     return torch.rand(statistics.block.units, generator=statistics.generator)
 
 
@@ -215,7 +241,7 @@ def gradient(statistics: WeightGradientStatistics) -> Tensor:
 
 @register_scorer("weight_sensitivity", reads="weight_gradients", labels="data")
 def weight_sensitivity(statistics: WeightGradientStatistics) -> Tensor:
-    """|Σ w·∂L/∂w|, averaged over batches: what the loss changes to first order if w goes.
+    """|Σ w·∂L/∂w|, averaged over batches: the change of the loss to first order when w is set to zero.
 
     LeCun et al. 1989 ("Optimal Brain Damage") to first order, as in LLM-Pruner (Ma et al. 2023), "vector-wise".
     """
@@ -224,7 +250,7 @@ def weight_sensitivity(statistics: WeightGradientStatistics) -> Tensor:
 
 @register_scorer("movement", reads="fine_tuning", labels="data")
 def movement(statistics: WeightGradientStatistics) -> Tensor:
-    """−Σ w·∂L/∂w, accumulated over steps of fine-tuning: high where training moves weights away from zero.
+    """−Σ w·∂L/∂w, summed over steps of fine-tuning: high where training moves weights away from zero.
 
     Sanh et al. 2020, "Movement Pruning: Adaptive Sparsity by Fine-Tuning". Here a copy of the model takes one AdamW
     step on each calibration batch.
