@@ -14,7 +14,7 @@ from hfprune.measuring.size import check_length, measure_size
 from hfprune.planning import sparsities
 from hfprune.planning.allocation import get_allocator
 from hfprune.planning.schedule import ROUND_KEEPS, TRAINED_ROUND_KEEPS
-from hfprune.pruning.steps import apply_plan, check_target, no_scores, plan, sparsity_of
+from hfprune.pruning.steps import check_target, cut, plan_units, share_removed, zero_scores
 from hfprune.publishing.record import record_of
 from hfprune.reconstruction.reconstruct import reconstruct
 from hfprune.scoring import CalibrationData, Collator, calibration_batches, score, scorers_in
@@ -122,7 +122,7 @@ def prune(
                     gradient_checkpointing=config.calibration_checkpointing,
                 )
             with _timed(seconds, "surgery"):
-                smaller = apply_plan(small, plan(small, scores, config, sparsity=target))
+                smaller = cut(small, plan_units(small, scores, config, target))
                 small = anatomy_of(smaller, config.attention_unit)
         check_portable(small.model, config)
         if config.reconstruct:
@@ -135,7 +135,7 @@ def prune(
             if trained is not small.model:
                 small = anatomy_of(trained, config.attention_unit)
         rounds.append(_entry(step, small.model.pruning_plan.digest, scores.samples, seconds))
-        logger.info("removed %.1f %% of prunable %s", 100 * sparsity_of(small, config), config.budget)
+        logger.info("removed %.1f %% of prunable %s", 100 * share_removed(small, config), config.budget)
     asked = config.to_dict()
     if sparsity is not None:
         asked["sparsity"] = dict(sparsity)
@@ -183,7 +183,7 @@ def _targets(small: Anatomy, config: PruningConfig, sparsity: Step) -> list[Step
     """The sparsities that one round plans for: one for the whole model, or one for each block, the last block first."""
     if not get_allocator(config.allocation).block_by_block:
         return [sparsity]
-    goal = plan(small, no_scores(small, config), config, sparsity=sparsity)
+    goal = plan_units(small, zero_scores(small, config), config, sparsity)
     targets: list[Step] = []
     for name, block in reversed(list(goal.blocks.items())):
         if len(block.kept) < block.units:
@@ -286,7 +286,7 @@ def check(
             "number for the whole model goes into PruningConfig(sparsity=...)."
         )
     # a plan from scores of zero raises the errors that the plan of a round would raise
-    plan(anatomy, no_scores(anatomy, config), config, sparsity=sparsity)
+    plan_units(anatomy, zero_scores(anatomy, config), config, sparsity)
     return _steps_by_pattern(config, sparsity, keeps=keeps)
 
 

@@ -78,20 +78,40 @@ def plan(
     """
     config = config or PruningConfig()
     anatomy = anatomy_of(model, config.attention_unit)
-    if isinstance(sparsity, Mapping):
-        if config.portable:
-            raise ValueError(
-                "portable=True wants the same widths in every layer, and a mapping of sparsities says them block by "
-                "block. Drop one of the two."
-            )
-        at_most = units_by_pattern(sparsity, anatomy.dense_units)
-        # the patterns limit the units of every block, so the common budget removes nothing more
-        return _plan(anatomy, scores, config, 0.0, at_most)
     if isinstance(sparsity, Sequence):
         return _nested_plans(anatomy, scores, config, sparsity)
-    if sparsity is None:
-        sparsity = config.sparsity
-    return _plan(anatomy, scores, config, sparsity)
+    return plan_units(anatomy, scores, config, config.sparsity if sparsity is None else sparsity)
+
+
+def plan_units(
+    anatomy: Anatomy, scores: Scores, config: PruningConfig, sparsity: float | Mapping[str, float]
+) -> PruningPlan:
+    """The plan for one sparsity: what `plan` does when the structure of the model is known.
+
+    Args:
+        anatomy: The anatomy of the model that was scored.
+        scores: The scores of the model.
+        config: Budget, allocation and constraints.
+        sparsity: As for `plan`: one number, or fractions by pattern of block names.
+
+    Returns:
+        A plan with the units numbered as in the model.
+
+    Raises:
+        BudgetError: As for `plan`.
+        PlanMismatchError: As for `plan`.
+        ValueError: As for `plan`.
+    """
+    if not isinstance(sparsity, Mapping):
+        return _plan(anatomy, scores, config, sparsity)
+    if config.portable:
+        raise ValueError(
+            "portable=True wants the same widths in every layer, and a mapping of sparsities says them block by "
+            "block. Drop one of the two."
+        )
+    at_most = units_by_pattern(sparsity, anatomy.dense_units)
+    # the patterns limit the units of every block, so the common budget removes nothing more
+    return _plan(anatomy, scores, config, 0.0, at_most)
 
 
 def _nested_plans(
@@ -177,7 +197,24 @@ def apply_plan(model: ModelOrAnatomy, plan: PruningPlan) -> PreTrainedModel:
         raise PlanMismatchError(
             f"the plan is for a {plan.model_type} model, this is a {model_type} model. Score it for a plan of its own."
         )
-    anatomy = anatomy_of(model, plan.attention_unit)
+    return cut(anatomy_of(model, plan.attention_unit), plan)
+
+
+def cut(anatomy: Anatomy, plan: PruningPlan) -> PreTrainedModel:
+    """Make a smaller model: what `apply_plan` does when the structure of the model is known.
+
+    Args:
+        anatomy: The anatomy of the model that the plan was made for.
+        plan: Which units stay, numbered as in this model.
+
+    Returns:
+        The smaller model with its plan.
+
+    Raises:
+        PlanMismatchError: As for `apply_plan`.
+        ValueError: As for `apply_plan`.
+    """
+    dense = anatomy.model
     before: PruningPlan | None = getattr(dense, "pruning_plan", None)
     if before is not None:
         check_attention_unit(before.attention_unit, anatomy.attention_unit)
@@ -241,7 +278,11 @@ def trade_off(model: ModelOrAnatomy, scores: Scores, config: PruningConfig | Non
 
 def sparsity_of(model: ModelOrAnatomy, config: PruningConfig) -> float:
     """The fraction of the dense model's prunable cost that was removed from this model, in the config's budget."""
-    anatomy = anatomy_of(model, config.attention_unit)
+    return share_removed(anatomy_of(model, config.attention_unit), config)
+
+
+def share_removed(anatomy: Anatomy, config: PruningConfig) -> float:
+    """The fraction of the dense model's prunable cost that was removed, when the structure is known."""
     return 1 - anatomy.cost(_unit_cost(config)) / _dense_cost(anatomy, config)
 
 
@@ -260,11 +301,11 @@ def _dense_cost(anatomy: Anatomy, config: PruningConfig) -> int:
     return cost
 
 
-def check_target(model: ModelOrAnatomy, config: PruningConfig) -> float:
+def check_target(anatomy: Anatomy, config: PruningConfig) -> float:
     """Check before any work is done that a model can be pruned to the sparsity of a config.
 
     Args:
-        model: The model, or its anatomy.
+        anatomy: The anatomy of the model.
         config: The config.
 
     Returns:
@@ -275,19 +316,22 @@ def check_target(model: ModelOrAnatomy, config: PruningConfig) -> float:
         PlanMismatchError: The model was pruned by another `attention_unit` than the config's.
         ValueError: The allocation is unknown, or a pattern matches no block.
     """
-    anatomy = anatomy_of(model, config.attention_unit)
-    start = sparsity_of(anatomy, config)
+    start = share_removed(anatomy, config)
     if config.sparsity <= start and config.sparsity > 0:
         raise BudgetError(
             f"the model has {start:.1%} of its dense {config.budget} removed already, and sparsity={config.sparsity:g} "
             "asks for no more than that. Sparsity always counts from the dense model: ask for a higher one."
         )
     # a plan from scores of zero raises the errors that the later plan would raise
-    plan(anatomy, no_scores(anatomy, config), config)
+    plan_units(anatomy, zero_scores(anatomy, config), config, config.sparsity)
     return start
 
 
 def no_scores(model: ModelOrAnatomy, config: PruningConfig) -> Scores:
     """Scores of zero: enough to find out how many units each block may keep."""
-    anatomy = anatomy_of(model, config.attention_unit)
+    return zero_scores(anatomy_of(model, config.attention_unit), config)
+
+
+def zero_scores(anatomy: Anatomy, config: PruningConfig) -> Scores:
+    """Scores of zero, when the structure is known."""
     return Scores(by_block=anatomy.zeros(), scorer=config.scorer, samples=0)

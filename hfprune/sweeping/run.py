@@ -21,7 +21,7 @@ from hfprune.pruning.prune import Recover, batches_for, check, check_portable, r
 from hfprune.pruning.steps import apply_plan, plan, sparsity_of
 from hfprune.publishing.record import public_name
 from hfprune.reconstruction.reconstruct import reconstruct
-from hfprune.scoring import CalibrationData, Collator, Scores, known_scorers, score
+from hfprune.scoring import CalibrationData, Collator, Scores, one_shot_form, score
 from hfprune.structure.anatomy import Anatomy, anatomy_of
 from hfprune.structure.batches import Batch
 from hfprune.structure.running import frozen
@@ -166,8 +166,8 @@ def sweep(
 def one_shot_of(config: PruningConfig) -> PruningConfig:
     """A config of rounds in its one-shot form; a config of one shot as it is.
 
-    A scorer that is made for rounds is replaced by the one that it declares for one round (`Scorer.one_shot`). Hybrids
-    and unknown names stay.
+    A scorer that is made for rounds is replaced by the one that it declares for one round (`Scorer.one_shot`). A hybrid
+    stays.
 
     >>> one_shot_of(PruningConfig()).scorer, one_shot_of(PruningConfig(scorer="fisher")).scorer
     ('logit_fisher', 'fisher')
@@ -182,12 +182,7 @@ def one_shot_of(config: PruningConfig) -> PruningConfig:
     """
     if config.schedule == "one_shot":
         return config
-    scorer = config.scorer
-    scorers = known_scorers()
-    # `check` refuses an unknown name later, with a message that lists the known ones
-    if scorer in scorers:
-        scorer = scorers[scorer].one_shot
-    return replace(config, schedule="one_shot", rounds=None, scorer=scorer)
+    return replace(config, schedule="one_shot", rounds=None, scorer=one_shot_form(config.scorer))
 
 
 def measured_point(
