@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from hfprune.data.packages import model_title
-from hfprune.distributed import leave
+from hfprune.distributed import leave_process_group
 from hfprune.errors import HfpruneError
 from hfprune.jobs.methods import METHODS, Job, Made, check_method, train
 from hfprune.jobs.settings import ModelArguments
@@ -109,7 +109,7 @@ def run(load_task: TaskLoader, arguments: Arguments, *, script: str) -> Outcome 
     )
     made = METHODS[arguments.method.method](job)
     pruned = made.model
-    leave()  # nothing is shared from here on
+    leave_process_group()  # nothing is shared from here on
     if not main_process:
         return None
 
