@@ -165,20 +165,22 @@ def compute_metrics_for(names: Sequence[str], *, regression: bool = False) -> Ca
     metrics = [load_metric(name) for name in names]
 
     def compute(prediction: Any) -> dict[str, float]:
-        logits = prediction.predictions
-        # Models that return more than logits, such as hidden states, return the logits first.
-        if isinstance(logits, tuple):
-            logits = logits[0]
-        if regression:
-            predicted = np.squeeze(logits, -1)
-        else:
-            predicted = np.argmax(logits, axis=-1)
+        predicted = _predictions_in(prediction.predictions, regression=regression)
         results: dict[str, float] = {}
         for metric in metrics:
             results.update(metric.compute(predictions=predicted, references=prediction.label_ids))
         return results
 
     return compute
+
+
+def _predictions_in(outputs: Any, *, regression: bool) -> Any:
+    """`(N,)` numbers of a regression, or the class of the largest logit, from what a model returned."""
+    # Models that return more than logits, such as hidden states, return the logits first.
+    logits = outputs[0] if isinstance(outputs, tuple) else outputs
+    if regression:
+        return np.squeeze(logits, -1)
+    return np.argmax(logits, axis=-1)
 
 
 def _check_suits(name: str, *, regression: bool) -> None:
