@@ -7,7 +7,7 @@ import typer
 from transformers import AutoTokenizer
 
 from hfprune.cli.options import ModelName, PairColumn, TextColumn, errors_in_one_line, load_model
-from hfprune.data.classification import load_texts
+from hfprune.data.loading import load_texts
 from hfprune.data.packages import resolve_model
 from hfprune.errors import HfpruneError
 from hfprune.measuring.size import checkpoint_bytes
