@@ -70,7 +70,7 @@ def _encode_labels(data: DatasetDict, label_column: str) -> DatasetDict:
         return {label_column: [number_of[value] for value in rows[label_column]]}
 
     features = data["train"].features.copy()
-    features[label_column] = ClassLabel(names=[str(value) for value in ordered])
+    features[label_column] = ClassLabel(names=list(map(str, ordered)))
     return data.map(encode, batched=True, features=features, desc="Numbering the classes")
 
 

@@ -91,8 +91,11 @@ def _year_of(file: Path) -> int:
 
 
 def _addresses(files: list[Path]) -> Dataset:
-    texts = [file.read_text(encoding="utf-8") for file in files]
-    years = [_year_of(file) for file in files]
+    texts: list[str] = []
+    years: list[int] = []
+    for file in files:
+        texts.append(file.read_text(encoding="utf-8"))
+        years.append(_year_of(file))
     return Dataset.from_dict({"text": texts, "year": years})
 
 
@@ -174,12 +177,16 @@ def pack(
         if texts:
             for text_ids in tokenizer(texts, verbose=False)["input_ids"]:
                 ids.extend(text_ids)
-        windows = [ids[start : start + max_length] for start in range(0, len(ids), max_length)]
-        return {"input_ids": [window for window in windows if len(window) >= shortest]}
+        windows: list[list[int]] = []
+        for start in range(0, len(ids), max_length):
+            window = ids[start : start + max_length]
+            if len(window) >= shortest:
+                windows.append(window)
+        return {"input_ids": windows}
 
-    # Split by split, as the splits may have different other columns.
-    texts = DatasetDict({split: rows.select_columns([text_column]) for split, rows in data.items()})
-    packed = texts.map(encode, batched=True, remove_columns=[text_column], desc="Tokenizing and packing")
+    # Selected first, as splits may have different other columns, which `map` could not remove.
+    selected = data.select_columns([text_column])
+    packed = selected.map(encode, batched=True, remove_columns=[text_column], desc="Tokenizing and packing")
     for split, rows in packed.items():
         if len(rows) == 0:
             raise ValueError(

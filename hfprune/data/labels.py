@@ -67,10 +67,10 @@ def numbers_of(config: PretrainedConfig, names: Sequence[str]) -> dict[str, int]
     if _are_default_names(model_numbers):
         # Integer labels of a data set become classes with these integers for names. They keep them, so that "2" is not
         # the second class where no example is of class "1".
-        if set(names) <= {str(number) for number in range(config.num_labels)}:
+        if set(names) <= set(map(str, range(config.num_labels))):
             return {name: int(name) for name in names}
         if len(names) == config.num_labels:
-            return {name: number for number, name in enumerate(names)}
+            return _numbered(names)
     elif set(names) <= model_numbers.keys():
         return {name: model_numbers[name] for name in names}
     raise ValueError(
@@ -110,5 +110,9 @@ def named_labels(names: Sequence[str]) -> dict[str, Any]:
     return {
         "num_labels": len(names),
         "id2label": dict(enumerate(names)),
-        "label2id": {name: number for number, name in enumerate(names)},
+        "label2id": _numbered(names),
     }
+
+
+def _numbered(names: Sequence[str]) -> dict[str, int]:
+    return {name: number for number, name in enumerate(names)}

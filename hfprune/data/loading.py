@@ -214,4 +214,4 @@ def with_splits(data: DatasetDict, seed: int, *, reuse_validation: bool = False)
             parts = splits["train"].train_test_split(test_size=0.1, seed=seed)
             splits["train"] = parts["train"]
             splits[split] = parts["test"]
-    return DatasetDict({split: splits[split] for split in ("train", "validation", "test")})
+    return DatasetDict(train=splits["train"], validation=splits["validation"], test=splits["test"])

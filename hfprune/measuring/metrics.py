@@ -15,16 +15,12 @@ from sklearn import metrics as sk
 # Types of the columns that a metric compares. Whether a metric suits a regression is told by its columns.
 _LABELS = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
 _NUMBERS = {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
-_TAGS = {name: datasets.Sequence(datasets.Value("string")) for name in ("predictions", "references")}
+_TAG_LISTS = datasets.Sequence(datasets.Value("string"))
+_TAGS = {"predictions": _TAG_LISTS, "references": _TAG_LISTS}
 
 
 class _Metric(evaluate.Metric):
-    """Base of the metrics here. A subclass gives a title and the types of its columns.
-
-    Attributes:
-        title: The metric's name.
-        columns: The types of `predictions` and `references`.
-    """
+    """Base of the metrics here: a subclass gives its name, and the types of its columns."""
 
     title: str
     columns: dict[str, Any]
@@ -162,7 +158,7 @@ def compute_metrics_for(names: Sequence[str], *, regression: bool = False) -> Ca
     """
     for name in names:
         _check_suits(name, regression=regression)
-    metrics = [load_metric(name) for name in names]
+    metrics = list(map(load_metric, names))
 
     def compute(prediction: Any) -> dict[str, float]:
         predicted = _predictions_in(prediction.predictions, regression=regression)
@@ -227,7 +223,8 @@ class Entities(_Metric):
             real += len(real_entities)
             correct += len(predicted_entities & real_entities)
             tags += len(real_tags)
-            correct_tags += sum(p == r for p, r in zip(predicted_tags, real_tags, strict=True))
+            for predicted_tag, real_tag in zip(predicted_tags, real_tags, strict=True):
+                correct_tags += predicted_tag == real_tag
         return {
             "f1": _fraction(2 * correct, predicted + real),
             "precision": _fraction(correct, predicted),
@@ -299,13 +296,16 @@ def entity_metrics_for(
             raise ValueError(f"the metric {name!r} does not fit these tags; these do: {', '.join(suitable)}{reason}.")
     metric = Entities()
 
+    def names_of(numbers: Iterable[Any]) -> list[str]:
+        return [tags[int(number)] for number in numbers]
+
     def compute(prediction: Any) -> dict[str, float]:
         predicted_tags: list[list[str]] = []
         real_tags: list[list[str]] = []
         for predicted, labels in zip(prediction.predictions, prediction.label_ids, strict=True):
             labelled = labels != -100
-            predicted_tags.append([tags[int(tag)] for tag in predicted[labelled]])
-            real_tags.append([tags[int(tag)] for tag in labels[labelled]])
+            predicted_tags.append(names_of(predicted[labelled]))
+            real_tags.append(names_of(labels[labelled]))
         results = metric.compute(predictions=predicted_tags, references=real_tags)
         return {name: results[name] for name in suitable}
 

@@ -114,7 +114,7 @@ def perplexity(
         windows.extend(_windows(ids, window, stride))
     if not windows:
         raise ValueError(f"none of the {len(texts)} texts has two tokens: there is nothing to predict.")
-    check_length(model, max(len(each.ids) for each in windows), option="window")
+    check_length(model, _longest(windows), option="window")
     check_tokens(model, max(max(ids, default=0) for ids in ids_by_text))
     nll, tokens = _mean_loss(model, windows, batch_size)
     return Perplexity(
@@ -166,6 +166,10 @@ def _windows(ids: Sequence[int], window: int, stride: int) -> Iterator[_Window]:
             return
 
 
+def _longest(windows: Sequence[_Window]) -> int:
+    return max(len(each.ids) for each in windows)
+
+
 def _mean_loss(model: PreTrainedModel, windows: Sequence[_Window], batch_size: int) -> tuple[float, int]:
     """The mean negative log-likelihood, and how many tokens it is a mean of."""
     # Windows of similar length share a batch, so that little of it is padding. The longest come first, so that a lack
@@ -185,7 +189,7 @@ def _mean_loss(model: PreTrainedModel, windows: Sequence[_Window], batch_size: i
 def _losses(model: PreTrainedModel, windows: Sequence[_Window]) -> Tensor:
     """`(tokens,)` negative log-likelihoods in nats of all predicted tokens, window after window."""
     device = input_device(model)
-    longest = max(len(each.ids) for each in windows)
+    longest = _longest(windows)
     padded_ids: list[list[int]] = []
     attention_mask: list[list[int]] = []
     for ids, _ in windows:

@@ -164,4 +164,6 @@ def _words_of(
             continue
         word = text[start:end]
         # Offsets are places in the text before it was normalised, but tokens are matched in the text after.
-        yield word if normalizer is None else normalizer.normalize_str(word)
+        if normalizer is not None:
+            word = normalizer.normalize_str(word)
+        yield word

@@ -145,7 +145,7 @@ def always_kept(data: Mapping[str, Any], used: Iterable[str]) -> set[str]:
     vocabulary = vocabulary_of(model)
     kept = _unknown_tokens(model)
     if model.get("byte_fallback"):
-        kept.update(token for token in vocabulary if _BYTE.fullmatch(token))
+        kept.update(filter(_BYTE.fullmatch, vocabulary))
     # A tokenizer of whole words spells nothing.
     if model["type"] != "WordLevel":
         kept.update(_marked(_alphabet(data, used), model))
@@ -155,8 +155,9 @@ def always_kept(data: Mapping[str, Any], used: Iterable[str]) -> set[str]:
 def _unknown_tokens(model: Mapping[str, Any]) -> set[str]:
     """The token for unknown characters, and for Unigram the token that sets its score."""
     if model["type"] != "Unigram":
-        unknown = model.get("unk_token")
-        return set() if unknown is None else {unknown}
+        if model.get("unk_token") is None:
+            return set()
+        return {model["unk_token"]}
     lowest, _ = min(model["vocab"], key=lambda entry: entry[1])
     tokens = {lowest}
     if model["unk_id"] is not None:

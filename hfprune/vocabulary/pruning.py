@@ -98,9 +98,11 @@ def prune_vocabulary(
         selection = vocabulary.filled(selection, pad_to_multiple_of, rows)
 
     new_tokenizer = smaller_tokenizer(tokenizer, data, selection.new_ids)
-    # With rare tokens gone, the corpus is meant to be split otherwise.
-    same = [*corpus, *frames] if min_count == 1 else frames
-    check_same_tokens(tokenizer, new_tokenizer, same)
+    same_as_before = list(frames)
+    # With a higher count the corpus loses its rare tokens, and is split otherwise.
+    if min_count == 1:
+        same_as_before = [*corpus, *frames]
+    check_same_tokens(tokenizer, new_tokenizer, same_as_before)
     small = keep_tokens(model, selection.rows)
     _attach_plan_and_record(model, small, texts=len(corpus), min_count=min_count)
     return small, new_tokenizer
@@ -141,7 +143,9 @@ def _attach_plan_and_record(model: PreTrainedModel, small: PreTrainedModel, *, t
     else:
         record = record_of(anatomy, before, small, earlier.config, earlier.rounds, earlier.calibration)
         # The metrics of the dense model stay true. Those of the pruned model are of the model before.
-        dense_metrics = {name: values for name, values in earlier.metrics.items() if name == "dense"}
+        dense_metrics: dict[str, dict[str, float]] = {}
+        if "dense" in earlier.metrics:
+            dense_metrics["dense"] = earlier.metrics["dense"]
         record = replace(record, metrics=dense_metrics, datasets=earlier.datasets, recovery=earlier.recovery)
     # Of an earlier pruning of the vocabulary; empty if there was none.
     vocabulary = record.vocabulary

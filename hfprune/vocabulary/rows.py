@@ -163,19 +163,21 @@ def _weights_of_tokens(model: PreTrainedModel, small: PreTrainedModel, kept: Seq
     Returns:
         A state dict for the small model.
     """
-    shapes = {name: tensor.shape for name, tensor in small.state_dict().items()}
+    small_state = small.state_dict()
     rows = torch.as_tensor(kept, dtype=torch.long)
     size = rows_of(model)
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         weights = tensor.detach()
-        wanted = shapes.get(name, weights.shape)
-        for dimension, (before, after) in enumerate(zip(weights.shape, wanted, strict=False)):
+        wanted = small_state.get(name, weights)
+        for dimension, (before, after) in enumerate(zip(weights.shape, wanted.shape, strict=False)):
             # Another dimension of the same size as the vocabulary keeps its size in the small model.
             if before == size and after == len(kept) != size:
                 weights = weights.index_select(dimension, rows.to(weights.device))
-        # `index_select` copied already; all other weights must not be shared with the model.
-        state[name] = weights.clone() if weights.shape == tensor.shape else weights
+        # `index_select` has copied the others; these would be shared with the model.
+        if weights.shape == tensor.shape:
+            weights = weights.clone()
+        state[name] = weights
     return state
 
 
@@ -196,6 +198,10 @@ class _Numbering:
     def renumber(self, old: int) -> int:
         """The new number; a token that is gone has none."""
         return self.new_ids[old] if self._is_token(old) else old
+
+    def renumber_all(self, ids: Sequence[int]) -> list[int]:
+        """The new numbers of some tokens, none of which is gone."""
+        return [self.renumber(old) for old in ids]
 
     def stay(self, ids: Sequence[int]) -> bool:
         """Whether none of some tokens is gone."""
@@ -245,7 +251,9 @@ def _pairs_with_ids(pairs: Any, change: Callable[[int], int]) -> list[list[int |
     """Pairs of a position in the output and the id that is forced there; None forces none."""
     changed: list[list[int | None]] = []
     for position, token in pairs:
-        changed.append([position, None if token is None else change(token)])
+        if token is not None:
+            token = change(token)
+        changed.append([position, token])
     return changed
 
 
@@ -258,7 +266,7 @@ def _unwanted_words(words: Sequence[Sequence[int]], numbering: _Numbering) -> li
     for word in words:
         # Without one of its tokens a word cannot be generated.
         if numbering.stay(word):
-            left.append([numbering.renumber(token) for token in word])
+            left.append(numbering.renumber_all(word))
     # transformers refuses an empty list of words.
     return left or None
 
@@ -269,7 +277,7 @@ def _biased_sequences(biases: Any, numbering: _Numbering) -> list[list[Any]] | N
     left: list[list[Any]] = []
     for tokens, bias in pairs:
         if numbering.stay(tokens):
-            left.append([[numbering.renumber(token) for token in tokens], bias])
+            left.append([numbering.renumber_all(tokens), bias])
     # transformers refuses an empty list of biases.
     return left or None
 

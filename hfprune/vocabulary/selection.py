@@ -82,7 +82,9 @@ class Vocabulary:
         """
         whole = protected_tokens(self._tokenizer, self._data)
         spelled = wanted | always_kept(self._data, wanted)
-        spelled.update(token for token, number in self.ids.items() if number in roles)
+        for token, number in self.ids.items():
+            if number in roles:
+                spelled.add(token)
         needed = set(whole)
         # Protected tokens are found whole in a text, not formed from others.
         for token in spelled - whole:
@@ -116,8 +118,10 @@ class Vocabulary:
                 continue
             # A token comes with the tokens that form it, or not at all.
             added = self._chain(token) - tokens.keys()
-            if len(added) <= free and all(self.ids[part] < rows for part in added):
-                tokens.update((part, self.ids[part]) for part in added)
+            have_rows = all(self.ids[part] < rows for part in added)
+            if have_rows and len(added) <= free:
+                for part in added:
+                    tokens[part] = self.ids[part]
                 free -= len(added)
         unnamed = sorted(set(range(rows)) - {*self.ids.values(), *selection.spare_rows})
         if free > len(unnamed):
