@@ -185,8 +185,8 @@ def _from_files(files: Mapping[str, str], *, documents: bool = False) -> Dataset
 def with_splits(data: DatasetDict, seed: int, *, reuse_validation: bool = False) -> DatasetDict:
     """Give data the splits `train`, `validation` and `test`.
 
-    A missing split is a tenth of train, cut off at random. Only a missing test split is no such tenth if there is
-    validation: then validation becomes test.
+    If there is validation but no test, validation becomes test. After that, each missing split is a tenth of train, cut
+    off at random.
 
     Args:
         data: Splits, `train` among them; they are left as they are.

@@ -153,7 +153,7 @@ def fixed_ids(model: PreTrainedModel) -> set[int]:
 
 
 def _weights_of_tokens(model: PreTrainedModel, small: PreTrainedModel, kept: Sequence[int]) -> dict[str, Tensor]:
-    """Copies of a model's weights, of tensors with rows of tokens only the rows that are kept.
+    """Copies of a model's weights; tensors with rows of tokens have only the kept rows.
 
     Args:
         model: The model.
@@ -272,7 +272,7 @@ def _unwanted_words(words: Sequence[Sequence[int]], numbering: _Numbering) -> li
 
 
 def _biased_sequences(biases: Any, numbering: _Numbering) -> list[list[Any]] | None:
-    """Pairs of some tokens and what is added to their score, from such pairs or from a mapping."""
+    """Pairs of a sequence of tokens and the bias on its score; the config has such pairs, or a mapping."""
     pairs = biases.items() if isinstance(biases, Mapping) else biases
     left: list[list[Any]] = []
     for tokens, bias in pairs:
