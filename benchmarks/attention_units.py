@@ -17,7 +17,7 @@ from language_models import WINDOW, arguments, setting
 from transformers.utils import logging
 
 from hfprune import PruningConfig, apply_plan, plan, reconstruct, score
-from hfprune.jobs.tasks.causal_language_modelling import labelled
+from hfprune.jobs.tasks.causal_text import labelled
 from hfprune.measuring.size import kv_cache_bytes, measure_size
 from hfprune.pruning.prune import batches_for
 

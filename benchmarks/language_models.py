@@ -39,7 +39,7 @@ from hfprune import PruningConfig, RecoveryArguments, RecoveryTrainer, apply_pla
 from hfprune import reconstruct as repair_model
 from hfprune.data.corpus import load_documents, pack
 from hfprune.data.packages import resolve_model
-from hfprune.jobs.tasks.causal_language_modelling import labelled
+from hfprune.jobs.tasks.causal_text import labelled
 from hfprune.pruning.prune import batches_for
 from hfprune.scoring import Scores
 from hfprune.scoring.activation_scorers import read_activations

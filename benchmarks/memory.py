@@ -131,7 +131,8 @@ def measure(args: argparse.Namespace) -> Row:
     ]
     small = model
     if args.work.startswith("repair"):
-        small = keep_units(model, {block.name: range((block.units + 1) // 2) for block in find_blocks(model)})
+        blocks = find_blocks(model)
+        small = keep_units(model, {block.name: range((block.units + 1) // 2) for block in blocks}, blocks=blocks)
     with torch.no_grad():
         model(input_ids=ids[:1, :8])  # what the libraries set up once
 

@@ -12,25 +12,27 @@ from hfprune.structure.table import DECODERS, ENCODER_DECODERS
 
 HEAD = """# Sparsity metadata
 
-A pruned checkpoint says what was done to it in four places:
+Four files of a pruned checkpoint describe the pruning:
 
-- `config.json`, under `pruning_config`: the shape table that loading needs, and a `summary` of six facts (base model,
-  scorer, both sparsities, plan digest, version of hfprune). In place of the name of the weights, `transformers_weights`
-  says that a stock class cannot read them, so such a class stops there, also with `ignore_mismatched_sizes=True`; a
-  pruned class passes over it.
-- `pruning_plan.json`: the units that stay, by block, in the numbering of the dense model, with a digest.
-- `pruning_record.json`: all the rest, below. Its [JSON Schema](../hfprune/publishing/record.schema.json) is part of
-  the package; records are checked against it when they are saved and when they are loaded.
-- `README.md`, the card, drawn from plan and record. Its YAML head holds what the Hub can search: base model, tags
-  (`pruned`, `structured-pruning`, `hfprune`), data sets, metrics and results, and under `pruning` the digest and both
-  sparsities.
+- `config.json` has a field `pruning_config`: the shape table that loading needs, and a `summary` of six facts (base
+  model, scorer, both sparsities, plan digest, version of hfprune). transformers reads the name of the weights from the
+  field `transformers_weights`. Here this field holds a sentence instead: a stock class cannot read these weights. A
+  stock class therefore stops with this sentence, also with `ignore_mismatched_sizes=True`. A pruned class ignores it.
+- `pruning_plan.json` lists the units that stay in each block, in the numbering of the dense model, with a digest.
+- `pruning_record.json` holds all other facts; the table below lists them. Its
+  [JSON Schema](../hfprune/publishing/record.schema.json) is part of the package. hfprune checks records against it when
+  it saves and when it loads them.
+- `README.md` is the model card, drawn from plan and record. Its YAML head holds the facts that the Hub can search: base
+  model, tags (`pruned`, `structured-pruning`, `hfprune`), data sets, metrics and results, and under `pruning` the
+  digest and both sparsities.
 
-Beside them `pruning_probe.json` holds a fixed input of 2 × 8 tokens and what the saved model gave for it: with it, and
-with the SHA-256 of every file in the record, `hfprune verify` tells whether a checkpoint computes what its author saw.
+A fifth file, `pruning_probe.json`, holds a fixed input of 2 × 8 tokens and the saved model's output for it. With this
+output, and with the SHA-256 of every file in the record, `hfprune verify` tests whether a checkpoint computes the same
+as its author's model.
 
-`format_version` grows when a reader of today would misread a file; a reader that finds a newer one says that it must be
-upgraded. Fields that are not in the schema are refused. Nothing in a record is ever executed, and a card quotes what it
-says.
+`format_version` grows when a present reader would misread a file. A reader that finds a newer version asks for an
+upgrade. Fields that are not in the schema are refused. Nothing in a record is ever executed, and a card shows the text
+of a record as plain text, never as markup.
 
 ## Fields of pruning_record.json
 
@@ -66,20 +68,23 @@ def _resolved(field: dict[str, Any]) -> dict[str, Any]:
 
 ARCHITECTURES = """# Architectures
 
-The model types of the [table](../hfprune/structure/table). For each one tests build small random models with the heads
-that transformers has for it, gate units, remove them, save and load again: equal outputs with sdpa and eager,
-in float32 and bfloat16, with another width in every layer. They score, plan, prune and repair each one.
+This page lists the model types of the [table](../hfprune/structure/table). For each type, tests build small random
+models with the heads that transformers has for it. The tests gate units, remove them, save and load again, and demand
+equal outputs: with sdpa and eager attention, in float32 and bfloat16, with another width in every layer. Other tests
+score, plan, prune and repair each type.
 
-- *attention*, *feed-forward*: what a unit is. Where key/value heads are shared it is a key/value head with its query
-  heads; for types with *or query heads* also, by `attention_unit="query"`, a query head, as many of every group.
-- *stock*: what the stock config can say, if all layers have the same; the rest loads as `pruned_<type>`.
-- *may go whole*: blocks that `min_units=0` may empty; a whole layer goes as all of its blocks. Without its attention a
-  layer of a decoder keeps one number a token in the cache, as caches take the length of a text from their layers. With
-  `attention_unit="query"` every group keeps a query head.
-- *repair*: what reconstruction aims at: the residual stream, or the consumer's own output where that is normalised or
-  scaled before it joins the stream.
-- *generate*: checked with dynamic and static caches, and without: the same tokens before saving and after loading
-  (Falcon: no static cache, which its own position biases do not fit).
+- *attention*, *feed-forward*: the units of these blocks. Where query heads share key/value heads, an attention unit is
+  a key/value head with its query heads. For types with *or query heads* it can also be one query head, with
+  `attention_unit="query"`; every group then keeps equally many.
+- *stock*: the units whose number the stock config can state, if it is the same in all layers. All other shapes load as
+  `pruned_<type>`.
+- *may go whole*: the blocks that `min_units=0` may empty. A whole layer is removed by emptying all its blocks. A
+  decoder layer without attention keeps one number for each token in the cache, because caches take the length of a text
+  from their layers. With `attention_unit="query"` every group keeps a query head.
+- *repair*: the target of reconstruction. It is the residual stream, or the consumer's own output where that is
+  normalised or scaled before it joins the stream.
+- *generate*: *checked* means that the model generates the same tokens before saving and after loading, with dynamic and
+  static caches and without a cache (Falcon without a static cache, which its own position biases do not fit).
 
 | model type | attention | feed-forward | stock | may go whole | repair | generate | notes |
 |---|---|---|---|---|---|---|---|
@@ -113,16 +118,19 @@ def architectures() -> str:
 BY_PROOF = """
 ## By proof
 
-For a model type that is not in the table hfprune proposes blocks from the structure of a layer, and proves them on a
-small random model of the same class and config: gating units must equal removing them. `hfprune inspect` says whether
-support is by table or by proof. Attention then keeps at least one head. What cannot be proven is refused, with what was
-found and the entry to write. A model type of your own takes the same way, if its classes are registered with the Auto
-classes; import its module before a checkpoint is loaded. With `hfprune.load` nothing else is needed; the Auto classes
-know `pruned_<type>` once such a model was found or loaded in the process, or with `trust_remote_code=True`.
+For a model type that is not in the table, hfprune proposes blocks from the structure of a layer. It proves them on a
+small random model of the same class and config: gating units must give the same outputs as removing them. Attention
+then keeps at least one head. If the proof fails, hfprune refuses the model, and the error shows its findings and the
+entry to write. `hfprune inspect` says whether a model is supported by the table or by proof.
 
-Tried with tiny models of {tried} model types of transformers outside the table: {found} are found, {refused} are
-refused. With other widths in every layer outputs of gated and pruned models are at most {worst:.0e} apart, relative to
-what the gates change. `python -m tests.support.by_proof` writes [by_proof.json](by_proof.json), its source.
+A model type of your own is proven in the same way, if its classes are registered with the Auto classes. Import its
+module before you load a checkpoint. `hfprune.load` needs nothing else. The Auto classes know `pruned_<type>` after such
+a model was proven or loaded in the process, or with `trust_remote_code=True`.
+
+Discovery was tried with tiny models of {tried} model types of transformers outside the table: {found} are proven,
+{refused} are refused. With another width in every layer, the outputs of gated and pruned models differ by at most
+{worst:.0e} of the change that the gates make. `python -m tests.support.by_proof` writes the source of this section,
+[by_proof.json](by_proof.json).
 
 | model type | attention | feed-forward | notes |
 |---|---|---|---|

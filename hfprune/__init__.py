@@ -11,10 +11,12 @@ loads through the Auto classes, the plan, a **record** of what happened, and a m
 """
 
 import importlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfprune import errors
+from hfprune.deprecated import OldPaths
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.record import PruningRecord
 from hfprune.structure import modeling_pruned
@@ -65,6 +67,9 @@ __all__ = [
     "sweep",
     "trade_off",
 ]
+
+# Last of all finders, so that it is asked only for modules that are not there.
+sys.meta_path.append(OldPaths())
 
 # So that pruned checkpoints load with AutoModelForX.from_pretrained, and carry plan and record as objects.
 for _model_type in known_architectures():

@@ -9,30 +9,27 @@ from pathlib import Path
 
 from hfprune import PruningPlan, PruningRecord
 from hfprune.jobs.run import run
-from hfprune.jobs.tasks import CausalTextArguments, TextArguments, causal_language_modelling, parse, text_classification
+from hfprune.jobs.tasks import get_task, parse
 from hfprune.publishing.card import draw_card
 from hfprune.publishing.charts import draw_pictures
 
 HERE = Path(__file__).parent
-#: By how the name begins: the script, its settings, and its task.
+#: By how the name begins: the script, its settings, and the name of its task.
 RUNS = {
-    "minilm": ("run_text_classification.py", "scripts/configs/demo.yaml", TextArguments, text_classification),
-    "smollm2": (
-        "run_language_modeling.py",
-        "scripts/configs/smollm2.yaml",
-        CausalTextArguments,
-        causal_language_modelling,
-    ),
+    "minilm": ("run_text_classification.py", "scripts/configs/demo.yaml", "text_classification"),
+    "smollm2": ("run_language_modeling.py", "scripts/configs/smollm2.yaml", "causal_language_modelling"),
 }
 
 
 def main() -> None:
     """Run, copy plan and record, draw the card and its pictures."""
     name, *changes = sys.argv[1:]
-    script, config, data, task = RUNS[name.partition("-")[0]]
+    script, config, task_name = RUNS[name.partition("-")[0]]
+    task = get_task(task_name)
     arguments = [config, *changes, "--output_dir", f"runs/cards/{name}"]
-    sys.argv = [script, *arguments]  # which the record quotes
-    outcome = run(task, parse(data, __doc__, arguments), script=script)
+    # the record quotes the command line
+    sys.argv = [script, *arguments]
+    outcome = run(task.load, parse(task.arguments, __doc__, arguments), script=script)
     print(outcome)
     for file, target in (("pruning_record.json", f"{name}.json"), ("pruning_plan.json", f"{name}.plan.json")):
         shutil.copy(outcome.folder / file, HERE / target)

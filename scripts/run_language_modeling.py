@@ -24,14 +24,17 @@ run_text_classification.py.
 import logging
 
 from hfprune.jobs.run import run
-from hfprune.jobs.tasks import CausalTextArguments, causal_language_modelling, parse
+from hfprune.jobs.tasks import get_task, parse
 
 
 def main() -> None:
-    """Run it."""
-    arguments = parse(CausalTextArguments, __doc__)
+    """Parse the arguments and run the job."""
+    task = get_task("causal_language_modelling")
+    arguments = parse(task.arguments, __doc__)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    print(run(causal_language_modelling, arguments, script=__file__) or "")
+    outcome = run(task.load, arguments, script=__file__)
+    # of several processes only the main one has an outcome
+    print(outcome or "")
 
 
 if __name__ == "__main__":

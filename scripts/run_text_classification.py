@@ -24,14 +24,17 @@ The folder `output_dir/model` holds the result; a run that was cut goes on with 
 import logging
 
 from hfprune.jobs.run import run
-from hfprune.jobs.tasks import TextArguments, parse, text_classification
+from hfprune.jobs.tasks import get_task, parse
 
 
 def main() -> None:
-    """Run it."""
-    arguments = parse(TextArguments, __doc__)
+    """Parse the arguments and run the job."""
+    task = get_task("text_classification")
+    arguments = parse(task.arguments, __doc__)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    print(run(text_classification, arguments, script=__file__) or "")
+    outcome = run(task.load, arguments, script=__file__)
+    # of several processes only the main one has an outcome
+    print(outcome or "")
 
 
 if __name__ == "__main__":

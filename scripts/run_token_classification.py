@@ -16,14 +16,17 @@ Everything else is as in run_text_classification.py: one YAML file for all argum
 import logging
 
 from hfprune.jobs.run import run
-from hfprune.jobs.tasks import TokenArguments, parse, token_classification
+from hfprune.jobs.tasks import get_task, parse
 
 
 def main() -> None:
-    """Run it."""
-    arguments = parse(TokenArguments, __doc__)
+    """Parse the arguments and run the job."""
+    task = get_task("token_classification")
+    arguments = parse(task.arguments, __doc__)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    print(run(token_classification, arguments, script=__file__) or "")
+    outcome = run(task.load, arguments, script=__file__)
+    # of several processes only the main one has an outcome
+    print(outcome or "")
 
 
 if __name__ == "__main__":

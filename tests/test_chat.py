@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 import hfprune
 from hfprune import PruningConfig, RecoveryArguments, RecoveryTrainer, perplexity, prune
 from hfprune.data.corpus import pack
-from hfprune.jobs.tasks.causal_language_modelling import labelled
+from hfprune.jobs.tasks.causal_text import labelled
 from hfprune.measuring.size import kv_cache_bytes
 from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.tiny_data import WORDS, tiny_tokenizer

@@ -190,7 +190,7 @@ class TestOneKindOfUnit:
     def test_unequal_groups_are_refused(self, models):
         message = r"layers.0.queries must keep as many query heads of every one of its 4 groups, got \[2, 2, 2, 1\]"
         with pytest.raises(ValueError, match=message):
-            keep_units(models[0], {"layers.0.queries": range(7)})
+            keep_units(models[0], {"layers.0.queries": range(7)}, blocks=find_blocks(models[0], "query"))
 
     def test_setting(self):
         with pytest.raises(ValueError, match="attention_unit must be 'group' or 'query', got 'head'"):

@@ -17,7 +17,7 @@ from hfprune.jobs.tasks import (
     masked_language_modelling,
     text_classification,
 )
-from hfprune.jobs.tasks.masked_language_modelling import masked
+from hfprune.jobs.tasks.masked_text import masked
 from hfprune.publishing.verification import verify
 from tests.support.runs import mlm_home, run_here, text_home
 from tests.support.tiny import tiny_model

@@ -19,7 +19,8 @@ def batches(model_type="bert", *, count=8):
 
 
 def half(model):
-    return keep_units(model, {b.name: range(0, b.units, 2) for b in find_blocks(model)})
+    blocks = find_blocks(model)
+    return keep_units(model, {b.name: range(0, b.units, 2) for b in blocks}, blocks=blocks)
 
 
 def distance(small, dense, data):
@@ -53,7 +54,7 @@ def test_every_architecture_comes_closer_to_its_dense_model(model_type):
 
 def test_nothing_pruned_changes_nothing():
     dense = tiny_model("bert")
-    same = half(dense) and keep_units(dense, {})
+    same = half(dense) and keep_units(dense, {}, blocks=find_blocks(dense))
     repairs = reconstruct(same, dense, batches())
     assert all(torch.equal(value, dense.state_dict()[name]) for name, value in same.state_dict().items())
     assert all(repair.error_before == repair.error_after == 0 for repair in repairs)
@@ -68,7 +69,8 @@ def test_a_duplicated_neuron_goes_at_no_cost(model_type):
         rows = producer.weight.T if model_type == "gpt2" else producer.weight
         rows[1] = rows[0]
         producer.bias[1] = producer.bias[0]
-    small, data = keep_units(dense, {block.name: [u for u in range(block.units) if u != 1]}), batches(model_type)
+    kept = {block.name: [u for u in range(block.units) if u != 1]}
+    small, data = keep_units(dense, kept, blocks=find_blocks(dense)), batches(model_type)
     before = distance(small, dense, data)
     reconstruct(small, dense, data)
     assert distance(small, dense, data) < 1e-3 * before
@@ -91,7 +93,7 @@ def test_weights_beat_the_bias_alone_which_beats_nothing(block):
     """On every block: error(reconstructed) ≤ error(best bias) ≤ error(as it was cut)."""
     dense = tiny_model("bert")
     target = find_blocks(dense)[block]
-    small = keep_units(dense, {target.name: range(0, target.units, 2)})
+    small = keep_units(dense, {target.name: range(0, target.units, 2)}, blocks=find_blocks(dense))
     data = batches()
     base = {}
     for name, model in (("small", small), ("dense", dense)):

@@ -223,7 +223,7 @@ def test_bad_hybrids_are_refused(name, message):
     [
         ({"reads": "gates"}, "needs labels='data', 'model' or 'logits'"),
         ({"reads": "weights", "labels": "data"}, "takes no labels, got 'data'"),
-        ({"reads": "tea"}, "reads must be one of gates"),
+        ({"reads": "tea"}, "reads must be one of activations"),
     ],
 )
 def test_bad_registrations_are_refused(arguments, message):

@@ -7,7 +7,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
 
 import hfprune
 from hfprune.jobs.tasks import ModelArguments, TokenArguments, token_classification
-from hfprune.jobs.tasks.token_classification import tokenize_words
+from hfprune.jobs.tasks.tokens import tokenize_words
 from hfprune.publishing.verification import verify
 from tests.support.runs import run_here, save, token_home
 from tests.support.tiny import tiny_model
@@ -109,7 +109,7 @@ def test_roberta_tokenizers_are_told_that_words_stand_alone(home, monkeypatch):
         seen.update(options)
         return tiny_tokenizer()
 
-    monkeypatch.setattr("hfprune.jobs.tasks.token_classification.AutoTokenizer.from_pretrained", from_pretrained)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", from_pretrained)
     labels = {"num_labels": 3, "id2label": {0: "I-X", 1: "O", 2: "B-X"}}
     save(tiny_model("roberta", "AutoModelForTokenClassification", **labels), home / "dense")
     load(home)

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import DataCollatorForLanguageModeling
 
 from hfprune import RecoveryArguments, RecoveryTrainer, add_teacher_logits
-from hfprune.jobs.tasks.causal_language_modelling import labelled
+from hfprune.jobs.tasks.causal_text import labelled
 from hfprune.recovery.losses import logits as distillation
 from hfprune.recovery.losses.logits import logits_loss, top_k_logits_loss
 from hfprune.recovery.teacher import TEACHER_COLUMNS

@@ -1,6 +1,8 @@
 """What all scripts share: regression and pairs, another teacher, early stopping, reports, resuming, pushing."""
 
 import json
+import sys
+from dataclasses import dataclass, field
 
 import pytest
 from huggingface_hub.errors import LocalTokenNotFoundError
@@ -9,14 +11,24 @@ from transformers import Trainer
 
 import hfprune
 from hfprune.errors import HfpruneError
+from hfprune.jobs import methods, tasks
+from hfprune.jobs.methods import register_method
 from hfprune.jobs.tasks import (
+    DataArguments,
     MaskedTextArguments,
+    ModelArguments,
     TextArguments,
     TokenArguments,
+    get_task,
+    known_tasks,
     masked_language_modelling,
     parse,
+    register_task,
+    registry,
+    text_classification,
     token_classification,
 )
+from hfprune.jobs.tasks.registry import import_task_files
 from hfprune.publishing import hub, push
 from hfprune.recovery.trainer import RecoveryTrainer
 from tests.support.runs import classify, mlm_home, run_here, save, settings, text_home, token_home, write
@@ -328,3 +340,67 @@ class TestFilesAndChanges:
         (tmp_path / "settings.yaml").write_text("")
         with pytest.raises(ValueError, match="must hold names and values"):
             parse(TextArguments, None, [str(tmp_path / "settings.yaml")])
+
+
+class TestRegistries:
+    @pytest.fixture(autouse=True)
+    def _only_here(self, monkeypatch):
+        monkeypatch.setattr(registry, "_TASKS", dict(registry._TASKS))
+        monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
+
+    def test_a_task_that_is_registered_here(self, home):
+        @dataclass
+        class ShortTextArguments(TextArguments):
+            words: int = field(default=2, metadata={"help": "Words of a text that count."})
+
+        @register_task("short_text_classification", arguments=ShortTextArguments)
+        def short_text_classification(model, data, *, seed):
+            data.max_length = data.words + 2  # and [CLS] and [SEP]
+            return text_classification(model, data, seed=seed)
+
+        task = get_task("short_text_classification")
+        assert task.arguments is ShortTextArguments
+        assert "short_text_classification" in known_tasks()
+        outcome = run_here(task.load, task.arguments, home, words=1, num_train_epochs=0)
+        assert "pruned_accuracy" in outcome.results
+        named = ModelArguments(model_name_or_path=str(home / "dense"))
+        loaded = task.load(named, ShortTextArguments(train_file=str(home / "data.csv"), words=1), seed=0)
+        assert {len(ids) for ids in loaded.data["test"]["input_ids"]} == {3}
+
+    def test_a_new_task_needs_one_file(self, tmp_path, monkeypatch):
+        (tmp_path / "echo.py").write_text(
+            "from hfprune.jobs.tasks.registry import register_task\n\n\n"
+            "@register_task('echo')\n"
+            "def echo(model, data, *, seed):\n"
+            "    return model, data, seed\n"
+        )
+        monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+        try:
+            import_task_files(tasks.__name__, tasks.__path__)
+            assert get_task("echo").load("model", "data", seed=3) == ("model", "data", 3)
+            assert get_task("echo").arguments is DataArguments
+        finally:
+            sys.modules.pop("hfprune.jobs.tasks.echo", None)
+            vars(tasks).pop("echo", None)
+
+    def test_mistakes(self):
+        with pytest.raises(ValueError, match="unknown task 'poetry'. Known: causal_language_modelling, masked"):
+            get_task("poetry")
+        with pytest.raises(ValueError, match="a task named 'text_classification' is registered already"):
+            register_task("text_classification")
+        with pytest.raises(ValueError, match="a method named 'before' is registered already"):
+            register_method("before")
+
+    def test_a_method_that_is_registered_here(self, home):
+        def check(arguments):
+            if arguments.pruning.portable:
+                raise HfpruneError("method=never cannot be portable.")
+
+        @register_method("never", must_train=False, check=check)
+        def never(job):
+            return methods.before(job)
+
+        outcome = classify(home, method="never", num_train_epochs=1)
+        assert hfprune.load(outcome.folder).pruning_record.recovery["method"] == "never"
+        with pytest.raises(HfpruneError, match="method=never cannot be portable"):
+            classify(home, method="never", portable=True, overwrite=True)

@@ -1,16 +1,19 @@
-"""The `hfprune` command: prune, sweep, evaluate, and what one does with checkpoints, thin over the API."""
+"""The `hfprune` command: prune, sweep, evaluate, and commands about checkpoints. Each of them calls the public API."""
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
+from datasets import Dataset
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
+    PreTrainedModel,
     Trainer,
     TrainingArguments,
 )
@@ -18,27 +21,30 @@ from transformers import (
 from hfprune.cli.checkpoints import diff, import_, inspect, push, verify
 from hfprune.cli.options import (
     DATA,
+    DEFAULT_BUDGET,
+    DEFAULT_UNIT,
+    DEFAULTS,
     Budget,
     DataName,
     LabelColumn,
+    LabelledTexts,
     MaxDrop,
     MaxLength,
     ModelName,
     PairColumn,
     Seed,
     TextColumn,
-    Unit,
+    UnitChoice,
     errors_in_one_line,
     load_model,
+    refuse_filled,
     split_of,
     text_perplexity,
-    tokenized,
 )
 from hfprune.cli.sweep import sweep
 from hfprune.cli.vocabulary import vocabulary
 from hfprune.config import PruningConfig
 from hfprune.data.packages import resolve_model
-from hfprune.errors import HfpruneError
 from hfprune.measuring.latency import measure_latency
 from hfprune.measuring.metrics import compute_metrics_for, default_metrics
 from hfprune.pruning.prune import prune as prune_model
@@ -54,8 +60,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-
-_DEFAULTS = PruningConfig()
+_SAMPLES_IN_A_BATCH = 64
+_WINDOWS_IN_A_BATCH = 4
 
 
 @app.command()
@@ -68,15 +74,16 @@ def prune(
         typer.Option(help="Fraction of the prunable cost to remove: 0.5 if --max-drop is not given either."),
     ] = None,
     max_drop: MaxDrop = None,
-    budget: Annotated[Budget, typer.Option(help="What the sparsity counts.")] = Budget.macs,
-    scorer: Annotated[str, typer.Option(help="Which units matter.")] = _DEFAULTS.scorer,
+    budget: Budget = DEFAULT_BUDGET,
+    scorer: Annotated[str, typer.Option(help="Which units matter.")] = DEFAULTS.scorer,
     attention_unit: Annotated[
-        Unit, typer.Option(help="Where key/value heads are shared: group, or query (as many query heads of each).")
-    ] = Unit.group,
+        UnitChoice,
+        typer.Option(help="Where key/value heads are shared: group, or query (as many query heads of each)."),
+    ] = DEFAULT_UNIT,
     allocation: Annotated[
         str, typer.Option(help="Where to remove: global, knapsack, threshold, uniform, layerwise or random.")
-    ] = _DEFAULTS.allocation,
-    schedule: Annotated[str, typer.Option(help="one_shot, geometric, linear or cubic.")] = _DEFAULTS.schedule,
+    ] = DEFAULTS.allocation,
+    schedule: Annotated[str, typer.Option(help="one_shot, geometric, linear or cubic.")] = DEFAULTS.schedule,
     rounds: Annotated[
         int | None, typer.Option(help="Rounds of score, plan, surgery and repair; by default each keeps four fifths.")
     ] = None,
@@ -99,12 +106,12 @@ def prune(
 ) -> None:
     """Prune a text classifier without training, and save it with its plan, record and card."""
     with errors_in_one_line():
-        if output.is_dir() and any(output.iterdir()) and not overwrite:
-            raise HfpruneError(f"{output} exists and is not empty. Choose another folder, or pass --overwrite.")
+        # before the model and the data are loaded, so that mistakes in the options are reported at once
+        refuse_filled(output, overwrite=overwrite)
         if sparsity is not None and max_drop is not None:
             raise ValueError("--sparsity says how much to remove, --max-drop has it found: give one of them.")
         config = PruningConfig(
-            sparsity=_DEFAULTS.sparsity if sparsity is None else sparsity,
+            sparsity=DEFAULTS.sparsity if sparsity is None else sparsity,
             budget=budget.value,
             sequence_length=max_length,
             scorer=scorer,
@@ -120,13 +127,20 @@ def prune(
             portable=portable,
             seed=seed,
         )
-        source = resolve_model(model)
-        splits, tokenizer = tokenized(data, source, text_column, pair_column, label_column, max_length, seed)
+        labelled_texts = LabelledTexts(
+            name=data,
+            text_column=text_column,
+            pair_column=pair_column,
+            label_column=label_column,
+            max_length=max_length,
+            seed=seed,
+        )
+        splits, tokenizer = labelled_texts.tokenized_for(resolve_model(model))
         collator = DataCollatorWithPadding(tokenizer)
         if max_drop is None:
             small = prune_model(load_model(model), splits["train"], config, collator=collator)
         else:
-            small, tried = prune_within(
+            small, search = prune_within(
                 load_model(model),
                 splits["train"],
                 config,
@@ -135,7 +149,7 @@ def prune(
                 collator=collator,
                 metric="accuracy",
             )
-            typer.echo(tried.table())
+            typer.echo(search.table())
         small.pruning_record = small.pruning_record.with_(command=command_line("hfprune"), datasets=[public_name(data)])
         folder = save(small, output, tokenizer=tokenizer, overwrite=overwrite)
         typer.echo(str(small.pruning_plan))
@@ -173,42 +187,84 @@ def evaluate(
 ) -> None:
     """Evaluate a text classifier, or a causal language model on plain text, and print its metrics as JSON."""
     with errors_in_one_line():
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"--batch-size must be at least 1, got {batch_size}.")
-        if (data is None) == (text is None):
-            raise ValueError("give --data (labelled texts) or --text (plain text for a causal language model).")
+        _check_evaluation(data=data, text=text, split=split, latency=latency, batch_size=batch_size)
         if data is None:
-            if latency or split:
-                raise ValueError("--latency and --split go with --data; with --text they would be ignored.")
-            found = text_perplexity(model, str(text), metrics or [], window, stride, batch_size or 4)
-            typer.echo(json.dumps(asdict(found), indent=1))
+            text_result = text_perplexity(
+                model, str(text), metrics or [], window, stride, batch_size or _WINDOWS_IN_A_BATCH
+            )
+            typer.echo(json.dumps(asdict(text_result), indent=1))
             return
         source = resolve_model(model)
-        loaded = AutoModelForSequenceClassification.from_pretrained(source)
-        splits, tokenizer = tokenized(
-            data, source, text_column, pair_column, label_column, max_length, seed, whole=split is None
+        classifier = AutoModelForSequenceClassification.from_pretrained(source)
+        labelled_texts = LabelledTexts(
+            name=data,
+            text_column=text_column,
+            pair_column=pair_column,
+            label_column=label_column,
+            max_length=max_length,
+            seed=seed,
         )
-        tested = split_of(splits, split or "test")
-        with tempfile.TemporaryDirectory() as scratch:
-            trainer = Trainer(
-                loaded,
-                TrainingArguments(
-                    output_dir=scratch,
-                    per_device_eval_batch_size=batch_size or 64,
-                    report_to="none",
-                    dataloader_pin_memory=torch.cuda.is_available(),
-                ),
-                data_collator=DataCollatorWithPadding(tokenizer),
-                compute_metrics=compute_metrics_for(
-                    metrics or default_metrics(loaded.config.num_labels), regression=loaded.config.num_labels == 1
-                ),
-            )
-            found = trainer.predict(tested, metric_key_prefix="").metrics
-        results = {name.removeprefix("_"): value for name, value in found.items() if "per_second" not in name}
-        results["samples"] = len(tested)
+        # a single file is evaluated whole, unless the user asks for one of the splits that it can be cut into
+        splits, tokenizer = labelled_texts.tokenized_for(source, whole=split is None)
+        samples = split_of(splits, split or "test")
+        results = _metrics_of(
+            classifier,
+            samples,
+            DataCollatorWithPadding(tokenizer),
+            metrics=metrics or default_metrics(classifier.config.num_labels),
+            batch_size=batch_size or _SAMPLES_IN_A_BATCH,
+        )
+        results["samples"] = len(samples)
         if latency:
-            results["latency"] = asdict(measure_latency(loaded.to("cpu"), sequence_length=max_length))
+            # Trainer may have moved the model to an accelerator; the command reports the latency of the CPU
+            results["latency"] = asdict(measure_latency(classifier.to("cpu"), sequence_length=max_length))
         typer.echo(json.dumps(results, indent=1))
+
+
+def _check_evaluation(
+    *, data: str | None, text: str | None, split: str | None, latency: bool, batch_size: int | None
+) -> None:
+    """Refuse options of `evaluate` that do not go together."""
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {batch_size}.")
+    if (data is None) == (text is None):
+        raise ValueError("give --data (labelled texts) or --text (plain text for a causal language model).")
+    if data is None and (latency or split):
+        raise ValueError("--latency and --split go with --data; with --text they would be ignored.")
+
+
+def _metrics_of(
+    classifier: PreTrainedModel,
+    samples: Dataset,
+    collator: DataCollatorWithPadding,
+    *,
+    metrics: Sequence[str],
+    batch_size: int,
+) -> dict[str, Any]:
+    """The loss and the metrics of a classifier on a tokenized data set, by name."""
+    # Trainer wants a folder for its output, even where it only predicts
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = Trainer(
+            classifier,
+            TrainingArguments(
+                output_dir=scratch,
+                per_device_eval_batch_size=batch_size,
+                report_to="none",
+                # pinned memory speeds up copies to a GPU; without one torch warns about it
+                dataloader_pin_memory=torch.cuda.is_available(),
+            ),
+            data_collator=collator,
+            compute_metrics=compute_metrics_for(metrics, regression=classifier.config.num_labels == 1),
+        )
+        predicted = trainer.predict(samples, metric_key_prefix="").metrics
+    results = {}
+    for name, value in predicted.items():
+        # samples and steps per second describe the machine, not the model
+        if "per_second" in name:
+            continue
+        # Trainer puts an underscore between its prefix, which is empty here, and the name
+        results[name.removeprefix("_")] = value
+    return results
 
 
 app.command()(inspect)

@@ -3,16 +3,16 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from hfprune.cli.options import ModelName, errors_in_one_line, load_model
 from hfprune.data.packages import resolve_model
 from hfprune.errors import CheckpointError
-from hfprune.measuring.size import measure_size
+from hfprune.measuring.size import Size, measure_size
 from hfprune.planning.compare import compare, comparison
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.checkpoint import save
@@ -22,7 +22,8 @@ from hfprune.publishing.probe import PROBE_FILE
 from hfprune.publishing.push import push_to_hub
 from hfprune.publishing.verification import PLAN_FILE
 from hfprune.publishing.verification import verify as verify_folder
-from hfprune.structure.anatomy import anatomy_of
+from hfprune.structure.anatomy import Anatomy, anatomy_of
+from hfprune.structure.blocks import Block
 
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a repository.")]
@@ -37,50 +38,81 @@ def inspect(
 ) -> None:
     """Show the blocks of a model, what they cost, and what was pruned."""
     with errors_in_one_line():
-        loaded = load_model(model, revision=revision)
-        anatomy = anatomy_of(loaded)
-        blocks = anatomy.blocks
+        anatomy = anatomy_of(load_model(model, revision=revision))
         size = measure_size(anatomy, sequence_length=sequence_length)
-        plan: PruningPlan | None = getattr(loaded, "pruning_plan", None)
-        dense = anatomy.dense_units
-        support = anatomy.support
         if as_json:
-            table = [
-                {
-                    "name": block.name,
-                    "kind": block.kind,
-                    "units": block.units,
-                    "dense_units": dense[block.name],
-                    "unit_params": block.unit_params,
-                    "unit_macs": block.unit_macs(sequence_length),
-                }
-                for block in blocks
-            ]
-            digest = plan.digest if plan else None
-            about = {
-                "class": type(loaded).__name__,
-                "support": support.by,
-                "not_pruned": support.entry.note,
-                "plan_digest": digest,
-                "size": asdict(size),
-                "blocks": table,
+            typer.echo(json.dumps(_description(anatomy, size), indent=1))
+        else:
+            typer.echo("\n".join(_report(anatomy, size)))
+
+
+def _description(anatomy: Anatomy, size: Size) -> dict[str, Any]:
+    """The report of `inspect` for machines, as plain values."""
+    plan = _attached_plan(anatomy)
+    table = []
+    for block in anatomy.blocks:
+        table.append(
+            {
+                "name": block.name,
+                "kind": block.kind,
+                "units": block.units,
+                "dense_units": anatomy.dense_units[block.name],
+                "unit_params": block.unit_params,
+                "unit_macs": block.unit_macs(size.sequence_length),
             }
-            typer.echo(json.dumps(about, indent=1))
-            return
-        typer.echo(
-            f"{type(loaded).__name__}: {size.params:,} parameters ({size.prunable_params:,} prunable), {size.macs:,} "
-            f"MACs for {sequence_length} tokens ({size.prunable_macs:,} prunable), {size.weight_bytes:,} bytes"
         )
-        typer.echo(f"supported by {support.by}" + (f"; {support.entry.note}" if support.entry.note else ""))
-        if plan is not None:
-            typer.echo(str(plan))
-            return
-        largest = max(block.units * block.unit_params for block in blocks)
-        for block in blocks:
-            unit = "neurons" if block.kind == "ffn" else "heads" if block.heads == 1 else "key/value groups"
-            bar = "█" * round(20 * block.units * block.unit_params / largest)
-            params = block.units * block.unit_params
-            typer.echo(f"{block.name:<36} {block.units:>6} {unit:<16} {params:>12,} parameters  {bar}")
+    return {
+        "class": type(anatomy.model).__name__,
+        "support": anatomy.support.by,
+        "not_pruned": anatomy.support.entry.note,
+        "plan_digest": plan.digest if plan else None,
+        "size": asdict(size),
+        "blocks": table,
+    }
+
+
+def _report(anatomy: Anatomy, size: Size) -> list[str]:
+    """The lines that `inspect` prints: totals, then the plan of a pruned model or the blocks of a dense one."""
+    lines = [
+        f"{type(anatomy.model).__name__}: {size.params:,} parameters ({size.prunable_params:,} prunable), "
+        f"{size.macs:,} MACs for {size.sequence_length} tokens ({size.prunable_macs:,} prunable), "
+        f"{size.weight_bytes:,} bytes"
+    ]
+    support = f"supported by {anatomy.support.by}"
+    note = anatomy.support.entry.note
+    lines.append(f"{support}; {note}" if note else support)
+    plan = _attached_plan(anatomy)
+    # the text of a plan lists all blocks, with the units that each has and had
+    if plan is not None:
+        return [*lines, str(plan)]
+    largest = max(block.units * block.unit_params for block in anatomy.blocks)
+    for block in anatomy.blocks:
+        params = block.units * block.unit_params
+        bar = "█" * round(20 * params / largest)
+        lines.append(f"{block.name:<36} {block.units:>6} {unit_word(block):<16} {params:>12,} parameters  {bar}")
+    return lines
+
+
+def unit_word(block: Block) -> str:
+    """The name of the units of a block in the report, in the plural.
+
+    Args:
+        block: The block.
+
+    Returns:
+        `neurons`, `heads`, or `key/value groups` where several query heads share a key/value head.
+    """
+    if block.kind == "ffn":
+        return "neurons"
+    if block.heads == 1:
+        return "heads"
+    return "key/value groups"
+
+
+def _attached_plan(anatomy: Anatomy) -> PruningPlan | None:
+    """The plan that a pruned model carries."""
+    plan: PruningPlan | None = getattr(anatomy.model, "pruning_plan", None)
+    return plan
 
 
 def verify(
@@ -104,7 +136,8 @@ def verify(
 def diff(a: PlanName, b: PlanName, as_json: AsJson = False) -> None:
     """Compare two plans block by block: how many units each keeps, and how many both keep."""
     with errors_in_one_line():
-        first, second = _plan_of(a), _plan_of(b)
+        first = _plan_of(a)
+        second = _plan_of(b)
         if as_json:
             typer.echo(json.dumps(comparison(first, second), indent=1))
         else:
@@ -126,10 +159,17 @@ def import_(
     with errors_in_one_line():
         folder = fetch(source)
         model = load_legacy(folder, sequence_length=sequence_length, pickled=pickled)
-        has_tokenizer = (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if has_tokenizer else None
-        typer.echo(f"saved in {save(model, output, tokenizer=tokenizer, overwrite=overwrite)}")
+        written = save(model, output, tokenizer=_tokenizer_of(folder), overwrite=overwrite)
+        typer.echo(f"saved in {written}")
         typer.echo(str(model.pruning_plan))
+
+
+def _tokenizer_of(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a folder, if there is one."""
+    # many checkpoints of transformers 4 come without a tokenizer, and the new one then has none either
+    if not any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
+        return None
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def push(
@@ -151,12 +191,17 @@ def push(
 
 def _plan_of(name: str) -> PruningPlan:
     """The plan in a file, a folder or a repository."""
+    return PruningPlan.from_json(_plan_file(name).read_text(encoding="utf-8"))
+
+
+def _plan_file(name: str) -> Path:
+    """The file of a plan: the file itself, or the one in a folder or repository."""
+    # a path counts before a name, so that a folder here is not looked up as a repository
     source = name if Path(name).exists() else resolve_model(name)
-    found = (
-        source
-        if Path(source).is_file()
-        else cached_file(source, PLAN_FILE, _raise_exceptions_for_missing_entries=False)
-    )
-    if found is None:
+    if Path(source).is_file():
+        return Path(source)
+    # None in place of an error, as ours also says why the file is missing
+    plan_file = cached_file(source, PLAN_FILE, _raise_exceptions_for_missing_entries=False)
+    if plan_file is None:
         raise CheckpointError(f"{name} has no {PLAN_FILE}: it was not pruned by hfprune.")
-    return PruningPlan.from_json(Path(found).read_text(encoding="utf-8"))
+    return Path(plan_file)

@@ -1,4 +1,4 @@
-"""`hfprune sweep`, thin over the API."""
+"""The command `hfprune sweep`: one classifier at many sparsities."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,9 +7,11 @@ import typer
 from transformers import DataCollatorWithPadding
 
 from hfprune.cli.options import (
+    DEFAULT_BUDGET,
     Budget,
     DataName,
     LabelColumn,
+    LabelledTexts,
     MaxDrop,
     MaxLength,
     PairColumn,
@@ -18,14 +20,15 @@ from hfprune.cli.options import (
     errors_in_one_line,
     load_model,
     split_of,
-    tokenized,
 )
 from hfprune.config import PruningConfig
 from hfprune.data.packages import resolve_model
-from hfprune.sweeping import correctness
+from hfprune.sweeping import Sweep, correctness
 from hfprune.sweeping import sweep as sweep_model
 from hfprune.sweeping.plot import require_matplotlib
 from hfprune.sweeping.points import check_max_drop, paired_drop
+
+_SPARSITIES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
 def sweep(
@@ -38,7 +41,7 @@ def sweep(
     output: Annotated[Path | None, typer.Option(help="JSON file; a sweep that it holds goes on.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG of accuracy against MACs kept and latency.")] = None,
     split: Annotated[str, typer.Option(help="Where accuracy is measured: validation, test or train.")] = "validation",
-    budget: Annotated[Budget, typer.Option(help="What the sparsity counts.")] = Budget.macs,
+    budget: Budget = DEFAULT_BUDGET,
     scorer: Annotated[str, typer.Option(help="Which units matter.")] = "logit_fisher",
     reconstruct: Annotated[bool, typer.Option(help="Repair in closed form after every surgery.")] = True,
     samples: Annotated[int, typer.Option(help="Calibration samples.")] = 512,
@@ -51,6 +54,7 @@ def sweep(
 ) -> None:
     """Measure a text classifier at many sparsities, each pruned in one shot from one scoring pass."""
     with errors_in_one_line():
+        # the picture is drawn after the sweep, which takes long: a missing package is reported before it
         if plot is not None:
             require_matplotlib()
         config = PruningConfig(
@@ -62,27 +66,45 @@ def sweep(
             calibration_samples=samples,
             seed=seed,
         )
-        source = resolve_model(model)
-        splits, tokenizer = tokenized(data, source, text_column, pair_column, label_column, max_length, seed)
-        if max_drop is not None:  # before the work, not after it
-            right = [1.0] * len(split_of(splits, split))
-            check_max_drop(max_drop, paired_drop(right, right))
+        labelled_texts = LabelledTexts(
+            name=data,
+            text_column=text_column,
+            pair_column=pair_column,
+            label_column=label_column,
+            max_length=max_length,
+            seed=seed,
+        )
+        splits, tokenizer = labelled_texts.tokenized_for(resolve_model(model))
+        samples_to_evaluate = split_of(splits, split)
+        if max_drop is not None:
+            _check_enough_samples(max_drop, len(samples_to_evaluate))
         collator = DataCollatorWithPadding(tokenizer)
-        found = sweep_model(
+        curve = sweep_model(
             load_model(model),
             splits["train"],
             config,
-            sparsities=sparsities or [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8],
-            evaluate=correctness(split_of(splits, split), collator=collator),
+            sparsities=sparsities or _SPARSITIES,
+            evaluate=correctness(samples_to_evaluate, collator=collator),
             collator=collator,
             latency_batch_size=latency_batch_size,
             metric="accuracy",
             save_to=output,
         )
-        typer.echo(found.table())
+        typer.echo(curve.table())
         if plot is not None:
-            typer.echo(f"drawn in {found.plot(plot)}")
+            typer.echo(f"drawn in {curve.plot(plot)}")
         if max_drop is not None:
-            best = found.within(max_drop)
-            verdict = "no point" if best is None else f"sparsity {best.sparsity:g}"
-            typer.echo(f"largest with a drop below {max_drop:g} (95 % confidence): {verdict}")
+            typer.echo(_verdict(curve, max_drop))
+
+
+def _check_enough_samples(max_drop: float, samples: int) -> None:
+    """Refuse, before the work, a limit that not even a model without any drop could be shown to keep."""
+    all_right = [1.0] * samples
+    check_max_drop(max_drop, paired_drop(all_right, all_right))
+
+
+def _verdict(curve: Sweep, max_drop: float) -> str:
+    """Which sparsity keeps to the limit, as a line of text."""
+    largest = curve.within(max_drop)
+    verdict = "no point" if largest is None else f"sparsity {largest.sparsity:g}"
+    return f"largest with a drop below {max_drop:g} (95 % confidence): {verdict}"

@@ -6,10 +6,16 @@ from typing import Annotated
 import typer
 from transformers import AutoTokenizer
 
-from hfprune.cli.options import ModelName, PairColumn, TextColumn, errors_in_one_line, load_model
+from hfprune.cli.options import (
+    ModelName,
+    PairColumn,
+    TextColumn,
+    errors_in_one_line,
+    load_model,
+    refuse_filled,
+)
 from hfprune.data.loading import load_texts
 from hfprune.data.packages import resolve_model
-from hfprune.errors import HfpruneError
 from hfprune.measuring.size import checkpoint_bytes
 from hfprune.publishing.checkpoint import save
 from hfprune.publishing.record import public_name
@@ -39,10 +45,12 @@ def vocabulary(
     A txt file is one text a line; for a causal language model it is one text, line breaks and all.
     """
     with errors_in_one_line():
-        if output.is_dir() and any(output.iterdir()) and not overwrite:
-            raise HfpruneError(f"{output} exists and is not empty. Choose another folder, or pass --overwrite.")
-        source, large = resolve_model(model), load_model(model)
-        columns = [text_column, *([pair_column] if pair_column else [])]
+        refuse_filled(output, overwrite=overwrite)
+        source = resolve_model(model)
+        large = load_model(model)
+        columns = [text_column]
+        if pair_column:
+            columns.append(pair_column)
         texts = load_texts(data, columns, documents=predicts_next_token(large))
         small, tokenizer = prune_vocabulary(
             large,
@@ -53,9 +61,18 @@ def vocabulary(
             pad_to_multiple_of=pad_to_multiple_of,
         )
         record = small.pruning_record
+        # the record of a model that was pruned before names data sets already, perhaps this one
         datasets = list(dict.fromkeys([*record.datasets, public_name(data)]))
         small.pruning_record = record.with_(command=command_line("hfprune"), datasets=datasets)
         folder = save(small, output, tokenizer=tokenizer, overwrite=overwrite)
-        sizes = {"dense": checkpoint_bytes(source) if Path(source).is_dir() else 0, "pruned": checkpoint_bytes(folder)}
+        sizes = {"dense": _bytes_of(source), "pruned": checkpoint_bytes(folder)}
         typer.echo(comparison_table(small.pruning_record, sizes))
         typer.echo(f"saved in {folder}")
+
+
+def _bytes_of(source: str) -> int:
+    """Bytes of the weight files in a checkpoint folder; 0 for a repository, which has no folder here."""
+    # the table leaves out a size of 0
+    if not Path(source).is_dir():
+        return 0
+    return checkpoint_bytes(source)

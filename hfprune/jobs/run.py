@@ -1,4 +1,4 @@
-"""The story of every script: fine-tune if asked, prune, recover, measure, save, publish."""
+"""The course of every script: fine-tune if asked, prune, recover, measure, save, publish."""
 
 import copy
 import json
@@ -8,44 +8,42 @@ import time
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from hfprune.data.packages import model_title
 from hfprune.distributed import leave_process_group
 from hfprune.errors import HfpruneError
-from hfprune.jobs.methods import METHODS, Job, Made, check_method, train
-from hfprune.jobs.settings import ModelArguments
-from hfprune.jobs.tasks import Arguments, Task
+from hfprune.jobs.job import Job, MethodOutcome
+from hfprune.jobs.methods import check_method, get_method
+from hfprune.jobs.settings import Arguments, DataArguments, MethodArguments, ModelArguments
+from hfprune.jobs.tasks import Task, TaskLoader
+from hfprune.jobs.training import train
 from hfprune.measuring.latency import check_timing, measure_latencies
 from hfprune.measuring.size import check_length, checkpoint_bytes
-from hfprune.pruning.prune import batches_for
+from hfprune.pruning.prune import batches_for, check
 from hfprune.publishing.checkpoint import save
 from hfprune.publishing.hub import check_login
 from hfprune.publishing.push import push_to_hub
 from hfprune.publishing.record import public_name
 from hfprune.publishing.report import command_line, comparison_table, headline
 from hfprune.recovery.arguments import RecoveryArguments, recovery_settings
+from hfprune.structure.anatomy import anatomy_of
 from hfprune.structure.devices import check_tokens
 
 logger = logging.getLogger(__name__)
-
-
-class TaskLoader(Protocol):
-    """`hfprune.jobs.tasks.text_classification` and the like."""
-
-    def __call__(self, model: ModelArguments, data: Any, *, seed: int) -> Task:
-        """The task."""
+#: What a run writes into its output folder, and a new run with `--overwrite` removes.
+_OUTPUTS = ("dense", "dense.saving", "dense_training", "pruned", "rounds", "model", "checkpoint-*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
-        folder: The checkpoint.
-        results: The few numbers of `results.json`, which is beside it.
+        folder: The folder of the checkpoint.
+        results: The few numbers of `results.json`, a file beside that folder.
         table: Dense, pruned and recovered side by side, in plain text.
     """
 
@@ -62,127 +60,171 @@ def run(load_task: TaskLoader, arguments: Arguments, *, script: str) -> Outcome 
     """Do the whole job, alone or as one of several processes.
 
     Args:
-        load_task: Reads the data and says what the task is.
+        load_task: Loads the task: `get_task(name).load`.
         arguments: All arguments of the script.
-        script: Its file, for the command in the record.
+        script: The file of the script, for the command in the record.
 
     Returns:
-        What it came to; None in all processes but the main one.
+        The result; None in all processes but the main one.
 
     Raises:
         HfpruneError: An earlier run is in the way, or a teacher, early stopping or the Hub cannot be used.
         ValueError: Model, data, metrics or settings do not fit.
     """
     began = time.perf_counter()
+    # some are changed below, and the caller's stay as they are
     arguments = copy.deepcopy(arguments)
-    args, named, data_args, config, _ = arguments
-    push, args.push_to_hub = args.push_to_hub, False  # Trainer would push what is not finished
-    args.resume_from_checkpoint = _flag(args.resume_from_checkpoint)
-    output, main_process = Path(args.output_dir), args.process_index == 0
-    set_seed(args.seed)
-
-    # Whatever can be found wrong is found before anything is trained.
-    if push and main_process:
-        check_login(args.hub_token)
-    task = _load(load_task, arguments)
-    dense = task.model(fine_tuned=output / "dense", trust_remote_code=named.trust_remote_code)
-    rows = (row for part in task.data.values() for row in part["input_ids"])
-    longest, largest = map(max, zip(*((len(row), max(row, default=0)) for row in rows), strict=True))
-    check_length(dense, longest, option="max_length")
-    check_tokens(dense, largest)
-    shape = {"batch_size": data_args.latency_batch_size, "sequence_length": data_args.latency_length}
-    check_timing(dense, **shape)
-    teacher = task.teacher(named, dense)
-    check_method(arguments, dense)
-    batches = batches_for(dense, task.data["train"], config, collator=task.calibration_collator)
-
-    dense_trainer = task.trainer(dense, _dense_arguments(args, named))
-    if named.dense_epochs > 0 and not (output / "dense").is_dir():
-        logger.info("Fine-tuning the dense model")
-        train(dense_trainer, named.early_stopping_patience, resume=bool(args.resume_from_checkpoint) or None)
-        draft = output / "dense.saving"  # a run that is killed here leaves no half of a model to go on with
-        dense_trainer.save_model(str(draft))
-        if main_process:
-            draft.rename(output / "dense")
-    job = Job(
-        task=task, arguments=arguments, dense=dense, teacher=teacher, batches=batches, metrics=task.test(dense_trainer)
-    )
-    made = METHODS[arguments.method.method](job)
-    pruned = made.model
-    leave_process_group()  # nothing is shared from here on
-    if not main_process:
+    training = arguments.training
+    is_main_process = training.process_index == 0
+    push = training.push_to_hub
+    # Trainer would push every checkpoint; the finished model alone is pushed, at the end
+    training.push_to_hub = False
+    training.resume_from_checkpoint = _resume_choice(training.resume_from_checkpoint)
+    set_seed(training.seed)
+    if push and is_main_process:
+        check_login(training.hub_token)
+    job = _prepare(load_task, arguments)
+    outcome = get_method(arguments.method.method).function(job)
+    # the other processes end here, and nothing below waits for them
+    leave_process_group()
+    if not is_main_process:
         return None
-
-    for model in (dense, pruned):  # out of the mixed precision of training
-        made.trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    slow, fast = measure_latencies([dense.to(pruned.device), pruned], **shape)
-    earlier = getattr(dense, "pruning_record", None)  # where it was pruned before, what it was cut from
-    pruned.pruning_record = pruned.pruning_record.with_(
-        base_model=(earlier and earlier.base_model) or public_name(model_title(named.model_name_or_path)),
-        metrics={"dense": job.metrics, **made.metrics},
-        latencies={"dense": asdict(slow), "pruned": asdict(fast)},
-        datasets=[public_name(data_args.dataset)] if data_args.dataset else [],
-        recovery=_recovery(arguments, made),
-        command=command_line(f"python scripts/{Path(script).name}"),
-        seconds=round(time.perf_counter() - began, 1),
-    )
-    outcome = _save(pruned, task, output, began)
+    _complete_record(job, outcome, script=script, began=began)
+    result = _save(job, outcome.model, began)
     if push:
-        _push(outcome.folder, args)
-    return outcome
+        _push(result.folder, training)
+    return result
 
 
-def _load(load_task: TaskLoader, arguments: Arguments) -> Task:
-    """The task, with the output folder free for it; the main process first, whose cache the others read."""
-    args, named, data_args, *_ = arguments
-    with args.main_process_first(local=False):
-        if args.process_index == 0 and not args.resume_from_checkpoint:
-            inputs = [named.model_name_or_path, named.teacher_model, *data_args.files.values()]
-            clear_earlier_run(Path(args.output_dir), allowed=named.overwrite, inputs=[i for i in inputs if i])
-        task = load_task(named, data_args, seed=args.seed)
-    check_early_stopping(args, named.early_stopping_patience, task.metrics)
-    if (args.metric_for_best_model or "").removeprefix("eval_") == "perplexity":
-        args.greater_is_better = False  # transformers knows that of losses only
+def _prepare(load_task: TaskLoader, arguments: Arguments) -> Job:
+    """Everything before pruning. Whatever can be found wrong is found before anything is trained."""
+    training = arguments.training
+    config = arguments.pruning
+    task = _load_task(load_task, arguments)
+    dense = task.model(
+        fine_tuned=Path(training.output_dir) / "dense", trust_remote_code=arguments.model.trust_remote_code
+    )
+    _check_texts(dense, task)
+    check_timing(dense, **_latency_shape(arguments.data))
+    teacher = task.teacher(arguments.model, dense)
+    check_method(arguments)
+    # fine-tuning changes weights only, so the structure holds until the model is pruned
+    anatomy = anatomy_of(dense, config.attention_unit)
+    check(anatomy, config)
+    batches = batches_for(dense, task.data["train"], config, collator=task.calibration_collator)
+    metrics = _fine_tuned_metrics(task, dense, arguments)
+    return Job(task=task, arguments=arguments, anatomy=anatomy, teacher=teacher, batches=batches, metrics=metrics)
+
+
+def _load_task(load_task: TaskLoader, arguments: Arguments) -> Task:
+    """The task, with the output folder free for the run."""
+    training = arguments.training
+    named = arguments.model
+    # the other processes then read the data that the main process has put into the cache
+    with training.main_process_first(local=False):
+        if training.process_index == 0 and not training.resume_from_checkpoint:
+            inputs = [named.model_name_or_path]
+            if named.teacher_model:
+                inputs.append(named.teacher_model)
+            inputs += arguments.data.files.values()
+            clear_earlier_run(Path(training.output_dir), allowed=named.overwrite, inputs=inputs)
+        task = load_task(named, arguments.data, seed=training.seed)
+    check_early_stopping(training, named.early_stopping_patience, task.metrics)
+    best = training.metric_for_best_model or ""
+    if best.removeprefix("eval_") == "perplexity":
+        # transformers takes metrics whose names end in "loss" for better when they are lower, and no others
+        training.greater_is_better = False
     return task
 
 
-def _push(folder: Path, args: RecoveryArguments) -> None:
-    commit = push_to_hub(
-        folder,
-        args.hub_model_id or folder.resolve().parent.name,
-        private=args.hub_private_repo,
-        token=args.hub_token,
-        revision=args.hub_revision,
-    )
-    logger.info("Pushed to %s", commit.commit_url if commit else "the Hub")
+def _check_texts(dense: PreTrainedModel, task: Task) -> None:
+    """Refuse texts that the model has no positions or no embeddings for."""
+    longest = 0
+    largest = 0
+    for split in task.data.values():
+        for ids in split["input_ids"]:
+            longest = max(longest, len(ids))
+            largest = max(largest, max(ids, default=0))
+    check_length(dense, longest, option="max_length")
+    check_tokens(dense, largest)
 
 
-def _flag(checkpoint: str | bool | None) -> str | bool | None:
-    """`--resume_from_checkpoint true` means the last checkpoint, as `true` in a file does."""
+def _latency_shape(data: DataArguments) -> dict[str, int]:
+    return {"batch_size": data.latency_batch_size, "sequence_length": data.latency_length}
+
+
+def _fine_tuned_metrics(task: Task, dense: PreTrainedModel, arguments: Arguments) -> dict[str, float]:
+    """Fine-tune the dense model, if asked and not done by an earlier run, and measure it."""
+    training = arguments.training
+    named = arguments.model
+    folder = Path(training.output_dir) / "dense"
+    trainer = task.trainer(dense, _dense_arguments(training, named))
+    if named.dense_epochs > 0 and not folder.is_dir():
+        logger.info("Fine-tuning the dense model")
+        # a checkpoint that the user named is one of the recovery; this training goes on from the last of its own
+        resume = True if training.resume_from_checkpoint else None
+        train(trainer, named.early_stopping_patience, resume=resume)
+        # under another name at first, so that a run that is killed here leaves no half of a model to go on with
+        draft = folder.with_name("dense.saving")
+        trainer.save_model(str(draft))
+        if training.process_index == 0:
+            draft.rename(folder)
+    return task.test(trainer)
+
+
+def _dense_arguments(args: RecoveryArguments, named: ModelArguments) -> RecoveryArguments:
+    """The arguments of the dense fine-tuning: those of the script, but for all that only a recovery needs."""
+    dense = copy.deepcopy(args)
+    of_any_trainer = {setting.name for setting in fields(TrainingArguments)}
+    for setting in fields(RecoveryArguments):
+        if setting.name in of_any_trainer:
+            continue
+        default = setting.default if setting.default_factory is MISSING else setting.default_factory()
+        setattr(dense, setting.name, default)
+    dense.output_dir = str(Path(args.output_dir) / "dense_training")
+    # `max_steps` is meant for the recovery, and would override the number of epochs
+    dense.max_steps = -1
+    dense.num_train_epochs = named.dense_epochs
+    dense.learning_rate = named.dense_learning_rate
+    return dense
+
+
+def _resume_choice(checkpoint: str | bool | None) -> str | bool | None:
+    """The value of `--resume_from_checkpoint`, in which a command line can write `true` only as a word.
+
+    >>> _resume_choice("True"), _resume_choice("runs/mine/checkpoint-8")
+    (True, 'runs/mine/checkpoint-8')
+    """
+    if not isinstance(checkpoint, str):
+        return checkpoint
     words = {"true": True, "false": False}
-    return words.get(checkpoint.lower(), checkpoint) if isinstance(checkpoint, str) else checkpoint
+    return words.get(checkpoint.lower(), checkpoint)
 
 
 def clear_earlier_run(output: Path, *, allowed: bool, inputs: Sequence[str] = ()) -> None:
-    """Make way for a new run of a script.
+    """Remove the files of an earlier run from the output folder of a new one, and nothing else.
 
     Args:
-        output: Its output folder.
-        allowed: Whether what an earlier run left there may go. Nothing else in the folder is touched.
+        output: The output folder.
+        allowed: Whether these files may be removed.
         inputs: Models and files that the new run reads.
 
     Raises:
-        HfpruneError: There is an earlier run, and it may not go, or the new one reads some of it. Nothing is removed.
+        HfpruneError: There is an earlier run, and it may not be removed, or the new run reads one of its files. Nothing
+            is removed then.
     """
-    names = ("dense", "dense.saving", "dense_training", "pruned", "rounds", "model", "checkpoint-*")
-    earlier = [path for name in names for path in sorted(output.glob(name))]
+    earlier: list[Path] = []
+    for pattern in _OUTPUTS:
+        earlier += sorted(output.glob(pattern))
     if earlier and not allowed:
         raise HfpruneError(
             f"{output} holds an earlier run ({', '.join(path.name for path in earlier)}). Choose another output_dir, "
             "go on with --resume_from_checkpoint, or pass --overwrite."
         )
+    # all inputs are looked at before the first folder goes
     for used in inputs:
-        if any(Path(used).resolve().is_relative_to(path.resolve()) for path in earlier):
+        source = Path(used).resolve()
+        if any(source.is_relative_to(path.resolve()) for path in earlier):
             raise HfpruneError(
                 f"this run reads {used}, which --overwrite would remove with the earlier run in {output}. Choose "
                 "another output_dir."
@@ -192,15 +234,16 @@ def clear_earlier_run(output: Path, *, allowed: bool, inputs: Sequence[str] = ()
 
 
 def check_early_stopping(args: TrainingArguments, patience: int | None, metrics: Sequence[str]) -> None:
-    """Find out before a long run whether it can be stopped early.
+    """Find out before a long run whether it can be stopped early, and whether its best checkpoint can be told.
 
     Args:
         args: The training arguments.
-        patience: Evaluations without a better metric; None: no early stopping.
-        metrics: What is measured, beside the loss.
+        patience: The evaluations without a better metric after which training stops; None: no early stopping.
+        metrics: The metrics of the task, beside the loss.
 
     Raises:
-        HfpruneError: The patience is not positive, or the arguments do not say what is better, or it is not measured.
+        HfpruneError: The patience is not positive, or the arguments do not say which metric decides, or that metric is
+            not measured.
     """
     best = args.metric_for_best_model
     if patience is not None and patience < 1:
@@ -215,26 +258,47 @@ def check_early_stopping(args: TrainingArguments, patience: int | None, metrics:
         raise HfpruneError(f"metric_for_best_model={best!r} is not measured; these are: loss, {', '.join(metrics)}.")
 
 
-def _dense_arguments(args: RecoveryArguments, named: ModelArguments) -> RecoveryArguments:
-    """Arguments of the dense fine-tuning: those of recovery without what is special to it."""
-    dense = copy.deepcopy(args)
-    plain = {f.name for f in fields(TrainingArguments)}
-    for own in fields(RecoveryArguments):
-        if own.name not in plain:
-            setattr(dense, own.name, own.default if own.default_factory is MISSING else own.default_factory())
-    dense.output_dir = str(Path(args.output_dir) / "dense_training")
-    dense.max_steps = -1  # of the recovery
-    dense.num_train_epochs, dense.learning_rate = named.dense_epochs, named.dense_learning_rate
-    return dense
+def _complete_record(job: Job, outcome: MethodOutcome, *, script: str, began: float) -> None:
+    """Time both models, and add metrics, latencies, data, recovery and command to the record of the pruned one."""
+    arguments = job.arguments
+    dense = job.dense
+    pruned = outcome.model
+    # called for its effect: it takes the mixed precision of training off `forward`, which would be timed with it
+    for model in (dense, pruned):
+        outcome.trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    models = [dense.to(pruned.device), pruned]
+    dense_latency, pruned_latency = measure_latencies(models, **_latency_shape(arguments.data))
+    datasets = []
+    if arguments.data.dataset:
+        datasets.append(public_name(arguments.data.dataset))
+    pruned.pruning_record = pruned.pruning_record.with_(
+        base_model=_base_model(dense, arguments.model.model_name_or_path),
+        metrics={"dense": job.metrics, **outcome.metrics},
+        latencies={"dense": asdict(dense_latency), "pruned": asdict(pruned_latency)},
+        datasets=datasets,
+        recovery=_recovery_settings(arguments, outcome),
+        command=command_line(f"python scripts/{Path(script).name}"),
+        seconds=round(time.perf_counter() - began, 1),
+    )
 
 
-def _recovery(arguments: Arguments, made: Made) -> dict[str, Any]:
-    """The settings of the recovery for the record, with the teacher and the patience where they were chosen."""
-    if made.seconds is None:
+def _base_model(dense: PreTrainedModel, name_or_path: str) -> str:
+    """The public name of the model that everything was cut from."""
+    # where the "dense" model was pruned before, its record knows what it was cut from
+    earlier = getattr(dense, "pruning_record", None)
+    if earlier is not None and earlier.base_model:
+        return str(earlier.base_model)
+    return public_name(model_title(name_or_path))
+
+
+def _recovery_settings(arguments: Arguments, outcome: MethodOutcome) -> dict[str, Any]:
+    """The settings of the recovery for the record; method, teacher and patience only where the user chose them."""
+    if outcome.seconds is None:
         return {}
-    named, method = arguments.model, arguments.method.method
-    settings = recovery_settings(arguments.training, steps=made.steps, seconds=made.seconds)
-    if method != "before":
+    named = arguments.model
+    method = arguments.method.method
+    settings = recovery_settings(arguments.training, steps=outcome.steps, seconds=outcome.seconds)
+    if method != MethodArguments.method:
         settings["method"] = method
     if named.teacher_model is not None:
         settings["teacher_model"] = public_name(named.teacher_model)
@@ -243,12 +307,26 @@ def _recovery(arguments: Arguments, made: Made) -> dict[str, Any]:
     return settings
 
 
-def _save(pruned: PreTrainedModel, task: Task, output: Path, began: float) -> Outcome:
-    """The checkpoint with its card, `results.json` beside it, and both as a table."""
+def _save(job: Job, pruned: PreTrainedModel, began: float) -> Outcome:
+    """Write the checkpoint with its card, and `results.json` beside it."""
+    output = job.output
     record = pruned.pruning_record
-    folder = save(pruned, output / "model", tokenizer=task.tokenizer, overwrite=True)
+    folder = save(pruned, output / "model", tokenizer=job.task.tokenizer, overwrite=True)
     results = {**headline(record, pruned.pruning_plan), "seconds": time.perf_counter() - began}
     (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    dense_folder = output / "dense" if (output / "dense").is_dir() else task.source
+    fine_tuned = output / "dense"
+    dense_folder = fine_tuned if fine_tuned.is_dir() else job.task.source
     sizes = {"dense": checkpoint_bytes(dense_folder), "pruned": checkpoint_bytes(folder)}
     return Outcome(folder=output / "model", results=results, table=comparison_table(record, sizes))
+
+
+def _push(folder: Path, args: RecoveryArguments) -> None:
+    """Push the finished checkpoint to the Hub, by default under the name of the output folder."""
+    commit = push_to_hub(
+        folder,
+        args.hub_model_id or folder.resolve().parent.name,
+        private=args.hub_private_repo,
+        token=args.hub_token,
+        revision=args.hub_revision,
+    )
+    logger.info("Pushed to %s", commit.commit_url if commit else "the Hub")

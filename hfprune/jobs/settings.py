@@ -13,15 +13,16 @@ from transformers import HfArgumentParser
 from hfprune.config import PruningConfig
 from hfprune.recovery.arguments import RecoveryArguments
 
-#: PruningConfig without its seed: --seed of the training arguments is for both.
+#: The fields of PruningConfig without its seed: the parser takes one `--seed`, which training and pruning share.
 PruningArguments = make_dataclass(
-    "PruningArguments", [(f.name, f.type, f) for f in fields(PruningConfig) if f.name != "seed"]
+    "PruningArguments",
+    [(setting.name, setting.type, setting) for setting in fields(PruningConfig) if setting.name != "seed"],
 )
 
 
 @dataclass
 class ModelArguments:
-    """Which model, whether it must be fine-tuned first, what it learns from, and when it has learned enough."""
+    """The model and its teacher, the fine-tuning of the dense model, and when training stops early."""
 
     model_name_or_path: str = field(metadata={"help": "Hub name, folder, or minilm-l6, smollm2-135m (from packages)."})
     teacher_model: str | None = field(
@@ -38,7 +39,7 @@ class ModelArguments:
 
 @dataclass
 class MethodArguments:
-    """When units go."""
+    """When units are removed: before training, in rounds, or gradually while the model trains."""
 
     method: str = field(
         default="before",
@@ -52,7 +53,7 @@ class MethodArguments:
 
 @dataclass
 class DataArguments:
-    """Which data, and what is measured on it."""
+    """The data of a task, and what is measured on it. Tasks add their own columns in a class of their own."""
 
     dataset: str | None = field(default=None, metadata={"help": "Hub name, or trec, movie_reviews, sms_spam."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
@@ -68,51 +69,9 @@ class DataArguments:
 
     @property
     def files(self) -> dict[str, str]:
-        """The files that were named, by split."""
+        """The files that the user named, by split."""
         named = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
         return {split: file for split, file in named.items() if file}
-
-
-@dataclass
-class TextArguments(DataArguments):
-    """Data of texts, or of pairs of texts, with one label each."""
-
-    text_column: str = field(default="text", metadata={"help": "Column with the text."})
-    pair_column: str | None = field(default=None, metadata={"help": "Column with the second text of a pair."})
-    label_column: str = field(default="label", metadata={"help": "Column with the labels; floats: a regression."})
-
-
-@dataclass
-class TokenArguments(DataArguments):
-    """Data of words with one tag each."""
-
-    token_column: str = field(default="tokens", metadata={"help": "Column with the words of a text, a list."})
-    tag_column: str = field(default="ner_tags", metadata={"help": "Column with the tag of each word, a list."})
-
-
-@dataclass
-class MaskedTextArguments(DataArguments):
-    """Plain text, of which some tokens are masked."""
-
-    text_column: str = field(default="text", metadata={"help": "Column with the text."})
-    mask_probability: float = field(default=0.15, metadata={"help": "The share of tokens to predict."})
-
-
-@dataclass
-class CausalTextArguments(DataArguments):
-    """Plain text, whose next tokens are predicted."""
-
-    dataset: str | None = field(default=None, metadata={"help": "Hub name, or state_of_the_union."})
-    dataset_config: str | None = field(
-        default=None,
-        metadata={"help": "Configuration of a Hub data set; of state_of_the_union the first year to train on."},
-    )
-    text_column: str = field(default="text", metadata={"help": "Column with the text; a txt file is one text."})
-    max_length: int = field(default=256, metadata={"help": "Tokens in a window."})
-    self_generated: int = field(
-        default=0, metadata={"help": "Instead of texts to learn from: so many windows that the dense model writes."}
-    )
-    latency_batch_size: int = field(default=4, metadata={"help": "Batch size of the latency measurement."})
 
 
 class Arguments(NamedTuple):
@@ -120,8 +79,8 @@ class Arguments(NamedTuple):
 
     Attributes:
         training: How to train.
-        model: Which model.
-        data: Which data, as the task takes it.
+        model: Which model, and from which teacher it learns.
+        data: Which data: the argument class of the task.
         pruning: How to prune.
         method: When to prune.
     """
@@ -134,38 +93,58 @@ class Arguments(NamedTuple):
 
 
 def parse(data: type[DataArguments], description: str | None, argv: Sequence[str] | None = None) -> Arguments:
-    """The arguments of a script, from the command line, or from a YAML or JSON file and what follows it there.
+    """Parse the arguments of a script: a command line, which may begin with the name of a YAML or JSON file.
+
+    A file holds values by name. Arguments that follow it on the command line override it.
+
+    >>> arguments = parse(DataArguments, None, ["--model_name_or_path", "bert-base-uncased", "--sparsity", "0.3"])
+    >>> arguments.pruning.sparsity, arguments.method.method
+    (0.3, 'before')
 
     Args:
         data: The task's data arguments.
-        description: What `--help` says first.
+        description: The text at the top of `--help`.
         argv: The command line, by default this process's.
 
     Returns:
         The arguments.
 
     Raises:
-        ValueError: An argument is not known, or a file holds no names and values.
+        ValueError: An argument is not known, or a file does not hold values by name.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    kinds = (RecoveryArguments, ModelArguments, data, PruningArguments, MethodArguments)
-    parser = HfArgumentParser(kinds, description=description)
-    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
-        argv = [*_flags(Path(argv[0])), *argv[1:]]
-    training, model, data_arguments, pruning, method = parser.parse_args_into_dataclasses(argv)
-    return Arguments(training, model, data_arguments, PruningConfig(**asdict(pruning), seed=training.seed), method)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0].endswith((".yaml", ".yml", ".json")):
+        # argparse lets the last of several values win, so the words of the file come first
+        words = [*_words_of_file(Path(words[0])), *words[1:]]
+    groups = (RecoveryArguments, ModelArguments, data, PruningArguments, MethodArguments)
+    parser = HfArgumentParser(groups, description=description)
+    training, model, data_arguments, pruning, method = parser.parse_args_into_dataclasses(words)
+    config = PruningConfig(**asdict(pruning), seed=training.seed)
+    return Arguments(training=training, model=model, data=data_arguments, pruning=config, method=method)
 
 
-def _flags(path: Path) -> list[str]:
-    """What a file says, as a command line says it."""
+def _words_of_file(path: Path) -> list[str]:
+    """The values of a file as words of a command line, so that one parser checks both."""
     text = path.read_text(encoding="utf-8")
+    # JSON may be indented with tabs, which the YAML parser refuses
     values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold names and values, such as `sparsity: 0.5`.")
     words: list[str] = []
     for name, value in values.items():
+        # a command line cannot say "nothing", so the default stands
         if value is None or value == []:
-            continue  # as if it were not there
-        items = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-        words += [f"--{name}", *map(str, items)]
+            continue
+        words.append(f"--{name}")
+        words += [str(item) for item in _items(value)]
     return words
+
+
+def _items(value: object) -> list[object]:
+    """The words that follow one name: several for a list, one for everything else."""
+    if isinstance(value, list):
+        return value
+    if isinstance(value, dict):
+        # TrainingArguments takes dictionaries, such as lr_scheduler_kwargs, as JSON
+        return [json.dumps(value)]
+    return [value]

@@ -1,4 +1,4 @@
-"""What a plain `Trainer` needs to keep our files in every commit that it pushes."""
+"""A callback that adds plan, record and loader to every commit that a plain `Trainer` pushes."""
 
 from pathlib import Path
 from typing import Any
@@ -11,27 +11,33 @@ from hfprune.structure.modeling_pruned import PrunedModel, write_attachments, wr
 
 
 class KeepPruningFiles(TrainerCallback):
-    """Puts plan, record and loader beside the weights before `Trainer` pushes; `RecoveryTrainer` does so by itself.
+    """Writes plan, record and loader beside the weights before `Trainer` pushes them.
 
-    `Trainer(..., callbacks=[KeepPruningFiles()])`, with `push_to_hub=True` and any `hub_strategy`.
+    Use `Trainer(..., callbacks=[KeepPruningFiles()])` with `push_to_hub=True` and any `hub_strategy`.
+    `RecoveryTrainer` does the same without it.
     """
 
     def on_push_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        """Write them into what is uploaded: the output folder, and by some strategies that of the last checkpoint."""
+        """Write them into the folders that are uploaded."""
+        if not state.is_world_process_zero:
+            return
+        model = extract_model_from_parallel(kwargs["model"])
         output = Path(args.output_dir)
-        if state.is_world_process_zero:
-            for folder in (output, output / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"):
-                if folder == output or folder.is_dir():
-                    keep_files(extract_model_from_parallel(kwargs["model"]), folder)
+        keep_files(model, output)
+        # some strategies upload the last checkpoint too
+        checkpoint = output / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if checkpoint.is_dir():
+            keep_files(model, checkpoint)
 
 
 def keep_files(model: PreTrainedModel, folder: Path) -> None:
-    """Write what belongs to a pruned model's weights into their folder.
+    """Write plan, record and, where it is needed, the loader of a pruned model into the folder of its weights.
 
     Args:
         model: The model.
         folder: The folder.
     """
     write_attachments(model, folder)
+    # plain transformers loads any other class without it
     if isinstance(model, PrunedModel):
         write_loader(folder)

@@ -1,8 +1,9 @@
-"""The model card, drawn from the record and the plan; its template is package data."""
+"""The model card: README.md of a checkpoint, drawn from its record and plan by `card_template.md`."""
 
 import html
 import logging
 import re
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -34,8 +35,20 @@ from hfprune.structure.modeling_pruned import PrunedModel
 
 logger = logging.getLogger(__name__)
 
-_FILES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
+#: A data set whose name ends like this is a file of the author's, which the Hub cannot link to.
+_FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
+#: Locations that may stand inside the quotes of the card's code; any other could end them.
+_QUOTABLE_LOCATION = re.compile(r"[\w. -]+(/[\w.-]+)?", re.ASCII)
+#: How the card calls the units of each kind of block.
+_UNIT_NAMES = {"attention": "heads", "ffn": "feed-forward neurons"}
 
+#: How the card calls the published model at each stage.
+_PUBLISHED = {"pruned": "pruned", "recovered": "pruned and recovered"}
+
+#: One row of the card's table: name, dense value, published value, change.
+_Row = tuple[str, str, str, str]
+
+#: The Hub's task, the Auto class and its model classes. The first entry that lists a class counts.
 _TASKS = (
     ("text-classification", "AutoModelForSequenceClassification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
     ("token-classification", "AutoModelForTokenClassification", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES),
@@ -47,7 +60,8 @@ _TASKS = (
     ("automatic-speech-recognition", "AutoModelForCTC", MODEL_FOR_CTC_MAPPING_NAMES),
     ("audio-classification", "AutoModelForAudioClassification", MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES),
     ("image-classification", "AutoModelForImageClassification", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
-    (None, "AutoModelForSeq2SeqLM", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),  # some are among masked ones too
+    # before the masked language models, whose mapping lists BART and a few others too
+    (None, "AutoModelForSeq2SeqLM", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
     ("fill-mask", "AutoModelForMaskedLM", MODEL_FOR_MASKED_LM_MAPPING_NAMES),
 )
 
@@ -58,30 +72,32 @@ def write_card(model: PreTrainedModel, folder: Path, *, location: str) -> None:
     Args:
         model: A pruned model with plan and record.
         folder: The checkpoint's folder.
-        location: Where the card says that it is to be loaded from.
+        location: The folder or repository that the card's code loads the model from.
     """
-    record, plan = model.pruning_record, model.pruning_plan
+    pictures: str | None = None
     if can_draw():
-        draw_pictures(record, plan, folder)
+        draw_pictures(model.pruning_record, model.pruning_plan, folder)
+        pictures = ""
     else:
         logger.info("The card has no pictures: pip install hfprune[plot]")
     portable = not isinstance(model, PrunedModel)
-    text = draw_card(record, plan, portable=portable, location=location, pictures="" if can_draw() else None)
+    text = draw_card(model.pruning_record, model.pruning_plan, portable=portable, location=location, pictures=pictures)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def card_of(folder: Path, *, location: str) -> str:
-    """The card of a checkpoint folder, from its record, plan and pictures.
+    """The card of a checkpoint folder, drawn from its record, its plan and the pictures that it has.
 
     Args:
         folder: The folder.
-        location: Where the card says that it is to be loaded from.
+        location: The folder or repository that the card's code loads the model from.
 
     Returns:
-        Markdown with a YAML head.
+        Markdown.
     """
     record = PruningRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
     plan = PruningPlan.from_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
+    # only a checkpoint that plain transformers cannot load brings its loader
     portable = not (folder / "modeling_pruned.py").is_file()
     pictures = "" if (folder / KEPT_UNITS).is_file() else None
     return draw_card(record, plan, portable=portable, location=location, pictures=pictures)
@@ -93,102 +109,131 @@ def draw_card(
     """The card as text.
 
     Args:
-        record: What happened. What it says is quoted, never taken for markup.
-        plan: What stays.
+        record: The record. The card quotes its texts, so that nothing in them works as markup.
+        plan: The plan.
         portable: Whether plain transformers loads the checkpoint.
-        location: The folder or repository to load it from; of a name with odd characters it says PATH instead.
-        pictures: What stands before the names of its pictures, such as `pictures/`; None: there are none.
+        location: The folder or repository that the card's code loads the model from. Where its name has characters
+            that code cannot quote, the card says PATH instead.
+        pictures: The path before the names of the pictures, such as `pictures/`; None if there are no pictures.
 
     Returns:
         Markdown with a YAML head.
     """
-    location = location if re.fullmatch(r"[\w. -]+(/[\w.-]+)?", location, re.ASCII) else "PATH"
-    task, auto_class = task_of(record.model_class)
+    if not _QUOTABLE_LOCATION.fullmatch(location):
+        location = "PATH"
     name = location.rpartition("/")[2]
-    final = "recovered" if record.metrics.get("recovered") else "pruned"
-    base = record.base_model if "/" in record.base_model or record.base_revision else ""  # else the name of a folder
-    datasets = [data for data in record.datasets if not data.endswith(_FILES)]
-    data = ModelCardData(
+    task, auto_class = task_of(record.model_class)
+    stage = _published_stage(record)
+    # a card of vocabulary pruning alone would otherwise say that 0.0 % of the units were removed
+    names_units = plan.sparsity("macs") > 0 or not record.vocabulary
+    picture_names = []
+    if pictures is not None:
+        picture_names = pictures_of(record)
+    return _template().render(
+        card_data=_card_data(record, plan, name=name, task=task, stage=stage).to_yaml(),
+        record=record,
+        plan=plan,
+        names_units=names_units,
+        removed_units=_removed_units(plan),
+        name=name,
+        location=location,
+        portable=portable,
+        auto_class=auto_class,
+        published=_PUBLISHED[stage],
+        rows=_rows(record, stage),
+        pictures=picture_names,
+        pictures_path=pictures,
+        versions=", ".join(f"{package} {version}" for package, version in record.versions.items()),
+    )
+
+
+def _published_stage(record: PruningRecord) -> str:
+    """The stage of the published model, under which its metrics stand in the record."""
+    if record.metrics.get("recovered"):
+        return "recovered"
+    return "pruned"
+
+
+def _card_data(record: PruningRecord, plan: PruningPlan, *, name: str, task: str | None, stage: str) -> ModelCardData:
+    """The YAML head of the card: the part that the Hub reads and searches."""
+    base_model: str | None = None
+    # any other name is that of a local folder, which the Hub cannot link to
+    if "/" in record.base_model or record.base_revision:
+        base_model = record.base_model or None
+    datasets = [dataset for dataset in record.datasets if not dataset.endswith(_FILE_ENDINGS)]
+    # ModelCardData leaves None out, and would write an empty list as one
+    return ModelCardData(
         library_name="transformers",
         pipeline_tag=task,
-        base_model=base or None,
-        base_model_relation="finetune" if base else None,
+        base_model=base_model,
+        base_model_relation="finetune" if base_model else None,
         tags=["pruned", "structured-pruning", "hfprune"],
         datasets=datasets or None,
-        metrics=sorted(record.metrics.get(final, {})) or None,
+        metrics=sorted(record.metrics.get(stage, {})) or None,
         model_name=name,
-        eval_results=_results(record, task, final) or None,
+        eval_results=_eval_results(record, task, stage) or None,
         pruning={
             "plan_digest": plan.digest,
             "mac_sparsity": round(plan.sparsity("macs"), 4),
             "param_sparsity": round(plan.sparsity("params"), 4),
         },
     )
-    return _template().render(
-        card_data=data.to_yaml(),
-        record=record,
-        plan=plan,
-        cut=plan.sparsity("macs") > 0,
-        removed=_removed(plan),
-        name=name,
-        location=location,
-        portable=portable,
-        auto_class=auto_class,
-        last="pruned and recovered" if final == "recovered" else "pruned",
-        rows=_rows(record, final),
-        pictures=[] if pictures is None else pictures_of(record),
-        before=pictures or "",
-        versions=", ".join(f"{package} {version}" for package, version in record.versions.items()),
-    )
 
 
 @cache
 def _template() -> Template:
-    text = resources.files("hfprune.publishing").joinpath("card_template.md").read_text(encoding="utf-8")
+    """The template of the card, with the filters that quote texts."""
+    path = resources.files("hfprune.publishing").joinpath("card_template.md")
     environment = Environment(keep_trailing_newline=True)
     environment.filters.update(text=_text, code=_code)
-    return environment.from_string(text)
+    return environment.from_string(path.read_text(encoding="utf-8"))
 
 
 def _text(value: Any) -> str:
-    """A value as text in Markdown: no HTML, no new cell, no new line, no code fence.
+    """A value as one line of text in Markdown: it makes no HTML, table cell, link or code.
 
     >>> _text("<b>a|b`")
     '&lt;b&gt;a&#124;b&#96;'
     """
-    text = " ".join(html.escape(str(value), quote=False).split())
-    return text.replace("|", "&#124;").replace("`", "&#96;").replace("[", "&#91;")
+    escaped = html.escape(str(value), quote=False)
+    line = " ".join(escaped.split())
+    return line.replace("|", "&#124;").replace("`", "&#96;").replace("[", "&#91;")
 
 
 def _code(value: Any) -> str:
-    """A value as text inside a fence, which it cannot end."""
+    """A value as text inside a fenced code block, which it cannot end."""
     return str(value).replace("```", "'''")
 
 
-def _results(record: PruningRecord, task: str | None, final: str) -> list[EvalResult]:
-    """The metrics of the published model, and those of the dense one beside them, as the Hub lists them."""
+def _eval_results(record: PruningRecord, task: str | None, stage: str) -> list[EvalResult]:
+    """The metrics of the published model and of the dense model, in the form that the Hub lists."""
+    # the Hub accepts no result without a task
     if task is None:
         return []
-    data = (record.datasets or ["unknown"])[0]
-    stages = {final: "", "dense": " of the dense model"}
-    return [
-        EvalResult(
-            task_type=task,
-            dataset_type=data,
-            dataset_name=data,
-            dataset_split="test",
-            metric_type=metric,
-            metric_name=f"{metric}{note}",
-            metric_value=round(value, 6),
-        )
-        for stage, note in stages.items()
-        for metric, value in record.metrics.get(stage, {}).items()
-        if value is not None
-    ]
+    # the Hub accepts no result without a data set either, and one is enough
+    dataset = next(iter(record.datasets), "unknown")
+    notes = {stage: "", "dense": " of the dense model"}
+    results = []
+    for measured_stage, note in notes.items():
+        for metric, value in record.metrics.get(measured_stage, {}).items():
+            # the file of a record has null where a metric was NaN or infinite
+            if value is None:
+                continue
+            result = EvalResult(
+                task_type=task,
+                dataset_type=dataset,
+                dataset_name=dataset,
+                dataset_split="test",
+                metric_type=metric,
+                metric_name=f"{metric}{note}",
+                metric_value=round(value, 6),
+            )
+            results.append(result)
+    return results
 
 
 def task_of(model_class: str) -> tuple[str | None, str]:
-    """The Hub's task and the Auto class of a model class.
+    """The Hub's task and the Auto class of a model class; None and `AutoModel` where it has no known head.
 
     >>> task_of("BertForSequenceClassification")
     ('text-classification', 'AutoModelForSequenceClassification')
@@ -199,51 +244,71 @@ def task_of(model_class: str) -> tuple[str | None, str]:
     return None, "AutoModel"
 
 
-def _removed(plan: PruningPlan) -> str:
-    """What went, in words."""
-    names = {"attention": "heads", "ffn": "feed-forward neurons"}
-    gone = {block.kind for block in plan.blocks.values() if len(block.kept) < block.units}
-    return " and ".join(name for kind, name in names.items() if kind in gone)
+def _removed_units(plan: PruningPlan) -> str:
+    """The kinds of units that the plan removes, in words: `heads`, `feed-forward neurons`, or both."""
+    pruned_kinds = {block.kind for block in plan.blocks.values() if len(block.kept) < block.units}
+    return " and ".join(name for kind, name in _UNIT_NAMES.items() if kind in pruned_kinds)
 
 
-def _rows(record: PruningRecord, final: str) -> list[tuple[str, str, str, str]]:
-    """Lines of the table at the top: what, dense, published, and the change."""
-    rows = []
-    for metric, value in record.metrics.get("dense", {}).items():
-        now = record.metrics.get(final, {}).get(metric)
-        if value is None or now is None:
-            continue  # not measured, or no number
-        note = ""
-        if final == "recovered" and (before := record.metrics.get("pruned", {}).get(metric)) is not None:
-            note = f"; {before:.4f} before recovery"
-        rows.append((metric, f"{value:.4f}", f"{now:.4f}", f"{now - value:+.4f}{note}".replace("-", "−")))
-    dense, pruned = record.sizes.get("dense"), record.sizes.get("pruned")
-    if dense and pruned:
-        length = pruned["sequence_length"]
-        if record.vocabulary:
-            rows.append(_row("tokens", record.vocabulary["before"], record.vocabulary["after"]))
-        rows += [
-            _row("parameters", dense["params"], pruned["params"]),
-            _row("prunable parameters", dense["prunable_params"], pruned["prunable_params"]),
-            _row(f"MACs ({length} tokens)", dense["macs"], pruned["macs"]),
-            _row(f"prunable MACs ({length} tokens)", dense["prunable_macs"], pruned["prunable_macs"]),
-            _row("bytes of weights", dense["weight_bytes"], pruned["weight_bytes"]),
-        ]
-    slow, fast = record.latencies.get("dense"), record.latencies.get("pruned")
-    if slow and fast:
-        ratio = slow["median_ms"] / fast["median_ms"]
-        rows.append(
-            (_setting(fast), f"{slow['median_ms']:.1f} ms", f"{fast['median_ms']:.1f} ms", f"{ratio:.2f}× faster")
-        )
+def _rows(record: PruningRecord, stage: str) -> list[_Row]:
+    """The rows of the card's table."""
+    rows = [*_metric_rows(record, stage), *_size_rows(record)]
+    dense_latency = record.latencies.get("dense")
+    pruned_latency = record.latencies.get("pruned")
+    if dense_latency and pruned_latency:
+        rows.append(_latency_row(dense_latency, pruned_latency))
     return rows
 
 
-def _row(name: str, before: int, after: int) -> tuple[str, str, str, str]:
-    return name, f"{before:,}", f"{after:,}", f"−{1 - after / before:.1%}" if before else ""
+def _metric_rows(record: PruningRecord, stage: str) -> list[_Row]:
+    """A row for each metric that was measured on the dense and on the published model."""
+    rows = []
+    published_metrics = record.metrics.get(stage, {})
+    for metric, dense_value in record.metrics.get("dense", {}).items():
+        value = published_metrics.get(metric)
+        # it was not measured at this stage, or was NaN or infinite
+        if dense_value is None or value is None:
+            continue
+        change = f"{value - dense_value:+.4f}"
+        unrecovered = record.metrics.get("pruned", {}).get(metric)
+        if stage == "recovered" and unrecovered is not None:
+            change += f"; {unrecovered:.4f} before recovery"
+        # the minus sign is as wide as the plus sign, the hyphen is not
+        rows.append((metric, f"{dense_value:.4f}", f"{value:.4f}", change.replace("-", "−")))
+    return rows
 
 
-def _setting(latency: dict[str, Any]) -> str:
-    return (
-        f"latency ({latency['device']}, {latency['dtype']}, {latency['threads']} threads, batch "
-        f"{latency['batch_size']}, {latency['sequence_length']} tokens)"
+def _size_rows(record: PruningRecord) -> list[_Row]:
+    """Rows of all sizes, where they were measured before and after pruning."""
+    dense = record.sizes.get("dense")
+    pruned = record.sizes.get("pruned")
+    if not dense or not pruned:
+        return []
+    length = pruned["sequence_length"]
+    rows = []
+    if record.vocabulary:
+        rows.append(_size_row("tokens", record.vocabulary["before"], record.vocabulary["after"]))
+    rows.append(_size_row("parameters", dense["params"], pruned["params"]))
+    rows.append(_size_row("prunable parameters", dense["prunable_params"], pruned["prunable_params"]))
+    rows.append(_size_row(f"MACs ({length} tokens)", dense["macs"], pruned["macs"]))
+    rows.append(_size_row(f"prunable MACs ({length} tokens)", dense["prunable_macs"], pruned["prunable_macs"]))
+    rows.append(_size_row("bytes of weights", dense["weight_bytes"], pruned["weight_bytes"]))
+    return rows
+
+
+def _size_row(name: str, before: int, after: int) -> _Row:
+    """A size before and after pruning, and by how much it shrank."""
+    change = ""
+    if before:
+        change = f"−{1 - after / before:.1%}"
+    return name, f"{before:,}", f"{after:,}", change
+
+
+def _latency_row(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> _Row:
+    """The median latency of both models, how it was measured, and the speed-up."""
+    setting = (
+        f"latency ({pruned['device']}, {pruned['dtype']}, {pruned['threads']} threads, batch "
+        f"{pruned['batch_size']}, {pruned['sequence_length']} tokens)"
     )
+    speedup = dense["median_ms"] / pruned["median_ms"]
+    return setting, f"{dense['median_ms']:.1f} ms", f"{pruned['median_ms']:.1f} ms", f"{speedup:.2f}× faster"

@@ -1,4 +1,4 @@
-"""Save and load pruned checkpoints: whole or not at all."""
+"""Save and load pruned checkpoints: either whole or not at all."""
 
 import ctypes
 import logging
@@ -29,8 +29,9 @@ from hfprune.structure.modeling_pruned import (
 
 logger = logging.getLogger(__name__)
 
-_RENAME_EXCHANGE = 2  # from linux/fs.h
-_AT_FDCWD = -100  # from fcntl.h
+# constants of Linux that Python does not name: the first is in linux/fs.h, the second in fcntl.h
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
 
 
 def save(
@@ -42,22 +43,35 @@ def save(
 ) -> Path:
     """Write a checkpoint: weights, config, tokenizer, plan, record, card, and loader code where it is needed.
 
-    All of it is written into a folder beside `path` and then takes its place in one step, so a run that fails or is
-    killed leaves either what was there before or the whole new checkpoint. Of several processes only the main one
-    writes; the others return at once, whether or not it has finished, so it may also be called in the main process
-    alone. Wait (`accelerator.wait_for_everyone()`) before all of them read it.
+    Everything is written into a folder beside `path`, which then takes the place of `path` in one step. A run that
+    fails or is killed therefore leaves either the old content or the whole new checkpoint.
+
+    Of several processes only the main one writes; the others return at once and do not wait for it, so `save` may also
+    be called in the main process alone. Wait (`accelerator.wait_for_everyone()`) before all of them read the folder.
 
     Args:
         model: A model that `prune` or `apply_plan` returned, or that was loaded from such a checkpoint.
         path: The folder to write.
-        tokenizer: Saved beside the model.
-        overwrite: Whether a folder that is there already may be replaced.
+        tokenizer: A tokenizer to save beside the model.
+        overwrite: Whether the folder may replace a checkpoint that is there already.
 
     Returns:
         The folder.
 
     Raises:
-        CheckpointError: The folder exists and is not empty, or the model was never pruned.
+        CheckpointError: The model was never pruned; or the path is a file, a folder with something in it that is to
+            be kept (`overwrite=False`), or a folder of something else than a checkpoint.
+
+    >>> import tempfile, torch, hfprune
+    >>> from transformers import BertConfig, BertModel
+    >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 6}
+    >>> dense = BertModel(BertConfig(vocab_size=10, **sizes))
+    >>> scores = hfprune.score(dense, [{"input_ids": torch.tensor([[1, 2, 3]])}], scorer="l2")
+    >>> small = hfprune.apply_plan(dense, hfprune.plan(dense, scores, sparsity=0.5))
+    >>> with tempfile.TemporaryDirectory() as scratch:
+    ...     folder = save(small, Path(scratch) / "small")
+    ...     sorted(file.name for file in folder.glob("*.json"))
+    ['config.json', 'pruning_plan.json', 'pruning_probe.json', 'pruning_record.json']
     """
     path = Path(path).resolve()
     if getattr(model, "pruning_plan", None) is None:
@@ -68,16 +82,10 @@ def save(
     if not is_main_process():
         logger.info("the main process writes %s", path)
         return path
-    if path.exists() and not path.is_dir():
-        raise CheckpointError(f"{path} is a file; a checkpoint is a folder.")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise CheckpointError(f"{path} exists and is not empty. Choose another folder, or pass overwrite=True.")
-    if path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file():
-        raise CheckpointError(
-            f"{path} holds something else than a checkpoint; it is not replaced. Choose another folder."
-        )
+    _check_replaceable(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.parent / f".{path.name}.saving"  # one fixed name, so that what a killed run left is cleared
+    # the name is always the same, so that the next run clears what a killed run left
+    draft = path.parent / f".{path.name}.saving"
     shutil.rmtree(draft, ignore_errors=True)
     try:
         _write(model, draft, tokenizer, path.name)
@@ -87,49 +95,95 @@ def save(
     return path
 
 
+def _check_replaceable(path: Path, *, overwrite: bool) -> None:
+    """Refuse a path that a checkpoint may not take the place of."""
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is a file; a checkpoint is a folder.")
+    is_empty = not any(path.iterdir())
+    if is_empty:
+        return
+    if not overwrite:
+        raise CheckpointError(f"{path} exists and is not empty. Choose another folder, or pass overwrite=True.")
+    # replacing removes the whole folder, so one mistyped path could cost somebody's work
+    if not (path / "config.json").is_file():
+        raise CheckpointError(
+            f"{path} holds something else than a checkpoint; it is not replaced. Choose another folder."
+        )
+
+
 def _write(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None, name: str) -> None:
-    plan, record = model.pruning_plan, getattr(model, "pruning_record", None)
+    """Write all files of a checkpoint into a folder; `name` is the location that its card gives."""
+    _update_record(model)
+    model.save_pretrained(folder)
+    write_attachments(model, folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    _write_probe(model, folder)
+    _write_digests(model.pruning_record, folder)
+    # after the digests: the card may be edited
+    write_card(model, folder, location=name)
+    _sync(folder)
+
+
+def _update_record(model: PreTrainedModel) -> None:
+    """Bring the record and the summary in the config in line with the model's plan."""
+    plan: PruningPlan = model.pruning_plan
+    record: PruningRecord | None = getattr(model, "pruning_record", None)
     if record is None:
+        # `apply_plan` alone makes a model with a plan and no record
         record = PruningRecord(
             base_model="",
             model_class=base_class(type(model)).__name__,
             config={},
             plan_digest=plan.digest,
         )
-    model.pruning_record = record.with_(plan_digest=plan.digest, blocks=blocks_of(plan))
-    model.config.pruning_config = {
-        **(getattr(model.config, "pruning_config", None) or {"format_version": FORMAT_VERSION}),
-        "summary": summary(model.pruning_record, plan),
-    }
-    model.save_pretrained(folder)
-    write_attachments(model, folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    record = record.with_(plan_digest=plan.digest, blocks=blocks_of(plan))
+    # a model of a stock class has no table of shapes, so there `pruning_config` starts with the format alone
+    pruning_config = getattr(model.config, "pruning_config", None) or {"format_version": FORMAT_VERSION}
+    model.pruning_record = record
+    model.config.pruning_config = {**pruning_config, "summary": summary(record, plan)}
+
+
+def _write_probe(model: PreTrainedModel, folder: Path) -> None:
+    """Write the probe, if the model runs on it."""
     try:
-        (folder / PROBE_FILE).write_text(Probe.of(model).to_json(), encoding="utf-8")
-    except Exception as error:  # noqa: BLE001 (a proof must not cost the model)
+        probe = Probe.of(model)
+        (folder / PROBE_FILE).write_text(probe.to_json(), encoding="utf-8")
+    except Exception as error:  # noqa: BLE001 (a failed probe must not cost the model)
         logger.warning("No probe is saved, as the model did not run on it: %s: %s", type(error).__name__, error)
-    files = {
-        file.name: sha256(file) for file in sorted(folder.iterdir()) if file.is_file() and file.name != RECORD_FILE
-    }
-    text = replace(model.pruning_record, files=files).to_json()
+
+
+def _write_digests(record: PruningRecord, folder: Path) -> None:
+    """Write the record anew, with the SHA-256 of all other files in the folder."""
+    digests = {}
+    for file in sorted(folder.iterdir()):
+        # a record cannot hold its own digest
+        if file.is_file() and file.name != RECORD_FILE:
+            digests[file.name] = sha256(file)
+    text = replace(record, files=digests).to_json()
     (folder / RECORD_FILE).write_text(text, encoding="utf-8")
-    write_card(model, folder, location=name)
-    for file in folder.rglob("*"):  # on disk before the rename makes it the checkpoint
-        if file.is_file():
-            with file.open("r+b") as handle:  # Windows syncs no file that cannot be written
-                os.fsync(handle.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Flush all files to the disk: after a crash, the renamed folder must not hold empty files."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            # not "rb", as Windows syncs only files that can be written
+            with path.open("r+b") as file:
+                os.fsync(file.fileno())
 
 
 def summary(record: PruningRecord, plan: PruningPlan) -> dict[str, Any]:
-    """The few facts of a record that stand in config.json too, under `pruning_config`.
+    """The few facts of a record that config.json repeats under `pruning_config`.
 
     Args:
         record: The record.
         plan: The plan.
 
     Returns:
-        Plain values.
+        Values that JSON can hold.
     """
     return {
         "base_model": record.base_model,
@@ -142,12 +196,13 @@ def summary(record: PruningRecord, plan: PruningPlan) -> dict[str, Any]:
 
 
 def _replace(draft: Path, path: Path) -> None:
-    """Put the finished folder in place of the old one: one atomic exchange where the system has it (Linux)."""
+    """Put the finished folder in the place of the old one, in one atomic exchange where the system can (Linux)."""
     if not path.exists():
         draft.rename(path)
         return
     if _exchange(draft, path):
-        return  # the old checkpoint is in `draft` now, which the caller removes
+        # now the draft is the old checkpoint, which the caller removes
+        return
     old = path.parent / f".{path.name}.old"
     shutil.rmtree(old, ignore_errors=True)
     path.rename(old)
@@ -155,13 +210,13 @@ def _replace(draft: Path, path: Path) -> None:
     shutil.rmtree(old)
 
 
-def _exchange(a: Path, b: Path) -> bool:
-    """Swap two folders in one system call; False where there is no such call."""
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two folders in one system call; False where the system or the file system has no such call."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):
         return False
-    result: int = renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE)
+    result: int = renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
     return result == 0
 
 
@@ -173,20 +228,36 @@ def load(path: str | Path, **kwargs: Any) -> PreTrainedModel:
         **kwargs: As for `from_pretrained`: dtype, device_map, revision, token ...
 
     Returns:
-        The model, in evaluation mode; with `output_loading_info=True` what was missing or unexpected beside it.
+        The model, in evaluation mode. With `output_loading_info=True` a tuple, as `from_pretrained` gives it: the
+        model, and a report of missing and unexpected weights.
 
     Raises:
         CheckpointError: There is no such folder or repository, or it has no plan, is damaged, contradicts itself, or
-            brings code that is not ours. Nothing is loaded or run then.
+            brings code that hfprune did not write. Then nothing was loaded or run.
+
+    >>> import tempfile, torch, hfprune
+    >>> from transformers import BertConfig, BertModel
+    >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 6}
+    >>> dense = BertModel(BertConfig(vocab_size=10, **sizes))
+    >>> scores = hfprune.score(dense, [{"input_ids": torch.tensor([[1, 2, 3]])}], scorer="l2")
+    >>> small = hfprune.apply_plan(dense, hfprune.plan(dense, scores, sparsity=0.5))
+    >>> with tempfile.TemporaryDirectory() as scratch:
+    ...     model = load(save(small, Path(scratch) / "small"))
+    >>> model.pruning_plan == small.pruning_plan
+    True
     """
-    hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
-    folder = fetch(path, **hub)
+    hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+    folder = fetch(path, **hub_arguments)
     check_loadable(folder)
-    kwargs.pop("trust_remote_code", None)  # none is needed
+    # hfprune has the loader's code itself, so none of the checkpoint's has to be trusted
+    kwargs.pop("trust_remote_code", None)
     loaded = model_class(folder).from_pretrained(folder, **kwargs)
     model: PreTrainedModel = loaded[0] if isinstance(loaded, tuple) else loaded
     if not isinstance(model, PrunedModel):
+        # a stock class knows nothing of plans and records
         read_attachments(model, folder)
     if folder != Path(path):
-        model.config._name_or_path = model.name_or_path = str(path)
+        # the model came from the Hub: its name is that of the repository, not of a folder in the cache
+        model.config._name_or_path = str(path)
+        model.name_or_path = str(path)
     return loaded

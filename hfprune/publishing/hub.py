@@ -1,4 +1,4 @@
-"""Talk to the Hub: fetch a checkpoint whole, find out whether one could be pushed."""
+"""Requests to the Hub: download a whole checkpoint, and check the login before a run that ends with a push."""
 
 import logging
 import time
@@ -14,73 +14,83 @@ from hfprune.errors import CheckpointError, HfpruneError
 logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
+#: How often a request is repeated after an error of the server.
 _RETRIES = 2
-#: Other formats in a repository, and what could be unpickled, stay there.
-_LEFT = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.ot"]
+#: Weights in other formats, some of which run code when they are read: a checkpoint is loaded without them.
+_NOT_FETCHED = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.ot"]
 
 
 def fetch(name_or_path: str | Path, *, revision: str | None = None, subfolder: str = "", **hub: Any) -> Path:
-    """The folder of a checkpoint: as it is, or downloaded whole into the cache of the Hub.
+    """The folder of a checkpoint. A repository is downloaded as a whole into the cache of the Hub.
 
     Args:
-        name_or_path: A folder, or a repository.
+        name_or_path: A folder, or the name of a repository.
         revision: A branch, tag or commit of the repository.
-        subfolder: Where in it the checkpoint is.
+        subfolder: The folder of the checkpoint within the folder or repository.
         **hub: `cache_dir`, `force_download`, `local_files_only` and `token`, as in huggingface_hub.
 
     Returns:
         The folder.
 
     Raises:
-        CheckpointError: There is no such folder, and it can be no repository, or the Hub does not give it.
+        CheckpointError: There is no such folder, and the name cannot be that of a repository, or the Hub does not
+            deliver the repository.
     """
     if Path(name_or_path).exists():
         return Path(name_or_path) / subfolder
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
-    try:
-        folder = patiently(
-            lambda: snapshot_download(
-                str(name_or_path),
-                revision=revision,
-                allow_patterns=[f"{prefix}*"],
-                ignore_patterns=[f"{prefix}*/*", *_LEFT],
-                **{name: value for name, value in hub.items() if value is not None},
-            )
+    # None would take the place of the library's own default
+    hub = {name: value for name, value in hub.items() if value is not None}
+
+    def download() -> str:
+        # `*` matches slashes too, so folders within the checkpoint's are left out by a pattern of their own
+        folder: str = snapshot_download(
+            str(name_or_path),
+            revision=revision,
+            allow_patterns=[f"{prefix}*"],
+            ignore_patterns=[f"{prefix}*/*", *_NOT_FETCHED],
+            **hub,
         )
+        return folder
+
+    try:
+        downloaded = patiently(download)
     except HFValidationError as error:
         raise CheckpointError(f"there is no folder {name_or_path}, and no repository can have that name.") from error
     except OSError as error:
         raise CheckpointError(
             f"there is no folder {name_or_path}, and the Hub does not give a repository of that name: {error}"
         ) from error
-    return Path(folder) / subfolder
+    return Path(downloaded) / subfolder
 
 
 def patiently(request: Callable[[], Answer]) -> Answer:
-    """Ask the Hub, and up to twice more where it answers that it failed itself.
+    """Send a request to the Hub, and repeat it up to twice after an error of the server.
 
     Args:
-        request: Asks it; asking twice must do what asking once does.
+        request: Sends the request. It must be idempotent: to send it twice does the same as to send it once.
 
     Returns:
-        What it gave.
+        The result of the request.
     """
     for attempt in range(_RETRIES):
         try:
             return request()
         except HfHubHTTPError as error:
-            if error.response.status_code < 500:
+            status = error.response.status_code
+            # below 500 the request is wrong, and would be wrong again
+            if status < 500:
                 raise
-            logger.warning("The Hub answered with status %s; trying again.", error.response.status_code)
+            logger.warning("The Hub answered with status %s; trying again.", status)
             time.sleep(2**attempt)
     return request()
 
 
 def check_login(token: str | None = None) -> None:
-    """Find out before a long run whether its result could be pushed.
+    """Check, before a long run, that its result can be pushed afterwards.
 
     Args:
-        token: A token, by default the one that is stored.
+        token: An access token, by default the stored one.
 
     Raises:
         HfpruneError: The Hub cannot be reached, or does not know the token.

@@ -1,4 +1,4 @@
-"""The probe: a fixed small input, and what the saved model made of it, so that anyone can check that theirs agrees."""
+"""The probe: a small fixed input and the saved model's output for it, so that anyone can compare a loaded model."""
 
 import json
 import math
@@ -15,21 +15,26 @@ from hfprune.structure.modeling_pruned import PROOF
 from hfprune.structure.running import frozen
 
 PROBE_FILE = PROOF
+#: Grows when a reader of today would misread a probe.
 FORMAT_VERSION = 1
-_SAMPLES, _TOKENS, _MOST = 2, 8, 512
+#: The shape of the token ids.
+_SAMPLES = 2
+_TOKENS = 8
+#: The most numbers of an output that a probe keeps.
+_MOST_NUMBERS = 512
 #: The largest difference that another machine or kernel may make, relative to the largest output.
 _TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """A fixed input and what a model gave for it.
+    """A fixed input, and the output of a model for it.
 
     Attributes:
-        input_ids: `(2, 8)` token ids; pictures and speech are made of seeded noise.
-        shape: Of the first output (logits, or hidden states of a base model).
-        output: That output, flattened; of more than 512 numbers, 512 that are spread evenly.
-        dtype: Of the model that gave it.
+        input_ids: `(2, 8)` token ids. Models of pictures or speech get seeded noise instead.
+        shape: The shape of the first output: of logits, or of the hidden states of a base model.
+        output: That output, flattened; where it has more than 512 numbers, 512 that are spread evenly over it.
+        dtype: The dtype of the model, such as `float32`.
     """
 
     input_ids: list[Any]
@@ -42,15 +47,16 @@ class Probe:
         """Run a model on the fixed input.
 
         Args:
-            model: The model; it is left as it was.
+            model: The model; it stays as it is.
 
         Returns:
             The probe.
         """
         generator = torch.Generator().manual_seed(0)
         embeddings = input_embeddings(model)
-        known = embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else 2  # of no use to pictures
-        ids = torch.randint(0, known, (_SAMPLES, _TOKENS), generator=generator)
+        # a model of pictures or speech gets noise; if it reads the ids at all, then in a decoder, which knows 0 and 1
+        tokens = embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else 2
+        ids = torch.randint(0, tokens, (_SAMPLES, _TOKENS), generator=generator)
         output = _run(model, ids)
         return cls(
             input_ids=ids.tolist(),
@@ -60,21 +66,26 @@ class Probe:
         )
 
     def problem_of(self, model: PreTrainedModel) -> str | None:
-        """What is wrong with a model that should give this output; None if it does.
+        """Compare the outputs of a model with those of the probe.
 
         Args:
             model: The model, in the dtype of the probe.
 
         Returns:
-            One line, or None.
+            One line about the difference; None if there is none beyond rounding.
         """
         output = _run(model, torch.tensor(self.input_ids))
         if list(output.shape) != self.shape:
             return f"the model gives outputs of shape {list(output.shape)}, its author's gave {self.shape}"
-        mine = _sample(output)
+        values = _sample(output)
         largest = max(map(abs, self.output), default=0.0)
-        difference = max((abs(a - b) for a, b in zip(mine, self.output, strict=True)), default=0.0)
-        if not all(map(math.isfinite, mine)) or difference > _TOLERANCE[self.dtype] * max(largest, 1e-3):
+        differences = [abs(value - expected) for value, expected in zip(values, self.output, strict=True)]
+        difference = max(differences, default=0.0)
+        # outputs that are all close to 0 would allow no difference at all
+        tolerance = _TOLERANCE[self.dtype] * max(largest, 1e-3)
+        # `max` may pass over a difference that is NaN
+        all_finite = all(map(math.isfinite, values))
+        if not all_finite or difference > tolerance:
             return (
                 "the model does not compute what its author saw: outputs for the probe differ by "
                 f"{difference:.3g}, where the largest is {largest:.3g}"
@@ -90,13 +101,13 @@ class Probe:
         """Read what `to_json` wrote.
 
         Args:
-            text: JSON.
+            text: The content of `pruning_probe.json`.
 
         Returns:
             The probe.
 
         Raises:
-            ValueError: It is not a probe, or of a newer format.
+            ValueError: The text is no probe, or has a newer format.
         """
         try:
             data = json.loads(text)
@@ -104,24 +115,40 @@ class Probe:
             if version != FORMAT_VERSION:
                 raise ValueError(f"format_version {version!r:.50}, this hfprune reads {FORMAT_VERSION}: upgrade it")
             probe = cls(**data)
-            ids = torch.tensor(probe.input_ids)
-            fits = ids.shape == (_SAMPLES, _TOKENS) and not ids.is_floating_point()
-            fits = fits and len(probe.output) == min(_MOST, math.prod(probe.shape)) and probe.dtype in _TOLERANCE
-            if not fits or not all(isinstance(value, float) and math.isfinite(value) for value in probe.output):
+            if not _is_sound(probe):
                 raise ValueError("fields of unexpected types or sizes")
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{PROBE_FILE} is not a probe: {error}. Download or save the checkpoint again.") from error
         return probe
 
 
+def _is_sound(probe: Probe) -> bool:
+    """Whether the fields of a probe from a file have the types and sizes that `Probe.of` gives them."""
+    ids = torch.tensor(probe.input_ids)
+    if ids.shape != (_SAMPLES, _TOKENS) or ids.is_floating_point():
+        return False
+    if len(probe.output) != min(_MOST_NUMBERS, math.prod(probe.shape)):
+        return False
+    if probe.dtype not in _TOLERANCE:
+        return False
+    return all(isinstance(value, float) and math.isfinite(value) for value in probe.output)
+
+
 def _run(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """The outputs of the samples, one by one: some models take no batch without a padding token."""
+    """The first outputs of a model for all samples, as float32 on the CPU."""
+    outputs = []
     with frozen(model), torch.no_grad():
-        rows = [model(**example_inputs(model, row))[0] for row in torch.tensor_split(ids, len(ids))]
-    return torch.cat([row.float().cpu() for row in rows])
+        # one by one, as some models take no batch without a padding token
+        for row in torch.tensor_split(ids, len(ids)):
+            output = model(**example_inputs(model, row))[0]
+            outputs.append(output.float().cpu())
+    return torch.cat(outputs)
 
 
 def _sample(output: Tensor) -> list[float]:
+    """All numbers of a small output, or as many as a probe keeps, spread evenly over a large one."""
     flat = output.flatten()
-    index = torch.linspace(0, flat.numel() - 1, min(_MOST, flat.numel()), dtype=torch.float64).long()
-    return flat[index].tolist()
+    count = min(_MOST_NUMBERS, flat.numel())
+    # in float64, as float32 rounds the positions in an output of more than 2²⁴ numbers
+    positions = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64).long()
+    return flat[positions].tolist()

@@ -1,7 +1,8 @@
-"""Push a model or a checkpoint folder to the Hub: everything, in one commit."""
+"""Push a model or a checkpoint folder to the Hub, with all its files in one commit."""
 
 import re
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
@@ -35,21 +36,21 @@ def push_to_hub(
 ) -> CommitInfo | None:
     """Push weights, config, tokenizer, plan, record, card, pictures and loader in one commit.
 
-    An interrupted upload changes nothing that others see. Weights, loader, probe and pictures of an earlier push that
-    are not part of this one go in the same commit; nothing else is touched. Of several processes only the main one
+    An interrupted upload changes nothing that others see. The same commit deletes weights, loader, probe and pictures
+    of an earlier push that are not part of this one; it touches no other file. Of several processes only the main one
     pushes.
 
     Args:
-        model: A pruned model, or the folder that `save` wrote, which is uploaded as it is (but for a card that was not
-            edited, which then says how to load it from the Hub).
-        repo_id: The repository, with or without its owner; it is made if it is not there.
-        tokenizer: Of a model; a folder has its own.
-        private: Whether a new repository is private; None: as the owner's default is.
-        revision: A branch, which is made if it is not there, or a pull request (`refs/pr/1`); by default the main
+        model: A pruned model, or the folder that `save` wrote. A folder is uploaded as it is, except its card: one that
+            was not edited is drawn anew, so that it says how to load the model from the Hub.
+        repo_id: The repository, with or without its owner; it is created if it does not exist.
+        tokenizer: The tokenizer of a model; a folder has its own.
+        private: Whether a new repository is private; None for the owner's default.
+        revision: A branch, which is created if it does not exist, or a pull request (`refs/pr/1`); by default the main
             branch.
         create_pr: Open a pull request to the branch instead of changing it.
-        commit_message: Its first line.
-        token: A token, by default the one that is stored.
+        commit_message: The first line of the commit's message.
+        token: An access token, by default the stored one.
 
     Returns:
         The commit; `.repo_url` is the address of the repository, `.pr_url` that of the pull request. None in all
@@ -61,48 +62,75 @@ def push_to_hub(
     """
     if not is_main_process():
         return None
+    api = HfApi(token=token)
     if isinstance(model, PreTrainedModel):
         with tempfile.TemporaryDirectory() as scratch:
+            # the card names the folder that it was saved in
             folder = save(model, Path(scratch) / repo_id.rpartition("/")[2], tokenizer=tokenizer)
-            return _push(folder, repo_id, private, revision, create_pr, commit_message, token)
+            return _push(api, folder, repo_id, private, revision, create_pr, commit_message)
     if tokenizer is not None:
         raise ValueError("a folder is pushed as it is: save the tokenizer into it (hfprune.save(..., tokenizer=...)).")
-    return _push(Path(model), repo_id, private, revision, create_pr, commit_message, token)
+    return _push(api, Path(model), repo_id, private, revision, create_pr, commit_message)
 
 
 def _push(
+    api: HfApi,
     folder: Path,
     repo_id: str,
     private: bool | None,
     revision: str | None,
     create_pr: bool,
     message: str,
-    token: str | bool | None,
 ) -> CommitInfo:
-    folder = folder.resolve()  # "." has no name
+    """Push a checkpoint folder; the arguments are those of `push_to_hub`."""
+    # the path "." has no name, which the card needs
+    folder = folder.resolve()
     check_loadable(folder)
-    api = HfApi(token=token)
     repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    # a pull request exists already, a branch may not
     if revision is not None and not revision.startswith("refs/"):
         api.create_branch(repo, branch=revision, exist_ok=True)
-    paths = [path for path in folder.iterdir() if path.is_file() and path.name[0] not in "._"]
-    paths += folder.glob("additional_chat_templates/*.jinja")  # of a tokenizer that has several
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
+    files = _files_of(folder)
     contents: dict[str, Path | bytes] = {**files}
-    card = files.get("README.md")
-    if card is not None and card.read_text(encoding="utf-8") == card_of(folder, location=folder.name):
+    if "README.md" in files and _card_is_unedited(folder):
         contents["README.md"] = card_of(folder, location=repo).encode()
-    there = api.list_repo_files(repo, revision=revision)
-    stale = [name for name in there if _STALE.fullmatch(name) and name not in files]
+    present = api.list_repo_files(repo, revision=revision)
+    stale = [name for name in present if _STALE.fullmatch(name) and name not in files]
 
     def commit() -> CommitInfo:
-        added = [CommitOperationAdd(n, data if isinstance(data, bytes) else str(data)) for n, data in contents.items()]
         return api.create_commit(
             repo,
-            [*added, *(CommitOperationDelete(name) for name in stale)],
+            _operations(contents, stale),
             commit_message=message,
             revision=revision,
             create_pr=create_pr,
         )
 
-    return commit() if create_pr else patiently(commit)  # twice the same files are one commit, but two pull requests
+    # the same files twice are one commit, but two pull requests
+    if create_pr:
+        return commit()
+    return patiently(commit)
+
+
+def _files_of(folder: Path) -> dict[str, Path]:
+    """The files of a checkpoint folder to upload, by their name in the repository."""
+    # hidden files, and those of Python, are no part of a checkpoint
+    paths = [path for path in folder.iterdir() if path.is_file() and path.name[0] not in "._"]
+    # a tokenizer with several chat templates keeps all but the default one in this folder
+    paths += folder.glob("additional_chat_templates/*.jinja")
+    return {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
+
+
+def _card_is_unedited(folder: Path) -> bool:
+    """Whether the card in a folder is still the one that `save` drew."""
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    return text == card_of(folder, location=folder.name)
+
+
+def _operations(
+    contents: Mapping[str, Path | bytes], stale: Sequence[str]
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """The operations of a commit. An upload notes in them what it has done, so every try needs new ones."""
+    additions = [CommitOperationAdd(name, content) for name, content in contents.items()]
+    deletions = [CommitOperationDelete(name) for name in stale]
+    return [*additions, *deletions]

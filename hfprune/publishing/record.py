@@ -1,4 +1,4 @@
-"""The record of a pruned model: what was done to it, with what, and what came of it. The card is drawn from it."""
+"""The record of a pruned model: how it was pruned, on which data, and what was measured. The card is drawn from it."""
 
 import hashlib
 import importlib.metadata
@@ -23,38 +23,43 @@ from hfprune.planning.plan import PruningPlan
 from hfprune.structure.anatomy import ModelOrAnatomy, anatomy_of
 from hfprune.structure.modeling_pruned import base_class
 
+#: Grows when a reader of today would misread a record.
 FORMAT_VERSION = 1
+#: The packages whose versions can change a result.
 _PACKAGES = ("hfprune", "torch", "transformers", "datasets", "accelerate", "evaluate", "huggingface_hub")
+#: The name of a repository on the Hub, with or without its owner. It matches no `./folder`, and no longer path.
+_REPOSITORY_NAME = re.compile(r"(?!\.{1,2}/)[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruningRecord:
-    """What happened to a model. Frozen: `with_` gives a record that knows more.
+    """How a model was pruned, and what was measured. It is frozen: `with_` returns a copy with more in it.
 
-    docs/metadata.md has every field of its JSON, which `record.schema.json` in the package describes for machines.
+    docs/metadata.md explains every field of its JSON; `record.schema.json` in this package is the schema for machines.
 
     Attributes:
-        base_model: Name of the dense model: a repository, or the name of a folder.
+        base_model: Name of the dense model: a repository, or the last part of a folder's path.
         model_class: Class of the dense model.
         config: The `PruningConfig`, as plain values.
-        plan_digest: Digest of the whole plan, in dense numbering.
+        plan_digest: Digest of the whole plan, in the numbering of the dense model's units.
         base_revision: The commit of the dense model's repository; empty if it did not come from the Hub, or if the
             cache holds several of its commits and transformers (5.23) does not say which.
-        blocks: Kind of each block, and its units `before` and `after`.
-        calibration: What scores and repair saw: `samples`, `tokens`, and a `digest` of the token ids.
+        blocks: For each block its `kind`, and its number of units `before` and `after`.
+        calibration: The data of scoring and reconstruction: `samples`, `tokens`, and a `digest` of the token ids.
         rounds: For each round: sparsity, digest of the plan so far, and seconds of scoring and surgery.
-        vocabulary: What vocabulary pruning left: tokens `before` and `after`, the `params` and multiply-adds a token
-            (`token_macs`) that went with the others, and how many `texts` decided; empty if there was none.
-        sizes: `measure.Size` as plain values, under `dense` and `pruned`.
-        latencies: `measure.Latency` as plain values, under `dense` and `pruned`.
+        vocabulary: How vocabulary pruning changed the model: tokens `before` and `after`, the removed parameters
+            (`params`) and multiply-adds a token (`token_macs`), the number of `texts` that were read, and how often a
+            token had to occur in them to stay (`min_count`); empty if there was none.
+        sizes: `measuring.size.Size` as plain values, under `dense` and `pruned`.
+        latencies: `measuring.latency.Latency` as plain values, under `dense` and `pruned`.
         metrics: Under `dense`, `pruned` and `recovered`, each a mapping from metric to value.
         datasets: Names of the data sets used.
-        recovery: Hyper-parameters of the recovery that were set, and its steps and seconds.
-        command: How to do it again.
+        recovery: The hyper-parameters of recovery that were set, and its steps and seconds.
+        command: The command that repeats the run.
         seconds: Wall-clock time of the whole run; 0 if it is not known.
-        files: SHA-256 of the other files, by name; only in a file that `hfprune.save` wrote.
-        versions: Of Python and the packages that did it.
-        earlier: Records of prunings before this one, if the model was pruned already.
+        files: SHA-256 of every other file of the checkpoint, by name; only in a file that `hfprune.save` wrote.
+        versions: Versions of Python and of the packages that were used.
+        earlier: Records of the prunings before this one, if the model was pruned already.
     """
 
     base_model: str
@@ -74,35 +79,44 @@ class PruningRecord:
     command: str = ""
     seconds: float = 0.0
     files: dict[str, str] = field(default_factory=dict)
+    # a lambda, as the function is defined further down
     versions: dict[str, str] = field(default_factory=lambda: versions())
     earlier: list[dict[str, Any]] = field(default_factory=list)
 
     def with_(self, **changes: Any) -> "PruningRecord":
-        """A copy with fields replaced; dictionaries are merged into those that are there."""
-        merged: dict[str, Any] = {
-            name: {**getattr(self, name), **value} if isinstance(value, dict) else value
-            for name, value in changes.items()
-        }
-        return replace(self, **merged)
+        """A copy with some fields replaced, and with the entries of dictionaries added to the present ones.
+
+        >>> record = PruningRecord(base_model="bert", model_class="BertModel", config={}, plan_digest="")
+        >>> record = record.with_(metrics={"dense": {"accuracy": 0.93}}, seconds=60.0)
+        >>> record = record.with_(metrics={"pruned": {"accuracy": 0.91}}, seconds=90.0)
+        >>> record.metrics, record.seconds
+        ({'dense': {'accuracy': 0.93}, 'pruned': {'accuracy': 0.91}}, 90.0)
+        """
+        fields = dict(changes)
+        for name, value in changes.items():
+            if isinstance(value, dict):
+                fields[name] = {**getattr(self, name), **value}
+        return replace(self, **fields)
 
     def to_json(self) -> str:
         """The record as JSON, with the digest of its content.
 
         Returns:
-            Text.
+            The content of `pruning_record.json`.
 
         Raises:
             ValueError: A field has a value that the schema does not allow.
         """
         data = _plain({"format_version": FORMAT_VERSION, **asdict(self)})
-        if not self.vocabulary:  # as records were before there was vocabulary pruning
+        if not self.vocabulary:
+            # the field is younger than the format: records without it keep the text and digest that they had
             del data["vocabulary"]
         _validate(data)
         return json.dumps({**data, "digest": _digest(data)}, indent=1) + "\n"
 
     @classmethod
     def of_model(cls, text: str) -> "PruningRecord":
-        """Read a record for a model in memory: without the digests of files, as its weights may change."""
+        """Read the record of a model in memory, without the digests of its files: the weights may change there."""
         return replace(cls.from_json(text), files={})
 
     @classmethod
@@ -110,16 +124,16 @@ class PruningRecord:
         """Read what `to_json` wrote.
 
         Args:
-            text: JSON.
+            text: The content of `pruning_record.json`.
 
         Returns:
             The record.
 
         Raises:
-            ValueError: It is not a record, of a newer format, against the schema, or not what was written.
+            ValueError: The text is no record, has a newer format, breaks the schema, or was changed by hand.
         """
         try:
-            data = json.loads(text, parse_constant=_refuse)
+            data = json.loads(text, parse_constant=_refuse_constant)
             version = data["format_version"]
         except (KeyError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"not a pruning record: {type(error).__name__}: {error}") from error
@@ -129,51 +143,65 @@ class PruningRecord:
                 "it (pip install -U hfprune)."
             )
         _validate(data)
-        said = data.pop("digest", None)
-        if said is not None and said != _digest(data):
+        written_digest = data.pop("digest", None)
+        digest = _digest(data)
+        # no digest: the author edited the record and deleted the digest, as the message below says
+        if written_digest is not None and written_digest != digest:
             raise ValueError(
-                f"the pruning record was changed: its digest says {said[:12]}..., its content gives "
-                f"{_digest(data)[:12]}... Restore the file, or delete the digest if the change was meant."
+                f"the pruning record was changed: its digest says {written_digest[:12]}..., its content gives "
+                f"{digest[:12]}... Restore the file, or delete the digest if the change was meant."
             )
         del data["format_version"]
         return cls(**data)
 
 
-def _refuse(constant: str) -> None:
+def _refuse_constant(constant: str) -> None:
+    """Refuse NaN and Infinity, which Python reads though JSON has neither."""
     raise ValueError(f"{constant} is no number of JSON")
 
 
 def _digest(data: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    """SHA-256 of the fields as JSON, whatever their order and spacing in the file."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it: lists for tuples, Python's numbers for NumPy's, null for what is no number."""
+    """A value as JSON can hold it: tuples as lists, NumPy's numbers as Python's, NaN and infinity as None.
+
+    >>> _plain({"sizes": (1, 2), "loss": float("nan")})
+    {'sizes': [1, 2], 'loss': None}
+    """
     if isinstance(value, Mapping):
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 @cache
 def schema() -> dict[str, Any]:
     """The JSON Schema of pruning_record.json."""
-    text = resources.files("hfprune.publishing").joinpath("record.schema.json").read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
+    path = resources.files("hfprune.publishing").joinpath("record.schema.json")
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 def _validate(data: Any) -> None:
-    """Refuse what the schema does not allow, with the place and what is allowed there."""
-    from jsonschema import Draft202012Validator  # takes a tenth of a second
+    """Refuse data that breaks the schema; the error names the place and what is allowed there."""
+    # jsonschema takes a tenth of a second to import
+    from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 
-    worst = best_match(Draft202012Validator(schema()).iter_errors(data))
+    violations = Draft202012Validator(schema()).iter_errors(data)
+    worst = best_match(violations)
     if worst is not None:
-        where = "/".join(map(str, worst.absolute_path)) or "the top"
-        raise ValueError(f"not a valid pruning record: at {where}: {worst.message:.300}. See docs/metadata.md.")
+        place = "/".join(map(str, worst.absolute_path)) or "the top"
+        raise ValueError(f"not a valid pruning record: at {place}: {worst.message:.300}. See docs/metadata.md.")
 
 
 def record_of(
@@ -184,34 +212,37 @@ def record_of(
     rounds: Sequence[dict[str, Any]],
     calibration: dict[str, Any] | None = None,
 ) -> PruningRecord:
-    """The record of a pruning that was just done.
+    """Make the record of a pruning right after it.
 
     Args:
-        model: The model before it, or its anatomy.
-        before: What that measured.
-        small: The model after it, with its plan, or its anatomy.
+        model: The model before the pruning, or its anatomy. It may have been pruned before.
+        before: The size of `model`.
+        small: The model after the pruning, with its plan, or its anatomy.
         asked: The config, as plain values.
         rounds: What happened in each round.
-        calibration: What `scoring.calibration.describe` says of the batches, where there were any.
+        calibration: The description of the batches that `scoring.calibration.describe` gives; None without batches.
 
     Returns:
-        A record that knows the records of earlier prunings of the model.
+        A record that holds the records of the model's earlier prunings too.
     """
     dense = anatomy_of(model)
     pruned = anatomy_of(small)
     plan: PruningPlan = pruned.model.pruning_plan
     earlier: PruningRecord | None = getattr(dense.model, "pruning_record", None)
-    vocabulary = earlier.vocabulary if earlier else {}
-    dense_measures = _with_vocabulary(dense_size(dense, before), vocabulary, dense.model.dtype.itemsize)
-    pruned_measures = measure_size(pruned, sequence_length=before.sequence_length)
     if earlier is None:
-        history: list[dict[str, Any]] = []
         base_model = public_name(dense.model.config._name_or_path or "")
         base_revision = _revision(dense.model)
+        vocabulary: dict[str, Any] = {}
+        history: list[dict[str, Any]] = []
     else:
-        history = [*earlier.earlier, {**asdict(earlier), "earlier": []}]
         base_model = earlier.base_model
         base_revision = earlier.base_revision
+        vocabulary = earlier.vocabulary
+        # the history is one flat list: records in it hold none of their own
+        history = [*earlier.earlier, {**asdict(earlier), "earlier": []}]
+    # the dense model is the one before any pruning, by units or of the vocabulary
+    dense_measures = _with_vocabulary(dense_size(dense, before), vocabulary, dense.model.dtype.itemsize)
+    pruned_measures = measure_size(pruned, sequence_length=before.sequence_length)
     return PruningRecord(
         base_model=base_model,
         base_revision=base_revision,
@@ -228,18 +259,28 @@ def record_of(
 
 
 def _with_vocabulary(size: Size, vocabulary: Mapping[str, Any], itemsize: int) -> Size:
-    """A size with what vocabulary pruning removed, as a record has it, put back."""
+    """The size of a model with the tokens that vocabulary pruning removed.
+
+    Args:
+        size: The size without them.
+        vocabulary: The `vocabulary` of a record; empty if nothing was removed.
+        itemsize: Bytes of one parameter.
+
+    Returns:
+        The size with them.
+    """
     params = vocabulary.get("params", 0)
+    macs = vocabulary.get("token_macs", 0) * size.sequence_length
     return replace(
         size,
         params=size.params + params,
-        macs=size.macs + vocabulary.get("token_macs", 0) * size.sequence_length,
+        macs=size.macs + macs,
         weight_bytes=size.weight_bytes + params * itemsize,
     )
 
 
 def blocks_of(plan: PruningPlan) -> dict[str, dict[str, Any]]:
-    """Kind, and units before and after, of each block of a plan."""
+    """For each block of a plan its kind, and its number of units before and after."""
     return {
         name: {"kind": block.kind, "before": block.units, "after": len(block.kept)}
         for name, block in plan.blocks.items()
@@ -247,13 +288,19 @@ def blocks_of(plan: PruningPlan) -> dict[str, dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter."""
-    found = {package: _version(package) for package in _PACKAGES}
-    return {"python": platform.python_version(), **{name: version for name, version in found.items() if version}}
+    """Versions of Python and of the packages that can change a result, as far as they are installed."""
+    by_name = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        version = _version(package)
+        if version:
+            by_name[package] = version
+    return by_name
 
 
-@cache  # a file is read for each
+# the metadata of a package is a file, and every record asks for it
+@cache
 def _version(package: str) -> str | None:
+    """The version of a package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -261,35 +308,47 @@ def _version(package: str) -> str | None:
 
 
 def _revision(model: PreTrainedModel) -> str:
-    """The commit that a model came from. transformers 5.23 does not say; what is in the cache does, if it is one."""
+    """The commit of the Hub that a model was loaded from; empty if it is not known."""
+    commit: str | None = getattr(model.config, "_commit_hash", None)
+    if commit:
+        return commit
+    # transformers 5.23 does not keep the commit, so the cache must tell
     name = model.config._name_or_path or ""
-    known: str | None = getattr(model.config, "_commit_hash", None)
-    if known or not name or Path(name).exists():
-        return known or ""
+    if not name or Path(name).exists():
+        return ""
     try:
         repository = Path(HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"))
-    except HFValidationError:  # a folder that is not there any more
+    except HFValidationError:
+        # the name is a folder that was removed since
         return ""
     commits = {path.parent.name for path in repository.glob("snapshots/*/config.json")}
-    return commits.pop() if len(commits) == 1 else ""
+    # of several commits any may be the one that was loaded
+    if len(commits) != 1:
+        return ""
+    return commits.pop()
 
 
 def public_name(name_or_path: str) -> str:
-    """The name to publish for a model or data set: a repository as it is, of a file or folder only its last part.
+    """The name of a model or data set without the folders of this machine, for what will be published.
+
+    Args:
+        name_or_path: The name of a repository, or a path.
+
+    Returns:
+        A repository's name as it is; of a file or folder the last part of its path.
 
     >>> public_name("google-bert/bert-base-uncased")
     'google-bert/bert-base-uncased'
     >>> public_name("/home/me/my model")
     'my-model'
-    >>> public_name("./my_bert")  # also where it is not any more
+    >>> public_name("./my_bert")  # a folder, although it does not exist here
     'my_bert'
     """
     if not name_or_path:
         return ""
     path = Path(name_or_path)
-    local = (
-        path.is_absolute()
-        or path.exists()
-        or not re.fullmatch(r"(?!\.{1,2}/)[\w.-]+(/[\w.-]+)?", name_or_path, re.ASCII)
-    )
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", path.resolve().name) if local else name_or_path
+    is_local = path.is_absolute() or path.exists() or not _REPOSITORY_NAME.fullmatch(name_or_path)
+    if not is_local:
+        return name_or_path
+    # the schema of a record allows these characters in a name
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", path.resolve().name)

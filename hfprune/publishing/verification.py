@@ -1,10 +1,13 @@
-"""Check a checkpoint folder against itself: weights, config, plan and record must say the same."""
+"""Check a checkpoint folder: weights, config, plan and record must agree, and nothing in it may bring foreign code.
+
+A check yields its problems, one line each. It reads files as data and never runs code from the folder.
+"""
 
 import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -20,18 +23,23 @@ from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.probe import PROBE_FILE, Probe
 from hfprune.publishing.record import PruningRecord, blocks_of
 from hfprune.structure import modeling_pruned
-from hfprune.structure.anatomy import find_blocks
+from hfprune.structure.anatomy import anatomy_of
 
 logger = logging.getLogger(__name__)
 
-#: What `auto_map` in config.json may name.
-_LOADER_CLASS = re.compile(r"modeling_pruned\.Pruned\w+")
-
-PLAN_FILE, RECORD_FILE = "pruning_plan.json", "pruning_record.json"
+PLAN_FILE = "pruning_plan.json"
+RECORD_FILE = "pruning_record.json"
 #: SHA-256 of the `modeling_pruned.py` of earlier releases, which their checkpoints carry.
 EARLIER_LOADERS: frozenset[str] = frozenset()
-#: Files that change what a model does.
-_MATTERS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".py")
+#: The loader of this release, which checkpoints carry a copy of.
+_LOADER = Path(modeling_pruned.__file__)
+#: The classes that `auto_map` in config.json may name.
+_LOADER_CLASS = re.compile(r"modeling_pruned\.Pruned\w+")
+#: The name of a weight file, without a path to another folder.
+_WEIGHT_FILE_NAME = re.compile(r"\w[\w.-]*\.safetensors")
+#: Endings of files with weights or code, which can change what a model computes.
+_WEIGHTS_AND_CODE = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".py")
+#: Marks of the checkpoints that this process has warned about already.
 _warned: set[Path] = set()
 
 
@@ -51,7 +59,8 @@ def model_class(folder: str | Path) -> type[PreTrainedModel]:
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json: it is not the folder of a checkpoint.")
     try:
-        names = json.loads(path.read_text(encoding="utf-8")).get("architectures") or []
+        config = json.loads(path.read_text(encoding="utf-8"))
+        names = config.get("architectures") or []
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}). Download or save the checkpoint again.") from error
     return class_of(names, str(folder))
@@ -62,53 +71,61 @@ def class_of(architectures: list[str], where: str) -> type[PreTrainedModel]:
 
     Args:
         architectures: Names, as in config.json.
-        where: What to call the checkpoint in an error.
+        where: The checkpoint, for an error message.
 
     Returns:
-        A class of transformers or one that is registered with an Auto class, or a pruned one of such.
+        A class of transformers or one that is registered with an Auto class, or the pruned class made from it.
 
     Raises:
         CheckpointError: There is no name, or no such class.
     """
-    name = architectures[0] if architectures else ""
-    stock = modeling_pruned.stock_class(str(name).removeprefix("Pruned"))
+    first = architectures[0] if architectures else ""
+    # a damaged config may have a number here
+    name = str(first)
+    stock = modeling_pruned.stock_class(name.removeprefix("Pruned"))
     if not (isinstance(stock, type) and issubclass(stock, PreTrainedModel)):
         raise CheckpointError(
-            f"the config of {where} names architecture {name!r:.100}, which is no model of transformers, nor one that "
+            f"the config of {where} names architecture {first!r:.100}, which is no model of transformers, nor one that "
             "is registered with an Auto class. Its class, such as BertForSequenceClassification, belongs into "
             "`architectures` of config.json; if it is your own, import the module that registers it first."
         )
-    cls: type[PreTrainedModel] = stock
-    if str(name).startswith("Pruned"):
-        cls = modeling_pruned.pruned_class(stock)
-        modeling_pruned.register_config(
-            modeling_pruned.base_class(cls.config_class).model_type
-        )  # the table may lack it
-    return cls
+    if not name.startswith("Pruned"):
+        return stock
+    pruned: type[PreTrainedModel] = modeling_pruned.pruned_class(stock)
+    # hfprune registers the types of its table when it is imported, but this one may have been proven
+    modeling_pruned.register_config(modeling_pruned.base_class(pruned.config_class).model_type)
+    return pruned
 
 
 def check_loadable(folder: str | Path) -> None:
-    """Read headers only, and refuse a folder that could not be loaded whole, or that brings code of its own.
+    """Refuse a folder that could not be loaded whole, or that brings code of its own. Only headers are read.
 
     Args:
         folder: A checkpoint folder.
 
     Raises:
-        CheckpointError: With the first problem found and what to do.
+        CheckpointError: With the first problem and what to do about it.
     """
-    for problem in chain(
-        *(find(Path(folder)) for find in (_code_problems, detours, _structure_problems, _record_problems))
-    ):
+    folder = Path(folder)
+    # what may be hostile comes first: `_structure_problems` builds the model, and must not meet it
+    problems = chain(
+        _code_problems(folder),
+        redirection_problems(folder),
+        _structure_problems(folder),
+        _record_problems(folder),
+    )
+    for problem in problems:
         raise CheckpointError(f"{folder}: {problem}")
-    for problem in _loader_problems(Path(folder)):
-        logger.warning("%s: %s", folder, problem)  # ours is used instead
+    for problem in _loader_problems(folder):
+        # no reason to refuse: hfprune's own loader is used instead
+        logger.warning("%s: %s", folder, problem)
 
 
 def verify(folder: str | Path) -> list[str]:
     """Everything that is wrong with a checkpoint folder; an empty list if it computes what its author saw.
 
-    Nothing in the folder is executed. Where nothing else is wrong the model is loaded, on the CPU, and run on the
-    probe; that this was done is kept in the cache of the Hub, so that loading no longer warns.
+    Nothing in the folder is executed. Where no file is wrong, the model is loaded on the CPU and run on the probe. A
+    success is noted in the cache of the Hub, so that loading the checkpoint no longer warns.
 
     Args:
         folder: The folder.
@@ -116,128 +133,190 @@ def verify(folder: str | Path) -> list[str]:
     Returns:
         Problems: missing, damaged, changed or foreign files, shapes that disagree with config or plan, digests that do
         not match, and outputs that differ from those that the author saved.
+
+    >>> import tempfile, torch, hfprune
+    >>> from transformers import BertConfig, BertModel
+    >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 6}
+    >>> dense = BertModel(BertConfig(vocab_size=10, **sizes))
+    >>> scores = hfprune.score(dense, [{"input_ids": torch.tensor([[1, 2, 3]])}], scorer="l2")
+    >>> small = hfprune.apply_plan(dense, hfprune.plan(dense, scores, sparsity=0.5))
+    >>> with tempfile.TemporaryDirectory() as scratch:
+    ...     folder = hfprune.save(small, Path(scratch) / "small")
+    ...     (folder / "pruning_probe.json").unlink()
+    ...     verify(folder)
+    ['pruning_probe.json is missing. Download or save the checkpoint again']
     """
     folder = Path(folder)
     problems = [
         *_file_problems(folder),
         *_code_problems(folder),
-        *detours(folder),
+        *redirection_problems(folder),
         *_loader_problems(folder),
         *_structure_problems(folder),
     ]
     if problems:
         return problems
+    # the checks have read both files without an error
     plan = PruningPlan.from_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
     record = PruningRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
     if record.plan_digest != plan.digest:
         return [f"{RECORD_FILE} is of plan {record.plan_digest[:12]}, {PLAN_FILE} is plan {plan.digest[:12]}"]
     if record.blocks and record.blocks != blocks_of(plan):
         return [f"{RECORD_FILE} has other blocks, or other numbers of units, than {PLAN_FILE}"]
-    problem = _probe_problem(folder) if PROBE_FILE in record.files else None
-    if problem is not None:
-        return [problem]
-    with suppress(OSError):  # a home that cannot be written to
-        _checked(folder).parent.mkdir(parents=True, exist_ok=True)
-        _checked(folder).touch()
+    if PROBE_FILE in record.files:
+        problem = _probe_problem(folder)
+        if problem is not None:
+            return [problem]
+    # a home that cannot be written to is no problem of the checkpoint
+    with suppress(OSError):
+        mark = _mark_of(folder)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
     return []
 
 
 def warn_if_unchecked(folder: Path) -> None:
-    """Warn once a process if a checkpoint's probe was never run on this machine.
+    """Warn, once in a process, if the probe of a checkpoint was never run on this machine.
 
     Args:
-        folder: The folder, or that of its files in the cache of the Hub.
+        folder: The checkpoint's folder, or its folder in the cache of the Hub.
     """
-    record = folder / RECORD_FILE
-    if not record.is_file() or PROBE_FILE not in record.read_text(encoding="utf-8"):
-        return  # outputs were not saved
-    mark = _checked(folder)
-    if mark not in _warned and not mark.is_file():
-        _warned.add(mark)
-        logger.warning(
-            "It was never checked on this machine that the checkpoint in %s computes what its author saw. `hfprune "
-            "verify` does that.",
-            folder,
-        )
+    record_file = folder / RECORD_FILE
+    if not record_file.is_file():
+        return
+    # without a probe there are no outputs to compare with
+    if PROBE_FILE not in record_file.read_text(encoding="utf-8"):
+        return
+    mark = _mark_of(folder)
+    if mark in _warned or mark.is_file():
+        return
+    _warned.add(mark)
+    logger.warning(
+        "It was never checked on this machine that the checkpoint in %s computes what its author saw. `hfprune "
+        "verify` does that.",
+        folder,
+    )
 
 
-def _checked(folder: Path) -> Path:
-    """The file that says that this record and these weight files, by size and time, were verified on this machine."""
+def _mark_of(folder: Path) -> Path:
+    """The empty file whose existence says that a checkpoint was verified on this machine.
+
+    Its name is a digest of the record, and of size and time of the weight files: weights that change need a new mark.
+    Hashing the weights themselves would slow down every loading.
+    """
     state = [sha256(folder / RECORD_FILE)]
     for path in sorted(folder.glob("*.safetensors")):
-        state += [path.name, str(path.stat().st_size), str(path.stat().st_mtime_ns)]
-    return Path(HF_HOME) / "hfprune" / "verified" / hashlib.sha256(" ".join(state).encode()).hexdigest()
+        status = path.stat()
+        state += [path.name, str(status.st_size), str(status.st_mtime_ns)]
+    digest = hashlib.sha256(" ".join(state).encode()).hexdigest()
+    return Path(HF_HOME) / "hfprune" / "verified" / digest
 
 
 def _file_problems(folder: Path) -> Iterator[str]:
-    """Files that are not those that the record names."""
+    """Files that are missing, changed or added since the record was written."""
     if not (folder / PLAN_FILE).is_file():
-        return  # no checkpoint of ours, as the structure says
+        # not a checkpoint of hfprune: `_structure_problems` says so
+        return
     try:
         text = (folder / RECORD_FILE).read_text(encoding="utf-8")
         record = PruningRecord.from_json(text)
     except (OSError, RecursionError, ValueError) as error:
         yield f"{RECORD_FILE} cannot be read: {error}"
         return
+    # the digest covers the values, the text covers how they are written
     if text != record.to_json():
         yield f"{RECORD_FILE} is not as hfprune writes it: it was changed"
-    if not record.files:
-        return  # save_pretrained alone, as Trainer does it, records no digests
-    for name, digest in sorted(record.files.items()):
+    # save_pretrained alone, as Trainer calls it, records no digests
+    if record.files:
+        yield from _digest_problems(folder, record.files)
+
+
+def _digest_problems(folder: Path, digests: Mapping[str, str]) -> Iterator[str]:
+    """Files that are not those whose SHA-256 the record holds, by name."""
+    for name, digest in sorted(digests.items()):
         if not (folder / name).is_file():
             yield f"{name} is missing. Download or save the checkpoint again"
         elif sha256(folder / name) != digest:
             yield f"{name} is not the file that was saved: its SHA-256 differs"
     for path in sorted(folder.iterdir()):
-        if path.suffix in _MATTERS and path.name not in record.files:
+        if path.suffix in _WEIGHTS_AND_CODE and path.name not in digests:
             yield f"{path.name} is not part of what was saved. Remove it"
 
 
 def _record_problems(folder: Path) -> Iterator[str]:
-    """What is wrong with the record, where there is one."""
+    """A record that cannot be read. A checkpoint may have none."""
+    path = folder / RECORD_FILE
     try:
-        if (folder / RECORD_FILE).is_file():
-            PruningRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
+        if path.is_file():
+            PruningRecord.from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         yield f"{RECORD_FILE} cannot be read: {error}"
 
 
 def _code_problems(folder: Path) -> Iterator[str]:
-    """Code that hfprune does not write, or the name of such. Nothing of it is run."""
-    loader = Path(modeling_pruned.__file__)
+    """Code that hfprune does not write, and names of such code in JSON files."""
     for path in sorted(folder.glob("*.py")):
-        if path.name != loader.name:
+        if path.name != _LOADER.name:
             yield f"{path.name} is code that hfprune does not write; it was not run. Remove it, or do not trust this"
     for path in sorted(folder.glob("*.json")):
         try:
-            named = json.loads(path.read_text(encoding="utf-8")).get("auto_map") or {}
-            ours = path.name == "config.json" and all(_LOADER_CLASS.fullmatch(value) for value in named.values())
+            auto_map = json.loads(path.read_text(encoding="utf-8")).get("auto_map") or {}
+            # only the config names the loader; a tokenizer has no code of hfprune's
+            is_ours = path.name == "config.json" and _names_loader_only(auto_map)
         except (AttributeError, OSError, RecursionError, TypeError, ValueError):
-            continue  # a list or a damaged file names nothing
-        if named and not ours:
-            yield f"auto_map in {path.name} names code that hfprune does not write: {named!r:.150}. It was not run"
+            # a list or a damaged file names no code that transformers would run
+            continue
+        if auto_map and not is_ours:
+            yield f"auto_map in {path.name} names code that hfprune does not write: {auto_map!r:.150}. It was not run"
 
 
-def detours(folder: Path) -> Iterator[str]:
-    """What would make transformers read weights or code that are not those of a checkpoint folder, one line each."""
+def _names_loader_only(auto_map: Mapping[str, str]) -> bool:
+    """Whether every class that `auto_map` names is one of the loader's."""
+    return all(_LOADER_CLASS.fullmatch(name) for name in auto_map.values())
+
+
+def redirection_problems(folder: Path) -> Iterator[str]:
+    """Files and settings that would make transformers read weights or code from outside a checkpoint folder.
+
+    Args:
+        folder: The folder.
+
+    Yields:
+        One line for each.
+    """
     if (folder / "adapter_config.json").exists():
         yield "adapter_config.json leads to weights elsewhere. hfprune writes none: merge the adapter, or remove it"
-    found: list[tuple[str, object]] = []  # of the config and the configs in it
-    with suppress(OSError, RecursionError, ValueError):  # what is no config is named elsewhere
-        text = (folder / "config.json").read_text(encoding="utf-8")
-        json.loads(text, object_pairs_hook=lambda pairs: found.extend(pairs) or dict(pairs))  # type: ignore[func-returns-value]
-    for name, value in found:
-        kernels = name in ("attn_implementation", "experts_implementation") and "/" in str(value)  # a repository
-        weights = name == "transformers_weights" and value not in (None, modeling_pruned.STOCK_CLASSES)
-        if kernels or weights:
+    for name, value in _settings(folder / "config.json"):
+        # kernels with a slash in their name are code in a repository of the Hub
+        is_foreign_kernel = name in ("attn_implementation", "experts_implementation") and "/" in str(value)
+        is_foreign_weights = name == "transformers_weights" and value not in (None, modeling_pruned.STOCK_CLASSES)
+        if is_foreign_kernel or is_foreign_weights:
             yield f"config.json sets {name} to {value!r:.100}, which leads elsewhere. Remove it"
 
 
+def _settings(config_file: Path) -> list[tuple[str, object]]:
+    """All pairs of a name and a value in a config and in the configs within it, innermost first.
+
+    A name that stands twice in one config is listed twice, although Python's JSON keeps the last value only.
+    """
+    settings: list[tuple[str, object]] = []
+
+    def collect(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        settings.extend(pairs)
+        return dict(pairs)
+
+    # `_structure_problems` reports a config that is missing or cannot be read
+    with suppress(OSError, RecursionError, ValueError):
+        json.loads(config_file.read_text(encoding="utf-8"), object_pairs_hook=collect)
+    return settings
+
+
 def _loader_problems(folder: Path) -> Iterator[str]:
-    """A loader that is not ours; hfprune compares it and never runs it."""
-    ours = Path(modeling_pruned.__file__)
-    path = folder / ours.name
-    if path.is_file() and sha256(path) not in {sha256(ours), *EARLIER_LOADERS}:
+    """A loader that is not the one of any release; hfprune compares it and never runs it."""
+    path = folder / _LOADER.name
+    if not path.is_file():
+        return
+    if sha256(path) not in {sha256(_LOADER), *EARLIER_LOADERS}:
         yield (
             f"{path.name} is not the loader of this hfprune or of an earlier one; it was not run. If the record names "
             "a newer hfprune, upgrade; else do not trust this checkpoint with trust_remote_code=True"
@@ -245,13 +324,16 @@ def _loader_problems(folder: Path) -> Iterator[str]:
 
 
 def _probe_problem(folder: Path) -> str | None:
-    """What the probe says of the loaded model; nothing where there is no probe."""
-    if not (folder / PROBE_FILE).is_file():
+    """How the outputs of the loaded model differ from the probe's; None if they agree, or there is no probe."""
+    path = folder / PROBE_FILE
+    if not path.is_file():
         return None
     try:
-        probe = Probe.from_json((folder / PROBE_FILE).read_text(encoding="utf-8"))
-        _warned.add(_checked(folder))
-        return probe.problem_of(model_class(folder).from_pretrained(folder, dtype=getattr(torch, probe.dtype)))
+        probe = Probe.from_json(path.read_text(encoding="utf-8"))
+        # loading calls `warn_if_unchecked`, which has no reason to warn while the check runs
+        _warned.add(_mark_of(folder))
+        model = model_class(folder).from_pretrained(folder, dtype=getattr(torch, probe.dtype))
+        return probe.problem_of(model)
     except Exception as error:  # noqa: BLE001 (whatever a stranger's numbers make fail is a problem to report)
         return f"the model cannot be run on {PROBE_FILE}: {type(error).__name__}: {error}"
 
@@ -263,7 +345,7 @@ def sha256(path: Path) -> str:
 
 
 def _structure_problems(folder: Path) -> Iterator[str]:
-    """What would keep the folder from loading whole, most basic first; stops where more cannot be known."""
+    """Reasons why the folder would not load whole, the most basic first; it stops where it can see no further."""
     if not folder.is_dir():
         yield "there is no such folder"
         return
@@ -275,14 +357,9 @@ def _structure_problems(folder: Path) -> Iterator[str]:
         return
     try:
         plan = PruningPlan.from_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
-        stored = _stored_shapes(folder)
-        cls, config = model_class(folder), AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if getattr(config, "num_hidden_layers", 0) > len(stored):
-            raise CheckpointError(f"config.json asks for {config.num_hidden_layers} layers, of {len(stored)} tensors")
-        with torch.device("meta"):
-            skeleton = cls(config)
-        skeleton.pruning_plan = plan  # which says what its units are
-        units = {block.name: block.units for block in find_blocks(skeleton)}
+        shapes = _stored_shapes(folder)
+        skeleton = _skeleton(folder, plan, tensors=len(shapes))
+        units = anatomy_of(skeleton).units
     except (HfpruneError, ValueError) as error:
         yield str(error)
         return
@@ -295,35 +372,63 @@ def _structure_problems(folder: Path) -> Iterator[str]:
                 f"the plan keeps {len(block.kept)} units of {name!r}, the config says {units.get(name)}. The plan and "
                 "the config are not of the same checkpoint"
             )
-    yield from _shape_problems(skeleton, stored)
+    yield from _shape_problems(skeleton, shapes)
+
+
+def _skeleton(folder: Path, plan: PruningPlan, *, tensors: int) -> PreTrainedModel:
+    """The model that the config describes, without weights, on the meta device.
+
+    Args:
+        folder: The checkpoint folder.
+        plan: Its plan, which says whether units of attention are groups or query heads.
+        tensors: The number of tensors in its weight files.
+
+    Returns:
+        The empty model, with the plan.
+
+    Raises:
+        CheckpointError: The config asks for more layers than there are tensors, or names no class of transformers.
+    """
+    cls = model_class(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    # modules take memory even without weights, so a hostile number of layers could use up all of it
+    if getattr(config, "num_hidden_layers", 0) > tensors:
+        raise CheckpointError(f"config.json asks for {config.num_hidden_layers} layers, of {tensors} tensors")
+    with torch.device("meta"):
+        skeleton = cls(config)
+    skeleton.pruning_plan = plan
+    return skeleton
 
 
 def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
-    """The weight files, and the tensors that the index takes from each; None: all of them."""
-    if (folder / SAFETENSORS_SINGLE_FILE).is_file():
-        return {folder / SAFETENSORS_SINGLE_FILE: None}
+    """The weight files, and the names of the tensors that the index takes from each; None stands for all tensors."""
+    single_file = folder / SAFETENSORS_SINGLE_FILE
+    if single_file.is_file():
+        return {single_file: None}
     index = folder / SAFETENSORS_INDEX_FILE
     if not index.is_file():
         raise CheckpointError("there are no .safetensors files: the weights are missing. Download or save it again")
     files: dict[Path, set[str] | None] = {}
-    for tensor, name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
-        if not re.fullmatch(r"\w[\w.-]*\.safetensors", str(name)) or not (folder / name).is_file():
+    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    for tensor, name in weight_map.items():
+        # the name comes from a stranger: it must not lead out of the folder
+        if not _WEIGHT_FILE_NAME.fullmatch(str(name)) or not (folder / name).is_file():
             raise CheckpointError(
                 f"{index.name} takes {tensor} from {name!r:.100}, which is no weight file of this folder"
             )
-        files[folder / name] = {*(files.get(folder / name) or ()), tensor}
+        names_before = files.get(folder / name) or set()
+        files[folder / name] = {*names_before, tensor}
     return files
 
 
 def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors in the files that transformers will read, and in no others."""
-    files = _weight_files(folder)
     shapes: dict[str, tuple[int, ...]] = {}
-    for path, named in files.items():
+    for path, indexed in _weight_files(folder).items():
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    if named is None or name in named:
+                    if indexed is None or name in indexed:
                         shapes[name] = tuple(file.get_slice(name).get_shape())
         except SafetensorError as error:
             raise CheckpointError(
@@ -332,19 +437,37 @@ def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _shape_problems(skeleton: PreTrainedModel, stored: dict[str, tuple[int, ...]]) -> Iterator[str]:
-    absent = {*(getattr(skeleton, "all_tied_weights_keys", None) or ()), *(skeleton._keys_to_ignore_on_save or ())}
+def _shape_problems(skeleton: PreTrainedModel, stored: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """Tensors in the weight files that are missing, too many, or of another shape than the skeleton's.
+
+    Args:
+        skeleton: The model that the config describes, on the meta device.
+        stored: The shapes in the weight files, by name.
+
+    Yields:
+        One line for each such tensor.
+    """
     state = skeleton.state_dict()
+    not_saved = _names_not_saved(skeleton)
+    required_state = {name: tensor for name, tensor in state.items() if name not in not_saved}
     # transformers saves some models with names and shapes of earlier versions
-    must = revert_weight_conversion(skeleton, {name: state[name] for name in state if name not in absent})
-    expected = {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(skeleton, state).items()}
-    for name, shape in expected.items():
+    required = revert_weight_conversion(skeleton, required_state)
+    expected = revert_weight_conversion(skeleton, state)
+    for name, tensor in expected.items():
+        shape = tuple(tensor.shape)
         if name in stored and stored[name] != shape:
             yield (
                 f"{name} is {stored[name]} in the weights, but the shape table in config.json says {shape}. They are "
                 "not of the same checkpoint; nothing was loaded"
             )
-        elif name not in stored and name in must:
+        elif name not in stored and name in required:
             yield f"{name} is missing from the weights"
     for name in sorted(set(stored) - set(expected)):
         yield f"{name} is in the weights, but the model has no such tensor"
+
+
+def _names_not_saved(model: PreTrainedModel) -> set[str]:
+    """The weights of a model that a checkpoint may lack: copies of tied weights, and what its class does not save."""
+    tied = getattr(model, "all_tied_weights_keys", None) or ()
+    ignored = model._keys_to_ignore_on_save or ()
+    return {*tied, *ignored}

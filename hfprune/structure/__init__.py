@@ -1,9 +1,9 @@
 """What a model is made of: blocks and units, gates on them, and surgery that removes them."""
 
 from hfprune.structure.anatomy import Anatomy, anatomy_of, find_blocks
-from hfprune.structure.architectures import known_architectures, register_architecture
+from hfprune.structure.architectures import Support, known_architectures, register_architecture, support_of
 from hfprune.structure.blocks import Block, Slice
-from hfprune.structure.discovery.discover import Support, support_of
+from hfprune.structure.discovery import proven_entry
 from hfprune.structure.gates import gate_gradients, gated
 from hfprune.structure.running import frozen
 from hfprune.structure.specs import Architecture, BlockSpec
@@ -23,6 +23,7 @@ __all__ = [
     "gated",
     "keep_units",
     "known_architectures",
+    "proven_entry",
     "register_architecture",
     "support_of",
 ]

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfprune.structure.architectures import base_model_type
+from hfprune.structure.architectures import Support, base_model_type, support_of
 from hfprune.structure.blocks import Block, attention_unit_of, check_attention_unit
-from hfprune.structure.discovery.discover import Support, support_of
 from hfprune.structure.reading import heads_in_group, read_blocks
 from hfprune.structure.specs import AttentionUnit
 
@@ -52,6 +51,9 @@ class Anatomy:
     @cached_property
     def dense_units(self) -> dict[str, int]:
         """How many units each block of the dense model has, by name: by the plan that a pruned model carries.
+
+        Returns:
+            By block name, the number of units.
 
         Raises:
             PlanMismatchError: The model was pruned by other units.
@@ -129,8 +131,10 @@ def _present_unit(model: PreTrainedModel, asked: AttentionUnit | None) -> Attent
     own: AttentionUnit | None = None if attached is None else attached.attention_unit
     if (asked or own) != "query":
         return "group"
-    # where a group has one query head its units are heads anyway, unless pruning by query heads left that one
-    return "query" if own == "query" or heads_in_group(model.config) > 1 else "group"
+    # if a group has one query head, groups are heads anyway, unless pruning by query heads left that one
+    if own == "query" or heads_in_group(model.config) > 1:
+        return "query"
+    return "group"
 
 
 def find_blocks(model: ModelOrAnatomy, attention_unit: AttentionUnit | None = None) -> list[Block]:

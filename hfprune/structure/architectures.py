@@ -1,13 +1,34 @@
-"""Which model types are known: the entries of the table, and those that users add."""
+"""Where the blocks of a model type are: by the table, by an entry that the user adds, or by a finder."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+from transformers import PreTrainedModel
+
+from hfprune.errors import UnsupportedArchitectureError
 from hfprune.structure.modeling_pruned import register_config
 from hfprune.structure.specs import Architecture
 from hfprune.structure.table import TABLE
 
 PRUNED_PREFIX = "pruned_"
 _TABLE = dict(TABLE)
+#: From a model and the type of its dense config to an entry; raises UnsupportedArchitectureError if there is none.
+Finder = Callable[[PreTrainedModel, str], Architecture]
+_FINDERS: dict[str, Finder] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Support:
+    """How hfprune knows where the blocks of a model are.
+
+    Attributes:
+        entry: The places of the blocks.
+        by: `table` if the entry stands in the table or was registered, or the name of the finder that gave it: `proof`
+            for discovery, which proposes entries and proves them.
+    """
+
+    entry: Architecture
+    by: str
 
 
 def known_architectures() -> Mapping[str, Architecture]:
@@ -30,6 +51,57 @@ def register_architecture(model_type: str, architecture: Architecture) -> None:
         raise ValueError(f"model_type {model_type!r} has an architecture entry already; pick another model type.")
     register_config(model_type)
     _TABLE[model_type] = architecture
+
+
+def register_finder(name: str) -> Callable[[Finder], Finder]:
+    """Add a way to find the entry of a model type that the table lacks: decorate a finder.
+
+    Reading a model thereby needs to know nothing of how entries are found; discovery, which reads and cuts models to
+    prove its entries, stands above it.
+
+    Args:
+        name: What `Support.by` says.
+
+    Returns:
+        The decorator.
+    """
+
+    def add(finder: Finder) -> Finder:
+        _FINDERS[name] = finder
+        return finder
+
+    return add
+
+
+def support_of(model: PreTrainedModel) -> Support:
+    """The entry of a model's type in the table, or else the first entry that a finder gives.
+
+    Args:
+        model: The model, dense or pruned.
+
+    Returns:
+        The entry, and how it was found.
+
+    Raises:
+        UnsupportedArchitectureError: The table has no entry, and no finder gives one. The message of the last finder
+            says what it found.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 32}
+    >>> support = support_of(BertModel(BertConfig(num_hidden_layers=1, **sizes)))
+    >>> support.by, list(support.entry.stacks)
+    ('table', ['encoder.layer'])
+    """
+    model_type = base_model_type(model.config.model_type)
+    if model_type in _TABLE:
+        return Support(entry=_TABLE[model_type], by="table")
+    refusal = UnsupportedArchitectureError(f"no architecture entry for model_type {model_type!r}.")
+    for name, finder in _FINDERS.items():
+        try:
+            return Support(entry=finder(model, model_type), by=name)
+        except UnsupportedArchitectureError as error:
+            refusal = error
+    raise refusal
 
 
 def base_model_type(model_type: str) -> str:

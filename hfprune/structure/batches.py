@@ -1,4 +1,4 @@
-"""Batches: the arguments of a model, their samples, and which of their tokens are no padding."""
+"""Batches: the arguments of a model, how many samples they hold, and which of their tokens are padding."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,8 +8,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 Batch = dict[str, Any]
-
-
 #: Arguments of models that are labels.
 LABELS = ("labels", "start_positions", "end_positions", "next_sentence_label")
 
@@ -43,61 +41,83 @@ def count_samples(batch: Batch) -> int:
 
 
 def token_mask(batch: Batch, name: str = "attention_mask") -> Tensor | None:
-    """Which tokens of a batch are no padding.
+    """Which tokens of a batch are not padding.
 
     Args:
         batch: Arguments of a model.
-        name: Of the mask: `Block.mask`. That of a decoder follows from padded labels where there is none, or is that
-            of the encoder where it reads the same tokens.
+        name: The argument that holds the mask: `Block.mask`. If the batch has no `decoder_attention_mask`, the mask of
+            the decoder is made from padded labels, or is the encoder's mask where the decoder reads the same tokens.
 
     Returns:
         `(samples, tokens)` bool; None if the batch does not say.
+
+    >>> token_mask({"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.tensor([[1, 0]])})
+    tensor([[ True, False]])
     """
     mask = batch.get(name)
-    labels = batch.get("labels")
     if mask is None and name == "decoder_attention_mask":
-        if isinstance(labels, Tensor) and labels.ndim == 2:
-            mask = labels != -100
-        elif "decoder_input_ids" not in batch and "input_ids" in batch:  # its head gives the decoder the same tokens
-            mask = batch.get("attention_mask")
+        mask = _mask_of_decoder(batch)
     if not isinstance(mask, Tensor) or mask.ndim < 2:
         return None
     return mask.reshape(count_samples(batch), -1).bool()
 
 
-def fitting_mask(batch: Batch, name: str, value: Tensor) -> Tensor | None:
-    """Which tokens of a value are no padding, where the mask is of these tokens.
+def _mask_of_decoder(batch: Batch) -> Any:
+    """The mask of a decoder, of a batch that does not give it by name."""
+    labels = batch.get("labels")
+    if isinstance(labels, Tensor) and labels.ndim == 2:
+        return labels != -100
+    # the head of a classifier gives the decoder the tokens of the encoder
+    if "decoder_input_ids" not in batch and "input_ids" in batch:
+        return batch.get("attention_mask")
+    return None
 
-    That of a sound is of its samples in time, of which a model makes fewer frames.
+
+def fitting_mask(batch: Batch, name: str, value: Tensor) -> Tensor | None:
+    """Which tokens of a tensor are not padding, if the batch's mask has as many tokens as the tensor.
+
+    The mask of a sound counts samples of the waveform. A model of speech makes fewer frames of them, so that mask does
+    not fit what its layers compute.
 
     Args:
         batch: Arguments of a model.
-        name: Of the mask, as for `token_mask`.
+        name: The argument that holds the mask, as for `token_mask`.
         value: `(samples, tokens, ...)`.
 
     Returns:
-        `(samples, tokens)` bool; None if the batch does not say, or the mask is of other tokens.
+        `(samples, tokens)` bool; None if the batch has no mask, or one of other tokens.
     """
     mask = token_mask(batch, name)
-    return mask if mask is not None and mask.shape == value.shape[:2] else None
+    if mask is None or mask.shape != value.shape[:2]:
+        return None
+    return mask
 
 
 def predicted_tokens(model: PreTrainedModel, batch: Batch, logits: Tensor) -> Tensor | None:
-    """Which tokens of logits are for no padding.
+    """At which tokens logits are predictions for a token that is not padding.
 
     Args:
         model: The model.
         batch: Its arguments.
-        logits: `(samples, tokens, ...)`, those of an encoder-decoder for the decoder's tokens.
+        logits: `(samples, tokens, ...)`; those of an encoder-decoder are for the tokens of the decoder.
 
     Returns:
-        `(samples, tokens)` bool, where the logits are; None if the batch does not say, or logits are not of tokens.
+        `(samples, tokens)` bool, on the device of the logits; None if the batch does not say, or if the logits are not
+        for single tokens.
     """
-    name = "decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask"
+    name = "attention_mask"
+    if model.config.is_encoder_decoder:
+        name = "decoder_attention_mask"
     mask = fitting_mask(batch, name, logits)
-    return None if mask is None else mask.to(logits.device)
+    if mask is None:
+        return None
+    return mask.to(logits.device)
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
     """A batch with its tensors on a device."""
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    moved = dict(batch)
+    for name, value in batch.items():
+        if isinstance(value, Tensor):
+            moved[name] = value.to(device)
+    return moved

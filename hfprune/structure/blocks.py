@@ -179,23 +179,23 @@ class Block:
     @property
     def modules(self) -> tuple[str, ...]:
         """Paths of all modules that it has slices of, producers first."""
-        return tuple(dict.fromkeys(own.module for own in self.slices))
+        return tuple(dict.fromkeys(piece.module for piece in self.slices))
 
     @property
     def producers(self) -> tuple[str, ...]:
         """Paths of the projections that make the units."""
-        return tuple(dict.fromkeys(own.module for own in self.slices if own.role == "producer"))
+        return tuple(dict.fromkeys(piece.module for piece in self.slices if piece.role == "producer"))
 
     @property
     def producer_rows(self) -> tuple[tuple[int, ...], ...]:
         """For every producer, the output rows of one unit in each of the parts that it stacks."""
-        rows = {own.module: own.rows for own in self.slices if own.role == "producer"}
+        rows = {piece.module: piece.rows for piece in self.slices if piece.role == "producer"}
         return tuple(rows.values())
 
     @property
     def consumer(self) -> str:
         """Path of the projection that reads the units."""
-        return next(own.module for own in self.slices if own.role == "consumer")
+        return next(piece.module for piece in self.slices if piece.role == "consumer")
 
 
 def attention_unit_of(units: Iterable[Unit]) -> AttentionUnit:
@@ -246,7 +246,9 @@ def weight_dimensions(module: nn.Module) -> tuple[int, int]:
 
 def base_model_prefix(model: PreTrainedModel) -> str:
     """What stands before the base model's own names in `model.state_dict()`: `bert.`, or nothing."""
-    return "" if model.base_model is model else f"{model.base_model_prefix}."
+    if model.base_model is model:
+        return ""
+    return f"{model.base_model_prefix}."
 
 
 def unit_slices(model: PreTrainedModel, block: Block, *, gradients: bool = False) -> list[Tensor]:
@@ -260,13 +262,14 @@ def unit_slices(model: PreTrainedModel, block: Block, *, gradients: bool = False
     Returns:
         For every slice of the block, in order: `(units, weights of one unit)`.
     """
-    found = []
-    for own in block.slices:
-        value = model.base_model.get_parameter(own.path)
+    by_slice = []
+    for piece in block.slices:
+        value: Tensor = model.base_model.get_parameter(piece.path)
         if gradients:
+            # a parameter that the loss does not depend on has none
             value = torch.zeros_like(value) if value.grad is None else value.grad
-        found.append(own.by_unit(value, block.units))
-    return found
+        by_slice.append(piece.by_unit(value, block.units))
+    return by_slice
 
 
 def check_in_one_place(model: PreTrainedModel) -> None:

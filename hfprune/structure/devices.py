@@ -1,8 +1,8 @@
 """Where a model runs and where its weights are: in one place, or spread or offloaded by accelerate's hooks.
 
 `device_map` of `from_pretrained` and `accelerate.dispatch_model`, `cpu_offload` and `disk_offload` hang a hook on every
-module. It moves the module's inputs to the device where it runs, and brings offloaded weights, which are on `meta`
-otherwise, there until it has run.
+module. The hook moves the module's inputs to the device where the module runs. Offloaded weights are on `meta`; the
+hook brings them to that device for as long as the module runs.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,17 +15,27 @@ from transformers import PreTrainedModel
 
 from hfprune.errors import StructureError
 
+#: Where tensors have a shape and no values.
 _META = torch.device("meta")
 
 
 def running_device(module: nn.Module) -> torch.device:
-    """Where a module runs: where its hook moves it, or where its first parameter is."""
-    place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-    return next(module.parameters()).device if place is None else torch.device(place)
+    """Where a module runs: where its hook moves its inputs, or where its first parameter is.
+
+    >>> running_device(nn.Linear(2, 2))
+    device(type='cpu')
+    """
+    hook = getattr(module, "_hf_hook", None)
+    # some of accelerate's hooks have no such attribute, or None in it
+    execution_device = getattr(hook, "execution_device", None)
+    if execution_device is None:
+        return next(module.parameters()).device
+    # accelerate takes an index or a name as well
+    return torch.device(execution_device)
 
 
 def input_embeddings(model: PreTrainedModel) -> nn.Module | None:
-    """The module that embeds the inputs; None for a model (of speech) that transformers cannot say it of."""
+    """The module that embeds the inputs; None for a model, such as one of speech, for which transformers names none."""
     try:
         module: nn.Module = model.get_input_embeddings()
     except NotImplementedError:
@@ -34,15 +44,24 @@ def input_embeddings(model: PreTrainedModel) -> nn.Module | None:
 
 
 def check_tokens(model: PreTrainedModel, largest: int) -> None:
-    """Refuse token ids that the model has no embedding for.
+    """Refuse texts with token ids beyond the rows of the model's embeddings.
 
     Args:
         model: The model.
-        largest: The largest id.
+        largest: The largest id in the texts.
 
     Raises:
-        ValueError: The model has fewer rows of embeddings.
+        ValueError: The model has no row for that id.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 32}
+    >>> model = BertModel(BertConfig(num_hidden_layers=1, **sizes))
+    >>> check_tokens(model, largest=31)
+    >>> check_tokens(model, largest=32)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: a text has the token id 32, and the model has 32 rows of embeddings. ...
     """
+    # only an Embedding has rows; a model of pictures or speech has some other module there, or none
     rows = getattr(input_embeddings(model), "num_embeddings", None)
     if rows is not None and largest >= rows:
         raise ValueError(
@@ -52,15 +71,27 @@ def check_tokens(model: PreTrainedModel, largest: int) -> None:
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where a model, or a base model called alone, wants its inputs: where its embeddings run."""
+    """Where a model, or a base model called alone, takes its inputs: where its embeddings run."""
     embeddings = input_embeddings(model)
-    device = model.device if embeddings is None else running_device(embeddings)
-    return model.device if device == _META else device
+    device: torch.device = model.device
+    if embeddings is not None:
+        of_embeddings = running_device(embeddings)
+        # embeddings of several modules may have no hook of their own, and offloaded weights do not say where they run
+        if of_embeddings != _META:
+            device = of_embeddings
+    return device
 
 
 @contextmanager
 def loaded(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Weights of modules can be read inside the `with`, also where they are offloaded."""
+    """Bring offloaded weights to where their modules run, so that they can be read inside the `with`.
+
+    Args:
+        modules: Modules, offloaded or not.
+
+    Yields:
+        Nothing.
+    """
     with ExitStack() as stack:
         for module in modules:
             stack.enter_context(align_module_device(module))
@@ -68,12 +99,12 @@ def loaded(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def offloaded(model: nn.Module) -> list[str]:
-    """Paths of the modules whose weights are offloaded: on `meta`, until the module runs."""
+    """Paths of the modules whose weights are offloaded: they are on `meta` until the module runs."""
     return [path for path, module in model.named_modules() if has_offloaded_params(module)]
 
 
 def check_can_run(model: PreTrainedModel) -> None:
-    """Refuse a model with weights that nothing would bring to where they are needed.
+    """Refuse a model with weights on `meta` that no hook would load before they are needed.
 
     Args:
         model: The model, in one place, spread over devices or offloaded.
@@ -82,11 +113,11 @@ def check_can_run(model: PreTrainedModel) -> None:
         StructureError: Some of its weights are on `meta`, and no hook loads them.
     """
     loadable = set(offloaded(model))
-    lost = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.device == _META and name.rpartition(".")[0] not in loadable
-    ]
+    lost = []
+    for name, parameter in model.named_parameters():
+        module = name.rpartition(".")[0]
+        if parameter.device == _META and module not in loadable:
+            lost.append(name)
     if lost:
         devices = sorted({str(parameter.device) for parameter in model.parameters()})
         raise StructureError(

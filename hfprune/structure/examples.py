@@ -1,13 +1,13 @@
-"""Inputs of the right kind and size for any model that the table knows."""
+"""Example inputs of the right kind and size for any model that hfprune supports."""
 
 import inspect
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from hfprune.errors import UnsupportedArchitectureError
-from hfprune.structure.batches import Batch
+from hfprune.structure.batches import Batch, on_device
 from hfprune.structure.devices import input_device
 
 
@@ -16,49 +16,100 @@ def example_inputs(model: PreTrainedModel, ids: Tensor) -> Batch:
 
     Args:
         model: The model.
-        ids: `(samples, tokens)` token ids. A model of pictures or speech gets as many samples of seeded noise instead;
-            of speech so long that it makes as many tokens, if its length is free.
+        ids: `(samples, tokens)` token ids. A model of pictures or speech gets as many samples of seeded noise instead.
+            If the length of a sound is free, it is so long that the model makes `tokens` frames of it.
 
     Returns:
-        Arguments of the model, where it wants them.
+        Arguments of the model, on the device where it takes its inputs.
 
     Raises:
-        UnsupportedArchitectureError: The model wants something else.
+        UnsupportedArchitectureError: The model takes neither texts, pictures nor speech.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 32}
+    >>> batch = example_inputs(BertModel(BertConfig(num_hidden_layers=1, **sizes)), torch.tensor([[5, 6, 7]]))
+    >>> batch["input_ids"].tolist(), batch["attention_mask"].tolist()
+    ([[5, 6, 7]], [[1, 1, 1]])
     """
-    device, samples = input_device(model), len(ids)
+    device = input_device(model)
     name = model.main_input_name
     if name == "input_ids":
-        return {key: value.to(device) for key, value in _text(model, ids).items()}
-    config = model.config
-    if name == "pixel_values":
-        side = config.image_size
-        shape = (config.num_channels, *((side, side) if isinstance(side, int) else side))
-    elif name == "input_features":
-        shape = (config.num_mel_bins, 2 * config.max_source_positions)
-    elif name == "input_values" and hasattr(config, "conv_kernel"):
-        length = ids.shape[-1]
-        for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
-            length = (length - 1) * stride + kernel
-        shape = (length,)
-    else:
+        return on_device(_text(model, ids), device)
+    samples, tokens = ids.shape
+    shape = _shape_of_sample(model.config, name, tokens)
+    if shape is None:
         raise UnsupportedArchitectureError(
             f"{type(model).__name__} takes {name!r}, and hfprune makes example inputs for texts, pictures and speech "
             "only. Its size, latency and probe cannot be had; scoring with your data can."
         )
     noise = torch.randn(samples, *shape, generator=torch.Generator().manual_seed(0))
-    found = {name: noise.to(device, model.dtype)}
-    return found | ({"decoder_input_ids": ids.to(device)} if _has_decoder(model) else {})
+    batch = {name: noise.to(device, model.dtype)}
+    if _has_decoder(model):
+        batch["decoder_input_ids"] = ids.to(device)
+    return batch
+
+
+def _shape_of_sample(config: PretrainedConfig, name: str, tokens: int) -> tuple[int, ...] | None:
+    """The shape of one picture or sound.
+
+    Args:
+        config: The config of the model.
+        name: The argument of the model that takes it.
+        tokens: How many tokens the model shall make of it, if its length is free.
+
+    Returns:
+        The shape; None for an argument that takes something else.
+    """
+    if name == "pixel_values":
+        size = config.image_size
+        if isinstance(size, int):
+            return (config.num_channels, size, size)
+        return (config.num_channels, *size)
+    if name == "input_features":
+        # the encoder of Whisper takes spectrograms of one length only, and halves it
+        return (config.num_mel_bins, 2 * config.max_source_positions)
+    if name == "input_values" and hasattr(config, "conv_kernel"):
+        return (_samples_in_time(config, tokens),)
+    return None
+
+
+def _samples_in_time(config: PretrainedConfig, frames: int) -> int:
+    """The shortest sound of which a stack of convolutions makes so many frames.
+
+    A convolution of kernel k and stride s makes n frames of (n − 1) · s + k inputs, so this goes from the last one back
+    to the sound.
+
+    Args:
+        config: The config of the model, with `conv_kernel` and `conv_stride`.
+        frames: How many frames the last convolution shall make.
+
+    Returns:
+        Samples in time.
+
+    >>> _samples_in_time(PretrainedConfig(conv_kernel=[10, 3], conv_stride=[5, 2]), frames=4)
+    50
+    """
+    length = frames
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        length = (length - 1) * stride + kernel
+    return length
 
 
 def _text(model: PreTrainedModel, ids: Tensor) -> Batch:
+    """Arguments of a model of texts."""
     if "MultipleChoice" in type(model).__name__:
+        # one choice for each sample
         ids = ids[:, None]
     if model.config.is_encoder_decoder and isinstance(model.config.eos_token_id, int):
+        # BART and its kin classify at the end-of-text token, and fail without one
         ids = ids.clone()
-        ids[..., -1] = model.config.eos_token_id  # where some classify
-    decoder = {"decoder_input_ids": ids} if _has_decoder(model) else {}
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **decoder}
+        ids[..., -1] = model.config.eos_token_id
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if _has_decoder(model):
+        batch["decoder_input_ids"] = ids
+    return batch
 
 
 def _has_decoder(model: PreTrainedModel) -> bool:
+    """Whether a model takes inputs of a decoder. Some encoder-decoders make them on their own."""
     return model.config.is_encoder_decoder and "decoder_input_ids" in inspect.signature(model.forward).parameters

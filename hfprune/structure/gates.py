@@ -77,8 +77,9 @@ def gate_gradients(
         def take(by_column: Tensor) -> None:
             by_unit = by_column.reshape(samples, block.units, -1).sum(-1).float()
             # a layer that runs several times hands in the gradients of every use
-            earlier = gradients.get(block.name)
-            gradients[block.name] = by_unit if earlier is None else earlier + by_unit
+            if block.name in gradients:
+                by_unit = gradients[block.name] + by_unit
+            gradients[block.name] = by_unit
 
         return lambda x: gate_columns(x, None, anchor=anchor, samples=samples, take=take, change=change)
 
@@ -137,12 +138,15 @@ class _Gate(torch.autograd.Function):
         ctx.samples = samples
         ctx.take = take
         ctx.change = change
-        return x.view_as(x) if gate is None else x * gate
+        if gate is None:
+            return x.view_as(x)
+        return x * gate
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:
         x, gate = ctx.saved_tensors
-        (gradient,) = grad_outputs
+        gradient: Tensor | None = grad_outputs[0]
+        assert gradient is not None
         # some models flatten samples and tokens before the consumer, so go by the number of samples
         wide = x.reshape(ctx.samples, -1, x.shape[-1])
         wide = wide.to(torch.promote_types(x.dtype, torch.float32))
@@ -150,5 +154,7 @@ class _Gate(torch.autograd.Function):
             wide = wide @ ctx.change[:-1].to(wide) + ctx.change[-1].to(wide)
         ctx.take((wide * gradient.reshape(wide.shape)).sum(1))
         if not ctx.needs_input_grad[0]:
-            return None, None, None, None, None, None
-        return gradient if gate is None else gradient * gate, None, None, None, None, None
+            gradient = None
+        elif gate is not None:
+            gradient = gradient * gate
+        return gradient, None, None, None, None, None

@@ -12,7 +12,7 @@ import json
 import shutil
 from collections.abc import Callable
 from functools import cache, partial
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +51,13 @@ class PrunedConfig:
     pruning_config: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        kwargs.pop("transformers_weights", None)  # meant for stock classes
+        # meant for stock classes
+        kwargs.pop("transformers_weights", None)
         super().__post_init__(**kwargs)  # type: ignore[misc]
         _register_auto_classes(type(self))  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, and in place of the weights' name what a stock class shall say when it is asked to load them."""
+        """The fields; the name of the weights is the message that a stock class gives when it is to load them."""
         return {**super().to_dict(), "transformers_weights": STOCK_CLASSES}  # type: ignore[misc]
 
 
@@ -69,7 +70,8 @@ class PrunedModel:
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         base = self.base_model  # type: ignore[attr-defined]
-        if base is self or not isinstance(base, PrunedModel):  # else it has resized itself
+        # a base model of a pruned class has resized itself by now
+        if base is self or not isinstance(base, PrunedModel):
             resize(self, config)
 
     @classmethod
@@ -82,15 +84,18 @@ class PrunedModel:
             )
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if pretrained_model_name_or_path is not None:  # None: weights are in `state_dict`
+        # without a name the weights come from the argument `state_dict`, and nothing lies beside them
+        if pretrained_model_name_or_path is not None:
             read_attachments(model, pretrained_model_name_or_path, **kwargs)
         return loaded
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save like transformers does, with plan, record and this file beside the weights."""
-        if kwargs.get("push_to_hub"):  # which would leave them out
+        # transformers would push the weights without these files
+        if kwargs.get("push_to_hub"):
             raise ValueError("save first, and then push the folder: hfprune.push_to_hub, or model.push_to_hub(repo).")
-        self._auto_class = None  # our own copy below; transformers would name one Auto class only
+        # transformers would copy the file too, and name one Auto class only
+        self._auto_class = None
         self.config.auto_map = auto_map(base_class(type(self.config)))  # type: ignore[attr-defined]
         if kwargs.get("is_main_process", True):
             write_attachments(self, Path(save_directory))
@@ -156,17 +161,7 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
     for path, shape in table["shapes"].items():
         _resize(base.get_submodule(path), shape["in_features"], shape["out_features"], model._init_weights)
     for path, value in table["attributes"].items():
-        owner, attribute = owner_of(base, path)
-        dense = getattr(owner, attribute, None)
-        if type(dense) is not int or type(value) is not int or not 0 <= value <= dense:
-            raise ValueError(
-                f"pruning_config sets {path} to {value!r:.50} where the dense model has {dense!r:.50}; pruning only "
-                "makes sizes smaller. The config is damaged, or not to be trusted."
-            )
-        if isinstance(owner, PretrainedConfig):  # which all layers share
-            module = base.get_submodule(path.rpartition(".")[0].rpartition(".")[0])
-            module.config = owner = _LayerConfig(owner)
-        setattr(owner, attribute, value)
+        _set_size(base, path, value)
     for path, arguments in table.get("inputs", {}).items():
         _follow_heads(base.get_submodule(path), arguments)
     for path, consumer in table.get("bypassed", {}).items():
@@ -176,20 +171,49 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
 
 
 def owner_of(base: nn.Module, path: str) -> tuple[Any, str]:
-    """What has an attribute, a module or its config, and the attribute's name."""
+    """The object that has an attribute, and the attribute's name.
+
+    Args:
+        base: The module that the path starts from.
+        path: Such as `layers.0.self_attn.num_heads`, or `layers.0.self_attn.config.num_heads` for an attribute of a
+            module's config.
+
+    Returns:
+        A module or its config, and a name.
+    """
     owner, _, attribute = path.rpartition(".")
     module, _, last = owner.rpartition(".")
-    return (base.get_submodule(module).config if last == "config" else base.get_submodule(owner)), attribute
+    if last == "config":
+        return base.get_submodule(module).config, attribute
+    return base.get_submodule(owner), attribute
+
+
+def _set_size(base: nn.Module, path: str, value: Any) -> None:
+    """Set an attribute that says how many heads or features a module has, if it makes the module smaller."""
+    owner, attribute = owner_of(base, path)
+    dense = getattr(owner, attribute, None)
+    if type(dense) is not int or type(value) is not int or not 0 <= value <= dense:
+        raise ValueError(
+            f"pruning_config sets {path} to {value!r:.50} where the dense model has {dense!r:.50}; pruning only "
+            "makes sizes smaller. The config is damaged, or not to be trusted."
+        )
+    # all layers share one config, so a layer with a size of its own gets a view of its own
+    if isinstance(owner, PretrainedConfig):
+        module: Any = base.get_submodule(path.rpartition(".")[0].rpartition(".")[0])
+        owner = _LayerConfig(owner)
+        module.config = owner
+    setattr(owner, attribute, value)
 
 
 class _LayerConfig:
-    """A layer's view of the model's config: the same, and stays the same, but for the layer's own sizes."""
+    """A layer's view of the model's config: it gives what the config has, but for the sizes that are set on it."""
 
     def __init__(self, shared: Any) -> None:
         self.shared = shared
 
     def __getattr__(self, name: str) -> Any:
-        if name == "shared" or name.startswith("__"):  # asked for by copy and pickle before there is one
+        # copy and pickle ask for these before there is a shared config
+        if name == "shared" or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.shared, name)
 
@@ -202,64 +226,95 @@ def _bypass(module: Any) -> Any:
 
 
 def _replicate(module: Any, again: Callable[[Any], Any]) -> Any:
-    return again(type(module)._replicate_for_data_parallel(module))  # else it would run with the original's weights
+    """A copy for DataParallel, bound to its own weights: a copied `forward` would run with the original's."""
+    return again(type(module)._replicate_for_data_parallel(module))
 
 
 def _without_heads(
     module: Any, hidden_states: torch.Tensor, *_: Any, **given: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`forward` of an attention module that has no heads left: no features, or what its consumer makes of none.
+    """`forward` of an attention module that has no heads left.
 
-    Caches take the length of a text from any of their layers, so a cache gets one number a token as keys, no values.
+    Args:
+        module: The module.
+        hidden_states: `(samples, tokens, features)`.
+        **given: Other arguments, a cache perhaps among them.
+
+    Returns:
+        No features, `(samples, tokens, 0)`, or what the consumer inside the module makes of no features; and attention
+        weights of no heads.
     """
     samples, tokens = hidden_states.shape[:2]
+    nothing = hidden_states.new_zeros(samples, tokens, 0)
+    weights = hidden_states.new_zeros(samples, 0, tokens, tokens)
     cache = given.get("past_key_values", given.get("layer_past"))
-    nothing, weights = hidden_states.new_zeros(samples, tokens, 0), hidden_states.new_zeros(samples, 0, tokens, tokens)
     if isinstance(cache, Cache):
+        # caches take the length of a text from any of their layers: one number a token as keys, and no values
         seen = hidden_states.new_ones(samples, 1, tokens, 1)
-        cache.update(seen, seen[..., :0], module.layer_idx if hasattr(module, "layer_idx") else module.layer_id)
-    return (module.get_submodule(module.bypassed_consumer)(nothing) if module.bypassed_consumer else nothing), weights
+        layer = module.layer_idx if hasattr(module, "layer_idx") else module.layer_id
+        cache.update(seen, seen[..., :0], layer)
+    if not module.bypassed_consumer:
+        return nothing, weights
+    consumer = module.get_submodule(module.bypassed_consumer)
+    return consumer(nothing), weights
 
 
 def _resize(module: nn.Module, in_features: int, out_features: int, initialize: Callable[[nn.Module], None]) -> None:
+    """Give a projection other numbers of features, with new weights.
+
+    Args:
+        module: A Linear or Conv1D.
+        in_features: Its inputs.
+        out_features: Its outputs.
+        initialize: Fills the new weights as the model's class does.
+    """
     if isinstance(module, Conv1D):
         shape = (in_features, out_features)
     elif isinstance(module, nn.Linear):
         shape = (out_features, in_features)
     else:
         raise TypeError(f"cannot resize a {type(module).__name__}, only Linear and Conv1D")
-    if not all(type(size) is int for size in shape):
-        raise ValueError(f"pruning_config asks for a weight of shape {shape!r:.100}; sizes are whole numbers.")
+    _check_shape(shape, tuple(module.weight.shape))
     if tuple(module.weight.shape) == shape:
         return
-    if min(shape) < 0 or any(new > old for new, old in zip(shape, module.weight.shape, strict=True)):
-        raise ValueError(
-            f"pruning_config asks for a weight of shape {shape} where the dense model has {tuple(module.weight.shape)};"
-            " pruning only makes them smaller. The config is damaged, or not to be trusted."
-        )
     if isinstance(module, Conv1D):
-        module.nx, module.nf = in_features, out_features
+        module.nx = in_features
+        module.nf = out_features
     else:
-        module.in_features, module.out_features = in_features, out_features
-    something = in_features > 0 and out_features > 0
-    module.weight = nn.Parameter(module.weight.new_empty(shape), requires_grad=something)
+        module.in_features = in_features
+        module.out_features = out_features
+    has_weights = in_features > 0 and out_features > 0
+    module.weight = nn.Parameter(module.weight.new_empty(shape), requires_grad=has_weights)
     if module.bias is not None:
         module.bias = nn.Parameter(module.bias.new_zeros(out_features), requires_grad=out_features > 0)
-    if something and not module.weight.is_meta:  # torch warns of initialising nothing; on meta it is slow
+    # torch warns of initialising nothing, and on the meta device it is slow
+    if has_weights and not module.weight.is_meta:
         initialize(module)
 
 
+def _check_shape(shape: tuple[Any, ...], dense: tuple[int, ...]) -> None:
+    """Refuse a shape that no pruning of the dense model gives."""
+    if not all(type(size) is int for size in shape):
+        raise ValueError(f"pruning_config asks for a weight of shape {shape!r:.100}; sizes are whole numbers.")
+    grows = any(new > old for new, old in zip(shape, dense, strict=True))
+    if min(shape) < 0 or grows:
+        raise ValueError(
+            f"pruning_config asks for a weight of shape {shape} where the dense model has {dense};"
+            " pruning only makes them smaller. The config is damaged, or not to be trusted."
+        )
+
+
 def _follow_heads(module: Any, arguments: dict[str, dict[str, Any]]) -> None:
-    """Let arguments with one slice a head hold those of the heads that are left, inside the module only."""
+    """Let arguments with one slice a head hold those of the heads that stay, inside the module only.
+
+    Args:
+        module: The module that takes the arguments.
+        arguments: By name of an argument: `dim`, where the heads are; `of`, how many the dense model has; `index`,
+            which of them stay; `made_by`, the module's method that makes the argument; and `returned`, its place in
+            what the module returns.
+    """
     for name, rule in arguments.items():
-        index = rule.get("index", [])
-        whole = all(type(one) is int for one in index)
-        if (
-            not whole
-            or any(b <= a for a, b in pairwise(index))
-            or (index and not 0 <= index[0] <= index[-1] < rule["of"])
-        ):
-            raise ValueError(f"pruning_config gives slices of {name!r:.50} that are not increasing or not there.")
+        _check_heads(name, rule)
     module.register_forward_pre_hook(partial(_select_given, arguments=arguments), with_kwargs=True)
     returned = {rule["returned"] for rule in arguments.values() if rule.get("returned") is not None}
     if returned:
@@ -269,10 +324,22 @@ def _follow_heads(module: Any, arguments: dict[str, dict[str, Any]]) -> None:
         _select_made(module, makers)
 
 
+def _check_heads(name: str, rule: dict[str, Any]) -> None:
+    """Refuse indices of heads that do not increase, or that no dense model has."""
+    index = rule.get("index", [])
+    whole = all(type(head) is int for head in index)
+    if whole and not index:
+        return
+    increasing = whole and all(first < second for first, second in pairwise(index))
+    if not increasing or not 0 <= index[0] <= index[-1] < rule["of"]:
+        raise ValueError(f"pruning_config gives slices of {name!r:.50} that are not increasing or not there.")
+
+
 def _select_made(module: Any, makers: dict[str, dict[str, Any]]) -> Any:
-    """Let methods that make a slice for every head give those of the heads that are left."""
+    """Let methods that make a slice for every head give those of the heads that stay."""
     for name, rule in makers.items():
-        if name.startswith("_") or not callable(getattr(type(module), name, None)) or hasattr(nn.Module, name):
+        is_method = callable(getattr(type(module), name, None)) and not hasattr(nn.Module, name)
+        if name.startswith("_") or not is_method:
             raise ValueError(f"pruning_config names {name!r:.50}, which is no method of {type(module).__name__}.")
         setattr(module, name, partial(_make, module, name, rule))
     module._replicate_for_data_parallel = partial(_replicate, module, partial(_select_made, makers=makers))
@@ -280,17 +347,21 @@ def _select_made(module: Any, makers: dict[str, dict[str, Any]]) -> Any:
 
 
 def _make(module: Any, name: str, rule: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Call a method of the class, and select from what it makes."""
     return _select(getattr(type(module), name)(module, *args, **kwargs), rule)
 
 
 def _select(value: torch.Tensor, rule: dict[str, Any]) -> torch.Tensor:
-    """The slices of the heads that are left; all of them stay within reach."""
-    dim, heads = rule["dim"], rule["of"]
-    if value.shape[dim] % heads:  # all heads have the same
+    """The slices of the heads that stay, with all of them within reach as `of_all_heads`."""
+    dim = rule["dim"]
+    heads = rule["of"]
+    # a dimension that the heads do not divide holds one slice for all of them
+    if value.shape[dim] % heads:
         return value
-    start = torch.arange(0, value.shape[dim], heads, device=value.device)  # heads may be repeated for every sample
-    index = (start[:, None] + torch.tensor(rule["index"], dtype=torch.long, device=value.device)).flatten()
-    selected = value.index_select(dim, index)
+    # heads may be repeated for every sample
+    starts = torch.arange(0, value.shape[dim], heads, device=value.device)
+    index = torch.tensor(rule["index"], dtype=torch.long, device=value.device)
+    selected = value.index_select(dim, (starts[:, None] + index).flatten())
     selected.of_all_heads = value  # type: ignore[attr-defined]
     return selected
 
@@ -298,20 +369,24 @@ def _select(value: torch.Tensor, rule: dict[str, Any]) -> torch.Tensor:
 def _select_given(
     module: nn.Module, args: Any, kwargs: Any, *, arguments: dict[str, dict[str, Any]]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Pre-hook: of arguments that are given, keep the slices of the heads that are left."""
+    """Pre-hook: of arguments that are given, select the slices of the heads that stay."""
     bound = inspect.signature(module.forward).bind(*args, **kwargs)
     for name, rule in arguments.items():
         value = bound.arguments.get(name)
-        if value is not None:
-            bound.arguments[name] = None if rule["dim"] is None else _select(value, rule)
+        if value is None:
+            continue
+        # an argument without a dimension of heads is zeros of another size: the module makes its own
+        bound.arguments[name] = None if rule["dim"] is None else _select(value, rule)
     return bound.args, bound.kwargs
 
 
 def _return_all(_: nn.Module, __: Any, output: tuple[Any, ...], *, places: set[int]) -> tuple[Any, ...]:
     """Hook: later layers, which have other heads, get the slices of all."""
-    return tuple(
-        getattr(value, "of_all_heads", value) if place in places else value for place, value in enumerate(output)
-    )
+    values = list(output)
+    for place in places.intersection(range(len(values))):
+        # a value without slices of its own is that of all heads already
+        values[place] = getattr(values[place], "of_all_heads", values[place])
+    return tuple(values)
 
 
 def base_class(cls: type) -> Any:
@@ -321,15 +396,17 @@ def base_class(cls: type) -> Any:
 
 def auto_classes(config_class: type[PretrainedConfig]) -> dict[str, type[PreTrainedModel]]:
     """The stock model class behind each Auto class that knows a stock config: `{"AutoModel": BertModel, ...}`."""
-    found = {}
+    classes: dict[str, type[PreTrainedModel]] = {}
     for name, auto in vars(modeling_auto).items():
         mapping = getattr(auto, "_model_mapping", None)
-        if name.startswith("AutoModel") and mapping is not None and config_class in mapping:
-            classes = mapping[config_class]
-            model_class = classes[0] if isinstance(classes, (list, tuple)) else classes
-            if model_class.config_class is config_class:  # a few mappings borrow another type's config
-                found[name] = model_class
-    return found
+        if not name.startswith("AutoModel") or mapping is None or config_class not in mapping:
+            continue
+        entry = mapping[config_class]
+        model_class = entry[0] if isinstance(entry, (list, tuple)) else entry
+        # a few mappings borrow another type's config
+        if model_class.config_class is config_class:
+            classes[name] = model_class
+    return classes
 
 
 def register_config(model_type: str) -> None:
@@ -355,27 +432,33 @@ def auto_map(config_class: type[PretrainedConfig]) -> dict[str, str]:
 
 def stock_class(name: str) -> Any:
     """The config or model class of that name, of transformers or registered by the user with an Auto class; or None."""
-    found = getattr(transformers, name, None)
-    autos = (getattr(auto, "_model_mapping", None) for auto in vars(modeling_auto).values() if isinstance(auto, type))
-    registered = (mapping._extra_content for mapping in (CONFIG_MAPPING, *autos) if mapping is not None)
-    for cls in (found, *chain.from_iterable(classes.values() for classes in registered)):
-        ours = isinstance(cls, type) and issubclass(cls, (PretrainedConfig, PreTrainedModel))
-        if ours and cls.__name__ == name and cls.__module__ != __name__:
-            return cls
+    candidates: list[Any] = [getattr(transformers, name, None)]
+    mappings = [CONFIG_MAPPING]
+    for auto in vars(modeling_auto).values():
+        mapping = getattr(auto, "_model_mapping", None) if isinstance(auto, type) else None
+        if mapping is not None:
+            mappings.append(mapping)
+    for mapping in mappings:
+        candidates += mapping._extra_content.values()
+    for candidate in candidates:
+        is_stock = isinstance(candidate, type) and issubclass(candidate, (PretrainedConfig, PreTrainedModel))
+        if is_stock and candidate.__name__ == name and candidate.__module__ != __name__:
+            return candidate
     return None
 
 
 def pruned_class(base: Any) -> Any:
     """Make `Pruned<Base>` from a config or model class, once."""
     name = f"Pruned{base.__name__}"
-    made = globals().get(name)
-    if made is not None:
-        return made
+    existing = globals().get(name)
+    if existing is not None:
+        return existing
     namespace: dict[str, Any] = {"__module__": __name__, "__qualname__": name, "_auto_class": None}
     if issubclass(base, PretrainedConfig):
         mixin: type = PrunedConfig
         namespace["model_type"] = f"pruned_{base.model_type}"
-        if not base.__module__.startswith("transformers."):  # else transformers would make one that skips it
+        # without one of its own, transformers would make an `__init__` that skips that of the user's class
+        if not base.__module__.startswith("transformers."):
             namespace["__init__"] = lambda self, **kwargs: base.__init__(self, **kwargs)
     else:
         mixin = PrunedModel
@@ -388,5 +471,5 @@ def __getattr__(name: str) -> type:
     base = stock_class(name.removeprefix("Pruned")) if name.startswith("Pruned") else None
     if base is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    made: type = pruned_class(base)
-    return made
+    pruned: type = pruned_class(base)
+    return pruned

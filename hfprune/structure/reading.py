@@ -1,17 +1,16 @@
 """Read the blocks of a model by an entry of the table: every path and size is checked before anything is done."""
 
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from hfprune.errors import StructureError
-from hfprune.structure.blocks import QUERIES, Amount, Block, Slice, features_of, weight_dimensions
+from hfprune.structure.blocks import Amount, Block, Slice, features_of, weight_dimensions
 from hfprune.structure.modeling_pruned import owner_of
-from hfprune.structure.specs import Architecture, AttentionUnit, BlockSpec, HeadInput, Quantity, Unit, specs_of
+from hfprune.structure.sites import Site, sites_of
+from hfprune.structure.specs import Architecture, AttentionUnit, HeadInput, Quantity, Unit
 from hfprune.structure.stock import Sizes, with_portable_units
 
 
@@ -35,7 +34,7 @@ def read_blocks(
     problems: list[str] = []
     blocks: list[Block] = []
     sayable: dict[Sizes, bool] = {}
-    for site in _sites(model, entry, attention_unit):
+    for site in sites_of(model, entry, attention_unit):
         reader = _Reader(site)
         block = reader.block()
         problems.extend(reader.problems)
@@ -62,103 +61,6 @@ def heads_in_group(config: PretrainedConfig) -> int:
     heads: int = getattr(config, "num_attention_heads", None) or 1
     shared: int = getattr(config, "num_key_value_heads", None) or heads
     return heads // shared
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Site:
-    """A place where an entry expects a block.
-
-    Attributes:
-        config: Of the model.
-        layer: The layer that holds the block.
-        path: Path of the layer, from the base model.
-        name: The block's name in the layer.
-        spec: The entry of the block.
-        uses: How often the layer runs in one pass.
-        cached: Whether its keys and values are kept while the model generates.
-        by_query: Whether single query heads are the units.
-    """
-
-    config: PretrainedConfig
-    layer: nn.Module
-    path: str
-    name: str
-    spec: BlockSpec
-    uses: int
-    cached: bool
-    by_query: bool
-
-    def inside(self, path: str) -> str:
-        """A path in the layer, from the base model."""
-        return f"{self.path}.{path}" if path else self.path
-
-
-def _sites(model: PreTrainedModel, entry: Architecture, attention_unit: AttentionUnit) -> Iterator[_Site]:
-    """Every place where the entry expects a block."""
-    for stack, layer_specs in entry.stacks.items():
-        layers, uses = _layers(model, stack, entry)
-        cached = _is_cached(model, stack)
-        for path, layer in layers:
-            for name, choices in specs_of(layer_specs).items():
-                spec = _fitting(layer, choices)
-                by_query = attention_unit == "query" and spec.grouped
-                yield _Site(
-                    config=model.config,
-                    layer=layer,
-                    path=path,
-                    name=QUERIES if by_query else name,
-                    spec=spec,
-                    uses=uses,
-                    cached=cached,
-                    by_query=by_query,
-                )
-
-
-def _layers(model: PreTrainedModel, stack: str, entry: Architecture) -> tuple[list[tuple[str, nn.Module]], int]:
-    """The layers of a stack with their paths, and how often each runs; none if the model lacks the stack."""
-    found: list[tuple[str, nn.Module]] = [("", model.base_model)]
-    outermost = 0
-    for part in stack.split(".*."):
-        inside: list[tuple[str, nn.Module]] = []
-        for path, module in found:
-            try:
-                layers = module.get_submodule(part)
-            except AttributeError:
-                return [], 1
-            if isinstance(layers, nn.ModuleList):
-                inside += [(f"{path}.{part}.{index}".lstrip("."), layer) for index, layer in enumerate(layers)]
-        found = inside
-        outermost = outermost or len(inside)
-    if not entry.runs:
-        return found, 1
-    runs: int = getattr(model.config, entry.runs)
-    if runs % outermost:
-        raise StructureError(
-            f"{entry.runs}={runs} is no multiple of the {outermost} groups of layers that {type(model).__name__} "
-            "shares among them: how often each runs differs, which hfprune does not count."
-        )
-    return found, runs // outermost
-
-
-def _is_cached(model: PreTrainedModel, stack: str) -> bool:
-    """Whether attention in a stack of layers keeps keys and values while the model generates."""
-    config = model.config
-    if "past_key_values" not in inspect.signature(model.base_model.forward).parameters:
-        return False
-    if config.is_encoder_decoder:
-        return stack.startswith("decoder.")
-    # BERT and its kin are decoders only if the config says so
-    can_be_either = hasattr(config, "add_cross_attention")
-    return not can_be_either or getattr(config, "is_decoder", True)
-
-
-def _fitting(layer: nn.Module, choices: Sequence[BlockSpec]) -> BlockSpec:
-    """The first spec whose projections the layer has; the first of all if none fits."""
-    names = {name for name, _ in layer.named_modules()}
-    for spec in choices:
-        if names.issuperset({*spec.producers, spec.consumer}):
-            return spec
-    return choices[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +112,7 @@ class _Layout:
 class _Reader:
     """Reads one block of one layer and collects what is wrong instead of stopping at the first problem."""
 
-    def __init__(self, site: _Site) -> None:
+    def __init__(self, site: Site) -> None:
         self.site = site
         self.spec = site.spec
         self.problems: list[str] = []
@@ -220,7 +122,7 @@ class _Reader:
         self._refuse_absent()
         consumer = self._projection(self.spec.consumer)
         producers = [self._projection(path) for path in self.spec.producers]
-        head_dim = 1 if self.spec.head_dim is None else self._attribute(self.spec.head_dim)
+        head_dim = self._head_dim()
         there = [producer for producer in producers if producer is not None]
         if consumer is None or head_dim is None or len(there) < len(producers):
             return None
@@ -232,6 +134,12 @@ class _Reader:
         if self.problems:
             return None
         return self._block(consumer, layout, head_dim)
+
+    def _head_dim(self) -> int | None:
+        """Width of one head; 1 for neurons, None if no attribute says it."""
+        if self.spec.head_dim is None:
+            return 1
+        return self._attribute(self.spec.head_dim)
 
     def _refuse_absent(self) -> None:
         names = {name for name, _ in self.site.layer.named_modules()}
@@ -246,7 +154,7 @@ class _Reader:
             return (producer.outputs,)
         other, left = divmod(producer.outputs - columns, others)
         # key and value may have fewer heads than the query; the halves of a gated feed-forward are alike
-        unequal_neurons = self.spec.head_dim is None and other != columns
+        unequal_neurons = self.spec.of_neurons and other != columns
         if left or other < 0 or unequal_neurons:
             where = self.site.inside(producer.path)
             self.problems.append(
@@ -296,9 +204,11 @@ class _Reader:
         )
 
     def _unit(self) -> Unit:
-        if self.spec.head_dim is None:
+        if self.spec.of_neurons:
             return "neuron"
-        return "query" if self.site.by_query else "group"
+        if self.site.by_query:
+            return "query"
+        return "group"
 
     def _check_whole_heads(self, projection: _Projection, sizes: Sequence[int], units: int, head_dim: int) -> None:
         for size in sizes:
@@ -307,8 +217,10 @@ class _Reader:
                 self.problems.append(f"{where}: {size} features are no whole heads of {head_dim}")
 
     def _width_of_removed(self, head_dim: int) -> int:
-        """Columns of one unit of a block that has none left: no shape says it, the config does."""
-        return head_dim if self.spec.head_dim is None else head_dim * heads_in_group(self.site.config)
+        """Columns of one unit of a block that has no unit: no shape says it, the config does."""
+        if self.spec.of_neurons:
+            return head_dim
+        return head_dim * heads_in_group(self.site.config)
 
     def _rows_of_removed(self, parts: Sequence[tuple[int, ...]], width: int, head_dim: int) -> list[tuple[int, ...]]:
         """Rows of one unit of such a block: the first part is the query's, the others have one head each."""
@@ -336,9 +248,14 @@ class _Reader:
         biases = 0
         for producer, rows in zip(layout.producers, layout.rows, strict=True):
             weights += sum(rows) * producer.inputs
-            biases += sum(rows) if producer.biased else 0
-        # queries times keys, and attention times values
-        pair_macs = 0 if spec.head_dim is None else 2 * layout.width
+            if producer.biased:
+                biases += sum(rows)
+        heads = 0
+        pair_macs = 0
+        if not spec.of_neurons:
+            heads = layout.heads
+            # queries times keys, and attention times values
+            pair_macs = 2 * layout.width
         return Block(
             name=site.inside(site.name),
             layer=site.path,
@@ -348,16 +265,16 @@ class _Reader:
             mask=self._mask(),
             units=layout.units,
             groups=layout.groups,
-            least=layout.groups if site.by_query else self._least(consumer),
+            least=self._least(consumer, layout),
             width=layout.width,
-            heads=0 if spec.head_dim is None else layout.heads,
+            heads=heads,
             head_dim=head_dim,
             slices=self._slices(consumer, layout),
             sizes=self._sizes(layout.amounts),
             head_inputs=self._head_inputs(),
             config_fields=tuple((name, layout.amounts[quantity]) for name, quantity in spec.config_fields.items()),
-            residual_sum=None if spec.residual_sum is None else site.inside(spec.residual_sum),
-            bypass=site.inside(spec.bypass) if spec.bypass else None,
+            residual_sum=site.inside_if_any(spec.residual_sum),
+            bypass=site.inside_if_any(spec.bypass),
             unit_params=weights + biases,
             unit_token_macs=site.uses * weights,
             unit_pair_macs=site.uses * pair_macs,
@@ -396,7 +313,7 @@ class _Reader:
 
     def _cached_features(self, rows: Sequence[Sequence[int]]) -> int:
         """Features of key and value of one unit, of the rows that make it; 0 without a cache."""
-        if self.spec.head_dim is None or not self.site.cached:
+        if self.spec.of_neurons or not self.site.cached:
             return 0
         query = rows[0][0] // self.spec.interleaved
         return sum(sum(parts) for parts in rows) - query
@@ -405,18 +322,24 @@ class _Reader:
         return self.site.layer.get_submodule(consumer.path).get_parameter("weight").dtype.itemsize
 
     def _mask(self) -> str:
-        """The decoder of an encoder-decoder reads other tokens than the encoder."""
-        of_decoder = self.site.config.is_encoder_decoder and self.site.path.startswith("decoder.")
-        return "decoder_attention_mask" if of_decoder else "attention_mask"
+        """The argument that says which tokens are no padding."""
+        # the decoder of an encoder-decoder reads other tokens than the encoder
+        if self.site.config.is_encoder_decoder and self.site.path.startswith("decoder."):
+            return "decoder_attention_mask"
+        return "attention_mask"
 
-    def _least(self, consumer: _Projection) -> int:
+    def _least(self, consumer: _Projection, layout: _Layout) -> int:
         """The fewest units that the block can have."""
+        # keys and values would stay behind without a query head that reads them
+        if self.site.by_query:
+            return layout.groups
         if self.spec.bypass is not None:
             # an encoder's layers in the place of a decoder hand on a cache, which a bypass does not fill
-            return 1 if getattr(self.site.config, "is_decoder", False) else 0
-        # a Linear gives its bias where it reads nothing; Conv1D fails, and so does attention without heads
+            return int(getattr(self.site.config, "is_decoder", False))
+        # a Linear gives its bias if it reads nothing; Conv1D fails, and so does attention without heads
         is_linear = isinstance(self.site.layer.get_submodule(consumer.path), nn.Linear)
-        return 0 if self.spec.head_dim is None and is_linear else 1
+        can_be_empty = self.spec.of_neurons and is_linear
+        return 0 if can_be_empty else 1
 
     def _projection(self, path: str) -> _Projection | None:
         """A projection of the layer, checked against the weight itself."""
@@ -430,12 +353,15 @@ class _Reader:
         except TypeError as error:
             self.problems.append(f"{where}: {error}")
             return None
-        expected = (inputs, outputs) if isinstance(module, Conv1D) else (outputs, inputs)
+        input_dimension, output_dimension = weight_dimensions(module)
+        expected = (outputs, inputs)
+        if input_dimension == 0:
+            expected = (inputs, outputs)
         shape = tuple(module.get_parameter("weight").shape)
+        # a quantized or otherwise replaced module says one size and holds another
         if shape != expected:
             self.problems.append(f"{where}.weight is {shape}, expected {expected}")
             return None
-        input_dimension, output_dimension = weight_dimensions(module)
         return _Projection(
             path=path,
             inputs=inputs,

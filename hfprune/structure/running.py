@@ -1,4 +1,4 @@
-"""Running a model without changing it: frozen, with hooks, without a cache, and layers computed again."""
+"""Run a model without changing it: frozen, with hooks, without a cache, or with layers that are computed again."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,12 +16,28 @@ from hfprune.structure.devices import input_device
 
 
 class ForwardEnded(Exception):  # noqa: N818 (no error)
-    """What was wanted of a forward pass is there: raised in a hook, it spares the rest of the pass."""
+    """Ends a forward pass early: a hook raises it when the pass has given all that its caller wants."""
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no weight gradients, inside the `with`; exactly as before afterwards, also after an error."""
+    """Evaluation mode without weight gradients, inside the `with`.
+
+    Behind it every module and parameter is as it was, also after an error.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> with frozen(layer):
+    ...     layer.training, layer.weight.requires_grad
+    (False, False)
+    >>> layer.training, layer.weight.requires_grad
+    (True, True)
+    """
     modes = [(module, module.training) for module in model.modules()]
     # by name: accelerate makes offloaded parameters anew whenever their module runs
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -38,26 +54,37 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def inputs_of(module: PreTrainedModel, batch: Batch, *, labels: bool = False) -> Batch:
-    """What a model, or the base model in one, takes of a batch, where it wants it and by default without labels.
+    """The arguments that a model takes of a batch, on the device where it wants them.
 
     Scoring and reconstruction never generate, so a decoder is told not to build a key/value cache. The choices of a
-    multiple choice are samples of their own, as its head makes them.
+    multiple choice become samples, as the model's head makes them.
+
+    Args:
+        module: A model, or the base model in one.
+        batch: Arguments of the whole model.
+        labels: Whether `labels` are among the arguments to take.
+
+    Returns:
+        Arguments by name.
     """
     parameters = inspect.signature(module.forward).parameters
-    taken = {name: value for name, value in batch.items() if name in parameters and (labels or name != "labels")}
-    taken = on_device(taken, input_device(module))
-    ids = taken.get("input_ids")
+    names = [name for name in batch if name in parameters]
+    if not labels:
+        names = [name for name in names if name != "labels"]
+    inputs = on_device({name: batch[name] for name in names}, input_device(module))
+    ids = inputs.get("input_ids")
     if isinstance(ids, Tensor) and ids.ndim == 3:
-        taken = {
-            name: value.flatten(0, 1) if isinstance(value, Tensor) and value.shape[:2] == ids.shape[:2] else value
-            for name, value in taken.items()
-        }
-    return without_cache(module, taken)
+        for name, value in inputs.items():
+            if isinstance(value, Tensor) and value.shape[:2] == ids.shape[:2]:
+                inputs[name] = value.flatten(0, 1)
+    return without_cache(module, inputs)
 
 
 @contextmanager
 def same_use_cache(model: PreTrainedModel) -> Iterator[None]:
-    """Whatever is written there inside the `with`, `use_cache` of the config is behind it as it was.
+    """Keep `config.use_cache` as it is: it is put back when the `with` ends, whatever was written there meanwhile.
+
+    Trainer and gradient checkpointing switch it off and leave it so.
 
     Args:
         model: The model.
@@ -77,21 +104,30 @@ def same_use_cache(model: PreTrainedModel) -> Iterator[None]:
 
 
 def without_cache(model: PreTrainedModel, batch: Batch) -> Batch:
-    """A batch that tells a decoder to build no key/value cache, which only generation needs.
+    """Tell a decoder to build no key/value cache, which only generation needs.
 
     Args:
         model: The model.
-        batch: Its arguments; if they say whether to build one, that counts.
+        batch: Its arguments. If `use_cache` is among them, it stays.
 
     Returns:
-        The arguments.
+        The arguments, with `use_cache=False` where the model takes that.
     """
-    takes_it = "use_cache" in inspect.signature(model.forward).parameters
-    return {**batch, "use_cache": False} if takes_it and "use_cache" not in batch else batch
+    takes_use_cache = "use_cache" in inspect.signature(model.forward).parameters
+    if takes_use_cache and "use_cache" not in batch:
+        return {**batch, "use_cache": False}
+    return batch
 
 
 def run_without_head(model: PreTrainedModel, batch: Batch) -> None:
-    """Run the base model; an encoder-decoder whole, as its head makes the decoder's inputs of labels."""
+    """Run the base model, without its task head.
+
+    An encoder-decoder runs whole, because its head makes the inputs of the decoder from the labels.
+
+    Args:
+        model: The model.
+        batch: Its arguments.
+    """
     if model.config.is_encoder_decoder:
         model(**inputs_of(model, batch, labels=True))
     else:
@@ -100,13 +136,14 @@ def run_without_head(model: PreTrainedModel, batch: Batch) -> None:
 
 @contextmanager
 def recomputed(model: PreTrainedModel, blocks: Sequence[Block]) -> Iterator[None]:
-    """Gradient checkpointing, inside the `with`: layers are run again in the backward pass instead of kept.
+    """Gradient checkpointing inside the `with`: only the inputs of layers are kept for the backward pass.
 
-    The same gradients for one more forward pass. transformers' own works in training mode only, where there is dropout.
+    The gradients are the same, for one more forward pass. The gradient checkpointing of transformers works in training
+    mode only, in which there is dropout.
 
     Args:
         model: The model.
-        blocks: Its blocks; what is kept is the inputs of their layers.
+        blocks: Blocks whose layers are run again in the backward pass.
 
     Yields:
         Nothing.
@@ -121,21 +158,37 @@ def recomputed(model: PreTrainedModel, blocks: Sequence[Block]) -> Iterator[None
 
 @contextmanager
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Another `forward` for one module; one that was set on the instance before (by accelerate's hooks) comes back."""
-    own = module.__dict__.get("forward")
+    """Another `forward` for one module, inside the `with`.
+
+    Args:
+        module: The module. A `forward` that was set on the instance before, as the hooks of accelerate do, comes back.
+        forward: What runs in its place.
+
+    Yields:
+        Nothing.
+    """
+    earlier = module.__dict__.get("forward")
     module.__dict__["forward"] = forward
     try:
         yield
     finally:
-        if own is None:
+        if earlier is None:
             del module.__dict__["forward"]
         else:
-            module.__dict__["forward"] = own
+            module.__dict__["forward"] = earlier
 
 
 @contextmanager
 def input_hooks(model: PreTrainedModel, changes: Mapping[Block, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Pass the input of each block's consumer through a function."""
+    """Pass the input of each block's consumer through a function, inside the `with`.
+
+    Args:
+        model: The model.
+        changes: By block, a function from the consumer's input to the input that the consumer gets.
+
+    Yields:
+        Nothing.
+    """
 
     def hook(change: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor, ...]]:
         return lambda _, args: (change(args[0]), *args[1:])

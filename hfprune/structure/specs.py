@@ -25,10 +25,12 @@ class HeadInput:
     """An argument of a module that carries one slice for every head.
 
     Attributes:
-        dimension: Where the heads are. None for an argument that holds nothing (zeros that an earlier layer made in
-            its own size): it is left out, and the module makes its own.
-        made_by: The method of the module that makes it for all heads of the dense model where the caller gives none.
-        returned: Its place in what the module returns, from where later layers get it, for all heads.
+        dimension: The dimension along which the heads lie. None for an argument of zeros, which an earlier layer made
+            in its own size: it is left out of the call, and the module makes zeros of its own size.
+        made_by: The method of the module that makes the argument if the caller gives none, for all heads of the dense
+            model.
+        returned: The place of the argument in the tuple that the module returns. Later layers get it from there, for
+            all heads.
     """
 
     dimension: int | None = None
@@ -38,28 +40,30 @@ class HeadInput:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockSpec:
-    """Where one block of a layer keeps its units.
+    """The projections of a layer that hold the units of one block, and everything that follows their number.
 
     Attributes:
-        producers: Projections whose output rows make the units; of separate ones for attention the query's comes first.
+        producers: Projections whose output rows make the units. If query, key and value have a projection each, the
+            query's comes first.
         consumer: The projection whose input columns read them.
-        fused: How many parts each producer stacks along its output (3 for a query-key-value projection). The first has
-            as many features as the consumer reads, the others have equally many.
-        interleaved: How many head widths each head has in a row in each producer (3 where query, key and value rows
-            stand head by head).
-        head_dim: Attribute that holds the width of one head; None where a unit is a neuron.
+        fused: How many parts each producer stacks along its output: 3 for a query-key-value projection. The first part
+            has as many features as the consumer reads; the other parts are of one size.
+        interleaved: How many head widths one head has in a row in each producer: 3 if the rows of query, key and value
+            stand head by head.
+        head_dim: Attribute that holds the width of one head; None if a unit is a neuron.
         sizes: Attributes of modules that must follow the number of units, and what each counts.
         config_fields: Fields of the stock config that set this block's size for all layers at once, and what each
-            counts. Empty where the stock config cannot say another size.
+            counts. Empty if the stock config cannot say another size.
         head_inputs: Arguments of a module that carry one slice for every head: `{module: {argument: where}}`.
-        residual_sum: The module whose input is the consumer's output plus the residual stream, before any
-            normalisation; empty where that is the output of the layer. None where there is no such place:
-            reconstruction then aims at the consumer's own output.
-        absent: Modules that the entry does not handle: a model that has one is refused.
-        bypass: The module that is left out when no unit is left, because it cannot run without any. It takes the
-            hidden states first and returns a tuple, whose first item the consumer reads, unless the consumer is inside.
-            None where it can run. A block of attention without it keeps at least one unit. A module that is given a
-            cache has its index there in `layer_idx` or `layer_id`.
+        residual_sum: The module that reads the sum of the consumer's output and the residual stream, before any
+            normalisation. Empty if that sum is the output of the layer. None if no module reads it: reconstruction
+            then aims at the consumer's own output.
+        absent: Modules that the entry does not handle: a model that has one of them is refused.
+        bypass: The module that is left out of the pass if the block has lost all its units, because it cannot run
+            without any. It takes the hidden states as its first argument and returns a tuple. The consumer reads the
+            first item of that tuple, or is itself inside the module. None for a module that runs without units.
+            Attention without a bypass keeps at least one unit. A module that is given a cache holds the index of its
+            layer there in `layer_idx` or `layer_id`.
     """
 
     producers: tuple[str, ...]
@@ -75,17 +79,22 @@ class BlockSpec:
     absent: tuple[str, ...] = ()
 
     @property
+    def of_neurons(self) -> bool:
+        """Whether a unit of the block is a neuron; otherwise it is a head, or several."""
+        return self.head_dim is None
+
+    @property
     def grouped(self) -> bool:
-        """Whether single query heads can be units too: there is an attribute for how many are in a group."""
+        """Whether single query heads can be units too: an attribute says how many of them share a key/value head."""
         return "group" in self.sizes.values()
 
     @property
     def kind(self) -> Kind:
         """`attention` or `ffn`."""
-        return KIND_OF_NEURONS if self.head_dim is None else "attention"
+        return KIND_OF_NEURONS if self.of_neurons else "attention"
 
 
-#: What a layer holds, by the block's name in it; of several specs the first counts whose projections are there.
+#: The blocks of a layer, by name. If a block has several specs, the first one counts whose projections the layer has.
 Layer = Mapping[str, BlockSpec | Sequence[BlockSpec]]
 
 
@@ -94,10 +103,11 @@ class Architecture:
     """The blocks of every layer of a model type.
 
     Attributes:
-        stacks: By path of a list of layers, from the base model: what each layer of it holds. `*` stands for every
-            entry of a list on the way. A model may lack some of several stacks (the encoder of an encoder-decoder).
-        runs: Where layers are shared, the config field that says how often the outermost list is gone through.
-        note: What of the model is not pruned, and why, in a few words.
+        stacks: By path of a list of layers, from the base model: the blocks of each layer in it. `*` in a path stands
+            for every entry of a list. A model may lack some of several stacks, such as the encoder of an
+            encoder-decoder.
+        runs: For models that share layers, the config field that says how often the outermost list runs in one pass.
+        note: Which parts of the model are not pruned, and why, in a few words.
     """
 
     stacks: Mapping[str, Layer]
@@ -106,25 +116,28 @@ class Architecture:
 
 
 def specs_of(layer: Layer) -> dict[str, tuple[BlockSpec, ...]]:
-    """The specs of a layer's blocks, always as tuples."""
-    return {name: (spec,) if isinstance(spec, BlockSpec) else tuple(spec) for name, spec in layer.items()}
+    """The specs of a layer's blocks by name, each as a tuple, whether the entry gives one spec or several."""
+    specs: dict[str, tuple[BlockSpec, ...]] = {}
+    for name, choices in layer.items():
+        specs[name] = (choices,) if isinstance(choices, BlockSpec) else tuple(choices)
+    return specs
 
 
 def changed(entry: Architecture, **blocks: Mapping[str, Any]) -> Architecture:
-    """An entry with some fields of its blocks changed, in all stacks.
+    """A new entry like another one, with some fields of its blocks changed in all stacks.
 
     Args:
-        entry: An entry.
+        entry: The other entry.
         **blocks: By name of a block, the fields that differ.
 
     Returns:
-        Another entry.
+        The new entry.
     """
-    stacks = {
-        path: {
-            name: tuple(replace(spec, **blocks.get(name, {})) for spec in specs)
-            for name, specs in specs_of(layer).items()
-        }
-        for path, layer in entry.stacks.items()
-    }
+    stacks: dict[str, Layer] = {}
+    for path, layer in entry.stacks.items():
+        specs: dict[str, tuple[BlockSpec, ...]] = {}
+        for name, choices in specs_of(layer).items():
+            fields = blocks.get(name, {})
+            specs[name] = tuple(replace(spec, **fields) for spec in choices)
+        stacks[path] = specs
     return replace(entry, stacks=stacks)

@@ -1,4 +1,4 @@
-"""Tensors by name, in memory or in files of a folder; and the digest of some."""
+"""Tensors by name, in memory or in the files of a folder, and digests of tensors."""
 
 import hashlib
 import os
@@ -25,26 +25,30 @@ class Store:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        self._held: dict[str, Tensor] = {}
+        self._in_memory: dict[str, Tensor] = {}
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._held if self.folder is None else self._file(name).is_file()
+        if self.folder is None:
+            return name in self._in_memory
+        return self._file(name).is_file()
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._held[name] if self.folder is None else load_file(self._file(name))["value"]
+        if self.folder is None:
+            return self._in_memory[name]
+        return load_file(self._file(name))["value"]
 
     def __setitem__(self, name: str, value: Tensor) -> None:
         if self.folder is None:
-            self._held[name] = value
+            self._in_memory[name] = value
         else:
             write_tensors(self._file(name), {"value": value})
 
     def drop(self, name: str) -> None:
         """Forget a tensor, if it is there."""
         if self.folder is None:
-            self._held.pop(name, None)
+            self._in_memory.pop(name, None)
         else:
             self._file(name).unlink(missing_ok=True)
 
@@ -54,15 +58,17 @@ class Store:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file as a whole: whenever the process ends, the file is there complete, or is not.
+    """Write a safetensors file in one step: if the process is killed, the whole file is there or none of it.
 
     Args:
         path: The file; one that is there is replaced.
         tensors: By name.
         metadata: Goes into the file's header.
     """
+    # another process may write the same file at the same time, so each has a draft of its own
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, draft, dict(metadata or {}))
+    on_cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(on_cpu, draft, dict(metadata or {}))
     draft.replace(path)
 
 
@@ -79,17 +85,28 @@ def digest_of(model: PreTrainedModel) -> str:
         ValueError: Weights are not in memory.
     """
     tensors = dict(model.state_dict())
-    away = [name for name, value in tensors.items() if value.is_meta]
-    if away:
+    not_in_memory = [name for name, value in tensors.items() if value.is_meta]
+    if not_in_memory:
         raise ValueError(
-            f"{away[0]!r} of {type(model).__name__} is not in memory (offloaded by device_map, or on the meta device), "
-            "and what the model says is kept under the digest of its weights. Load it without offloading."
+            f"{not_in_memory[0]!r} of {type(model).__name__} is not in memory (offloaded by device_map, or on the meta "
+            "device), and what the model says is kept under the digest of its weights. Load it without offloading."
         )
+    # a name without a tensor adds the name itself
     return sha256_of({**tensors, model.config.to_json_string(use_diff=False): None})
 
 
 def sha256_of(tensors: Mapping[str, Any]) -> str:
-    """SHA-256 of tensors and their names, in the order of the names; of other values the names alone."""
+    """SHA-256 of tensors and their names, in the order of the names.
+
+    Args:
+        tensors: By name. Of a value that is no tensor, only the name counts.
+
+    Returns:
+        Hexadecimal.
+
+    >>> sha256_of({"a": torch.zeros(2)}) == sha256_of({"a": torch.zeros(2), "b": None})
+    False
+    """
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(name.encode())

@@ -51,12 +51,13 @@ def keep_units(
 
 
 def fill(small: PreTrainedModel, state: Mapping[str, Tensor], model: PreTrainedModel) -> None:
-    """Load weights into an empty model, strictly, and let the rest of it be as in the model that they come from.
+    """Load weights into an empty model, strictly, and copy all other state from the model that they come from.
 
     Args:
         small: An empty model, on the meta device.
         state: Its state dict.
-        model: Where weights are tied, frozen or in training mode, its buffers, and its generation config.
+        model: The model that the weights come from: it says which parameters are tied or frozen and which modules are
+            in training mode, and gives its buffers and its generation config.
 
     Raises:
         StructureError: The state dict is not that of the empty model.
@@ -72,6 +73,7 @@ def fill(small: PreTrainedModel, state: Mapping[str, Tensor], model: PreTrainedM
     _copy_buffers(model, small)
     trainable = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in small.named_parameters():
+        # a parameter without any number cannot learn
         parameter.requires_grad_(trainable[name].requires_grad and parameter.numel() > 0)
     for name, module in small.named_modules():
         module.training = model.get_submodule(name).training
@@ -82,10 +84,10 @@ def fill(small: PreTrainedModel, state: Mapping[str, Tensor], model: PreTrainedM
 def skeleton(
     model: PreTrainedModel, kept: Mapping[str, Sequence[int]], *, blocks: Sequence[Block]
 ) -> tuple[PreTrainedModel, dict[str, Tensor]]:
-    """An empty model of the shapes that are left, on the meta device, and the weights that belong into it.
+    """An empty model of the smaller shapes, on the meta device, and the weights that belong into it.
 
     Args:
-        model: The model; it may be on the meta device itself, as its weights are then.
+        model: The model. It may be on the meta device itself; so are the sliced weights then.
         kept: As for `keep_units`.
         blocks: As for `keep_units`.
 
@@ -106,7 +108,7 @@ def skeleton(
 
 
 def _check_kept(block: Block, kept: Tensor, model_type: str) -> None:
-    """Refuse what the modules of a block cannot run with."""
+    """Refuse to keep units that the block's modules cannot run with."""
     if len(kept) < block.least:
         raise UnsupportedArchitectureError(
             f"{block.name} of a {model_type} model cannot run without any unit, so the block cannot "
@@ -127,29 +129,36 @@ def _sliced_state(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapp
     prefix = base_model_prefix(model)
     sliced: dict[str, Tensor] = {}
     for block in blocks:
-        for own in block.slices:
-            name = f"{prefix}{own.path}"
+        for piece in block.slices:
+            name = f"{prefix}{piece.path}"
             # a parameter that several blocks have slices of is cut by each of them
             before = sliced.get(name, whole[name])
-            index = own.index(indices[block.name], block.units)
-            sliced[name] = before.index_select(own.dimension, index.to(before.device))
-    return {name: sliced[name] if name in sliced else tensor.clone() for name, tensor in whole.items()}
+            index = piece.index(indices[block.name], block.units)
+            sliced[name] = before.index_select(piece.dimension, index.to(before.device))
+    # the order of the model's own state dict, and copies of all that is not cut
+    state: dict[str, Tensor] = {}
+    for name, tensor in whole.items():
+        state[name] = sliced[name] if name in sliced else tensor.clone()
+    return state
 
 
 def _skeleton(
     model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str, Tensor], state: Mapping[str, Tensor]
 ) -> PreTrainedModel:
-    """An empty model of the sliced shapes: stock where the stock config can say them, else of the pruned class."""
+    """An empty model of the sliced shapes: of the stock class if the stock config can say them, else of the pruned."""
     stock_class = modeling_pruned.base_class(type(model))
     config = stock_config(model.config, blocks, [len(indices[block.name]) for block in blocks])
     if config is not None:
         small = empty(stock_class, config, model)
         shapes = {name: tensor.shape for name, tensor in small.state_dict().items()}
+        # a config may say some of the sizes only, so what it builds is compared
         if all(shapes.get(name) == tensor.shape for name, tensor in state.items()):
             return small
     pruned_class = pruned_class_for(model)
     fields = copy.deepcopy(model.config.to_dict())
-    fields.update(model_type=pruned_class.config_class.model_type, pruning_config=_table(model, blocks, indices))
+    fields["model_type"] = pruned_class.config_class.model_type
+    fields["pruning_config"] = _table(model, blocks, indices)
+    # that of a checkpoint which was loaded with its own code; saving writes a new one
     fields.pop("auto_map", None)
     return empty(pruned_class, pruned_class.config_class.from_dict(fields), model)
 
@@ -167,19 +176,30 @@ def pruned_class_for(model: PreTrainedModel) -> type[PreTrainedModel]:
         UnsupportedArchitectureError: Loading would not find the class again.
     """
     stock = modeling_pruned.base_class(type(model))
-    if any(modeling_pruned.stock_class(cls.__name__) is not cls for cls in (stock, stock.config_class)):
+    # loading finds classes by their names, so the name must lead to this very class
+    found_again = [modeling_pruned.stock_class(cls.__name__) is cls for cls in (stock, stock.config_class)]
+    if not all(found_again):
         raise UnsupportedArchitectureError(
             f"{stock.__module__}.{stock.__name__} is not a class of transformers, nor registered with an Auto class: a "
             "pruned checkpoint of it could not be loaded again. Register it where it is defined, under a name of its "
             "own (AutoConfig.register(model_type, Config), AutoModelForX.register(Config, Model)), or prune the "
             "transformers model that it is made of."
         )
-    found: type[PreTrainedModel] = modeling_pruned.pruned_class(stock)
-    return found
+    pruned: type[PreTrainedModel] = modeling_pruned.pruned_class(stock)
+    return pruned
 
 
 def empty(cls: type[PreTrainedModel], config: PretrainedConfig, model: PreTrainedModel) -> PreTrainedModel:
-    """A model without weights, on the meta device, that a config describes; dtype and the like are those of `model`."""
+    """A model without weights, on the meta device.
+
+    Args:
+        cls: The class to build.
+        config: Its config; attention implementation, dtype and name are set as in the other model.
+        model: The other model.
+
+    Returns:
+        The empty model.
+    """
     config._attn_implementation = model.config._attn_implementation
     config.dtype = model.dtype
     config._name_or_path = model.config._name_or_path
@@ -196,9 +216,10 @@ def _table(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str
         for path, attribute, amount in block.sizes:
             attributes[f"{path}.{attribute}"] = amount.of(kept // block.groups)
         if not kept and block.bypass is not None:
-            # the bypass runs a consumer that is inside itself, as nothing else would
-            inside = block.consumer.startswith(f"{block.bypass}.")
-            bypassed[block.bypass] = block.consumer.removeprefix(f"{block.bypass}.") if inside else ""
+            # a consumer inside the module that is left out would not run, so the bypass must run it
+            bypassed[block.bypass] = ""
+            if block.consumer.startswith(f"{block.bypass}."):
+                bypassed[block.bypass] = block.consumer.removeprefix(f"{block.bypass}.")
     return {
         "format_version": modeling_pruned.FORMAT_VERSION,
         "shapes": _shapes(model, blocks, indices),
@@ -214,23 +235,26 @@ def _shapes(
     """Input and output features of every projection whose weight is cut."""
     shapes: dict[str, dict[str, int]] = {}
     for block in blocks:
-        for own in block.slices:
-            if own.parameter != "weight":
+        for piece in block.slices:
+            if piece.parameter != "weight":
                 continue
-            module = model.base_model.get_submodule(own.module)
-            if own.module not in shapes:
+            module = model.base_model.get_submodule(piece.module)
+            if piece.module not in shapes:
                 in_features, out_features = features_of(module)
-                shapes[own.module] = {"in_features": in_features, "out_features": out_features}
+                shapes[piece.module] = {"in_features": in_features, "out_features": out_features}
             input_dimension, _ = weight_dimensions(module)
-            side = "in_features" if own.dimension == input_dimension else "out_features"
-            shapes[own.module][side] = sum(own.rows) * len(indices[block.name])
+            side = "in_features" if piece.dimension == input_dimension else "out_features"
+            shapes[piece.module][side] = sum(piece.rows) * len(indices[block.name])
     return shapes
 
 
 def _head_inputs(
     model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str, Tensor]
 ) -> dict[str, dict[str, Any]]:
-    """For every argument with one slice a head: which slices are those of the heads that stay, of all dense heads."""
+    """For every argument that holds one slice for each head: which slices belong to the heads that stay.
+
+    The slices are counted over all heads of the dense model, which callers go on to make.
+    """
     earlier = (getattr(model.config, "pruning_config", None) or {}).get("inputs", {})
     inputs: dict[str, dict[str, Any]] = {}
     for block in blocks:
@@ -238,7 +262,7 @@ def _head_inputs(
             rule: dict[str, Any] = {"dim": where.dimension}
             if where.dimension is not None:
                 heads = block.units * block.heads
-                # callers go on to make the slices of all heads of the dense model
+                # what is pruned again has a selection already, which is narrowed here
                 before = earlier.get(path, {}).get(argument, {"of": heads, "index": range(heads)})
                 kept = expanded(indices[block.name], block.heads).tolist()
                 rule.update(of=before["of"], index=[before["index"][head] for head in kept])
@@ -249,19 +273,21 @@ def _head_inputs(
 
 
 def _share_weights(model: PreTrainedModel, small: PreTrainedModel) -> None:
-    """Tie in the small model what is tied in the model: by fact, not by what its config would tie."""
+    """Tie the parameters of the small model that are tied in the model, whatever its config says of tying."""
     first_name: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         original = first_name.setdefault(id(parameter), name)
+        # the second name of a parameter that had one before
         if original != name:
             owner, _, attribute = name.rpartition(".")
             setattr(small.get_submodule(owner), attribute, small.get_parameter(original))
 
 
 def _copy_buffers(model: PreTrainedModel, small: PreTrainedModel) -> None:
-    """Buffers that state dicts leave out (rotary frequencies, position ids) come from the model itself."""
+    """Copy the buffers that state dicts leave out, such as rotary frequencies and position ids."""
     originals = dict(model.named_buffers())
     for name, buffer in list(small.named_buffers()):
+        # one that is still empty was not in the state dict
         if buffer.is_meta:
             owner, _, attribute = name.rpartition(".")
             small.get_submodule(owner)._buffers[attribute] = originals[name].detach().clone()

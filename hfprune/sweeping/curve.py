@@ -1,8 +1,8 @@
-"""Sweep: many sizes of one model, as a table, a file and a picture; its knee, and which size is good enough."""
+"""Sweep: the measurements of one model at many sparsities, with its knee, its table, its file and its picture."""
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,40 @@ from hfprune.sweeping.points import Drop, SweepPoint, check_max_drop, paired_dro
 FORMAT_VERSION = 1
 
 
+#: Heights above the chord up to this are rounding errors, not a knee.
+_FLAT = 1e-12
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What `sweep` and `prune_within` measured.
+    """The measurements that `sweep` and `prune_within` return.
+
+    >>> def measured(sparsity, right):
+    ...     left = round(1000 * (1 - sparsity))
+    ...     size = Size(
+    ...         params=left + 500, prunable_params=left, macs=left, prunable_macs=left, sequence_length=8,
+    ...         weight_bytes=4 * left,
+    ...     )
+    ...     return SweepPoint(
+    ...         sparsity=sparsity, mac_sparsity=sparsity, param_sparsity=sparsity, metric=right / 1000,
+    ...         per_sample=(1.0,) * right + (0.0,) * (1000 - right), size=size, seconds=1.5, plan_digest="",
+    ...     )
+    >>> settings = {"metric": "accuracy", "budget": "macs", "scorer": "fisher"}
+    >>> curve = Sweep(points=(measured(0.0, 900), measured(0.4, 898), measured(0.8, 700)), settings=settings)
+    >>> for line in curve.table().splitlines()[:4]:
+    ...     print(line)
+    sparsity  MACs kept  params kept  parameters  accuracy    drop  at most  seconds
+        0.00     100.0%       100.0%       1,500    0.9000  0.0000               1.5
+        0.40      60.0%        60.0%       1,100    0.8980  0.0020   0.0053      1.5  ← knee
+        0.80      20.0%        20.0%         700    0.7000  0.2000   0.2205      1.5
+    >>> curve.within(0.01).sparsity
+    0.4
 
     Attributes:
         points: From the model that was given, which is usually dense, to the highest sparsity.
-        settings: What the points depend on: the config, digests of the weights and of the calibration samples ...
-        scoring_seconds: What the one scoring pass took; None where every point has passes of its own.
+        settings: Everything that the points depend on: the config, digests of the weights and of the calibration
+            samples, and so on.
+        scoring_seconds: Time for the one scoring pass; None where every point has scoring passes of its own.
     """
 
     points: tuple[SweepPoint, ...]
@@ -40,29 +66,35 @@ class Sweep:
 
     @property
     def metric(self) -> str:
-        """What the metric is called."""
+        """The name of the metric."""
         return str(self.settings["metric"])
 
     @property
     def knee(self) -> SweepPoint | None:
         """Where the metric begins to fall faster: the point farthest above the chord from the first point to the last.
 
-        The knee of a concave curve by Kneedle (Satopaa et al. 2011, "Finding a Kneedle in a haystack"), of the metric
-        over the removed fraction of MACs. On axes that are normalised to [0, 1] the distance from the chord is
-        proportional to the height above it, so the heights decide. It depends on where the sweep ends. None if no
-        point is above the chord.
+        It is the knee of a concave curve by Kneedle (Satopaa et al. 2011, "Finding a Kneedle in a haystack"), with the
+        metric over the removed fraction of MACs. Kneedle looks for the largest distance from the chord on axes that are
+        normalised to [0, 1]. That distance is proportional to the height above the chord, so heights are compared here,
+        without normalising. The knee depends on where the sweep ends. It is None if no point is above the chord.
         """
-        first, last = self.points[0], self.points[-1]
+        first = self.points[0]
+        last = self.points[-1]
         width = last.mac_sparsity - first.mac_sparsity
+        # a sweep of one point, or of equal models, has no chord
         if width <= 0:
             return None
         slope = (last.metric - first.metric) / width
-        heights = [p.metric - first.metric - slope * (p.mac_sparsity - first.mac_sparsity) for p in self.points]
+        heights = []
+        for point in self.points:
+            heights.append(point.metric - first.metric - slope * (point.mac_sparsity - first.mac_sparsity))
         highest = max(heights)
-        return self.points[heights.index(highest)] if highest > 1e-12 else None
+        if highest > _FLAT:
+            return self.points[heights.index(highest)]
+        return None
 
     def drop(self, point: SweepPoint, *, confidence: float = 0.95) -> Drop:
-        """How much a point lost against the first one, on the same samples.
+        """How much lower the metric of a point is than that of the first one, on the same samples.
 
         Args:
             point: A point of the sweep.
@@ -83,28 +115,32 @@ class Sweep:
         return paired_drop(self.dense.per_sample, point.per_sample, confidence=confidence)
 
     def within(self, max_drop: float, *, confidence: float = 0.95) -> SweepPoint | None:
-        """The point of the highest sparsity whose drop is shown to be below a limit: the upper end of its interval is.
+        """The point of the highest sparsity whose drop is shown to be below a limit: its interval ends below it.
 
-        The interval is of one comparison. The choice among several points makes it a little optimistic: confirm the
-        chosen model on samples that did not choose it.
+        The interval is that of a single comparison. Choosing among several points makes it a little optimistic: confirm
+        the chosen model on samples that were not used for the choice.
 
         Args:
             max_drop: The limit, in the unit of the metric: 0.01 is one point of an accuracy in [0, 1].
             confidence: The level of the one-sided interval.
 
         Returns:
-            The point; None if there is none but the first.
+            The point; None if only the first one is below the limit.
 
         Raises:
             ValueError: The limit is not positive, `evaluate` gave one number a model, or there are too few samples to
-                show it of any model.
+                show of any model that its drop is below the limit.
         """
         check_max_drop(max_drop, self.drop(self.dense, confidence=confidence))
-        drops = [(point, self.drop(point, confidence=confidence)) for point in self.points[1:]]
-        return next((point for point, drop in reversed(drops) if drop.upper < max_drop), None)
+        best = None
+        # up to the last point: drops need not grow with the sparsity, and the highest sparsity counts
+        for point in self.points[1:]:
+            if self.drop(point, confidence=confidence).upper < max_drop:
+                best = point
+        return best
 
     def table(self, *, confidence: float = 0.95) -> str:
-        """The points as a table of plain text, and what every number in it is of.
+        """The points as a table of plain text, with notes that say how every number was measured.
 
         Args:
             confidence: The level of the one-sided interval of the drop, where `evaluate` gave one value a sample.
@@ -112,76 +148,104 @@ class Sweep:
         Returns:
             The table.
         """
-        paired, timed = self.dense.per_sample is not None, self.dense.latency is not None
-        head = ["sparsity", "MACs kept", "params kept", "parameters", self.metric, "drop"]
-        rows = [[*head, *(["at most"] if paired else []), *(["latency, ms", "speed-up"] if timed else []), "seconds"]]
+        rows = [self._head()]
         for point in self.points:
-            row = [f"{point.sparsity:.2f}", f"{1 - point.mac_sparsity:.1%}", f"{1 - point.param_sparsity:.1%}"]
-            row += [f"{point.params:,}", f"{point.metric:.4f}", f"{self.dense.metric - point.metric:.4f}"]
-            if paired:
-                row.append("" if point is self.dense else f"{self.drop(point, confidence=confidence).upper:.4f}")
-            if timed:
-                row += [f"{point.latency_ms:.1f}", f"{point.speedup:.2f}×"]
-            rows.append([*row, f"{point.seconds:.1f}"])
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-        if self.knee is not None:
-            lines[1 + self.points.index(self.knee)] += "  ← knee"
+            rows.append(self._row(point, confidence))
+        lines = _aligned(rows)
+        knee = self.knee
+        if knee is not None:
+            # the first line is the head
+            lines[1 + self.points.index(knee)] += "  ← knee"
         return "\n".join([*lines, *self._notes(confidence)])
 
-    def _notes(self, confidence: float) -> list[str]:
-        dense, settings = self.dense, self.settings
-        macs, params = (
-            _whole(dense.size.prunable_macs, dense.mac_sparsity),
-            _whole(dense.size.prunable_params, dense.param_sparsity),
-        )
-        notes = [
-            f"sparsity: asked for, in prunable {settings['budget']} of the dense model; MACs kept: of its {macs:,} "
-            f"prunable ones for a sequence of {dense.size.sequence_length} tokens; params kept: of its {params:,} "
-            "prunable ones; parameters: all",
-            f"{self.metric}: as evaluate gave it, of unknown samples; drop: from the first row",
+    def _head(self) -> list[str]:
+        """The titles of the columns."""
+        titles = ["sparsity", "MACs kept", "params kept", "parameters", self.metric, "drop"]
+        if self.dense.per_sample is not None:
+            titles.append("at most")
+        if self.dense.latency is not None:
+            titles += ["latency, ms", "speed-up"]
+        return [*titles, "seconds"]
+
+    def _row(self, point: SweepPoint, confidence: float) -> list[str]:
+        """The cells of a point, as many as `_head` has titles."""
+        cells = [
+            f"{point.sparsity:.2f}",
+            f"{1 - point.mac_sparsity:.1%}",
+            f"{1 - point.param_sparsity:.1%}",
+            f"{point.params:,}",
+            f"{point.metric:.4f}",
+            f"{self.dense.metric - point.metric:.4f}",
         ]
-        if dense.per_sample is not None:
-            notes[-1] = (
-                f"{self.metric}: mean over {dense.samples:,} samples, the same in every row; drop: from the first row; "
-                f"at most: the upper end of its paired one-sided {confidence:.0%} interval"
-            )
-        if dense.latency is not None:
-            how = dense.latency
-            notes.append(
-                f"latency: median of {how.runs} runs each, in turn; {how.device}, {how.dtype}, {how.threads} threads, "
-                f"batch {how.batch_size}, {how.sequence_length} tokens; speed-up: over the first row"
-            )
-        before = "scoring, " if self.scoring_seconds is None else ""
-        after = "" if self.scoring_seconds is None else f"; one scoring pass before, {self.scoring_seconds:.1f}"
-        notes.append(f"seconds: {before}surgery, repair, recovery and evaluation{after}; scorer: {settings['scorer']}")
-        return notes
+        if self.dense.per_sample is not None:
+            # a model has no drop against itself
+            at_most = "" if point is self.dense else f"{self.drop(point, confidence=confidence).upper:.4f}"
+            cells.append(at_most)
+        if self.dense.latency is not None:
+            cells += [f"{point.latency_ms:.1f}", f"{point.speedup:.2f}×"]
+        return [*cells, f"{point.seconds:.1f}"]
+
+    def _notes(self, confidence: float) -> list[str]:
+        """A line for every group of columns: what its numbers count, and how they were measured."""
+        notes = [self._sizes_note(), self._metric_note(confidence)]
+        if self.dense.latency is not None:
+            notes.append(_latency_note(self.dense.latency))
+        return [*notes, self._seconds_note()]
+
+    def _sizes_note(self) -> str:
+        dense = self.dense
+        # the first point may be a pruned model, and the fractions refer to the dense one
+        macs = _before_pruning(dense.size.prunable_macs, dense.mac_sparsity)
+        params = _before_pruning(dense.size.prunable_params, dense.param_sparsity)
+        return (
+            f"sparsity: asked for, in prunable {self.settings['budget']} of the dense model; MACs kept: of its "
+            f"{macs:,} prunable ones for a sequence of {dense.size.sequence_length} tokens; params kept: of its "
+            f"{params:,} prunable ones; parameters: all"
+        )
+
+    def _metric_note(self, confidence: float) -> str:
+        if self.dense.per_sample is None:
+            return f"{self.metric}: as evaluate gave it, of unknown samples; drop: from the first row"
+        return (
+            f"{self.metric}: mean over {self.dense.samples:,} samples, the same in every row; drop: from the first "
+            f"row; at most: the upper end of its paired one-sided {confidence:.0%} interval"
+        )
+
+    def _seconds_note(self) -> str:
+        stages = "surgery, repair, recovery and evaluation"
+        scorer = f"scorer: {self.settings['scorer']}"
+        if self.scoring_seconds is None:
+            return f"seconds: scoring, {stages}; {scorer}"
+        return f"seconds: {stages}; one scoring pass before, {self.scoring_seconds:.1f}; {scorer}"
 
     def __str__(self) -> str:
         return self.table()
 
     def to_json(self) -> str:
-        """The sweep as JSON, one line a point."""
+        """The sweep as JSON, with one line for every point."""
         head = {
             "format_version": FORMAT_VERSION,
             "settings": dict(self.settings),
             "scoring_seconds": self.scoring_seconds,
         }
         lines = ",\n  ".join(json.dumps(asdict(point)) for point in self.points)
-        return json.dumps(head, indent=1)[:-2] + ',\n "points": [\n  ' + lines + "\n ]\n}\n"
+        # An indented dump of the points would put the value of every sample on its own line. So each point is dumped
+        # without indentation, and the list of points is appended to the head in front of the closing brace.
+        opened = json.dumps(head, indent=1).removesuffix("\n}")
+        return f'{opened},\n "points": [\n  {lines}\n ]\n}}\n'
 
     @classmethod
     def from_json(cls, text: str) -> "Sweep":
-        """Read what `to_json` wrote.
+        """Read a sweep from the text that `to_json` returned.
 
         Args:
-            text: JSON.
+            text: The JSON.
 
         Returns:
             The sweep.
 
         Raises:
-            ValueError: It is not a sweep, or of a newer format.
+            ValueError: The text is not a sweep, or its format is newer than this version of hfprune.
         """
         try:
             data = json.loads(text)
@@ -190,8 +254,9 @@ class Sweep:
                 raise ValueError(
                     f"the sweep has format_version {version}, this hfprune reads {FORMAT_VERSION}: upgrade it."
                 )
-            points = tuple(_point(values) for values in data["points"])
+            points = tuple(_point(fields) for fields in data["points"])
             return cls(points=points, settings=data["settings"], scoring_seconds=data["scoring_seconds"])
+        # a missing key, a value of another type, or no JSON at all
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"not a sweep: {type(error).__name__}: {error}") from error
 
@@ -207,7 +272,7 @@ class Sweep:
         return _write_whole(Path(path), self.to_json().encode())
 
     def plot(self, path: str | Path) -> Path:
-        """Draw the metric against MACs kept and latency into a PNG, with the knee and the dense model's level.
+        """Draw the metric over MACs kept and over latency into a PNG, with the knee and the dense model's level.
 
         Args:
             path: The file; folders are made.
@@ -226,29 +291,53 @@ def in_order(points: Iterable[SweepPoint]) -> tuple[SweepPoint, ...]:
     return tuple(sorted(points, key=lambda point: point.sparsity))
 
 
-def _whole(kept: int, sparsity: float) -> int:
-    """What the dense model has, from what is kept and the fraction that is gone."""
-    return round(kept / (1 - sparsity)) if sparsity < 1 else 0
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines of text, with columns of equal width."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells))
+    return lines
 
 
-def _point(values: Mapping[str, Any]) -> SweepPoint:
-    latency, samples = values["latency"], values["per_sample"]
-    nested = {
-        "size": Size(**values["size"]),
-        "latency": None if latency is None else Latency(**latency),
-        "per_sample": None if samples is None else tuple(samples),
-    }
-    return SweepPoint(**{**values, **nested})
+def _latency_note(latency: Latency) -> str:
+    return (
+        f"latency: median of {latency.runs} runs each, in turn; {latency.device}, {latency.dtype}, "
+        f"{latency.threads} threads, batch {latency.batch_size}, {latency.sequence_length} tokens; "
+        "speed-up: over the first row"
+    )
+
+
+def _before_pruning(remaining: int, sparsity: float) -> int:
+    """The count of the dense model, from the count that remains and the fraction that was removed."""
+    # nothing remains to compute the count from
+    if sparsity >= 1:
+        return 0
+    return round(remaining / (1 - sparsity))
+
+
+def _point(fields: Mapping[str, Any]) -> SweepPoint:
+    """A point from its fields as JSON has them: plain dictionaries and lists."""
+    nested: dict[str, Any] = {"size": Size(**fields["size"])}
+    if fields["latency"] is not None:
+        nested["latency"] = Latency(**fields["latency"])
+    if fields["per_sample"] is not None:
+        # JSON gives a list, which would not be equal to the tuple of the point that was saved
+        nested["per_sample"] = tuple(fields["per_sample"])
+    return SweepPoint(**{**fields, **nested})
 
 
 def _write_whole(path: Path, content: bytes) -> Path:
-    """Write beside the file, then put it in its place: a run that is killed leaves the old file or the new one."""
+    """Replace a file as a whole: if the process is killed, either the old file or the new one is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # in the same folder, because replacing a file in one step works only within one file system
     draft = path.with_name(f".{path.name}.{os.getpid()}.saving")
     try:
         with draft.open("wb") as handle:
             handle.write(content)
             handle.flush()
+            # without this, a crash of the machine could leave an empty file under the final name
             os.fsync(handle.fileno())
         draft.replace(path)
     finally:

@@ -1,4 +1,4 @@
-"""Right or wrong, sample by sample: what classifiers are compared on."""
+"""Whether a classifier is right, sample by sample: the values that a paired comparison of two models needs."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,7 +15,15 @@ from hfprune.structure.running import frozen
 def correctness(
     data: Dataset | Sequence[Batch], *, collator: Collator | None = None, batch_size: int = 64
 ) -> Callable[[PreTrainedModel], list[bool]]:
-    """An `evaluate` for classifiers: whether each sample is classified as its label says.
+    """An `evaluate` for classifiers: it tells of each sample whether the model predicts its label.
+
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    >>> model = BertForSequenceClassification(BertConfig(vocab_size=10, **sizes))
+    >>> model.classifier.bias.data = torch.tensor([0.0, 100.0])
+    >>> evaluate = correctness([{"input_ids": torch.tensor([[1, 2], [3, 4]]), "labels": torch.tensor([1, 0])}])
+    >>> evaluate(model)
+    [True, False]
 
     Args:
         data: A tokenized `datasets.Dataset`, or a list of batches, with one class as the label of a sample.
@@ -29,22 +37,39 @@ def correctness(
 
     def evaluate(model: PreTrainedModel) -> list[bool]:
         batches = calibration_batches(
-            data, model, samples=len(data), batch_size=batch_size, batch_tokens=batch_size * 512, collator=collator
+            data,
+            model,
+            samples=len(data),
+            batch_size=batch_size,
+            # room for samples of 512 tokens, the most that BERT takes, so that `batch_size` alone decides
+            batch_tokens=batch_size * 512,
+            collator=collator,
         )
+        all_right: list[bool] = []
         with frozen(model), torch.inference_mode():
-            return [right for batch in batches for right in _right(model, on_device(batch, model.device))]
+            for batch in batches:
+                all_right += _right(model, on_device(batch, model.device))
+        return all_right
 
     return evaluate
 
 
 def _right(model: PreTrainedModel, batch: Batch) -> list[bool]:
+    """For every sample of a batch, whether the class with the highest logit is its label."""
     labels = batch.get("labels")
     if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
-        found = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else "none"
         raise ValueError(
-            f"correctness needs one class a sample as labels, got {found}. For other tasks write your own evaluate: a "
-            "function from a model to a number, or to one number a sample; higher is better."
+            f"correctness needs one class a sample as labels, got {_description(labels)}. For other tasks write your "
+            "own evaluate: a function from a model to a number, or to one number a sample; higher is better."
         )
-    logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+    # without labels, for which the model would compute a loss
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    logits = model(**inputs).logits
     right: list[bool] = (logits.argmax(-1) == labels).tolist()
     return right
+
+
+def _description(labels: object) -> str:
+    if not isinstance(labels, Tensor):
+        return "none"
+    return f"{labels.dtype} of shape {tuple(labels.shape)}"

@@ -1,14 +1,16 @@
 """The picture of a sweep. Matplotlib is an optional dependency: `pip install hfprune[plot]`."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from hfprune.errors import MissingDependencyError
+from hfprune.measuring.latency import Latency
 from hfprune.sweeping.points import SweepPoint
 
 
 def require_matplotlib() -> None:
-    """Fail early, before a long sweep, if there is nothing to draw with.
+    """Raise an error early, before a long sweep, if matplotlib is missing.
 
     Raises:
         MissingDependencyError: Matplotlib is not installed.
@@ -22,12 +24,12 @@ def require_matplotlib() -> None:
 
 
 def draw(points: Sequence[SweepPoint], knee: SweepPoint | None, *, metric: str) -> bytes:
-    """Draw the metric against the multiply-adds kept and, where it was measured, against the latency.
+    """Draw the metric over the multiply-adds kept and, where it was measured, over the latency.
 
     Args:
-        points: The points; the first is drawn as a level, too.
-        knee: The point to mark.
-        metric: What the metric is called.
+        points: The points; the metric of the first is drawn as a horizontal line, too.
+        knee: The point to mark, if there is one.
+        metric: The name of the metric.
 
     Returns:
         A PNG.
@@ -38,22 +40,50 @@ def draw(points: Sequence[SweepPoint], knee: SweepPoint | None, *, metric: str) 
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    length = points[0].size.sequence_length
-    panels = {f"prunable MACs kept, % ({length} tokens)": {p: 100 * (1 - p.mac_sparsity) for p in points}}
-    timed = points[0].latency
-    if timed is not None:
-        how = f"batch {timed.batch_size}, {timed.sequence_length} tokens, {timed.device}, {timed.dtype}"
-        panels[f"median latency, ms ({how})"] = {p: p.latency_ms for p in points if p.latency_ms is not None}
+    panels = [_mac_panel(points)]
+    latency = points[0].latency
+    if latency is not None:
+        panels.append(_latency_panel(points, latency))
+    # a Figure without pyplot: no window, no global state
     figure = Figure(figsize=(6 * len(panels), 4.5), layout="constrained")
-    for axis, (label, costs) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, panel in zip(axes, panels, strict=True):
+        metrics = [point.metric for point in panel.costs]
         axis.axhline(points[0].metric, color="black", linewidth=1, linestyle="--", label="dense")
-        axis.plot(list(costs.values()), [p.metric for p in costs], marker="o", markersize=4, label="pruned")
-        if knee in costs:
-            axis.plot([costs[knee]], [knee.metric], "o", markersize=11, fillstyle="none", color="tab:red", label="knee")
-        axis.set(xlabel=label, ylabel=metric)
+        axis.plot(list(panel.costs.values()), metrics, marker="o", markersize=4, label="pruned")
+        if knee is not None and knee in panel.costs:
+            knee_cost = panel.costs[knee]
+            axis.plot([knee_cost], [knee.metric], "o", markersize=11, fillstyle="none", color="tab:red", label="knee")
+        axis.set(xlabel=panel.label, ylabel=metric)
+        # from large models to small ones, so that sparsity grows from left to right
         axis.invert_xaxis()
         axis.grid(alpha=0.3)
         axis.legend()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Panel:
+    """One of the diagrams that stand side by side.
+
+    Attributes:
+        label: The label of the horizontal axis.
+        costs: By point, its place on that axis.
+    """
+
+    label: str
+    costs: Mapping[SweepPoint, float]
+
+
+def _mac_panel(points: Sequence[SweepPoint]) -> _Panel:
+    length = points[0].size.sequence_length
+    costs = {point: 100 * (1 - point.mac_sparsity) for point in points}
+    return _Panel(label=f"prunable MACs kept, % ({length} tokens)", costs=costs)
+
+
+def _latency_panel(points: Sequence[SweepPoint], latency: Latency) -> _Panel:
+    setting = f"batch {latency.batch_size}, {latency.sequence_length} tokens, {latency.device}, {latency.dtype}"
+    costs = {point: point.latency_ms for point in points if point.latency_ms is not None}
+    return _Panel(label=f"median latency, ms ({setting})", costs=costs)

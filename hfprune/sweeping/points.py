@@ -1,4 +1,4 @@
-"""One size of a model, measured; and what it lost against another, sample by sample."""
+"""The measurements of one pruned model, and the drop of its metric against the dense model, sample by sample."""
 
 import math
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ from hfprune.measuring.size import Size
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPoint:
-    """One size of a model.
+    """The measurements of one model of a sweep.
 
     Attributes:
-        sparsity: What was asked for, in the config's budget; 0 is the model that the sweep was given.
-        mac_sparsity: The fraction of the dense model's prunable multiply-adds that is gone.
-        param_sparsity: The fraction of its prunable parameters that is gone.
-        metric: What `evaluate` found, or its mean over samples; higher is better.
-        per_sample: What `evaluate` found for every sample, in its order; None if it gave one number.
+        sparsity: The sparsity that was asked for, in the config's budget; 0 is the model that the sweep was given.
+        mac_sparsity: The fraction of the dense model's prunable multiply-adds that this model lacks.
+        param_sparsity: The fraction of the dense model's prunable parameters that this model lacks.
+        metric: The number that `evaluate` returned, or the mean of its values; higher is better.
+        per_sample: The value that `evaluate` returned for every sample, in its order; None if it returned one number.
         size: Parameters, multiply-adds and bytes.
         latency: Time of a forward pass; None if it was not measured.
         speedup: The median latency of the model that the sweep was given over this one's; None if not measured.
-        seconds: What surgery, repair, recovery and evaluation took; with rounds of pruning also their scoring.
-        plan_digest: Of the plan, in the dense model's numbering; empty for a model that nothing was removed from.
+        seconds: Time for surgery, repair, recovery and evaluation; with rounds of pruning also for their scoring.
+        plan_digest: Digest of the plan in the dense model's numbering; empty for a model without a plan.
     """
 
     sparsity: float
@@ -41,8 +41,10 @@ class SweepPoint:
 
     @property
     def samples(self) -> int | None:
-        """How many samples the metric is the mean of, if `evaluate` said so."""
-        return None if self.per_sample is None else len(self.per_sample)
+        """How many samples were evaluated; None if `evaluate` returned one number."""
+        if self.per_sample is None:
+            return None
+        return len(self.per_sample)
 
     @property
     def params(self) -> int:
@@ -51,8 +53,10 @@ class SweepPoint:
 
     @property
     def latency_ms(self) -> float | None:
-        """Median time of a forward pass, if it was measured."""
-        return None if self.latency is None else self.latency.median_ms
+        """Median time of a forward pass in milliseconds; None if it was not measured."""
+        if self.latency is None:
+            return None
+        return self.latency.median_ms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +64,10 @@ class Drop:
     """How much lower a metric is than the dense model's, on the same samples.
 
     Attributes:
-        mean: The drop that was seen; negative where the metric rose.
+        mean: The drop on these samples; negative where the metric rose.
         upper: The upper end of its one-sided confidence interval.
         confidence: The level of that interval.
-        samples: How many samples there are.
+        samples: How many samples were compared.
     """
 
     mean: float
@@ -73,18 +77,19 @@ class Drop:
 
 
 def paired_drop(dense: Sequence[float], pruned: Sequence[float], *, confidence: float = 0.95) -> Drop:
-    """The drop from one model to another, with the upper end of a paired, one-sided interval.
+    """The drop from one model to another, with the upper end of a paired, one-sided confidence interval.
 
-    With the differences d of the samples (dense minus pruned), as in McNemar's test only samples on which the two
-    models differ widen the interval:
+    The interval is computed from the differences d between the two values of every sample (dense minus pruned). As in
+    McNemar's test, only samples on which the two models differ widen it:
 
         upper = mean(d') + z · √(var(d') / n')
 
-    Where all values lie in [0, 1], such as right (1) or wrong (0), or are one of two numbers, d' is d and two made-up
-    samples more, plus and minus the largest difference there can be (Bonett & Price 2012, "Adjusted Wald confidence
-    interval for a difference of binomial proportions based on paired data"), so that a few samples without a difference
-    do not prove that there is none, and z is of the normal distribution. For other values d' is d, with n' − 1 in place
-    of n' in the variance, and z is of Student's t with n' − 1 degrees of freedom.
+    Two cases are told apart. If all values lie in [0, 1], such as right (1) and wrong (0), or if there are only two
+    different values, d' is d with two made-up samples: plus and minus the largest difference that is possible (Bonett &
+    Price 2012, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired data").
+    Without these, a few samples without any difference would prove that there is none. z is then a quantile of the
+    normal distribution, and n' the number of samples with the two. In all other cases d' is d, z is a quantile of
+    Student's t distribution with n' − 1 degrees of freedom, and the variance divides by n' − 1 instead of n'.
 
     >>> drop = paired_drop([1, 1, 1, 0, 1, 1], [1, 0, 1, 1, 0, 1])
     >>> round(drop.mean, 4), round(drop.upper, 4)
@@ -92,8 +97,8 @@ def paired_drop(dense: Sequence[float], pruned: Sequence[float], *, confidence: 
 
     Args:
         dense: Values of the dense model, one a sample.
-        pruned: Those of the pruned model, in the same order.
-        confidence: In (0, 1).
+        pruned: Values of the pruned model for the same samples, in the same order.
+        confidence: The level of the interval, in (0, 1).
 
     Returns:
         The drop.
@@ -101,6 +106,27 @@ def paired_drop(dense: Sequence[float], pruned: Sequence[float], *, confidence: 
     Raises:
         ValueError: The two have different numbers of samples, or less than two, or `confidence` is not in (0, 1).
     """
+    _check_paired(dense, pruned, confidence)
+    differences = [float(before) - float(after) for before, after in zip(dense, pruned, strict=True)]
+    # before the two made-up samples are added, which would pull the mean towards 0
+    observed = _mean(differences)
+    largest = _largest_difference(dense, pruned)
+    if largest is None:
+        degrees = len(differences) - 1
+        quantile = float(stats.t.ppf(confidence, degrees))
+    else:
+        differences += [largest, -largest]
+        degrees = len(differences)
+        quantile = float(stats.norm.ppf(confidence))
+    mean = _mean(differences)
+    # fsum rounds only once, so the result does not depend on the order of the samples
+    variance = math.fsum((difference - mean) ** 2 for difference in differences) / degrees
+    upper = mean + quantile * math.sqrt(variance / len(differences))
+    return Drop(mean=observed, upper=upper, confidence=confidence, samples=len(dense))
+
+
+def _check_paired(dense: Sequence[float], pruned: Sequence[float], confidence: float) -> None:
+    """Refuse values that cannot be compared in pairs, and a level that is none."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence:g}: write 0.95 for 95 %.")
     if len(dense) != len(pruned) or len(dense) < 2:
@@ -109,29 +135,30 @@ def paired_drop(dense: Sequence[float], pruned: Sequence[float], *, confidence: 
             f"{len(pruned)} values. "
             "`evaluate` must give one value a sample, of the same data in the same order for every model."
         )
-    differences = [float(before) - float(after) for before, after in zip(dense, pruned, strict=True)]
-    seen = math.fsum(differences) / len(differences)
-    values, z = {float(value) for value in (*dense, *pruned)}, float(stats.norm.ppf(confidence))
-    fractions = all(0 <= value <= 1 for value in values)
-    if fractions or len(values) == 2:
-        largest = 1.0 if fractions else max(values) - min(values)
-        differences += [largest, -largest]
-        degrees = len(differences)
-    else:
-        degrees = len(differences) - 1
-        z = float(stats.t.ppf(confidence, degrees))
-    mean = math.fsum(differences) / len(differences)
-    variance = math.fsum((d - mean) ** 2 for d in differences) / degrees
-    upper = mean + z * math.sqrt(variance / len(differences))
-    return Drop(mean=seen, upper=upper, confidence=confidence, samples=len(dense))
 
 
-def check_max_drop(max_drop: float, least: Drop) -> None:
-    """Refuse a limit that nothing can be shown to be below.
+def _largest_difference(dense: Sequence[float], pruned: Sequence[float]) -> float | None:
+    """The largest difference that two values can have; None if their range is not known."""
+    values = {float(value) for value in (*dense, *pruned)}
+    # right and wrong, and fractions such as an F1 of every sample
+    if all(0 <= value <= 1 for value in values):
+        return 1.0
+    # right and wrong on another scale, such as 0 and 100
+    if len(values) == 2:
+        return max(values) - min(values)
+    return None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def check_max_drop(max_drop: float, smallest: Drop) -> None:
+    """Refuse a limit that no model can be shown to keep.
 
     Args:
         max_drop: The limit.
-        least: The drop of a model that does as the dense one on all samples.
+        smallest: The drop of a model that has the dense model's value on every sample: no interval ends lower.
 
     Raises:
         ValueError: It is not positive, or there are too few samples.
@@ -140,17 +167,18 @@ def check_max_drop(max_drop: float, least: Drop) -> None:
         raise ValueError(
             f"max_drop must be positive, got {max_drop:g}. It is the drop that you can accept, such as 0.01."
         )
-    if least.upper >= max_drop:
-        enough = math.floor((least.samples + 2) * least.upper / max_drop) - 1  # the upper end goes as 1 / (n + 2)
+    if smallest.upper >= max_drop:
+        # the upper end is proportional to 1 / (n + 2) for n samples and the two made-up ones
+        enough = math.floor((smallest.samples + 2) * smallest.upper / max_drop) - 1
         raise ValueError(
-            f"{least.samples} samples cannot show a drop below {max_drop:g}: the upper end of the interval is "
-            f"{least.upper:.4f} even for a model that does as the dense one on all of them. Evaluate on at least "
+            f"{smallest.samples} samples cannot show a drop below {max_drop:g}: the upper end of the interval is "
+            f"{smallest.upper:.4f} even for a model that does as the dense one on all of them. Evaluate on at least "
             f"{enough}, or accept a larger drop or less confidence."
         )
 
 
 def outcome_of(value: Any) -> tuple[float, tuple[float, ...] | None]:
-    """The metric, and the values of the samples if there are any, of what a user's `evaluate` returned.
+    """The metric and, if there are any, the values of the samples in the return value of a user's `evaluate`.
 
     >>> outcome_of([True, False]), outcome_of(0.9)
     ((0.5, (1.0, 0.0)), (0.9, None))
@@ -164,19 +192,31 @@ def outcome_of(value: Any) -> tuple[float, tuple[float, ...] | None]:
     Raises:
         ValueError: It is something else, is empty, or is not finite.
     """
+    # a tensor or an array, of many numbers or of one
     plain = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(plain, int | float):
+        return _finite(float(plain)), None
+    samples = _samples_of(plain, type(value).__name__)
+    if not samples:
+        raise ValueError("evaluate returned no samples: there is nothing to take the mean of.")
+    return _finite(_mean(samples)), samples
+
+
+def _samples_of(values: Any, given: str) -> tuple[float, ...]:
+    """One number for every sample. `given` names the type that the user returned, for the error message."""
     try:
-        if isinstance(plain, str | bytes | dict):
+        # iterating over these would not give samples, but letters or the names of metrics
+        if isinstance(values, str | bytes | dict):
             raise TypeError
-        samples = None if isinstance(plain, int | float) else tuple(float(one) for one in plain)
+        return tuple(float(sample) for sample in values)
     except (TypeError, ValueError):
         raise ValueError(
-            f"evaluate must return a number, or one number or bool a sample, got {type(value).__name__}. Of a mapping "
+            f"evaluate must return a number, or one number or bool a sample, got {given}. Of a mapping "
             "such as trainer.evaluate() return one value: trainer.evaluate()['eval_accuracy']."
         ) from None
-    if samples is not None and not samples:
-        raise ValueError("evaluate returned no samples: there is nothing to take the mean of.")
-    metric = float(plain) if samples is None else math.fsum(samples) / len(samples)
+
+
+def _finite(metric: float) -> float:
     if not math.isfinite(metric):
         raise ValueError(f"evaluate returned {metric}: a metric must be finite. Look at the model's outputs.")
-    return metric, samples
+    return metric

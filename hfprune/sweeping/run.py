@@ -1,9 +1,10 @@
-"""sweep(): one scoring pass, many sizes, each cut, repaired, recovered if you like, and measured."""
+"""sweep(): from one scoring pass to many models, each pruned, repaired, recovered if you like, and measured."""
 
 import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,11 +16,13 @@ from hfprune.config import PruningConfig
 from hfprune.measuring.latency import Latency, measure_latencies
 from hfprune.measuring.size import measure_size
 from hfprune.planning import PruningPlan
+from hfprune.planning.allocation import get_allocator
 from hfprune.pruning.prune import Recover, batches_for, check, check_portable, recovered
 from hfprune.pruning.steps import apply_plan, plan, sparsity_of
 from hfprune.publishing.record import public_name
 from hfprune.reconstruction.reconstruct import reconstruct
-from hfprune.scoring import CalibrationData, Collator, known_scorers, score
+from hfprune.scoring import CalibrationData, Collator, Scores, known_scorers, score
+from hfprune.structure.anatomy import Anatomy, anatomy_of
 from hfprune.structure.batches import Batch
 from hfprune.structure.running import frozen
 from hfprune.structure.store import sha256_of
@@ -47,42 +50,56 @@ def sweep(
 ) -> Sweep:
     """Measure one model at many sparsities, from one scoring pass.
 
-    Each point is what these steps give, which for `schedule="one_shot"` are those of `prune`:
+    Each point is the result of these steps, which are those of `prune` with `schedule="one_shot"`:
 
         plans = plan(model, score(model, batches, scorer=config.scorer, ...), config, sparsity=[...])  # nested
-        for made in plans:
-            small = apply_plan(model, made)
+        for pruning_plan in plans:
+            small = apply_plan(model, pruning_plan)
             if config.reconstruct:
                 reconstruct(small, model, batches)
             recover(small, model)
             evaluate(small)
 
-    A sweep is one shot, and a config of rounds (all but `schedule="one_shot"`) is taken in its one-shot form: the
-    `residual_` scorers, which are made for rounds, are replaced by those that they are named after, so the default is
-    `logit_fisher`. To have a residual scorer all the same, say `schedule="one_shot"`. `prune` in rounds loses less at
-    the same sparsity, so a sweep without recovery shows the least that you can expect; `prune_within` searches with it.
+    A sweep prunes in one shot. A config of rounds (any `schedule` but `one_shot`) is taken in its one-shot form: a
+    scorer that is made for rounds is replaced by the one that it names for one round, `residual_logit_fisher` (the
+    default) by `logit_fisher`. To sweep with a residual scorer all the same, set `schedule="one_shot"`. `prune` in
+    rounds loses less at the same sparsity, so a sweep without recovery shows the largest drop to expect; `prune_within`
+    searches with rounds.
+
+    >>> import torch
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> from hfprune.sweeping import correctness
+    >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    >>> model = BertForSequenceClassification(BertConfig(vocab_size=10, **sizes))
+    >>> batches = [{"input_ids": torch.tensor([[1, 2, 3], [4, 5, 6]]), "labels": torch.tensor([1, 0])}]
+    >>> curve = sweep(
+    ...     model, batches, PruningConfig(sequence_length=3, reconstruct=False), sparsities=[0.25, 0.5],
+    ...     evaluate=correctness(batches), metric="accuracy", latency_batch_size=None,
+    ... )
+    >>> [point.sparsity for point in curve.points], curve.settings["scorer"]
+    ([0.0, 0.25, 0.5], 'logit_fisher')
 
     Args:
         model: The dense model. It stays as it is, and is the first point.
         data: Calibration data, as for `prune`.
         config: What to do; `sparsity` and `rounds` do not count.
         sparsities: Fractions of the prunable cost to remove, in any order.
-        evaluate: Measures a model, in evaluation mode: a number, or one number or bool a sample (as `correctness`
-            gives), of which the mean is taken and which allows `Sweep.within`. Higher is better.
+        evaluate: Measures a model, in evaluation mode: it returns a number, or one number or bool a sample (as
+            `correctness` does). The metric is then their mean, and `Sweep.within` has an interval. Higher is better.
         recover: Called with every pruned model and the dense one: trains the first in place, or returns the model to
-            go on with. It is the place to save a model, too, as the sweep keeps none.
+            go on with. It is also the place to save a model, as the sweep keeps none.
         collator: Makes a batch of rows of a Dataset; `DataCollatorWithPadding(tokenizer)` pads.
-        latency_batch_size: Sequences in a batch, `config.sequence_length` tokens each. All models are timed in turn, so
-            all are in memory at once while that lasts; None leaves it out.
+        latency_batch_size: Sequences in a batch for the latency, of `config.sequence_length` tokens each. All models
+            are timed in turn, so all are in memory together during that time. None measures no latency.
         latency_runs: How many forward passes of each model are timed.
-        metric: What `evaluate` measures, for the table and the picture.
-        save_to: A JSON file, written after every point. If it is there, its points are not measured again, and those
-            of other sparsities stay in it and in the result; only the latencies, which are compared with each other,
-            are timed anew if a point is added. What `evaluate` and `recover` do is not known to the file: take another
-            one when they change.
+        metric: The name of what `evaluate` measures, for the table and the picture.
+        save_to: A JSON file, written after every point. If it exists, its points are not measured again, and those of
+            other sparsities stay in it and in the result. Only latencies are timed anew if a point is added, as they
+            are compared with each other. The file does not know what `evaluate` and `recover` do: name another file
+            when they change.
 
     Returns:
-        The points, and what can be read from them.
+        The measured points as a `Sweep`, with its table, knee and picture.
 
     Raises:
         BudgetError: A sparsity cannot be reached under the constraints, or the model has it already.
@@ -94,18 +111,25 @@ def sweep(
             one pass; `evaluate` returned something else; or `save_to` holds a sweep with other settings.
     """
     config = one_shot_of(config or PruningConfig())
-    wanted = _checked(model, config, sparsities)
+    wanted = _in_order_without_zero(sparsities)
+    _check_one_pass(config)
+    dense = anatomy_of(model, config.attention_unit)
+    # before any work, so that a sparsity out of reach does not stop the sweep half way
+    for sparsity in wanted:
+        check(dense, replace(config, sparsity=sparsity))
     batches = batches_for(model, data, config, collator=collator)
     settings = settings_of(model, batches, config, metric=metric, recover=recover is not None)
-    settings |= {"latency_batch_size": latency_batch_size, "latency_runs": latency_runs}
+    settings["latency_batch_size"] = latency_batch_size
+    settings["latency_runs"] = latency_runs
     earlier = _earlier(save_to, settings)
-    if earlier is not None and {0.0, *wanted} <= {point.sparsity for point in earlier.points}:
+    known = _by_sparsity(earlier)
+    if earlier is not None and known.keys() >= {0.0, *wanted}:
         logger.info("all %d points are in %s already", len(earlier.points), save_to)
         return earlier
-    known = {} if earlier is None else {point.sparsity: point for point in earlier.points}
+
     began = time.perf_counter()
     scores = score(
-        model,
+        dense,
         batches,
         scorer=config.scorer,
         seed=config.seed,
@@ -114,33 +138,36 @@ def sweep(
         gradient_checkpointing=config.calibration_checkpointing,
     )
     scoring_seconds = time.perf_counter() - began
-    wanted = sorted({*wanted, *known} - {0.0})
-    plans: dict[float, PruningPlan | None] = {0.0: None}
-    plans |= dict(zip(wanted, plan(model, scores, config, sparsity=wanted), strict=True))
-    timed = _latencies(model, plans, config, batch_size=latency_batch_size, runs=latency_runs)
-    points = {
-        s: replace(p, **timed[s]) for s, p in known.items() if p.plan_digest == _digest(_composed(model, plans[s]))
-    }
+    plans = _plans(dense, scores, config, {*wanted, *known})
+    timings = _latencies(dense, plans, config, batch_size=latency_batch_size, runs=latency_runs)
+    points = _with_same_plans(known, model, plans)
+    # points of an earlier sweep get new latencies, too: only latencies of one session can be compared
+    for sparsity, point in points.items():
+        points[sparsity] = replace(point, **timings[sparsity])
 
-    def gathered() -> Sweep:
+    def curve_so_far() -> Sweep:
         return Sweep(points=in_order(points.values()), settings=settings, scoring_seconds=scoring_seconds)
 
-    for sparsity, made in tqdm(plans.items(), desc="Sweeping", unit="point"):
+    for sparsity, pruning_plan in tqdm(plans.items(), desc="Sweeping", unit="point"):
         if sparsity in points:
             continue
         began = time.perf_counter()
-        small = model if made is None else _pruned(model, made, batches, config, recover)
-        point = measured(small, _composed(model, made), config, sparsity=sparsity, evaluate=evaluate, began=began)
-        points[sparsity] = replace(point, **timed[sparsity])
+        small = dense if pruning_plan is None else _pruned(dense, pruning_plan, batches, config, recover)
+        composed = _composed(model, pruning_plan)
+        point = measured_point(small, composed, config, sparsity=sparsity, evaluate=evaluate, began=began)
+        points[sparsity] = replace(point, **timings[sparsity])
         check_samples(points[0.0], point)
         logger.info("sparsity %.2f: %s %.4f, %.1f s", sparsity, metric, point.metric, point.seconds)
         if save_to is not None:
-            gathered().save(save_to)
-    return gathered()
+            curve_so_far().save(save_to)
+    return curve_so_far()
 
 
 def one_shot_of(config: PruningConfig) -> PruningConfig:
-    """A config of rounds in one shot: the scorer without `residual_`; a config of one shot as it is.
+    """A config of rounds in its one-shot form; a config of one shot as it is.
+
+    A scorer that is made for rounds is replaced by the one that it declares for one round (`Scorer.one_shot`). Hybrids
+    and unknown names stay.
 
     >>> one_shot_of(PruningConfig()).scorer, one_shot_of(PruningConfig(scorer="fisher")).scorer
     ('logit_fisher', 'fisher')
@@ -151,18 +178,21 @@ def one_shot_of(config: PruningConfig) -> PruningConfig:
         config: A config.
 
     Returns:
-        One with `schedule="one_shot"`.
+        A config with `schedule="one_shot"`.
     """
     if config.schedule == "one_shot":
         return config
-    plain = config.scorer.removeprefix("residual_")
-    scorer = plain if plain in known_scorers() else config.scorer
+    scorer = config.scorer
+    scorers = known_scorers()
+    # `check` refuses an unknown name later, with a message that lists the known ones
+    if scorer in scorers:
+        scorer = scorers[scorer].one_shot
     return replace(config, schedule="one_shot", rounds=None, scorer=scorer)
 
 
-def measured(
-    model: PreTrainedModel,
-    made: PruningPlan | None,
+def measured_point(
+    anatomy: Anatomy,
+    composed: PruningPlan | None,
     config: PruningConfig,
     *,
     sparsity: float,
@@ -172,10 +202,10 @@ def measured(
     """Evaluate and count a model; its latency is not measured.
 
     Args:
-        model: The model.
-        made: Its plan, in the dense model's numbering; None if nothing was removed.
-        config: For the length of a sequence, and the unit of attention.
-        sparsity: What was asked for.
+        anatomy: The model, with its structure.
+        composed: Its plan, in the dense model's numbering; None if nothing was removed.
+        config: For the length of a sequence.
+        sparsity: The sparsity that was asked for.
         evaluate: Measures it.
         began: When the work on it began, by `time.perf_counter`.
 
@@ -185,17 +215,17 @@ def measured(
     Raises:
         ValueError: `evaluate` returned neither a finite number nor numbers.
     """
-    with frozen(model):
-        value, per_sample = outcome_of(evaluate(model))
+    with frozen(anatomy.model):
+        metric, per_sample = outcome_of(evaluate(anatomy.model))
     return SweepPoint(
         sparsity=sparsity,
-        mac_sparsity=sparsity_of(model, replace(config, budget="macs")),
-        param_sparsity=sparsity_of(model, replace(config, budget="params")),
-        metric=value,
+        mac_sparsity=sparsity_of(anatomy, replace(config, budget="macs")),
+        param_sparsity=sparsity_of(anatomy, replace(config, budget="params")),
+        metric=metric,
         per_sample=per_sample,
-        size=measure_size(model, sequence_length=config.sequence_length, attention_unit=config.attention_unit),
+        size=measure_size(anatomy, sequence_length=config.sequence_length),
         seconds=time.perf_counter() - began,
-        plan_digest=_digest(made),
+        plan_digest=_digest(composed),
     )
 
 
@@ -220,96 +250,150 @@ def check_samples(dense: SweepPoint, point: SweepPoint) -> None:
 def settings_of(
     model: PreTrainedModel, batches: Sequence[Batch], config: PruningConfig, *, metric: str, recover: bool
 ) -> dict[str, Any]:
-    """What the points of a sweep depend on, as plain values; `evaluate` and what `recover` does are not known.
+    """Everything that the points of a sweep depend on, except for the user's functions, as plain values.
 
     Args:
         model: The model.
         batches: The calibration batches.
         config: The config; its sparsity does not count.
-        metric: What the metric is called.
+        metric: The name of the metric.
         recover: Whether pruned models are recovered.
 
     Returns:
         The config's fields, and digests of the weights and of the calibration batches.
     """
-    fields = {name: value for name, value in config.to_dict().items() if name != "sparsity"}
+    fields = config.to_dict()
+    # each point has a sparsity of its own
+    del fields["sparsity"]
+    tensors = {}
+    for number, batch in enumerate(batches):
+        for name, value in batch.items():
+            tensors[f"{number}.{name}"] = value
     return {
         "model": public_name(model.config._name_or_path or ""),
         "weights": sha256_of(model.state_dict()),
-        "calibration": sha256_of({f"{i}.{name}": value for i, b in enumerate(batches) for name, value in b.items()}),
+        "calibration": sha256_of(tensors),
         "metric": metric,
         "recover": recover,
         **fields,
     }
 
 
-def _checked(model: PreTrainedModel, config: PruningConfig, sparsities: Iterable[float]) -> list[float]:
-    """The sparsities in order, each once, without 0; every mistake that can be found without data is raised."""
+def _in_order_without_zero(sparsities: Iterable[float]) -> list[float]:
+    """The sparsities in increasing order, each once, without 0, which is the dense model."""
     wanted = sorted({float(sparsity) for sparsity in sparsities} - {0.0})
     if not wanted:
         raise ValueError("sparsities is empty: give at least one, such as [0.3, 0.5, 0.7]. 0 is measured anyway.")
-    if config.allocation == "layerwise":
-        raise ValueError(
-            "allocation='layerwise' scores anew after every block, and a sweep has one scoring pass. 'uniform' gives "
-            "the same widths."
-        )
-    for sparsity in wanted:
-        check(model, replace(config, sparsity=sparsity))
     return wanted
 
 
+def _check_one_pass(config: PruningConfig) -> None:
+    """Refuse an allocation that needs more than one scoring pass."""
+    if get_allocator(config.allocation).block_by_block:
+        raise ValueError(
+            f"allocation={config.allocation!r} scores anew after every block, and a sweep has one scoring pass. "
+            "'uniform' gives the same widths."
+        )
+
+
 def _earlier(path: str | Path | None, settings: Mapping[str, Any]) -> Sweep | None:
-    """The sweep that a file holds, if there is one."""
+    """The sweep in a file, if there is a file; it must have been made with the same settings."""
     if path is None or not Path(path).is_file():
         return None
-    found = Sweep.from_json(Path(path).read_text(encoding="utf-8"))
-    plain = json.loads(json.dumps(settings))
-    other = [name for name in {**found.settings, **plain} if found.settings.get(name) != plain.get(name)]
-    if other:
-        listed = ", ".join(f"{name} ({found.settings.get(name)!r}, now {plain.get(name)!r})" for name in other)
+    earlier = Sweep.from_json(Path(path).read_text(encoding="utf-8"))
+    # the settings in the file went through JSON, which turns tuples into lists, so the present ones do too
+    present = json.loads(json.dumps(settings))
+    changes = []
+    for name in {**earlier.settings, **present}:
+        before = earlier.settings.get(name)
+        now = present.get(name)
+        if before != now:
+            changes.append(f"{name} ({before!r}, now {now!r})")
+    if changes:
         raise ValueError(
-            f"{path} holds a sweep with other settings: {listed}. Its points cannot be compared with new ones: choose "
-            "another file, or delete this one."
+            f"{path} holds a sweep with other settings: {', '.join(changes)}. Its points cannot be compared with new "
+            "ones: choose another file, or delete this one."
         )
-    return found
+    return earlier
+
+
+def _by_sparsity(earlier: Sweep | None) -> dict[float, SweepPoint]:
+    if earlier is None:
+        return {}
+    return {point.sparsity: point for point in earlier.points}
+
+
+def _with_same_plans(
+    known: Mapping[float, SweepPoint], model: PreTrainedModel, plans: Mapping[float, PruningPlan | None]
+) -> dict[float, SweepPoint]:
+    """The points of an earlier sweep whose plans are still the same."""
+    # A new sparsity may change the nested plans above it, and another machine the last digits of the scores. A point
+    # whose plan has changed is measured again.
+    same = {}
+    for sparsity, point in known.items():
+        if point.plan_digest == _digest(_composed(model, plans[sparsity])):
+            same[sparsity] = point
+    return same
+
+
+def _plans(
+    dense: Anatomy, scores: Scores, config: PruningConfig, sparsities: AbstractSet[float]
+) -> dict[float, PruningPlan | None]:
+    """By sparsity, the plan for the given model; None at 0. Each plan keeps a subset of the units of the one before."""
+    above_zero = sorted(sparsities - {0.0})
+    nested = plan(dense, scores, config, sparsity=above_zero)
+    return {0.0: None, **dict(zip(above_zero, nested, strict=True))}
 
 
 def _pruned(
-    model: PreTrainedModel, made: PruningPlan, batches: Sequence[Batch], config: PruningConfig, recover: Recover | None
-) -> PreTrainedModel:
-    small = apply_plan(model, made)
-    check_portable(small, config)
+    dense: Anatomy, pruning_plan: PruningPlan, batches: Sequence[Batch], config: PruningConfig, recover: Recover | None
+) -> Anatomy:
+    """Apply a plan to the dense model, then repair and recover the result as the config and the user ask."""
+    small = anatomy_of(apply_plan(dense, pruning_plan), config.attention_unit)
+    check_portable(small.model, config)
     if config.reconstruct:
-        reconstruct(small, model, batches)
-    return recovered(small, model, recover)
+        reconstruct(small, dense, batches)
+    trained = recovered(small.model, dense.model, recover)
+    # `recover` may have returned another model than the one it was given
+    if trained is not small.model:
+        return anatomy_of(trained, config.attention_unit)
+    return small
 
 
 def _latencies(
-    model: PreTrainedModel,
+    dense: Anatomy,
     plans: Mapping[float, PruningPlan | None],
     config: PruningConfig,
     *,
     batch_size: int | None,
     runs: int,
 ) -> dict[float, dict[str, Any]]:
-    """By sparsity, the latency and speed-up of a point: of all models in turn, so that they can be compared."""
+    """By sparsity, the latency and the speed-up of a point. All models are timed in turn, so that they compare."""
     if batch_size is None:
         return {sparsity: {"latency": None, "speedup": None} for sparsity in plans}
-    models = [model if made is None else apply_plan(model, made) for made in plans.values()]
-    found: list[Latency] = measure_latencies(
+    # The latency depends on shapes, not on weights. So the models are timed before repair and recovery, and no repaired
+    # model has to be kept for it.
+    models = []
+    for pruning_plan in plans.values():
+        models.append(dense.model if pruning_plan is None else apply_plan(dense, pruning_plan))
+    latencies: list[Latency] = measure_latencies(
         models, batch_size=batch_size, sequence_length=config.sequence_length, runs=runs
     )
-    return {
-        sparsity: {"latency": latency, "speedup": found[0].median_ms / latency.median_ms}
-        for sparsity, latency in zip(plans, found, strict=True)
-    }
+    timings = {}
+    for sparsity, latency in zip(plans, latencies, strict=True):
+        timings[sparsity] = {"latency": latency, "speedup": latencies[0].median_ms / latency.median_ms}
+    return timings
 
 
-def _composed(model: PreTrainedModel, made: PruningPlan | None) -> PruningPlan | None:
-    """A plan for this model in the dense model's numbering; None if both are one and nothing is removed."""
+def _composed(model: PreTrainedModel, pruning_plan: PruningPlan | None) -> PruningPlan | None:
+    """A plan for this model in the dense model's numbering; None if nothing was removed, before or by this plan."""
     attached: PruningPlan | None = getattr(model, "pruning_plan", None)
-    return made if attached is None else attached if made is None else attached.then(made)
+    if attached is None:
+        return pruning_plan
+    if pruning_plan is None:
+        return attached
+    return attached.then(pruning_plan)
 
 
-def _digest(made: PruningPlan | None) -> str:
-    return "" if made is None else made.digest
+def _digest(composed: PruningPlan | None) -> str:
+    return "" if composed is None else composed.digest

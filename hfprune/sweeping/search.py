@@ -1,4 +1,4 @@
-"""prune_within(): the smallest model whose metric is shown to drop by less than a limit."""
+"""prune_within(): search for the smallest model whose metric is shown to drop by less than a limit."""
 
 import logging
 import time
@@ -11,8 +11,9 @@ from hfprune.config import PruningConfig
 from hfprune.errors import BudgetError
 from hfprune.pruning.prune import Recover, batches_for, check, prune
 from hfprune.scoring import CalibrationData, Collator
+from hfprune.structure.anatomy import Anatomy, anatomy_of
 from hfprune.sweeping.curve import Sweep, in_order
-from hfprune.sweeping.run import Evaluate, check_samples, measured, settings_of
+from hfprune.sweeping.run import Evaluate, check_samples, measured_point, settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +33,25 @@ def prune_within(
 ) -> tuple[PreTrainedModel, Sweep]:
     """Prune as much as a limit on the drop of a metric allows, by bisection over sparsities.
 
-    Each candidate is a `prune` of its own, in the rounds that the config says, and is accepted if the upper end of the
-    paired interval of its drop (`Sweep.drop`) is below the limit. The search takes it that a model of a higher sparsity
-    never drops less; about log2(1/step) candidates are pruned. That several are looked at makes the interval of the one
-    that is returned a little optimistic: report its metric on other samples than those of `evaluate`.
+    Each candidate is the result of one `prune`, in the rounds that the config says. It is accepted if the upper end of
+    the paired interval of its drop (`Sweep.drop`) is below the limit. The search assumes that a higher sparsity never
+    drops less, and prunes about log2(1/step) candidates. Choosing among several candidates makes the interval of the
+    returned model a little optimistic: report its metric on other samples than those of `evaluate`.
+
+    >>> import torch
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    >>> model = BertForSequenceClassification(BertConfig(vocab_size=10, **sizes))
+    >>> batches = [{"input_ids": torch.tensor([[1, 2, 3], [4, 5, 6]])}]
+    >>> def evaluate(model):  # in the place of real data: right on all samples until too much is removed
+    ...     plan = getattr(model, "pruning_plan", None)
+    ...     return [plan is None or plan.sparsity("macs") < 0.6] * 500
+    >>> config = PruningConfig(schedule="one_shot", scorer="l2", reconstruct=False, sequence_length=3)
+    >>> small, search = prune_within(model, batches, config, max_drop=0.01, evaluate=evaluate, step=0.25)
+    >>> [(point.sparsity, point.metric) for point in search.points]
+    [(0.0, 1.0), (0.5, 1.0), (0.75, 0.0)]
+    >>> small.pruning_record.config["sparsity"]
+    0.5
 
     Args:
         model: The dense model, or one that was pruned before. It stays as it is.
@@ -43,15 +59,15 @@ def prune_within(
         config: What to do; `sparsity` does not count.
         max_drop: The limit, in the unit of the metric: 0.01 is one point of an accuracy in [0, 1].
         evaluate: Measures a model, in evaluation mode: one number or bool a sample, as `correctness` gives; higher is
-            better. Samples that no model was trained or calibrated on.
+            better. Its samples must be ones that no model was trained or calibrated on.
         confidence: The level of the one-sided interval.
         step: Candidates are its multiples below 1, as far as the constraints allow.
         recover: Trains a little after every round of every candidate, as for `prune`.
         collator: Makes a batch of rows of a Dataset.
-        metric: What `evaluate` measures, for the table.
+        metric: The name of what `evaluate` measures, for the table.
 
     Returns:
-        The pruned model, and a sweep of what was tried, without latencies.
+        The pruned model, and a sweep of all models that were measured, without latencies.
 
     Raises:
         BudgetError: Even the lowest sparsity drops more, or none can be reached under the constraints.
@@ -63,55 +79,84 @@ def prune_within(
             show the limit, or an unknown scorer, allocation or schedule.
     """
     config = config or PruningConfig()
-    candidates = _candidates(model, config, step)
+    _check_step(step)
+    anatomy = anatomy_of(model, config.attention_unit)
+    candidates = _candidates(anatomy, config, step)
     batches = batches_for(model, data, config, collator=collator)
     settings = settings_of(model, batches, config, metric=metric, recover=recover is not None)
-    began, attached = time.perf_counter(), getattr(model, "pruning_plan", None)
-    dense = measured(model, attached, config, sparsity=0.0, evaluate=evaluate, began=began)
-    tried = Sweep(points=(dense,), settings=settings)
-    tried.within(max_drop, confidence=confidence)  # raises what makes the search pointless
+    attached = getattr(model, "pruning_plan", None)
+    began = time.perf_counter()
+    dense = measured_point(anatomy, attached, config, sparsity=0.0, evaluate=evaluate, began=began)
+    search = Sweep(points=(dense,), settings=settings)
+    # raises an error, before anything is pruned, if too few samples were evaluated to show any drop below the limit
+    search.within(max_drop, confidence=confidence)
     best: PreTrainedModel | None = None
-    low, high = -1, len(candidates)  # what is known to be within, and beyond
+    # indices of candidates: all up to `low` are within the limit, all from `high` on are not
+    low = -1
+    high = len(candidates)
     with tqdm(total=len(candidates).bit_length(), desc="Searching", unit="model") as progress:
         while high - low > 1:
             middle = (low + high) // 2
-            began, chosen = time.perf_counter(), replace(config, sparsity=candidates[middle])
-            small = prune(model, batches, chosen, recover=recover)
-            point = measured(
-                small, small.pruning_plan, chosen, sparsity=chosen.sparsity, evaluate=evaluate, began=began
+            candidate = replace(config, sparsity=candidates[middle])
+            began = time.perf_counter()
+            small = prune(model, batches, candidate, recover=recover)
+            point = measured_point(
+                anatomy_of(small, candidate.attention_unit),
+                small.pruning_plan,
+                candidate,
+                sparsity=candidate.sparsity,
+                evaluate=evaluate,
+                began=began,
             )
             check_samples(dense, point)
-            tried = replace(tried, points=in_order([*tried.points, point]))
-            drop = tried.drop(point, confidence=confidence)
+            search = replace(search, points=in_order([*search.points, point]))
+            drop = search.drop(point, confidence=confidence)
             logger.info("sparsity %.2f: %s drops by %.4f, at most %.4f", point.sparsity, metric, drop.mean, drop.upper)
             if drop.upper < max_drop:
-                low, best = middle, small
+                low = middle
+                best = small
             else:
                 high = middle
             progress.update()
     if best is None:
+        # the lowest candidate was tried last, so `drop` is its drop
         raise BudgetError(
             f"even sparsity {candidates[0]:g} lets {metric} drop by {drop.mean:.4f}, at most {drop.upper:.4f} with "
             f"{confidence:.0%} confidence ({drop.samples} samples), which is not below max_drop={max_drop:g}. Accept a "
             "larger drop, evaluate on more samples (the interval narrows), or pass recover."
         )
-    return best, tried
+    return best, search
 
 
-def _candidates(model: PreTrainedModel, config: PruningConfig, step: float) -> list[float]:
-    """Multiples of a step that the constraints allow, and that the model does not have already."""
+def _check_step(step: float) -> None:
     if not 0 < step < 1:
         raise ValueError(f"step must be in (0, 1), got {step:g}: 0.05 tries 5 %, 10 % ...")
-    possible: list[float] = []
+
+
+def _candidates(anatomy: Anatomy, config: PruningConfig, step: float) -> list[float]:
+    """Multiples of a step that the constraints allow, and that are above the model's present sparsity."""
+    candidates: list[float] = []
     reason: BudgetError | None = None
-    for sparsity in (round(step * i, 10) for i in range(1, int(1 / step) + 2)):
-        if sparsity >= 1:
-            break
+    for sparsity in _multiples(step):
         try:
-            check(model, replace(config, sparsity=sparsity))
-            possible.append(sparsity)
+            check(anatomy, replace(config, sparsity=sparsity))
+        # the model may have more removed already than a low candidate asks for, so the loop goes on
         except BudgetError as error:
             reason = error
-    if not possible:
+        else:
+            candidates.append(sparsity)
+    if not candidates:
         raise BudgetError(f"no multiple of step={step:g} can be reached: {reason}") from reason
-    return possible
+    return candidates
+
+
+def _multiples(step: float) -> list[float]:
+    """The multiples of a step that lie between 0 and 1."""
+    multiples = []
+    # 1 / step may be rounded down, so one more multiple is tried
+    for number in range(1, int(1 / step) + 2):
+        # without rounding, 3 · 0.1 would be 0.30000000000000004 in tables and files
+        sparsity = round(step * number, 10)
+        if sparsity < 1:
+            multiples.append(sparsity)
+    return multiples

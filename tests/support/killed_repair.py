@@ -18,7 +18,8 @@ CHANGES = {"llama": {"num_hidden_layers": 4}, "t5": {}, "albert": {}, "bert": {}
 def repair_case(model_type):
     """A model with half of its units, the dense model, and batches: the same in every process."""
     dense = tiny_model(model_type, **CHANGES[model_type])
-    small = keep_units(dense, {b.name: range(0, b.units, 2) for b in find_blocks(dense)})
+    blocks = find_blocks(dense)
+    small = keep_units(dense, {b.name: range(0, b.units, 2) for b in blocks}, blocks=blocks)
     return small, dense, [tiny_batch(model_type, samples=8, length=12, seed=seed) for seed in range(5)]
 
 

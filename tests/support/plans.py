@@ -9,7 +9,6 @@ from hfprune import PruningConfig
 from hfprune.planning import PruningPlan
 from hfprune.structure import find_blocks
 from hfprune.structure.architectures import base_model_type
-from hfprune.structure.blocks import attention_unit_of
 from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.tiny_data import tiny_tokenizer
 
@@ -65,7 +64,8 @@ def removed_plan(model) -> PruningPlan:
 
 
 def as_gates(model, kept) -> dict[str, torch.Tensor]:
+    unit = "query" if any(name.endswith(".queries") for name in kept) else "group"
     return {
         block.name: torch.zeros(block.units).index_fill(0, torch.tensor(kept[block.name], dtype=torch.long), 1.0)
-        for block in find_blocks(model, attention_unit_of(kept))
+        for block in find_blocks(model, unit)
     }

@@ -39,11 +39,18 @@ def docstring_lines(tree: ast.AST) -> set[int]:
     return lines
 
 
-def is_packed(node: ast.AST) -> bool:
-    """Whether a statement gives several names their values from as many expressions."""
+def packed_values(node: ast.AST) -> int:
+    """How many names a statement gives their values from as many expressions; 0 for any other statement."""
     if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Tuple):
+        return 0
+    return max((len(target.elts) for target in node.targets if isinstance(target, ast.Tuple)), default=0)
+
+
+def is_nested_ternary(node: ast.AST) -> bool:
+    """Whether a ternary stands inside another one."""
+    if not isinstance(node, ast.IfExp):
         return False
-    return any(isinstance(target, ast.Tuple) for target in node.targets)
+    return any(isinstance(part, ast.IfExp) for part in (node.test, node.body, node.orelse))
 
 
 def counts_of(text: str) -> Counter[str]:
@@ -53,7 +60,9 @@ def counts_of(text: str) -> Counter[str]:
     for node in ast.walk(tree):
         counts["ternaries"] += isinstance(node, ast.IfExp)
         counts["comprehensions"] += isinstance(node, _COMPREHENSIONS)
-        counts["packed assignments"] += is_packed(node)
+        counts["nested ternaries"] += is_nested_ternary(node)
+        counts["packed assignments"] += packed_values(node) > 1
+        counts["wide assignments"] += packed_values(node) > 2
     code: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:

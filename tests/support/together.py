@@ -61,8 +61,8 @@ def failures() -> dict[str, str]:
 def unlike_hardware() -> str:
     """The digest of all weights after pruning and repair where this process computes otherwise than the main one."""
     offset = 0.1 * int(os.environ.get("RANK", "0"))
-    score, solve = scorers._score, reconstruction.solve
-    scorers._score = lambda *args: {
+    score, solve = scorers._scores_by, reconstruction.solve
+    scorers._scores_by = lambda *args: {
         name: value + offset * torch.rand(len(value)) for name, value in score(*args).items()
     }
     reconstruction.solve = lambda *args: ((1 + offset) * solve(*args)[0], solve(*args)[1])
@@ -73,7 +73,7 @@ def unlike_hardware() -> str:
             hfprune.PruningConfig(sparsity=0.5, rounds=2, sequence_length=8),
         )
     finally:
-        scorers._score, reconstruction.solve = score, solve
+        scorers._scores_by, reconstruction.solve = score, solve
     total = sum(value.double().abs().sum() for value in small.state_dict().values())
     return f"{small.pruning_plan.digest} {total.item()!r}"
 

@@ -1,11 +1,12 @@
-"""A task: its data, and what of a model and a Trainer it takes."""
+"""What a task is: its data, how its models are loaded, and how they are trained and measured."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
+from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hfprune.data.packages import resolve_model
@@ -19,19 +20,20 @@ from hfprune.structure.devices import input_embeddings
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Tokenized splits, and what Trainer needs beside a model.
+    """Tokenized data of a task, and everything about it that a Trainer needs beside a model.
 
     Attributes:
-        auto_class: The Auto class of its models.
-        source: Where the dense model is loaded from.
-        labels: Arguments of `from_pretrained` for a model that is fine-tuned here; empty if it was before.
-        data: Splits `train`, `validation` and `test`, with labels as the model numbers them.
+        auto_class: The Auto class that loads its models.
+        source: Where the dense model is loaded from: a folder, or a name on the Hub.
+        labels: Arguments of `from_pretrained` that tell the model its labels; empty if the model knows them.
+        data: The splits `train`, `validation` and `test`, with the labels numbered as in the model.
         tokenizer: The model's tokenizer.
         collator: Makes a batch for training and evaluation.
-        calibration_collator: Makes a batch for scoring: the same one for the same rows, in every process.
-        metrics: Names of what is measured.
-        compute_metrics: Measures it, for Trainer.
-        preprocess_logits: Of logits and labels, what `compute_metrics` reads; None: the logits.
+        calibration_collator: Makes a batch for scoring. The same rows give the same batch, in every process.
+        metrics: The names of the metrics. The first is the one that results report.
+        compute_metrics: Computes them from predictions, for Trainer.
+        preprocess_logits: Reduces logits and labels to what `compute_metrics` needs, so that an evaluation does not
+            hold all logits in memory. None: nothing is reduced.
     """
 
     auto_class: Any
@@ -46,58 +48,78 @@ class Task:
     preprocess_logits: Callable[[Any, Any], Any] | None = None
 
     def model(self, *, fine_tuned: Path, trust_remote_code: bool = False) -> PreTrainedModel:
-        """The dense model: the one that was fine-tuned here before, if it is there, or the one that was named."""
-        done = fine_tuned.is_dir()
-        model: PreTrainedModel = self.auto_class.from_pretrained(
-            fine_tuned if done else self.source, **({} if done else self.labels), trust_remote_code=trust_remote_code
-        )
+        """Load the dense model.
+
+        Args:
+            fine_tuned: The folder where an earlier run keeps a dense model that it fine-tuned. It is preferred.
+            trust_remote_code: Whether code that comes with the model may run.
+
+        Returns:
+            The fine-tuned model if its folder is there, or else the model that the user named.
+        """
+        if fine_tuned.is_dir():
+            source: str | Path = fine_tuned
+            # its config holds the labels already
+            labels: dict[str, Any] = {}
+        else:
+            source = self.source
+            labels = self.labels
+        model: PreTrainedModel = self.auto_class.from_pretrained(source, **labels, trust_remote_code=trust_remote_code)
         return model
 
     def teacher(self, named: ModelArguments, dense: PreTrainedModel) -> PreTrainedModel:
-        """What a pruned model learns from: the teacher that was named, or else the dense model.
+        """The model that a pruned model learns from: the teacher that the user named, or else the dense model.
 
         Args:
-            named: Which models.
+            named: The arguments that name the teacher.
             dense: The dense model.
 
         Returns:
             The teacher.
 
         Raises:
-            HfpruneError: It has other labels than the dense model, or another vocabulary.
+            HfpruneError: The teacher has other labels than the dense model, or another vocabulary.
         """
         if named.teacher_model is None:
             return dense
         source = resolve_model(named.teacher_model)
         teacher: PreTrainedModel = self.auto_class.from_pretrained(source, trust_remote_code=named.trust_remote_code)
-        mine, theirs = _labels_of(dense.config), _labels_of(teacher.config)
-        if mine != theirs and (len(mine) != len(theirs) or not (_unnamed(mine) or _unnamed(theirs))):
-            raise HfpruneError(
-                f"the teacher {named.teacher_model!r} has the labels {', '.join(theirs)}, the model has "
-                f"{', '.join(mine)}. Both need the same labels in the same order: fine-tune it on the same data."
-            )
-        if not self._reads_alike(source, dense.config, teacher.config):
+        _check_labels(named.teacher_model, dense.config, teacher.config)
+        if not self._has_same_vocabulary(source, dense.config, teacher.config):
             raise HfpruneError(
                 f"the teacher {named.teacher_model!r} has another vocabulary than the model: it would read other words "
                 "in the same token ids. Choose a teacher with the same tokenizer."
             )
-        rows, more = (getattr(input_embeddings(one), "num_embeddings", 0) for one in (dense, teacher))
-        if more > rows >= len(self.tokenizer):
-            teacher.resize_token_embeddings(rows)  # those that only it has are behind all tokens
+        # Larger models of a family may pad their embeddings further. Rows behind the last token stand for no token, and
+        # without them the logits of teacher and student have one shape.
+        dense_rows = getattr(input_embeddings(dense), "num_embeddings", 0)
+        teacher_rows = getattr(input_embeddings(teacher), "num_embeddings", 0)
+        if teacher_rows > dense_rows >= len(self.tokenizer):
+            teacher.resize_token_embeddings(dense_rows)
         return teacher
 
-    def _reads_alike(self, source: str, dense: PretrainedConfig, teacher: PretrainedConfig) -> bool:
+    def _has_same_vocabulary(self, source: str, dense: PretrainedConfig, teacher: PretrainedConfig) -> bool:
+        """Whether both models have the same tokens; as many of them, where the teacher comes without a tokenizer."""
         folder = Path(source)
-        if folder.is_dir() and not any(
-            folder.glob("*token*")
-        ):  # weights only: AutoTokenizer would make up an empty one
+        # of a folder with weights only, AutoTokenizer would make up an empty tokenizer
+        if folder.is_dir() and not any(folder.glob("*token*")):
             return bool(dense.vocab_size == teacher.vocab_size)
-        return bool(AutoTokenizer.from_pretrained(source).get_vocab() == self.tokenizer.get_vocab())
+        vocabulary = AutoTokenizer.from_pretrained(source).get_vocab()
+        return bool(vocabulary == self.tokenizer.get_vocab())
 
     def trainer(
         self, model: PreTrainedModel, args: RecoveryArguments, *, teacher: PreTrainedModel | None = None
     ) -> RecoveryTrainer:
-        """A trainer on the train split that evaluates on the validation split."""
+        """Make a trainer that trains on the train split and evaluates on the validation split.
+
+        Args:
+            model: The model to train.
+            args: The training arguments.
+            teacher: The model to learn from; None trains on the labels alone.
+
+        Returns:
+            The trainer.
+        """
         return RecoveryTrainer(
             model,
             args,
@@ -111,16 +133,70 @@ class Task:
         )
 
     def test(self, trainer: RecoveryTrainer) -> dict[str, float]:
-        """The metrics of the trainer's model on the test split. Nothing is logged and no callback counts it."""
+        """Measure the trainer's model on the test split.
+
+        Args:
+            trainer: A trainer that this task made.
+
+        Returns:
+            The metrics by name.
+        """
         test: Dataset = self.data["test"]
-        found = trainer.predict(test, metric_key_prefix="test").metrics
-        return {name: found[f"test_{name}"] for name in self.metrics}
+        # `predict`, unlike `evaluate`, logs nothing, and early stopping does not count it
+        measured = trainer.predict(test, metric_key_prefix="test").metrics
+        return {name: measured[f"test_{name}"] for name in self.metrics}
 
 
-def _labels_of(config: PretrainedConfig) -> list[str]:
-    """Names of the labels by number."""
-    return [str(name) for _, name in sorted((int(number), name) for number, name in config.id2label.items())]
+def choose_metrics(asked: Sequence[str], known: Sequence[str], *, task: str) -> list[str]:
+    """The metrics that the user asked for, or else all metrics of the task.
+
+    >>> choose_metrics([], ["perplexity", "loss"], task="causal language modelling")
+    ['perplexity', 'loss']
+
+    Args:
+        asked: The names that the user gave; empty for all.
+        known: The names that the task can measure.
+        task: What the task is called in the message.
+
+    Returns:
+        The names.
+
+    Raises:
+        ValueError: The task cannot measure one of them.
+    """
+    for name in asked:
+        if name not in known:
+            raise ValueError(f"unknown metric {name!r} of {task}; these are: {', '.join(known)}.")
+    return list(asked or known)
 
 
-def _unnamed(names: list[str]) -> bool:
-    return all(name == f"LABEL_{i}" for i, name in enumerate(names))
+def logits_of(outputs: Any) -> Tensor:
+    """The logits among what Trainer hands to `preprocess_logits`: a tuple if the model returns more than logits."""
+    logits: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
+    return logits
+
+
+def _check_labels(teacher_name: str, dense: PretrainedConfig, teacher: PretrainedConfig) -> None:
+    """Refuse a teacher with other labels; labels without names (LABEL_0, LABEL_1 ...) fit any of the same number."""
+    dense_labels = _label_names(dense)
+    teacher_labels = _label_names(teacher)
+    if dense_labels == teacher_labels:
+        return
+    one_is_unnamed = _are_unnamed(dense_labels) or _are_unnamed(teacher_labels)
+    if len(dense_labels) == len(teacher_labels) and one_is_unnamed:
+        return
+    raise HfpruneError(
+        f"the teacher {teacher_name!r} has the labels {', '.join(teacher_labels)}, the model has "
+        f"{', '.join(dense_labels)}. Both need the same labels in the same order: fine-tune it on the same data."
+    )
+
+
+def _label_names(config: PretrainedConfig) -> list[str]:
+    """The names of the labels in the order of their numbers, which a config from JSON may hold as strings."""
+    by_number = {int(number): str(name) for number, name in config.id2label.items()}
+    return [by_number[number] for number in sorted(by_number)]
+
+
+def _are_unnamed(names: list[str]) -> bool:
+    """Whether the labels have the names that transformers gives where nobody named them."""
+    return names == [f"LABEL_{number}" for number in range(len(names))]

@@ -1,1 +1,8 @@
-"""Model types that the table lacks: entries proposed from the structure of a layer, and proven."""
+"""Model types that the table lacks: entries proposed from the structure of a layer, and proven.
+
+Importing the package registers its finder with `hfprune.structure.architectures`.
+"""
+
+from hfprune.structure.discovery.discover import proven_entry
+
+__all__ = ["proven_entry"]

@@ -7,16 +7,14 @@ dense config gives the same twin, the same proposals and the same entry.
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
 from hfprune.errors import UnsupportedArchitectureError
-from hfprune.structure.architectures import base_model_type, known_architectures
+from hfprune.structure.architectures import register_finder
 from hfprune.structure.discovery.entry_text import Finding, entry_text
-from hfprune.structure.discovery.proving import Prover
+from hfprune.structure.discovery.proving import Prover, StackFindings
 from hfprune.structure.discovery.twin import dense_fields, make_twin, stacks_of
 from hfprune.structure.modeling_pruned import base_class, register_config
 from hfprune.structure.specs import Architecture, BlockSpec
@@ -25,97 +23,153 @@ from hfprune.structure.surgery import pruned_class_for
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Support:
-    """How hfprune knows where the blocks of a model are.
-
-    Attributes:
-        entry: Where they are.
-        by: `table`, or `proof` where discovery found them.
-    """
-
-    entry: Architecture
-    by: Literal["table", "proof"]
-
-
+#: The entries that this process has proven, by class and dense config: a proof takes seconds, a look-up nothing.
 _PROVEN: dict[tuple[type, str], Architecture] = {}
 
 
-def support_of(model: PreTrainedModel) -> Support:
-    """The entry of a model's type in the table; else the one that is proposed and proven, once a class and config.
+@register_finder("proof")
+def proven_entry(model: PreTrainedModel, model_type: str) -> Architecture:
+    """The entry of a model whose type the table lacks: proposed, and proven once in a process for a class and config.
 
     Args:
         model: The model, dense or pruned.
+        model_type: The type of its dense config.
 
     Returns:
-        The entry, and where it is from.
+        The entry.
 
     Raises:
-        UnsupportedArchitectureError: No entry, and none could be proven: the message says what was found, and has the
-            entry as far as it is known. Or the class is neither transformers' nor registered with an Auto class.
+        UnsupportedArchitectureError: No entry could be proven. The message lists what discovery found and holds the
+            entry as far as it is known. Also raised where the model's class is neither one of transformers' nor
+            registered with an Auto class.
     """
-    model_type = base_model_type(model.config.model_type)
-    entry = known_architectures().get(model_type)
-    if entry is not None:
-        return Support(entry=entry, by="table")
-    key = (base_class(type(model)), json.dumps(dense_fields(model.config), sort_keys=True, default=repr))
+    fields = json.dumps(dense_fields(model.config), sort_keys=True, default=repr)
+    key = (base_class(type(model)), fields)
     if key not in _PROVEN:
         _PROVEN[key] = _discover(model, model_type)
+        # the Auto classes learn of the types of the table when hfprune is imported, of a proven type only here
         register_config(model_type)
-    return Support(entry=_PROVEN[key], by="proof")
+    return _PROVEN[key]
+
+
+@dataclass(kw_only=True)
+class _Report:
+    """What discovery has found out about a model so far: the material of an entry, or of a refusal.
+
+    Attributes:
+        model: The model.
+        model_type: The type of its dense config.
+        findings: The blocks of every list of layers, proven or not.
+        unclaimed: By path of a list of layers, the projections that are in no block.
+        runs: `Architecture.runs`.
+    """
+
+    model: PreTrainedModel
+    model_type: str
+    findings: list[Finding] = field(default_factory=list)
+    unclaimed: dict[str, list[str]] = field(default_factory=dict)
+    runs: str = ""
+
+    def add(self, path: str, stack: StackFindings) -> None:
+        """Add the findings of one list of layers.
+
+        Args:
+            path: Path of the list.
+            stack: Its findings.
+        """
+        self.findings += stack.findings
+        self.unclaimed[path] = stack.unclaimed
+        self.runs = self.runs or stack.runs
+
+    def forget_lists_without_blocks(self) -> None:
+        """Leave out the projections of lists without any block, unless no list has one.
+
+        Such a list is no list of transformer layers (convolutions, heads), so its projections are not worth a note.
+        """
+        with_blocks = {finding.stack for finding in self.findings}
+        if not with_blocks:
+            return
+        for path in list(self.unclaimed):
+            if path not in with_blocks:
+                del self.unclaimed[path]
+
+    def entry(self) -> Architecture:
+        """The entry of all blocks, with a note of the projections that are in none."""
+        stacks: dict[str, dict[str, tuple[BlockSpec, ...]]] = {}
+        for finding in self.findings:
+            stacks.setdefault(finding.stack, {})[finding.name] = finding.specs
+        unclaimed: set[str] = set()
+        for names in self.unclaimed.values():
+            unclaimed.update(names)
+        note = ""
+        if unclaimed:
+            note = f"not recognised, so not pruned: {', '.join(sorted(unclaimed))}"
+        return Architecture(stacks=stacks, runs=self.runs, note=note)
+
+    def refusal(self, failure: str = "") -> UnsupportedArchitectureError:
+        """The error for a model whose blocks could not all be proven.
+
+        Args:
+            failure: What failed besides the findings; empty if the findings say all.
+
+        Returns:
+            The error; its message ends with the entry as far as it is known.
+        """
+        lines = [f"  {finding}" for finding in self.findings]
+        if failure:
+            lines.append(f"  {failure}")
+        listed = "\n".join(lines)
+        class_name = base_class(type(self.model)).__name__
+        return UnsupportedArchitectureError(
+            f"no architecture entry for model_type {self.model_type!r}, and none could be proven from the structure of "
+            f"{class_name}:\n{listed}\nWrite the entry: correct what failed, or leave it out to prune "
+            'the rest (CONTRIBUTING.md, "Add an architecture"). As far as it is known:\n\n'
+            f"{entry_text(self.model_type, self.findings, self.unclaimed)}"
+        )
 
 
 def _discover(model: PreTrainedModel, model_type: str) -> Architecture:
+    """Propose the entry of a model and prove it.
+
+    Args:
+        model: The model, dense or pruned.
+        model_type: The type of its dense config.
+
+    Returns:
+        The entry.
+
+    Raises:
+        UnsupportedArchitectureError: As for `support_of`.
+    """
+    # refuses, before anything is tried, a class that could not be loaded again once it is pruned
     pruned_class_for(model)
-    findings: list[Finding] = []
-    unclaimed: dict[str, list[str]] = {}
-    runs = ""
+    report = _Report(model=model, model_type=model_type)
     try:
         twin, batch = make_twin(model)
         prover = Prover(twin, batch)
         for stack in stacks_of(twin.base_model):
-            found, rest, runs_here = prover.stack(stack)
-            findings += found
-            unclaimed[stack.path] = rest
-            runs = runs or runs_here
+            report.add(stack.path, prover.stack(stack))
     except Exception as error:
-        failed = f"a random model of its config cannot be run: {type(error).__name__}: {error}"
-        raise _refusal(model, model_type, findings, unclaimed, failed) from error
-    unclaimed = {path: rest for path, rest in unclaimed.items() if any(f.stack == path for f in findings)} or unclaimed
-    if not findings or any(finding.problem for finding in findings):
-        raise _refusal(model, model_type, findings, unclaimed, "" if findings else "no like layers with projections")
-    left = sorted({line for rest in unclaimed.values() for line in rest})
-    entry = replace(_entry(findings, runs), note=f"not recognised, so not pruned: {', '.join(left)}" if left else "")
+        # the code of an unknown model may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise report.refusal(f"a random model of its config cannot be run: {reason}") from error
+    report.forget_lists_without_blocks()
+    if not report.findings:
+        raise report.refusal(
+            "no list of layers of one kind was found that holds the projections of attention or of a feed-forward"
+        )
+    if any(finding.problem for finding in report.findings):
+        raise report.refusal()
+    entry = report.entry()
+    # every block was proven alone so far, and blocks may still depend on each other's sizes
     problem = prover.problem(entry)
     if problem:
-        raise _refusal(model, model_type, findings, unclaimed, f"all blocks together: {problem}")
-    logger.log(
-        logging.WARNING if left else logging.INFO,
-        "model_type %r is not in the table; its blocks were found by proof. %s",
-        model_type,
-        entry.note,
-    )
+        raise report.refusal(f"all blocks together: {problem}")
+    _log(model_type, entry)
     return entry
 
 
-def _entry(findings: Sequence[Finding], runs: str) -> Architecture:
-    stacks: dict[str, dict[str, tuple[BlockSpec, ...]]] = {}
-    for finding in findings:
-        stacks.setdefault(finding.stack, {})[finding.name] = finding.specs
-    return Architecture(stacks=stacks, runs=runs)
-
-
-def _refusal(
-    model: PreTrainedModel,
-    model_type: str,
-    findings: Sequence[Finding],
-    unclaimed: Mapping[str, Sequence[str]],
-    failed: str,
-) -> UnsupportedArchitectureError:
-    found = "\n".join(f"  {line}" for line in [*map(str, findings), *([failed] if failed else [])])
-    return UnsupportedArchitectureError(
-        f"no architecture entry for model_type {model_type!r}, and none could be proven from the structure of "
-        f"{base_class(type(model)).__name__}:\n{found}\nWrite the entry: correct what failed, or leave it out to prune "
-        'the rest (CONTRIBUTING.md, "Add an architecture"). As far as it is known:\n\n'
-        f"{entry_text(model_type, findings, unclaimed)}"
-    )
+def _log(model_type: str, entry: Architecture) -> None:
+    """Say that the blocks were found by proof: a warning where parts of the model are not recognised."""
+    level = logging.WARNING if entry.note else logging.INFO
+    logger.log(level, "model_type %r is not in the table; its blocks were found by proof. %s", model_type, entry.note)

@@ -1,9 +1,10 @@
 """A small random model of the same class and config, and what its layers do in one pass: what discovery looks at."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +21,7 @@ from hfprune.structure.examples import example_inputs
 from hfprune.structure.modeling_pruned import base_class
 from hfprune.structure.running import frozen, inputs_of
 
-#: Fields of a config that are of this checkpoint, or of hfprune.
+#: Fields of a config that belong to one checkpoint or to hfprune, and so tell nothing of the dense model's structure.
 _NOT_OF_THE_DENSE = (
     "transformers_weights",
     "pruning_config",
@@ -30,7 +31,13 @@ _NOT_OF_THE_DENSE = (
     "dtype",
     "_name_or_path",
 )
-_LAYERS, _SAMPLES, _TOKENS = 2, 2, 8
+#: Layers in each list of a twin whose layers are alike: two still differ from each other once they are pruned.
+_LAYERS = 2
+#: The batch of a twin. Several tokens, as attention to a single one does not depend on the query.
+_SAMPLES = 2
+_TOKENS = 8
+#: Parts of names of config fields that may say how many layers there are.
+_WORDS_OF_DEPTH = ("layer", "depth", "block")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +45,8 @@ class Stack:
     """A list of like layers of a model.
 
     Attributes:
-        path: As in `Architecture.stacks`.
-        outermost: How many entries the outermost list on the way has.
+        path: Path of the list, as in `Architecture.stacks`.
+        outermost: Number of entries of the outermost list on the path.
         layers: The layers by path, from the base model.
     """
 
@@ -53,9 +60,10 @@ class Trace:
     """What the layers of a list do in one pass.
 
     Attributes:
-        projections: By path of the layer, its projections that run, in order.
-        times: How often each layer runs; 0 if that differs.
-        chained: Whether each layer takes first what the one before it gives, as reconstruction runs them.
+        projections: By path of the layer, its projections in the order in which they run.
+        times: How often each layer runs; 0 if none does, or if some run more often than others.
+        chained: Whether each layer takes as its first argument the output of the layer before it, as reconstruction
+            runs them.
     """
 
     projections: Mapping[str, Sequence[Projection]]
@@ -64,11 +72,20 @@ class Trace:
 
 
 def dense_fields(config: PretrainedConfig) -> dict[str, Any]:
-    """The fields of a model's dense config, stock or pruned, with nothing of this checkpoint."""
-    fields = copy.deepcopy(config.to_dict())
+    """The fields of a model's dense config, without those that belong to one checkpoint only.
+
+    Args:
+        config: The config, stock or pruned; it stays as it is.
+
+    Returns:
+        Copies of the fields, by name.
+    """
+    fields: dict[str, Any] = copy.deepcopy(config.to_dict())
     for name in _NOT_OF_THE_DENSE:
         fields.pop(name, None)
-    return {**fields, "model_type": base_class(type(config)).model_type}
+    # a pruned config calls itself pruned_bert
+    fields["model_type"] = base_class(type(config)).model_type
+    return fields
 
 
 def make_twin(model: PreTrainedModel) -> tuple[PreTrainedModel, Batch]:
@@ -83,61 +100,130 @@ def make_twin(model: PreTrainedModel) -> tuple[PreTrainedModel, Batch]:
     Returns:
         The twin, in evaluation mode, and a batch for it.
     """
-    cls, config_class = base_class(type(model)), base_class(type(model.config))
+    model_class = base_class(type(model))
+    config_class = base_class(type(model.config))
     fields = dense_fields(model.config)
-    config = config_class.from_dict(copy.deepcopy(fields))
     with torch.device("meta"):
-        whole = cls(config)
+        whole = model_class(config_class.from_dict(copy.deepcopy(fields)))
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed accelerators too
-        twin: PreTrainedModel = cls(_shortened(whole, cls, config_class, fields) or config_class.from_dict(fields))
+        # torch.manual_seed would seed accelerators too, whose state is not forked here
+        torch.default_generator.manual_seed(0)
+        config = _shortened(whole, model_class, config_class, fields)
+        if config is None:
+            config = config_class.from_dict(fields)
+        twin: PreTrainedModel = model_class(config)
         twin.to(torch.float32).eval()
-        with torch.no_grad():
-            for name, parameter in twin.named_parameters():
-                if parameter.ndim > 1:
-                    parameter.normal_(std=parameter.shape[-1] ** -0.5)
-                elif name.endswith("bias"):
-                    parameter.normal_(std=0.1)
-                else:
-                    parameter.uniform_(0.5, 1.5)  # also scales that start near 0
-        embeddings = input_embeddings(twin)
-        known = embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else 2
-        return twin, example_inputs(twin, torch.randint(0, known, (_SAMPLES, _TOKENS)))
+        _randomise(twin)
+        ids = torch.randint(0, _known_tokens(twin), (_SAMPLES, _TOKENS))
+        return twin, example_inputs(twin, ids)
+
+
+def _randomise(twin: PreTrainedModel) -> None:
+    """Draw all weights, as those of a fresh model are so small that some units would change nothing."""
+    with torch.no_grad():
+        for name, parameter in twin.named_parameters():
+            if parameter.ndim > 1:
+                # keeps activations of about the same size from layer to layer
+                parameter.normal_(std=parameter.shape[-1] ** -0.5)
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.1)
+            else:
+                # norms, and scales of a layer's output that start near 0
+                parameter.uniform_(0.5, 1.5)
+
+
+def _known_tokens(model: PreTrainedModel) -> int:
+    """How many token ids a model embeds; two where it embeds none: ids are then counted only, or read by a decoder."""
+    embeddings = input_embeddings(model)
+    if isinstance(embeddings, nn.Embedding):
+        return embeddings.num_embeddings
+    return 2
 
 
 def _shortened(
-    whole: PreTrainedModel, cls: type[PreTrainedModel], config_class: type[PretrainedConfig], fields: dict[str, Any]
+    whole: PreTrainedModel,
+    model_class: type[PreTrainedModel],
+    config_class: type[PretrainedConfig],
+    fields: Mapping[str, Any],
 ) -> PretrainedConfig | None:
-    """The config with two layers in every list, if all are alike and the config can say that; else None."""
+    """The config of the same model with two layers in every list.
+
+    Args:
+        whole: The model with all layers; it may be on the meta device.
+        model_class: Its class.
+        config_class: The class of its config.
+        fields: The fields of its config.
+
+    Returns:
+        The config; None if the layers of a list differ, if no list has more than two, or if the config cannot say it.
+    """
     stacks = stacks_of(whole.base_model)
-    lengths = {stack.outermost for stack in stacks if stack.outermost > _LAYERS}
-    if not lengths or any(len(set(map(_signature, stack.layers.values()))) > 1 for stack in stacks):
+    lengths: set[int] = set()
+    for stack in stacks:
+        if len(_signatures(stack)) > 1:
+            return None
+        if stack.outermost > _LAYERS:
+            lengths.add(stack.outermost)
+    if not lengths:
         return None
-    short = copy.deepcopy(fields)
-    for name, value in short.items():
-        if type(value) is int and value in lengths and ("layer" in name or "depth" in name or "block" in name):
-            short[name] = _LAYERS
-        elif isinstance(value, list) and len(value) in lengths:
-            short[name] = value[:_LAYERS]
+    short_fields = _short_fields(fields, lengths)
     try:
         with torch.device("meta"):
-            made = cls(config_class.from_dict(copy.deepcopy(short)))
-        found = {stack.path: stack for stack in stacks_of(made.base_model)}
-        for stack in stacks:
-            mine = found[stack.path]
-            like = {_signature(layer) for layer in (*mine.layers.values(), *stack.layers.values())}
-            if mine.outermost != min(stack.outermost, _LAYERS) or len(like) > 1:
-                return None
+            short = model_class(config_class.from_dict(copy.deepcopy(short_fields)))
+        # fields were chosen by name and value, so the model itself must tell whether they were the right ones
+        if not _is_short_version(stacks_of(short.base_model), stacks):
+            return None
     except Exception:  # noqa: BLE001 (whatever a config refuses: the whole model is the twin then)
         return None
-    return config_class.from_dict(short)
+    return config_class.from_dict(short_fields)
+
+
+def _short_fields(fields: Mapping[str, Any], lengths: set[int]) -> dict[str, Any]:
+    """The fields of a config with two in the place of every number of layers, and with lists by layer cut to two.
+
+    Args:
+        fields: The fields of a config.
+        lengths: The numbers of layers that a model of it has.
+
+    Returns:
+        Copies of the fields.
+    """
+    short = copy.deepcopy(dict(fields))
+    for name, value in short.items():
+        if type(value) is int and value in lengths:
+            if any(word in name for word in _WORDS_OF_DEPTH):
+                short[name] = _LAYERS
+        elif isinstance(value, list) and len(value) in lengths:
+            short[name] = value[:_LAYERS]
+    return short
+
+
+def _is_short_version(short: Iterable[Stack], whole: Iterable[Stack]) -> bool:
+    """Whether lists of layers are the same lists, with the same layers, but two of each."""
+    short_stacks = {stack.path: stack for stack in short}
+    for stack in whole:
+        short_stack = short_stacks.get(stack.path)
+        if short_stack is None:
+            return False
+        signatures = _signatures(short_stack) | _signatures(stack)
+        if short_stack.outermost != min(stack.outermost, _LAYERS) or len(signatures) > 1:
+            return False
+    return True
+
+
+def _signatures(stack: Stack) -> set[tuple[Any, ...]]:
+    """What the layers of a list are made of: one signature if all are alike."""
+    return set(map(_signature, stack.layers.values()))
 
 
 def _signature(layer: nn.Module) -> tuple[Any, ...]:
-    return tuple(
-        (path, type(module).__qualname__, *(tuple(p.shape) for p in module.parameters(recurse=False)))
-        for path, module in layer.named_modules()
-    )
+    """Path, class and shapes of parameters of every module of a layer."""
+    signature: list[Any] = []
+    for path, module in layer.named_modules():
+        signature += [path, type(module).__qualname__]
+        for parameter in module.parameters(recurse=False):
+            signature.append(parameter.shape)
+    return tuple(signature)
 
 
 def stacks_of(base: nn.Module) -> list[Stack]:
@@ -148,30 +234,41 @@ def stacks_of(base: nn.Module) -> list[Stack]:
 
     Returns:
         The lists, in the order in which the model holds them.
+
+    >>> base = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])})
+    >>> [(stack.path, list(stack.layers)) for stack in stacks_of(base)]
+    [('layers', ['layers.0', 'layers.1'])]
     """
-    found = []
-    for path, module in _outermost_lists(base):
-        layers, outermost = {f"{path}.{index}": layer for index, layer in enumerate(module)}, len(module)
+    stacks = []
+    for path, entries in _outermost_lists(base):
+        layers: dict[str, nn.Module] = {f"{path}.{index}": layer for index, layer in enumerate(entries)}
+        # ALBERT has groups of layers in its list, so the layers are in lists inside
         while inner := _inner_list(next(iter(layers.values()))):
             path = f"{path}.*.{inner}"
-            layers = {
-                f"{outer}.{inner}.{index}": entry
-                for outer, layer in layers.items()
-                for index, entry in enumerate(layer.get_submodule(inner).children())
-            }
-        found.append(Stack(path=path, outermost=outermost, layers=layers))
-    return found
+            layers = _entries_of_inner_lists(layers, inner)
+        stacks.append(Stack(path=path, outermost=len(entries), layers=layers))
+    return stacks
+
+
+def _entries_of_inner_lists(outer: Mapping[str, nn.Module], inner: str) -> dict[str, nn.Module]:
+    """The entries of the lists at the path `inner` of several modules, by path."""
+    entries: dict[str, nn.Module] = {}
+    for path, module in outer.items():
+        for index, entry in enumerate(module.get_submodule(inner).children()):
+            entries[f"{path}.{inner}.{index}"] = entry
+    return entries
 
 
 def _outermost_lists(module: nn.Module, path: str = "") -> list[tuple[str, nn.ModuleList]]:
-    found = []
+    """The lists with projections that are in no other such list, with their paths."""
+    lists: list[tuple[str, nn.ModuleList]] = []
     for name, child in module.named_children():
-        inside = f"{path}.{name}".lstrip(".")
+        path_of_child = f"{path}.{name}".lstrip(".")
         if isinstance(child, nn.ModuleList) and len(child) and projections_of(child[0]):
-            found.append((inside, child))
+            lists.append((path_of_child, child))
         else:
-            found += _outermost_lists(child, inside)
-    return found
+            lists += _outermost_lists(child, path_of_child)
+    return lists
 
 
 def _inner_list(layer: nn.Module) -> str:
@@ -183,12 +280,16 @@ def _inner_list(layer: nn.Module) -> str:
 
 
 def projections_of(module: nn.Module) -> list[str]:
-    """Paths of the projections in a module."""
+    """Paths of the projections in a module.
+
+    >>> projections_of(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)))
+    ['0', '2']
+    """
     return [path for path, inner in module.named_modules() if isinstance(inner, (nn.Linear, Conv1D))]
 
 
 def output_of(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Hidden states behind the last layer; of an encoder-decoder, the first output of it whole. Seeded.
+    """Hidden states behind the last layer; of an encoder-decoder, the first output of the whole model. Seeded.
 
     Args:
         model: The model.
@@ -198,7 +299,9 @@ def output_of(model: PreTrainedModel, batch: Batch) -> Tensor:
         The output, detached.
     """
     with frozen(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        # some models draw in evaluation mode too
         torch.default_generator.manual_seed(0)
+        # the heads of some encoder-decoders make the decoder's inputs
         called = model if model.config.is_encoder_decoder else model.base_model
         output: Tensor = called(**inputs_of(called, batch))[0]
     return output
@@ -215,48 +318,92 @@ def trace(model: PreTrainedModel, batch: Batch, stack: Stack) -> Trace:
     Returns:
         What they do.
     """
-    entered: dict[str, list[Tensor]] = {path: [] for path in stack.layers}
-    left: dict[str, list[Tensor]] = {path: [] for path in stack.layers}
-    found: dict[str, dict[str, Projection]] = {path: {} for path in stack.layers}
-
-    def enter(path: str) -> Callable[..., None]:
-        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden = args[0] if args else kwargs.get("hidden_states")
-            entered[path].append(hidden if isinstance(hidden, Tensor) else torch.empty(0, 1))
-
-        return note
-
-    def leave(path: str) -> Callable[..., None]:
-        return lambda _, __, output: left[path].append(output[0] if isinstance(output, tuple) else output)
-
-    def project(layer: str, path: str) -> Callable[..., None]:
-        def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            inputs, outputs = features_of(module)
-            tokens = entered[layer][-1].shape[:-1].numel() if entered[layer] else 0
-            whole = bool(args) and args[0].numel() == tokens * inputs
-            projection = Projection(path=path, inputs=inputs, outputs=outputs, whole=whole)
-            found[layer].setdefault(path, projection)
-
-        return note
-
+    notes = {path: _Notes() for path in stack.layers}
     with ExitStack() as hooks:
         for path, layer in stack.layers.items():
-            hooks.callback(layer.register_forward_pre_hook(enter(path), with_kwargs=True).remove)
-            hooks.callback(layer.register_forward_hook(leave(path)).remove)
-            for inner in projections_of(layer):
-                hook = layer.get_submodule(inner).register_forward_pre_hook(project(path, inner))
-                hooks.callback(hook.remove)
+            hooks.enter_context(notes[path].of(layer))
         output_of(model, batch)
-    times = {len(calls) for calls in entered.values()}
+    times = {len(of_layer.inputs) for of_layer in notes.values()}
     return Trace(
-        projections={path: list(ran.values()) for path, ran in found.items()},
+        projections={path: list(of_layer.projections.values()) for path, of_layer in notes.items()},
         times=times.pop() if len(times) == 1 else 0,
-        chained=all(
-            torch.equal(left[before][0], entered[path][0])
-            for before, path in pairwise(stack.layers)
-            if left[before] and entered[path] and before.rpartition(".")[0] == path.rpartition(".")[0]
-        ),
+        chained=_is_chained(notes),
     )
+
+
+@dataclass(kw_only=True)
+class _Notes:
+    """Notes on what one layer does while a model runs.
+
+    Attributes:
+        inputs: The first argument of every call.
+        outputs: The first output of every call.
+        projections: Its projections by path, in the order of their first calls.
+    """
+
+    inputs: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+    projections: dict[str, Projection] = field(default_factory=dict)
+
+    @contextmanager
+    def of(self, layer: nn.Module) -> Iterator[None]:
+        """Take notes of a layer in every pass inside the `with`.
+
+        Args:
+            layer: The layer.
+
+        Yields:
+            Nothing.
+        """
+        with ExitStack() as hooks:
+            on_input = layer.register_forward_pre_hook(self._note_input, with_kwargs=True)
+            hooks.callback(on_input.remove)
+            on_output = layer.register_forward_hook(self._note_output)
+            hooks.callback(on_output.remove)
+            for path in projections_of(layer):
+                projection = layer.get_submodule(path)
+                on_call = projection.register_forward_pre_hook(partial(self._note_projection, path))
+                hooks.callback(on_call.remove)
+            yield
+
+    def _note_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs.get("hidden_states")
+        if not isinstance(hidden, Tensor):
+            # no rows: equal to no output, and no projection reads all of them
+            hidden = torch.empty(0, 1)
+        self.inputs.append(hidden)
+
+    def _note_output(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        self.outputs.append(_first(output))
+
+    def _note_projection(self, path: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        inputs, outputs = features_of(module)
+        tokens = 0
+        # a projection may run outside its layer, before any call of it
+        if self.inputs:
+            tokens = self.inputs[-1].shape[:-1].numel()
+        # compared by numbers of values, as some layers flatten samples and tokens
+        whole = bool(args) and args[0].numel() == tokens * inputs
+        self.projections.setdefault(path, Projection(path=path, inputs=inputs, outputs=outputs, whole=whole))
+
+
+def _is_chained(notes: Mapping[str, _Notes]) -> bool:
+    """Whether each layer took the output of the layer before it, in the first call of each.
+
+    Args:
+        notes: By path, what the layers of a list did.
+
+    Returns:
+        True too where layers did not run.
+    """
+    for before, path in pairwise(notes):
+        outputs = notes[before].outputs
+        inputs = notes[path].inputs
+        # the first layer of one inner list does not follow the last layer of another
+        in_one_list = before.rpartition(".")[0] == path.rpartition(".")[0]
+        if outputs and inputs and in_one_list and not torch.equal(outputs[0], inputs[0]):
+            return False
+    return True
 
 
 def watch_inputs(model: PreTrainedModel, batch: Batch, layer: nn.Module) -> dict[str, Tensor]:
@@ -268,25 +415,29 @@ def watch_inputs(model: PreTrainedModel, batch: Batch, layer: nn.Module) -> dict
         layer: The layer.
 
     Returns:
-        By path in the layer, in the order in which they run, the first input of the first use; last, under the empty
-        path, what the layer gives.
+        By path in the layer, in the order in which the modules run, the first argument of the first call; last, under
+        the empty path, the output of the layer.
     """
-    found: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
 
-    def entered(path: str) -> Callable[..., None]:
-        def note(_: nn.Module, args: tuple[Any, ...]) -> None:
-            if args and isinstance(args[0], Tensor):
-                found.setdefault(path, args[0])
+    def note_input(path: str, _: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], Tensor):
+            values.setdefault(path, args[0])
 
-        return note
-
-    def left(_: nn.Module, __: Any, output: Any) -> None:
-        found.setdefault("", output[0] if isinstance(output, tuple) else output)
+    def note_output(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        values.setdefault("", _first(output))
 
     with ExitStack() as hooks:
         for path, module in layer.named_modules():
+            # the empty path stands for the layer itself, of which the output is wanted
             if path:
-                hooks.callback(module.register_forward_pre_hook(entered(path)).remove)
-        hooks.callback(layer.register_forward_hook(left).remove)
+                on_input = module.register_forward_pre_hook(partial(note_input, path))
+                hooks.callback(on_input.remove)
+        hooks.callback(layer.register_forward_hook(note_output).remove)
         output_of(model, batch)
-    return found
+    return values
+
+
+def _first(output: Any) -> Any:
+    """The hidden states among what a layer returns: the first of a tuple."""
+    return output[0] if isinstance(output, tuple) else output

@@ -1,22 +1,39 @@
 """Text classification: one class or one number for a text or a pair of texts."""
 
+from dataclasses import dataclass, field
+from typing import Any
+
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 from hfprune.data.classification import load_text_dataset, tokenize
 from hfprune.data.labels import align_labels, label_arguments
 from hfprune.data.packages import resolve_model
-from hfprune.jobs.settings import ModelArguments, TextArguments
+from hfprune.jobs.settings import DataArguments, ModelArguments
+from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.task import Task
 from hfprune.measuring.metrics import compute_metrics_for, default_metrics
 
 
+@dataclass
+class TextArguments(DataArguments):
+    """Data of texts, or of pairs of texts, with one label each."""
+
+    text_column: str = field(default="text", metadata={"help": "Column with the text."})
+    pair_column: str | None = field(default=None, metadata={"help": "Column with the second text of a pair."})
+    label_column: str = field(default="label", metadata={"help": "Column with the labels; floats: a regression."})
+
+
+@register_task("text_classification", arguments=TextArguments)
 def text_classification(model: ModelArguments, data: TextArguments, *, seed: int) -> Task:
-    """Read and tokenize texts; labels get the model's numbers, or the model will be told the data's.
+    """Load and tokenize labelled texts.
+
+    A model that is fine-tuned here first is told the labels of the data. For a model that is fine-tuned already, the
+    labels of the data are numbered as the model numbers them.
 
     Args:
-        model: Which model.
-        data: Which data; float labels make a regression, `pair_column` a task on pairs.
-        seed: Of the splits that the data lacks.
+        model: The model.
+        data: The data. Labels that are floats make a regression, and `pair_column` makes a task on pairs of texts.
+        seed: Draws the splits that the data lacks.
 
     Returns:
         The task.
@@ -27,28 +44,31 @@ def text_classification(model: ModelArguments, data: TextArguments, *, seed: int
     raw = load_text_dataset(
         data.dataset, config_name=data.dataset_config, files=data.files, label_column=data.label_column, seed=seed
     )
-    source, labels = resolve_model(model.model_name_or_path), {}
+    source = resolve_model(model.model_name_or_path)
+    labels: dict[str, Any] = {}
     if model.dense_epochs > 0:
         labels = label_arguments(raw, data.label_column)
         classes: int = labels["num_labels"]
     else:
         config = AutoConfig.from_pretrained(source, trust_remote_code=model.trust_remote_code)
-        raw, classes = align_labels(raw, config, data.label_column), config.num_labels
+        raw = align_labels(raw, config, data.label_column)
+        classes = config.num_labels
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    tokenized = tokenize(
+        raw,
+        tokenizer,
+        text_column=data.text_column,
+        pair_column=data.pair_column,
+        label_column=data.label_column,
+        max_length=data.max_length,
+    )
     metrics = data.metrics or default_metrics(classes)
     collator = DataCollatorWithPadding(tokenizer)
     return Task(
         auto_class=AutoModelForSequenceClassification,
         source=source,
         labels=labels,
-        data=tokenize(
-            raw,
-            tokenizer,
-            text_column=data.text_column,
-            pair_column=data.pair_column,
-            label_column=data.label_column,
-            max_length=data.max_length,
-        ),
+        data=tokenized,
         tokenizer=tokenizer,
         collator=collator,
         calibration_collator=collator,

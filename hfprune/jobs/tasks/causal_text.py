@@ -1,0 +1,157 @@
+"""Causal language modelling: recovery of a decoder from plain text, or from text that the dense model writes."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import DatasetDict
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, default_data_collator
+
+from hfprune.data.corpus import cut_splits, load_documents, pack, self_generated
+from hfprune.data.packages import resolve_model
+from hfprune.jobs.settings import DataArguments, ModelArguments
+from hfprune.jobs.tasks.registry import register_task
+from hfprune.jobs.tasks.task import Task, choose_metrics, logits_of
+from hfprune.structure.batches import Batch
+
+METRICS = ("perplexity", "loss")
+
+
+@dataclass
+class CausalTextArguments(DataArguments):
+    """Plain text, whose next tokens are predicted."""
+
+    dataset: str | None = field(default=None, metadata={"help": "Hub name, or state_of_the_union."})
+    dataset_config: str | None = field(
+        default=None,
+        metadata={"help": "Configuration of a Hub data set; of state_of_the_union the first year to train on."},
+    )
+    text_column: str = field(default="text", metadata={"help": "Column with the text; a txt file is one text."})
+    max_length: int = field(default=256, metadata={"help": "Tokens in a window."})
+    self_generated: int = field(
+        default=0, metadata={"help": "Instead of texts to learn from: so many windows that the dense model writes."}
+    )
+    latency_batch_size: int = field(default=4, metadata={"help": "Batch size of the latency measurement."})
+
+
+@register_task("causal_language_modelling", arguments=CausalTextArguments)
+def causal_language_modelling(model: ModelArguments, data: CausalTextArguments, *, seed: int) -> Task:
+    """Load text and pack it into windows of `max_length` tokens. Every token of a window but the first is predicted.
+
+    The perplexity equals that of `hfprune.perplexity` with window = stride = `max_length`. Splits that the data lacks
+    are cut from the windows of train. With `self_generated` the dense model writes the windows of train.
+
+    Args:
+        model: The model.
+        data: The text: txt files as a whole, or a column.
+        seed: Draws the splits that the data lacks, and the text that is generated.
+
+    Returns:
+        The task.
+
+    Raises:
+        ValueError: Data, columns or metrics do not fit, windows have less than two tokens, or there is too little text.
+        FileNotFoundError: A named corpus is not installed.
+    """
+    metrics = choose_metrics(data.metrics, METRICS, task="causal language modelling")
+    if data.max_length < 2:
+        raise ValueError(
+            f"max_length must be at least 2, got {data.max_length}: tokens are predicted from those before."
+        )
+    source = resolve_model(model.model_name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    if data.self_generated:
+        windows = _generated_windows(model, source, tokenizer, data, seed)
+    else:
+        windows = _loaded_windows(tokenizer, data, seed)
+    return Task(
+        auto_class=AutoModelForCausalLM,
+        source=source,
+        labels={},
+        data=cut_splits(windows, seed),
+        tokenizer=tokenizer,
+        collator=labelled,
+        calibration_collator=labelled,
+        metrics=metrics,
+        compute_metrics=_compute_metrics,
+        preprocess_logits=_token_losses,
+    )
+
+
+def _loaded_windows(tokenizer: PreTrainedTokenizerBase, data: CausalTextArguments, seed: int) -> DatasetDict:
+    """The user's text in windows."""
+    documents = load_documents(
+        data.dataset, config_name=data.dataset_config, files=data.files, text_column=data.text_column, seed=seed
+    )
+    return _packed(documents, tokenizer, data)
+
+
+def _packed(documents: DatasetDict, tokenizer: PreTrainedTokenizerBase, data: CausalTextArguments) -> DatasetDict:
+    """Documents in windows; splits of other names, which a data set of the Hub may have, are left out."""
+    splits = DatasetDict()
+    for name in ("train", "validation", "test"):
+        if name in documents:
+            splits[name] = documents[name]
+    return pack(splits, tokenizer, text_column=data.text_column, max_length=data.max_length, whole=True)
+
+
+def _generated_windows(
+    model: ModelArguments, source: str, tokenizer: PreTrainedTokenizerBase, data: CausalTextArguments, seed: int
+) -> DatasetDict:
+    """Windows that the dense model writes for train, beside windows of the user's validation and test texts, if any."""
+    if data.dataset or data.train_file:
+        raise ValueError(
+            f"self_generated={data.self_generated} has the dense model write what is learned from, and "
+            f"{data.dataset or data.train_file!r} has it too. Drop one of the two; other files may stay."
+        )
+    windows = DatasetDict()
+    if data.files:
+        # loading needs a train split, so one of the files stands in for it and is dropped again
+        some_file = next(iter(data.files.values()))
+        documents = load_documents(files={"train": some_file, **data.files}, text_column=data.text_column)
+        del documents["train"]
+        windows = _packed(documents, tokenizer, data)
+    writer = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    written = self_generated(writer, tokenizer, samples=data.self_generated, tokens=data.max_length, seed=seed)
+    return DatasetDict({"train": written, **windows})
+
+
+def labelled(rows: list[dict[str, Any]]) -> Batch:
+    """Make a batch of windows of one length, with their own tokens as labels.
+
+    >>> labelled([{"input_ids": [5, 6]}, {"input_ids": [7, 8]}])["labels"].tolist()
+    [[5, 6], [7, 8]]
+
+    Args:
+        rows: Rows with `input_ids`.
+
+    Returns:
+        The batch.
+    """
+    batch: Batch = default_data_collator(rows)
+    return {**batch, "labels": batch["input_ids"].clone()}
+
+
+def _token_losses(outputs: Any, labels: Tensor) -> Tensor:
+    """The loss of every token but the first in nats: `(N, tokens − 1)` from `(N, tokens, words)` logits."""
+    losses = []
+    # one text at a time, as a float32 copy of all logits would be large
+    for logits, targets in zip(logits_of(outputs), labels, strict=True):
+        losses.append(F.cross_entropy(logits[:-1].float(), targets[1:], reduction="none"))
+    return torch.stack(losses)
+
+
+def _compute_metrics(prediction: Any) -> dict[str, float]:
+    """The mean loss of the tokens in nats, and its exponential.
+
+    Trainer reports this `loss` in place of its own, which is a mean over batches and so depends on their size.
+    """
+    # where batches differ in length, Trainer pads labels and losses with −100
+    is_predicted = prediction.label_ids[:, 1:] != -100
+    loss = float(np.mean(prediction.predictions[is_predicted], dtype=np.float64))
+    # the exponential of more than 709 would raise OverflowError
+    return {"perplexity": math.exp(min(loss, 700.0)), "loss": loss}

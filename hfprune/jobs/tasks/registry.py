@@ -1,0 +1,116 @@
+"""The registry of tasks: from the name of a task to the function that loads it and the arguments of its data.
+
+A new task needs one file in this folder. The file holds a function that returns a `Task`, decorated with
+`register_task`, and, where the task has options of its own, a dataclass with them, derived from `DataArguments`:
+
+    @dataclass
+    class ChoiceArguments(DataArguments):
+        choices_column: str = field(default="choices", metadata={"help": "Column with the answers to choose from."})
+
+
+    @register_task("multiple_choice", arguments=ChoiceArguments)
+    def multiple_choice(model: ModelArguments, data: ChoiceArguments, *, seed: int) -> Task:
+        ...
+
+Nothing else lists the tasks. A script outside the package can register one in the same way.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from hfprune.jobs.settings import DataArguments, ModelArguments
+from hfprune.jobs.tasks.task import Task
+
+
+class TaskLoader(Protocol):
+    """A function that loads a task, such as `hfprune.jobs.tasks.text_classification`."""
+
+    def __call__(self, model: ModelArguments, data: Any, *, seed: int) -> Task:
+        """Load the data and the tokenizer, and say how a model of the task is made and measured."""
+
+
+Loader = TypeVar("Loader", bound=TaskLoader)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisteredTask:
+    """A registered task.
+
+    Attributes:
+        name: The name to look it up by.
+        load: The function that loads it.
+        arguments: The class of its data arguments, for `parse`.
+    """
+
+    name: str
+    load: TaskLoader
+    arguments: type[DataArguments]
+
+
+_TASKS: dict[str, RegisteredTask] = {}
+
+
+def register_task(name: str, *, arguments: type[DataArguments] = DataArguments) -> Callable[[Loader], Loader]:
+    """Add a task: decorate the function that loads it.
+
+    Args:
+        name: The name to look it up by.
+        arguments: The class of its data arguments.
+
+    Returns:
+        The decorator.
+
+    Raises:
+        ValueError: Another task has this name.
+    """
+    if name in _TASKS:
+        raise ValueError(f"a task named {name!r} is registered already.")
+
+    def add(load: Loader) -> Loader:
+        _TASKS[name] = RegisteredTask(name=name, load=load, arguments=arguments)
+        return load
+
+    return add
+
+
+def known_tasks() -> Mapping[str, RegisteredTask]:
+    """The tasks known now, by name.
+
+    >>> "text_classification" in known_tasks()
+    True
+    """
+    return dict(_TASKS)
+
+
+def get_task(name: str) -> RegisteredTask:
+    """Look a task up.
+
+    >>> get_task("text_classification").arguments.__name__
+    'TextArguments'
+
+    Args:
+        name: Its name.
+
+    Returns:
+        The task, with its loader and the class of its arguments.
+
+    Raises:
+        ValueError: No task has this name; the message lists the known ones.
+    """
+    if name not in _TASKS:
+        raise ValueError(f"unknown task {name!r}. Known: {', '.join(sorted(_TASKS))}.")
+    return _TASKS[name]
+
+
+def import_task_files(package: str, folders: Iterable[str]) -> None:
+    """Import every module of a package, so that the tasks in them are registered.
+
+    Args:
+        package: The name of the package.
+        folders: Its folders, as its `__path__` lists them.
+    """
+    for module in pkgutil.iter_modules(folders):
+        importlib.import_module(f"{package}.{module.name}")
