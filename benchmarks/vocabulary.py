@@ -11,7 +11,8 @@ from common import dense_task
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import hfprune
-from hfprune.data.classification import load_text_dataset, load_texts
+from hfprune.data.classification import load_text_dataset
+from hfprune.data.loading import load_texts
 from hfprune.data.packages import resolve_model
 from hfprune.measuring.size import measure_size
 

@@ -1,12 +1,14 @@
 """The exceptions of hfprune. Each message says what was wrong, what was expected and what to do."""
 
+# Every class also has a built-in base, so that code which knows only Python's own exceptions can catch it.
+
 
 class HfpruneError(Exception):
     """Base of every exception that hfprune raises on purpose."""
 
 
 class UnsupportedArchitectureError(HfpruneError, ValueError):
-    """The model's type is not in the table and no entry could be proven, or its class could not be loaded again."""
+    """The model type is not in the table and no entry could be proven, or the class could not be loaded again."""
 
 
 class StructureError(HfpruneError, ValueError):
@@ -22,11 +24,11 @@ class NonFiniteScoreError(HfpruneError, ArithmeticError):
 
 
 class BudgetError(HfpruneError, ValueError):
-    """No allocation meets the budget under the constraints that were asked for."""
+    """No allocation meets the budget under the constraints of the config."""
 
 
 class PlanMismatchError(HfpruneError, ValueError):
-    """A plan was made for another model, or for another state of this one."""
+    """A plan was made for another model, or for another state of this model."""
 
 
 class CheckpointError(HfpruneError, OSError):
@@ -34,4 +36,4 @@ class CheckpointError(HfpruneError, OSError):
 
 
 class MissingDependencyError(HfpruneError, ImportError):
-    """A package that hfprune can do without is needed for this; the message has the command that installs it."""
+    """An optional package is needed and not installed; the message has the command that installs it."""

@@ -282,7 +282,7 @@ class TestTrainerOptions:
 
 def test_splits_of_mnli():
     rows = Dataset.from_dict({"text": ["a"] * 4, "label": [0, 1, 0, 1]})
-    from hfprune.data import classification as module
+    from hfprune.data import loading as module
 
     original = module.datasets.load_dataset
     try:

@@ -93,4 +93,4 @@ def test_only_the_main_process_writes_and_all_is_there(folder):
 )
 def test_tensors_go_where_the_backend_can_send_them(config, sent, monkeypatch):
     monkeypatch.setattr(distributed.dist, "get_backend_config", lambda: config)
-    assert distributed._sendable(torch.device("cpu")).type == sent
+    assert distributed._transfer_device(torch.device("cpu")).type == sent

@@ -13,7 +13,7 @@ from hfprune.errors import CalibrationError, StructureError
 from hfprune.structure import known_architectures
 from hfprune.vocabulary.pieces import chain_of
 from hfprune.vocabulary.rows import fixed_ids, keep_tokens, named_ids
-from hfprune.vocabulary.tokenizer import cut, protected, read
+from hfprune.vocabulary.tokenizer import protected_tokens, smaller_tokenizer, tokenizer_data
 from tests.support.tiny import SIZES, VOCABULARY, has_head, tiny_batch, tiny_model
 from tests.support.tiny_data import tiny_tokenizer
 from tests.support.tiny_tokenizers import KINDS, LINES, SPECIAL, trained, wrapped
@@ -86,7 +86,7 @@ def test_with_bytes_any_text_can_be_read_back(kind):
 def test_kept_tokens_of_bpe_can_still_be_formed(kind):
     tokenizer = trained(kind)
     _, new = hfprune.prune_vocabulary(model_for(tokenizer), tokenizer, LINES[:9])
-    chain, left = chain_of(read(tokenizer)["model"]), read(new)["model"]
+    chain, left = chain_of(tokenizer_data(tokenizer)["model"]), tokenizer_data(new)["model"]
     longest = sorted(left["vocab"].keys() - set(SPECIAL), key=len)[-20:]
     assert len(longest[-1]) > 5
     for token in longest:
@@ -171,7 +171,7 @@ class TestChoice:
     def test_padding_of_the_tokenizer_itself(self):
         tokenizer = trained("word_piece")
         number = tokenizer.convert_tokens_to_ids("<end>")
-        data = read(tokenizer)
+        data = tokenizer_data(tokenizer)
         data["padding"] = {
             "strategy": "BatchLongest",
             "direction": "Right",
@@ -181,8 +181,10 @@ class TestChoice:
             "pad_token": "<end>",
         }
         tokenizer = wrapped(Tokenizer.from_str(json.dumps(data)))
-        ids = {token: i for i, token in enumerate(sorted(protected(tokenizer, data), key=tokenizer.get_vocab().get))}
-        cut(tokenizer, data, ids)
+        ids = {
+            token: i for i, token in enumerate(sorted(protected_tokens(tokenizer, data), key=tokenizer.get_vocab().get))
+        }
+        smaller_tokenizer(tokenizer, data, ids)
         assert data["padding"]["pad_id"] == ids["<end>"] < number
 
     @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import hfprune
 from hfprune import PruningConfig, PruningRecord
 from hfprune.cli.app import app
-from hfprune.data.classification import load_texts
+from hfprune.data.loading import load_texts
 from hfprune.data.packages import resolve_model
 from hfprune.measuring.size import measure_size
 from hfprune.publishing.verification import verify

@@ -14,7 +14,7 @@ from hfprune.cli.options import (
     load_model,
     refuse_filled,
 )
-from hfprune.data.classification import load_texts
+from hfprune.data.loading import load_texts
 from hfprune.data.packages import resolve_model
 from hfprune.measuring.size import checkpoint_bytes
 from hfprune.publishing.checkpoint import save

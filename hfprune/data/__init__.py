@@ -1,1 +1,12 @@
-"""Texts and models: from the Hub, from files, or from installed packages."""
+"""Texts and models: from the Hub, from files, or from installed packages.
+
+`loading` reads data sets and gives them their splits, `classification` prepares labelled texts, `labels` translates
+between the classes of a data set and those of a model, `corpus` packs plain text for language models, and `packages`
+has the data sets and models that installed packages carry.
+"""
+
+from hfprune.data.classification import load_text_dataset, tokenize
+from hfprune.data.loading import load_splits, load_texts
+from hfprune.data.packages import package_file, resolve_model
+
+__all__ = ["load_splits", "load_text_dataset", "load_texts", "package_file", "resolve_model", "tokenize"]

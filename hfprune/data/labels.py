@@ -1,6 +1,6 @@
-"""Labels of a data set as a model numbers them, and what a model is told of them."""
+"""Classes of a data set in the numbering of a model, and the description of labels that a new model needs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import ClassLabel, DatasetDict
@@ -8,63 +8,93 @@ from transformers import PretrainedConfig
 
 
 def align_labels(data: DatasetDict, config: PretrainedConfig, label_column: str = "label") -> DatasetDict:
-    """Number the classes as a fine-tuned model does.
+    """Number the classes of a data set as a fine-tuned model does.
 
     Args:
         data: Splits with a label column.
-        config: The model's config; `id2label` has its classes. A model that only says LABEL_0, LABEL_1 ... is taken to
-            number the classes as the data does.
+        config: The model's config; `id2label` has its classes. A model with the default names LABEL_0, LABEL_1 ... is
+            assumed to number the classes as the data does.
         label_column: The column with the labels.
 
     Returns:
         The same data; labels are numbers of the model.
 
     Raises:
-        ValueError: The model does not know a class of the data, or one predicts numbers and the other classes.
+        ValueError: The model does not know a class of the data, or one of them has numbers to predict and the other
+            classes.
     """
     feature = data["train"].features[label_column]
     if not isinstance(feature, ClassLabel):
         if config.num_labels != 1:
             raise ValueError(f"the labels are numbers, but the model has {config.num_labels} classes.")
         return data
-    numbers = numbers_of(config, feature.names)
-    if list(numbers.values()) == list(range(len(feature.names))):
+    number_of = numbers_of(config, feature.names)
+    if list(number_of.values()) == list(range(len(feature.names))):
         return data
-    taken = {number: name for name, number in numbers.items()}
-    known = {taken.get(int(i), str(name)): int(i) for i, name in config.id2label.items()}
-    return data.align_labels_with_mapping(known, label_column)
+    # `datasets` wants the whole numbering of the model, also of classes that the data lacks. A class that both have is
+    # called as in the data, by whose names `datasets` looks the numbers up.
+    name_in_data = {number: name for name, number in number_of.items()}
+    model_numbers: dict[str, int] = {}
+    for key, model_name in config.id2label.items():
+        number = int(key)
+        name = name_in_data.get(number, str(model_name))
+        model_numbers[name] = number
+    return data.align_labels_with_mapping(model_numbers, label_column)
 
 
 def numbers_of(config: PretrainedConfig, names: Sequence[str]) -> dict[str, int]:
-    """The numbers that a fine-tuned model gives to classes.
+    """The numbers that a fine-tuned model gives to the classes of a data set.
 
     Args:
-        config: The model's config; `id2label` has its classes. A model that only says LABEL_0, LABEL_1 ... is taken to
-            number the classes as they are listed, or as they are numbered where their names are its numbers.
+        config: The model's config; `id2label` has its classes. A model with the default names LABEL_0, LABEL_1 ... is
+            assumed to number the classes as they are listed; or, if their names are numbers of the model, as these say.
         names: The classes of the data.
 
     Returns:
         From name to number.
 
     Raises:
-        ValueError: The model does not know a class, or has no names for its classes and the data has fewer.
+        ValueError: The model does not know a class; or it has default names, and not as many classes as the data.
+
+    Example:
+        >>> config = PretrainedConfig(id2label={0: "negative", 1: "positive"})
+        >>> numbers_of(config, ["positive", "negative"])
+        {'positive': 1, 'negative': 0}
+        >>> numbers_of(PretrainedConfig(num_labels=3), ["0", "2"])
+        {'0': 0, '2': 2}
     """
-    known = {str(name): int(i) for i, name in config.id2label.items()}
-    unnamed = all(name == f"LABEL_{i}" for name, i in known.items())
-    if unnamed and set(names) <= {str(number) for number in range(config.num_labels)}:
-        return {name: int(name) for name in names}
-    unknown = [name for name in names if name not in known]
-    if (unnamed and len(names) != config.num_labels) or (unknown and not unnamed):
-        raise ValueError(
-            f"the model knows the classes {', '.join(known)}, the data has {', '.join(names)}. Write the model's names "
-            "into the label column, or the data's into id2label of the model's config; or fine-tune the model on this "
-            "data (dense_epochs in the script)."
-        )
-    return {name: i if unnamed else known[name] for i, name in enumerate(names)}
+    model_numbers = {str(name): int(number) for number, name in config.id2label.items()}
+    if _are_default_names(model_numbers):
+        # Integer labels of a data set become classes with these integers for names. They keep them, so that "2" is not
+        # the second class where no example is of class "1".
+        if set(names) <= set(map(str, range(config.num_labels))):
+            return {name: int(name) for name in names}
+        if len(names) == config.num_labels:
+            return _numbered(names)
+    elif set(names) <= model_numbers.keys():
+        return {name: model_numbers[name] for name in names}
+    raise ValueError(
+        f"the model knows the classes {', '.join(model_numbers)}, the data has {', '.join(names)}. Write the model's "
+        "names into the label column, or the data's into id2label of the model's config; or fine-tune the model on "
+        "this data (dense_epochs in the script)."
+    )
+
+
+def _are_default_names(model_numbers: Mapping[str, int]) -> bool:
+    """Whether a config only has the names that transformers gives to classes without names."""
+    return all(name == f"LABEL_{number}" for name, number in model_numbers.items())
 
 
 def label_arguments(data: DatasetDict, label_column: str = "label") -> dict[str, Any]:
-    """What `from_pretrained` needs to know of the labels: their number and names, or that it is a regression."""
+    """The arguments of `from_pretrained` that describe the labels of a data set.
+
+    Args:
+        data: Splits with a label column.
+        label_column: The column with the labels.
+
+    Returns:
+        The number and names of the classes, or that it is a regression.
+    """
     feature = data["train"].features[label_column]
     if not isinstance(feature, ClassLabel):
         return {"num_labels": 1, "problem_type": "regression"}
@@ -72,7 +102,7 @@ def label_arguments(data: DatasetDict, label_column: str = "label") -> dict[str,
 
 
 def named_labels(names: Sequence[str]) -> dict[str, Any]:
-    """What `from_pretrained` needs to know of labels with these names.
+    """The arguments of `from_pretrained` that describe labels with these names.
 
     >>> named_labels(["no", "yes"])
     {'num_labels': 2, 'id2label': {0: 'no', 1: 'yes'}, 'label2id': {'no': 0, 'yes': 1}}
@@ -80,5 +110,9 @@ def named_labels(names: Sequence[str]) -> dict[str, Any]:
     return {
         "num_labels": len(names),
         "id2label": dict(enumerate(names)),
-        "label2id": {name: i for i, name in enumerate(names)},
+        "label2id": _numbered(names),
     }
+
+
+def _numbered(names: Sequence[str]) -> dict[str, int]:
+    return {name: number for number, name in enumerate(names)}

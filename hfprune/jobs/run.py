@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from hfprune.data.packages import model_title
-from hfprune.distributed import leave
+from hfprune.distributed import leave_process_group
 from hfprune.errors import HfpruneError
 from hfprune.jobs.job import Job, MethodOutcome
 from hfprune.jobs.methods import check_method, get_method
@@ -86,7 +86,7 @@ def run(load_task: TaskLoader, arguments: Arguments, *, script: str) -> Outcome 
     job = _prepare(load_task, arguments)
     outcome = get_method(arguments.method.method).function(job)
     # the other processes end here, and nothing below waits for them
-    leave()
+    leave_process_group()
     if not is_main_process:
         return None
     _complete_record(job, outcome, script=script, began=began)

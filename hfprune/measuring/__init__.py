@@ -1,1 +1,1 @@
-"""What a model is and costs: size, multiply-adds, latency, perplexity, metrics."""
+"""Measures of a model: size, multiply-adds, latency, perplexity and the metrics of its predictions."""

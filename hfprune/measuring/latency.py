@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from hfprune.measuring.size import check_length
+from hfprune.measuring.size import check_length, example_batch
 from hfprune.structure.batches import Batch
-from hfprune.structure.examples import example_inputs
 from hfprune.structure.running import frozen
 
 
@@ -22,12 +21,12 @@ class Latency:
         median_ms: Median over the runs.
         low_ms: 10th percentile.
         high_ms: 90th percentile.
-        runs: How many runs were timed, after warm-up.
+        runs: Number of timed passes, after the warm-up.
         batch_size: Sequences in a batch.
         sequence_length: Tokens in a sequence.
         device: Such as `cpu`.
         dtype: Such as `float32`.
-        threads: Threads that PyTorch used.
+        threads: Threads that PyTorch used on the CPU.
     """
 
     median_ms: float
@@ -50,27 +49,39 @@ def measure_latency(
         model: The model.
         batch_size: Sequences in a batch.
         sequence_length: Tokens in a sequence.
-        runs: How many passes are timed.
-        warmup: How many passes come before, untimed.
+        runs: Number of timed passes.
+        warmup: Number of untimed passes before them.
 
     Returns:
         Median and spread.
 
     Raises:
         ValueError: The model cannot take so long a sequence, or a number is not positive.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> shape = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
+        >>> model = BertModel(BertConfig(vocab_size=50, **shape))
+        >>> latency = measure_latency(model, batch_size=2, sequence_length=4, runs=5)
+        >>> latency.low_ms <= latency.median_ms <= latency.high_ms
+        True
+        >>> latency.device, latency.dtype
+        ('cpu', 'float32')
     """
-    shape = {"batch_size": batch_size, "sequence_length": sequence_length}
-    return measure_latencies([model], **shape, runs=runs, warmup=warmup)[0]
+    latencies = measure_latencies(
+        [model], batch_size=batch_size, sequence_length=sequence_length, runs=runs, warmup=warmup
+    )
+    return latencies[0]
 
 
 def check_timing(model: PreTrainedModel, *, batch_size: int, sequence_length: int, runs: int = 20) -> None:
-    """Find out before any work whether a model can be timed.
+    """Refuse a model or numbers that cannot be timed; callers do so before long work.
 
     Args:
         model: The model.
         batch_size: Sequences in a batch.
         sequence_length: Tokens in a sequence.
-        runs: How many passes are timed.
+        runs: Number of timed passes.
 
     Raises:
         ValueError: The model cannot take so long a sequence, or a number is not positive.
@@ -84,37 +95,45 @@ def check_timing(model: PreTrainedModel, *, batch_size: int, sequence_length: in
 def measure_latencies(
     models: list[PreTrainedModel], *, batch_size: int, sequence_length: int, runs: int = 20, warmup: int = 3
 ) -> list[Latency]:
-    """Time several models in turn, run by run, so that whatever else the machine does meets them alike.
+    """Time several models in turn, one pass of each after the other.
+
+    Other work on the machine then slows all models alike, instead of only the one that runs at that moment.
 
     Args:
         models: The models.
         batch_size: Sequences in a batch.
         sequence_length: Tokens in a sequence.
-        runs: How many passes of each are timed.
-        warmup: How many passes come before, untimed.
+        runs: Number of timed passes of each model.
+        warmup: Number of untimed passes before them.
 
     Returns:
-        Median and spread of each.
+        Median and spread of each model.
 
     Raises:
         ValueError: A model cannot take so long a sequence, or a number is not positive.
     """
     for model in models:
         check_timing(model, batch_size=batch_size, sequence_length=sequence_length, runs=runs)
-    times: list[list[float]] = [[] for _ in models]
+    milliseconds: list[list[float]] = [[] for _ in models]
     with ExitStack() as stack, torch.inference_mode():
         for model in models:
             stack.enter_context(frozen(model))
+        # Passes with a negative number are the warm-up.
         for run in range(-warmup, runs):
-            for model, measured in zip(models, times, strict=True):
-                elapsed = _time_once(model, example_inputs(model, torch.full((batch_size, sequence_length), 5)))
+            for model, measured in zip(models, milliseconds, strict=True):
+                # Made before the clock starts: the copy to the device is no part of the pass.
+                inputs = example_batch(model, batch_size, sequence_length)
+                elapsed = _seconds_of_one_pass(model, inputs)
                 if run >= 0:
                     measured.append(elapsed * 1000)
-    return [
-        Latency(
+    latencies: list[Latency] = []
+    for model, measured in zip(models, milliseconds, strict=True):
+        measured.sort()
+        tenth = len(measured) // 10
+        latency = Latency(
             median_ms=statistics.median(measured),
-            low_ms=sorted(measured)[len(measured) // 10],
-            high_ms=sorted(measured)[-1 - len(measured) // 10],
+            low_ms=measured[tenth],
+            high_ms=measured[-1 - tenth],
             runs=runs,
             batch_size=batch_size,
             sequence_length=sequence_length,
@@ -122,11 +141,12 @@ def measure_latencies(
             dtype=str(model.dtype).removeprefix("torch."),
             threads=torch.get_num_threads(),
         )
-        for model, measured in zip(models, times, strict=True)
-    ]
+        latencies.append(latency)
+    return latencies
 
 
-def _time_once(model: PreTrainedModel, inputs: Batch) -> float:
+def _seconds_of_one_pass(model: PreTrainedModel, inputs: Batch) -> float:
+    # Kernels of a GPU run after the call that starts them has returned, so the clock waits for them at both ends.
     _synchronize(model.device)
     start = time.perf_counter()
     model(**inputs)

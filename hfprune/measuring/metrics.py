@@ -1,4 +1,7 @@
-"""Metrics that work offline: `evaluate.Metric` modules that combine with the Hub's through `evaluate.combine`."""
+"""Metrics that need no network.
+
+They are `evaluate.Metric` modules, so `evaluate.combine` combines them with the Hub's.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -9,18 +12,21 @@ import numpy as np
 from scipy import stats
 from sklearn import metrics as sk
 
+# Types of the columns that a metric compares. Whether a metric suits a regression is told by its columns.
 _LABELS = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
 _NUMBERS = {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
-_TAGS = {name: datasets.Sequence(datasets.Value("string")) for name in ("predictions", "references")}
+_TAG_LISTS = datasets.Sequence(datasets.Value("string"))
+_TAGS = {"predictions": _TAG_LISTS, "references": _TAG_LISTS}
 
 
 class _Metric(evaluate.Metric):
-    """What the metrics here share: a description and the type of their columns."""
+    """Base of the metrics here: a subclass gives its name, and the types of its columns."""
 
     title: str
     columns: dict[str, Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Otherwise evaluate writes the predictions to a file in the user's cache.
         super().__init__(*args, **{"keep_in_memory": True, **kwargs})
 
     def _info(self) -> evaluate.MetricInfo:
@@ -35,7 +41,8 @@ class _Metric(evaluate.Metric):
 class Accuracy(_Metric):
     """The fraction of predictions that equal their reference."""
 
-    title, columns = "accuracy", _LABELS
+    title = "accuracy"
+    columns = _LABELS
 
     def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
         return {"accuracy": float(sk.accuracy_score(references, predictions))}
@@ -44,47 +51,53 @@ class Accuracy(_Metric):
 class F1(_Metric):
     """The harmonic mean of precision and recall: of class 1 if there are two classes, else the mean over classes."""
 
-    title, columns = "f1", _LABELS
+    title = "f1"
+    columns = _LABELS
 
     def _compute(
         self, predictions: Sequence[int], references: Sequence[int], average: str | None = None
     ) -> dict[str, float]:
-        binary = set(np.unique([*references, *predictions]).tolist()) <= {0, 1}
-        chosen = average or ("binary" if binary else "macro")
-        return {"f1": float(sk.f1_score(references, predictions, average=chosen, zero_division=0))}
+        if not average:
+            classes = set(np.unique([*references, *predictions]).tolist())
+            average = "binary" if classes <= {0, 1} else "macro"
+        return {"f1": float(sk.f1_score(references, predictions, average=average, zero_division=0))}
 
 
 class MatthewsCorrelation(_Metric):
     """Matthews' correlation coefficient, in [-1, 1]; 0 for a constant prediction."""
 
-    title, columns = "matthews_correlation", _LABELS
+    title = "matthews_correlation"
+    columns = _LABELS
 
     def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
         return {"matthews_correlation": float(sk.matthews_corrcoef(references, predictions))}
 
 
 class Pearson(_Metric):
-    """Pearson's correlation coefficient of numbers, in [-1, 1]; 0 where one side is constant."""
+    """Pearson's correlation coefficient of numbers, in [-1, 1]; 0 if predictions or references are constant."""
 
-    title, columns = "pearson", _NUMBERS
+    title = "pearson"
+    columns = _NUMBERS
 
     def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
         return {"pearson": _correlation(stats.pearsonr, predictions, references)}
 
 
 class Spearman(_Metric):
-    """Spearman's rank correlation of numbers, in [-1, 1]; 0 where one side is constant."""
+    """Spearman's rank correlation of numbers, in [-1, 1]; 0 if predictions or references are constant."""
 
-    title, columns = "spearman", _NUMBERS
+    title = "spearman"
+    columns = _NUMBERS
 
     def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
         return {"spearman": _correlation(stats.spearmanr, predictions, references)}
 
 
-def _correlation(function: Callable[..., Any], a: Sequence[float], b: Sequence[float]) -> float:
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
+def _correlation(coefficient: Callable[..., Any], predictions: Sequence[float], references: Sequence[float]) -> float:
+    # A constant has no variance, and the coefficient would be 0/0.
+    if np.ptp(predictions) == 0 or np.ptp(references) == 0:
         return 0.0
-    return float(function(a, b).statistic)
+    return float(coefficient(predictions, references).statistic)
 
 
 METRICS: dict[str, type[_Metric]] = {
@@ -97,108 +110,173 @@ METRICS: dict[str, type[_Metric]] = {
 
 
 def load_metric(name: str) -> evaluate.EvaluationModule:
-    """One of the metrics here by name, or else the Hub's of that name.
+    """Load a metric by name: one of `METRICS`, or else the Hub's metric of that name.
 
     Args:
         name: Such as `accuracy`.
 
     Returns:
         A metric with `compute` and `add_batch`.
+
+    Example:
+        >>> load_metric("f1").compute(predictions=[0, 1, 1, 0], references=[0, 1, 0, 0])
+        {'f1': 0.6666666666666666}
     """
-    return METRICS[name]() if name in METRICS else evaluate.load(name)
+    if name in METRICS:
+        return METRICS[name]()
+    return evaluate.load(name)
 
 
 def default_metrics(num_labels: int) -> list[str]:
-    """What to measure where the user did not say: accuracy, or Pearson's correlation for a regression."""
+    """The metrics to measure by default: accuracy, or Pearson's correlation for a regression.
+
+    >>> default_metrics(3), default_metrics(1)
+    (['accuracy'], ['pearson'])
+    """
     return ["pearson"] if num_labels == 1 else ["accuracy"]
 
 
 def compute_metrics_for(names: Sequence[str], *, regression: bool = False) -> Callable[[Any], dict[str, float]]:
-    """A `compute_metrics` function for `Trainer`.
+    """Make a `compute_metrics` function for `Trainer`.
 
     Args:
-        names: Metrics, by name.
+        names: Names of metrics.
         regression: Whether the model predicts one number instead of a class.
 
     Returns:
         A function from `EvalPrediction` to a mapping from metric to value.
 
     Raises:
-        ValueError: A metric here is of classes where numbers are predicted, or the other way round.
+        ValueError: A metric compares classes where numbers are predicted, or the other way round.
+
+    Example:
+        >>> from transformers import EvalPrediction
+        >>> compute = compute_metrics_for(["accuracy"])
+        >>> logits = np.array([[2.0, 1.0], [0.0, 3.0]])
+        >>> compute(EvalPrediction(predictions=logits, label_ids=np.array([0, 0])))
+        {'accuracy': 0.5}
     """
     for name in names:
-        numbers = getattr(METRICS.get(name), "columns", None)
-        if numbers is not None and (numbers is _NUMBERS) != regression:
-            fitting = ", ".join(n for n, m in METRICS.items() if (m.columns is _NUMBERS) == regression)
-            raise ValueError(
-                f"the metric {name!r} does not fit a {'regression' if regression else 'classification'}; "
-                f"these do: {fitting}."
-            )
-    loaded = {name: load_metric(name) for name in names}
+        _check_suits(name, regression=regression)
+    metrics = list(map(load_metric, names))
 
     def compute(prediction: Any) -> dict[str, float]:
-        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        guesses = np.squeeze(logits, -1) if regression else np.argmax(logits, axis=-1)
+        predicted = _predictions_in(prediction.predictions, regression=regression)
         results: dict[str, float] = {}
-        for metric in loaded.values():
-            results.update(metric.compute(predictions=guesses, references=prediction.label_ids))
+        for metric in metrics:
+            results.update(metric.compute(predictions=predicted, references=prediction.label_ids))
         return results
 
     return compute
 
 
+def _predictions_in(outputs: Any, *, regression: bool) -> Any:
+    """`(N,)` numbers of a regression, or the class of the largest logit, from what a model returned."""
+    # Models that return more than logits, such as hidden states, return the logits first.
+    logits = outputs[0] if isinstance(outputs, tuple) else outputs
+    if regression:
+        return np.squeeze(logits, -1)
+    return np.argmax(logits, axis=-1)
+
+
+def _check_suits(name: str, *, regression: bool) -> None:
+    """Refuse a metric of classes for a regression, and a metric of numbers for a classification."""
+    # Nothing is known beforehand of the Hub's metrics.
+    if name not in METRICS or _is_for_regression(METRICS[name]) == regression:
+        return
+    suitable: list[str] = []
+    for other, metric in METRICS.items():
+        if _is_for_regression(metric) == regression:
+            suitable.append(other)
+    task = "regression" if regression else "classification"
+    raise ValueError(f"the metric {name!r} does not fit a {task}; these do: {', '.join(suitable)}.")
+
+
+def _is_for_regression(metric: type[_Metric]) -> bool:
+    return metric.columns is _NUMBERS
+
+
 class Entities(_Metric):
     """Precision, recall and F1 of named entities, and the accuracy of tags, from lists of IOB tags.
 
-    An entity is found if its type, its first and its last word are right; all types count together (Tjong Kim Sang & De
-    Meulder 2003, "Introduction to the CoNLL-2003 Shared Task").
+    A predicted entity is correct if its type, its first and its last word are; entities of all types count together
+    (Tjong Kim Sang & De Meulder 2003, "Introduction to the CoNLL-2003 Shared Task").
+
+    Attributes:
+        names: Names of its values.
     """
 
-    title, columns = "entities", _TAGS
+    title = "entities"
+    columns = _TAGS
     names = ("f1", "precision", "recall", "accuracy")
 
     def _compute(self, predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> dict[str, float]:
-        pairs = [(set(entities(p)), set(entities(r))) for p, r in zip(predictions, references, strict=True)]
-        right = sum(len(found & real) for found, real in pairs)
-        found, real = (sum(len(pair[i]) for pair in pairs) for i in (0, 1))
-        tags = [p == r for ps, rs in zip(predictions, references, strict=True) for p, r in zip(ps, rs, strict=True)]
+        predicted = 0
+        real = 0
+        correct = 0
+        tags = 0
+        correct_tags = 0
+        for predicted_tags, real_tags in zip(predictions, references, strict=True):
+            predicted_entities = set(entities(predicted_tags))
+            real_entities = set(entities(real_tags))
+            predicted += len(predicted_entities)
+            real += len(real_entities)
+            correct += len(predicted_entities & real_entities)
+            tags += len(real_tags)
+            for predicted_tag, real_tag in zip(predicted_tags, real_tags, strict=True):
+                correct_tags += predicted_tag == real_tag
         return {
-            "f1": _fraction(2 * right, found + real),
-            "precision": _fraction(right, found),
-            "recall": _fraction(right, real),
-            "accuracy": _fraction(sum(tags), len(tags)),
+            "f1": _fraction(2 * correct, predicted + real),
+            "precision": _fraction(correct, predicted),
+            "recall": _fraction(correct, real),
+            "accuracy": _fraction(correct_tags, tags),
         }
 
 
 def _fraction(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0
+    # Nothing was predicted, or there was nothing to find.
+    if not whole:
+        return 0.0
+    return part / whole
 
 
 def entities(tags: Iterable[str]) -> list[tuple[str, int, int]]:
-    """The entities in a sequence of IOB tags: type, first word, and the word after the last.
+    """Find the entities in a sequence of IOB tags.
 
-    B- begins one; so does an I- that continues none of its type, as in the script of CoNLL. Any other tag is outside.
+    A tag B- begins an entity. So does a tag I- that continues no entity of its type, as in the script of CoNLL. Any
+    other tag is outside.
 
-    >>> entities(["B-PER", "I-PER", "O", "B-LOC", "B-LOC", "I-ORG"])
-    [('PER', 0, 2), ('LOC', 3, 4), ('LOC', 4, 5), ('ORG', 5, 6)]
+    Args:
+        tags: A tag for each word, such as `B-PER`, `I-PER` or `O`.
+
+    Returns:
+        For each entity its type, its first word, and the word after its last.
+
+    Example:
+        >>> entities(["B-PER", "I-PER", "O", "B-LOC", "B-LOC", "I-ORG"])
+        [('PER', 0, 2), ('LOC', 3, 4), ('LOC', 4, 5), ('ORG', 5, 6)]
     """
     spans: list[tuple[str, int, int]] = []
-    for i, tag in enumerate(tags):
-        prefix, _, kind = tag.partition("-")
-        if prefix == "I" and spans and spans[-1][0] == kind and spans[-1][2] == i:
-            spans[-1] = (kind, spans[-1][1], i + 1)
-        elif prefix in ("B", "I") and kind:
-            spans.append((kind, i, i + 1))
+    for word, tag in enumerate(tags):
+        prefix, _, entity_type = tag.partition("-")
+        if prefix not in ("B", "I") or not entity_type:
+            continue
+        if prefix == "I" and spans:
+            last_type, first, end = spans[-1]
+            if last_type == entity_type and end == word:
+                spans[-1] = (entity_type, first, word + 1)
+                continue
+        spans.append((entity_type, word, word + 1))
     return spans
 
 
 def entity_metrics_for(
     names: Sequence[str], tags: Mapping[int, str]
 ) -> tuple[list[str], Callable[[Any], dict[str, float]]]:
-    """What to measure of tags, and a `compute_metrics` function for `Trainer` that does it.
+    """Choose the metrics of a tagging task, and make a `compute_metrics` function for `Trainer`.
 
     Args:
-        names: Of `f1`, `precision`, `recall` and `accuracy`; if empty, all that the tags allow.
+        names: Of `f1`, `precision`, `recall` and `accuracy`; if empty, all that suit the tags.
         tags: Names of the tags by the model's numbers.
 
     Returns:
@@ -206,23 +284,29 @@ def entity_metrics_for(
         to value. Tokens labelled -100 do not count.
 
     Raises:
-        ValueError: A name is unknown, or is of entities where the tags are not IOB tags.
+        ValueError: A name is unknown, or needs entities where the tags are not IOB tags.
     """
-    iob = any(name.startswith(("B-", "I-")) for name in tags.values())
-    fitting = Entities.names if iob else ("accuracy",)
+    are_iob = any(name.startswith(("B-", "I-")) for name in tags.values())
+    suitable = Entities.names if are_iob else ("accuracy",)
+    reason = ""
+    if not are_iob:
+        reason = f"; precision, recall and f1 need IOB tags, not {', '.join(tags.values())}"
     for name in names:
-        if name not in fitting:
-            reason = "" if iob else f"; precision, recall and f1 need IOB tags, not {', '.join(tags.values())}"
-            raise ValueError(f"the metric {name!r} does not fit these tags; these do: {', '.join(fitting)}{reason}.")
+        if name not in suitable:
+            raise ValueError(f"the metric {name!r} does not fit these tags; these do: {', '.join(suitable)}{reason}.")
     metric = Entities()
 
-    def compute(prediction: Any) -> dict[str, float]:
-        labelled = [row != -100 for row in prediction.label_ids]
-        guesses, truth = (
-            [[tags[int(tag)] for tag in row[real]] for row, real in zip(rows, labelled, strict=True)]
-            for rows in (prediction.predictions, prediction.label_ids)
-        )
-        found = metric.compute(predictions=guesses, references=truth)
-        return {name: found[name] for name in fitting}
+    def names_of(numbers: Iterable[Any]) -> list[str]:
+        return [tags[int(number)] for number in numbers]
 
-    return list(names or fitting), compute
+    def compute(prediction: Any) -> dict[str, float]:
+        predicted_tags: list[list[str]] = []
+        real_tags: list[list[str]] = []
+        for predicted, labels in zip(prediction.predictions, prediction.label_ids, strict=True):
+            labelled = labels != -100
+            predicted_tags.append(names_of(predicted[labelled]))
+            real_tags.append(names_of(labels[labelled]))
+        results = metric.compute(predictions=predicted_tags, references=real_tags)
+        return {name: results[name] for name in suitable}
+
+    return list(names or suitable), compute

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,18 +15,22 @@ from hfprune.measuring.size import check_length
 from hfprune.structure.devices import check_tokens, input_device
 from hfprune.structure.running import frozen
 
+#: exp of more than about 709 is too large for a float, and `math.exp` raises an error for it.
+_LARGEST_EXPONENT = 700
+
 
 @dataclass(frozen=True, kw_only=True)
 class Perplexity:
-    """What was found, and how.
+    """A measured perplexity, with the choices that it depends on.
 
     Attributes:
         perplexity: exp(nll).
         nll: Mean negative log-likelihood of a token, in nats.
-        tokens: How many tokens were predicted.
+        tokens: Number of predicted tokens.
         window: Tokens that the model sees at a time.
-        stride: Tokens from one window to the next.
-        tokenizer: Name of the tokenizer, or its class and size; perplexities of other tokenizers do not compare.
+        stride: Tokens from the start of one window to the start of the next.
+        tokenizer: Name of the tokenizer, or its class, and its size. Perplexities under different tokenizers cannot be
+            compared.
     """
 
     perplexity: float
@@ -42,6 +47,18 @@ class Perplexity:
         )
 
 
+class _Window(NamedTuple):
+    """A stretch of a text that the model sees at a time.
+
+    Attributes:
+        ids: Its token ids.
+        predicted: How many of its last tokens are predicted in it; the earlier ones only give context.
+    """
+
+    ids: Sequence[int]
+    predicted: int
+
+
 def perplexity(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -51,90 +68,161 @@ def perplexity(
     stride: int | None = None,
     batch_size: int = 4,
 ) -> Perplexity:
-    """Perplexity: exp of the mean negative log-likelihood of the tokens of some texts, each given those before it.
+    """Perplexity: exp of the mean negative log-likelihood of the tokens of some texts, each given the tokens before it.
 
     A text is read in windows, each `stride` tokens after the one before. Every token is predicted once, in the first
     window that reaches it, so with a stride below the window it has at least window − stride tokens before it, if the
     text has. The first token of a text is not predicted, and with stride = window neither is the first of any window.
 
     Args:
-        model: A causal language model, dense or pruned. It is as before afterwards.
+        model: A causal language model, dense or pruned. It is left as it was.
         tokenizer: Its tokenizer.
-        texts: Texts, or lists of token ids (the `input_ids` of windows that were packed). Empty ones are skipped.
+        texts: Texts, or lists of token ids (the `input_ids` of windows that were packed). Empty texts are skipped.
         window: Tokens that the model sees at a time.
-        stride: Tokens from one window to the next; by default the window.
+        stride: Tokens from the start of one window to the start of the next; by default as many as in the window.
         batch_size: Windows in a batch. Logits take batch_size × window × vocabulary numbers.
 
     Returns:
         The perplexity, and how it was measured.
 
     Raises:
-        ValueError: Numbers that do not fit, one text where a list of them is wanted, no text of two tokens, or a window
-            or tokens that the model has no positions or embeddings for.
+        ValueError: The numbers do not fit each other, a single text stands in the place of a list, no text has two
+            tokens, or the model lacks positions for the window or embeddings for a token.
+
+    Example:
+        A model with zeros for weights of the output predicts all of its 50 tokens alike:
+
+        >>> from tokenizers import Tokenizer, models
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+        >>> words = models.WordLevel({"[UNK]": 0, "the": 1, "dog": 2}, unk_token="[UNK]")
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), unk_token="[UNK]")
+        >>> shape = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=50, **shape))
+        >>> _ = model.lm_head.weight.data.zero_()
+        >>> measured = perplexity(model, tokenizer, [[1, 2, 0, 1, 2]], window=4, stride=2)
+        >>> round(measured.perplexity, 3), measured.tokens
+        (50.0, 4)
     """
-    stride = window if stride is None else stride
-    if window < 2 or not 1 <= stride <= window or batch_size < 1:
-        raise ValueError(
-            f"perplexity needs window ≥ 2, 1 ≤ stride ≤ window and batch_size ≥ 1, got window={window}, "
-            f"stride={stride}, batch_size={batch_size}."
-        )
+    if stride is None:
+        stride = window
+    _check_options(window, stride, batch_size)
     if isinstance(texts, str):
         raise ValueError("perplexity takes a list of texts, got one text: write [text].")
-    rows = [
-        tokenizer(text, verbose=False)["input_ids"] if isinstance(text, str) else list(text)
-        for text in texts
-        if not isinstance(text, str) or text.strip()
-    ]
-    pieces = [piece for row in rows for piece in _windows(row, window, stride)]
-    if not pieces:
+    ids_by_text = _token_ids(tokenizer, texts)
+    windows: list[_Window] = []
+    for ids in ids_by_text:
+        windows.extend(_windows(ids, window, stride))
+    if not windows:
         raise ValueError(f"none of the {len(texts)} texts has two tokens: there is nothing to predict.")
-    check_length(model, max(len(piece) for piece, _ in pieces), option="window")
-    check_tokens(model, max(max(row, default=0) for row in rows))
-    pieces.sort(key=lambda piece: -len(piece[0]))  # like lengths together
-    total, count = 0.0, 0
-    with frozen(model), torch.no_grad():
-        for start in tqdm(range(0, len(pieces), batch_size), desc="Perplexity", unit="batch"):
-            losses = _losses(model, pieces[start : start + batch_size])
-            total, count = total + float(losses.sum(dtype=torch.float64)), count + len(losses)
-    nll = total / count
+    check_length(model, _longest(windows), option="window")
+    check_tokens(model, max(max(ids, default=0) for ids in ids_by_text))
+    nll, tokens = _mean_loss(model, windows, batch_size)
     return Perplexity(
-        perplexity=math.inf if nll >= 700 else math.exp(nll),
+        perplexity=math.inf if nll >= _LARGEST_EXPONENT else math.exp(nll),
         nll=nll,
-        tokens=count,
+        tokens=tokens,
         window=window,
         stride=stride,
         tokenizer=tokenizer_name(tokenizer),
     )
 
 
-def tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The name a tokenizer was loaded under (of a folder its last part), or its class; and how many tokens it knows."""
-    name = str(tokenizer.name_or_path).rstrip("/")
-    name = name.rpartition("/")[2] if name.startswith(("/", ".")) else name
-    return f"{name or type(tokenizer).__name__} ({len(tokenizer):,} tokens)"
+def _check_options(window: int, stride: int, batch_size: int) -> None:
+    # In a window of one token there is no token to predict, and a larger stride would leave tokens out.
+    if window < 2 or not 1 <= stride <= window or batch_size < 1:
+        raise ValueError(
+            f"perplexity needs window ≥ 2, 1 ≤ stride ≤ window and batch_size ≥ 1, got window={window}, "
+            f"stride={stride}, batch_size={batch_size}."
+        )
 
 
-def _windows(ids: Sequence[int], window: int, stride: int) -> Iterator[tuple[Sequence[int], int]]:
-    """Windows of a text, each with how many of its last tokens are new in it and can be predicted."""
-    reached = 1  # nothing stands before the first token
+def _token_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] | Sequence[Sequence[int]]
+) -> list[Sequence[int]]:
+    """The token ids of each text; texts of nothing but white space are left out."""
+    ids_by_text: list[Sequence[int]] = []
+    for text in texts:
+        if not isinstance(text, str):
+            ids_by_text.append(list(text))
+        elif text.strip():
+            # Not verbose: the tokenizer would warn of texts longer than the model, which windows divide.
+            ids_by_text.append(tokenizer(text, verbose=False)["input_ids"])
+    return ids_by_text
+
+
+def _windows(ids: Sequence[int], window: int, stride: int) -> Iterator[_Window]:
+    """The windows of one text, in order."""
+    # Tokens up to here are predicted. The first one counts as predicted, as nothing stands before it.
+    reached = 1
     for start in range(0, len(ids), stride):
-        piece = ids[start : start + window]
-        new = min(start + len(piece) - reached, len(piece) - 1)
-        if new > 0:
-            yield piece, new
-        reached = start + len(piece)
+        window_ids = ids[start : start + window]
+        end = start + len(window_ids)
+        # The first token of a window has no context there, so it cannot be predicted even where it is new.
+        predicted = min(end - reached, len(window_ids) - 1)
+        if predicted > 0:
+            yield _Window(window_ids, predicted)
+        reached = end
         if reached == len(ids):
             return
 
 
-def _losses(model: PreTrainedModel, pieces: Sequence[tuple[Sequence[int], int]]) -> Tensor:
-    """Negative log-likelihoods in nats of all new tokens, one after the other; in float32 a window at a time."""
-    device, longest = input_device(model), max(len(ids) for ids, _ in pieces)
-    padded = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids, _ in pieces], device=device)
-    mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in pieces], device=device)
-    logits = model(input_ids=padded, attention_mask=mask, use_cache=False).logits
-    found = []
-    for row, (ids, new) in zip(logits, pieces, strict=True):
-        targets = torch.tensor(ids[len(ids) - new :], device=row.device)
-        found.append(F.cross_entropy(row[len(ids) - new - 1 : len(ids) - 1].float(), targets, reduction="none"))
-    return torch.cat(found)
+def _longest(windows: Sequence[_Window]) -> int:
+    return max(len(each.ids) for each in windows)
+
+
+def _mean_loss(model: PreTrainedModel, windows: Sequence[_Window], batch_size: int) -> tuple[float, int]:
+    """The mean negative log-likelihood, and how many tokens it is a mean of."""
+    # Windows of similar length share a batch, so that little of it is padding. The longest come first, so that a lack
+    # of memory shows at once.
+    ordered = sorted(windows, key=lambda each: -len(each.ids))
+    total = 0.0
+    tokens = 0
+    with frozen(model), torch.no_grad():
+        for start in tqdm(range(0, len(ordered), batch_size), desc="Perplexity", unit="batch"):
+            losses = _losses(model, ordered[start : start + batch_size])
+            # In float64: a float32 sum over millions of tokens would lose digits.
+            total += float(losses.sum(dtype=torch.float64))
+            tokens += len(losses)
+    return total / tokens, tokens
+
+
+def _losses(model: PreTrainedModel, windows: Sequence[_Window]) -> Tensor:
+    """`(tokens,)` negative log-likelihoods in nats of all predicted tokens, window after window."""
+    device = input_device(model)
+    longest = _longest(windows)
+    padded_ids: list[list[int]] = []
+    attention_mask: list[list[int]] = []
+    for ids, _ in windows:
+        padding = [0] * (longest - len(ids))
+        padded_ids.append([*ids, *padding])
+        attention_mask.append([1] * len(ids) + padding)
+    logits = model(
+        input_ids=torch.tensor(padded_ids, device=device),
+        attention_mask=torch.tensor(attention_mask, device=device),
+        use_cache=False,
+    ).logits
+    losses: list[Tensor] = []
+    for window_logits, (ids, predicted) in zip(logits, windows, strict=True):
+        first = len(ids) - predicted
+        targets = torch.tensor(ids[first:], device=window_logits.device)
+        # The logits at one position predict the token at the next. They become float32 a window at a time, as a whole
+        # batch of logits in float32 would be the largest tensor of all.
+        predictions = window_logits[first - 1 : len(ids) - 1].float()
+        losses.append(F.cross_entropy(predictions, targets, reduction="none"))
+    return torch.cat(losses)
+
+
+def tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The name of a tokenizer, and how many tokens it knows.
+
+    Args:
+        tokenizer: The tokenizer.
+
+    Returns:
+        The name that it was loaded by (of a folder the last part), or else its class; then its size.
+    """
+    name = str(tokenizer.name_or_path).rstrip("/")
+    # Paths of folders say something of the user's machine, and reports are published.
+    if name.startswith(("/", ".")):
+        name = name.rpartition("/")[2]
+    return f"{name or type(tokenizer).__name__} ({len(tokenizer):,} tokens)"

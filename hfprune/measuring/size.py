@@ -1,4 +1,4 @@
-"""Parameters, multiply-adds and bytes of a whole model: the one definition of each."""
+"""Parameters, multiply-adds and bytes of a whole model. Every figure of size in hfprune is defined here."""
 
 import inspect
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ from hfprune.structure.specs import AttentionUnit
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """What a model is and costs.
+    """Parameters, multiply-adds and bytes of a model.
 
     Attributes:
-        params: All parameters, tied ones once.
-        prunable_params: Parameters of all units: what a budget of `params` counts.
-        macs: Multiply-adds of one forward pass over one sequence, everything included.
-        prunable_macs: Multiply-adds of all units for one sequence: what a budget of `macs` counts.
-        sequence_length: Tokens in that sequence.
+        params: All parameters; tied ones count once.
+        prunable_params: Parameters of all units, which the budget `params` counts.
+        macs: Multiply-adds of one forward pass over one sequence, of all operations.
+        prunable_macs: Multiply-adds of all units for one sequence, which the budget `macs` counts.
+        sequence_length: Tokens in the sequence.
         weight_bytes: Bytes of all parameters and buffers in the present dtype.
     """
 
@@ -43,12 +43,24 @@ def measure_size(model: ModelOrAnatomy, *, sequence_length: int, attention_unit:
     Args:
         model: The model, dense or pruned, or its anatomy.
         sequence_length: Tokens in a sequence, for the multiply-adds.
-        attention_unit: What units are, as for `anatomy_of`: it says what is prunable.
+        attention_unit: What one unit of attention is, as for `anatomy_of`; the prunable counts depend on it.
 
     Returns:
         The counts.
+
+    Raises:
+        UnsupportedArchitectureError: The model type is not in the table, and no entry could be proven.
+        ValueError: The model has no positions for so long a sequence.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> shape = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
+        >>> size = measure_size(BertModel(BertConfig(vocab_size=50, **shape)), sequence_length=4)
+        >>> size.params, size.prunable_params
+        (5200, 552)
     """
     anatomy = anatomy_of(model, attention_unit)
+    # `parameters` yields a tied parameter once, so it is counted once.
     parameters = list(anatomy.model.parameters())
     tensors = [*parameters, *anatomy.model.buffers()]
     return Size(
@@ -66,7 +78,8 @@ def longest_sequence(model: PreTrainedModel) -> int | None:
     longest: int | None = getattr(model.config, "max_position_embeddings", None)
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            longest = module.num_embeddings - module.padding_idx - 1  # RoBERTa's positions start behind the padding
+            # RoBERTa numbers positions from behind the padding, so the rows up to it serve no token.
+            longest = module.num_embeddings - module.padding_idx - 1
     return longest
 
 
@@ -76,10 +89,10 @@ def check_length(model: PreTrainedModel, sequence_length: int, *, option: str = 
     Args:
         model: The model.
         sequence_length: Tokens in a sequence.
-        option: What the user set it by.
+        option: The name of the option that sets the length, for the message.
 
     Raises:
-        ValueError: They are more than the model has positions for.
+        ValueError: The sequence is longer than the model's positions.
     """
     longest = longest_sequence(model)
     if longest is not None and sequence_length > longest:
@@ -90,9 +103,10 @@ def check_length(model: PreTrainedModel, sequence_length: int, *, option: str = 
 
 
 def count_macs(model: PreTrainedModel, *, sequence_length: int) -> int:
-    """Multiply-adds of one forward pass over one sequence: half of what PyTorch's FlopCounterMode counts.
+    """Multiply-adds of one forward pass over one sequence.
 
-    Attention counts all pairs of tokens, causal or not.
+    They are half of the operations that PyTorch's FlopCounterMode counts. In attention all pairs of tokens count, also
+    where a causal mask hides half of them.
 
     Args:
         model: The model.
@@ -105,33 +119,57 @@ def count_macs(model: PreTrainedModel, *, sequence_length: int) -> int:
         ValueError: The model has no positions for so long a sequence.
     """
     check_length(model, sequence_length)
-    inputs = _example(model, 1, sequence_length)
+    inputs = example_batch(model, 1, sequence_length)
     counter = FlopCounterMode(display=False)
-    # PyTorch's own attention kernels are not all known to the counter; its plain matrix products are.
+    # The counter does not know all of PyTorch's fused attention kernels. It knows matrix products, and the math
+    # backend computes attention by them.
     with frozen(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         model(**inputs)
     return counter.get_total_flops() // 2
 
 
 def kv_cache_bytes(model: PreTrainedModel) -> int:
-    """Bytes of the key/value cache for every token, in the model's dtype; 0 for a model without one.
+    """Bytes of the key/value cache for every token, in the model's dtype; 0 for a model without a cache.
 
-    It is measured on a short text. In an encoder-decoder cross-attention counts too, for every token of the source.
+    They are measured on a short text. In an encoder-decoder the cache of cross-attention counts too, for every token of
+    the source.
 
     Args:
         model: The model, dense or pruned.
 
     Returns:
         Bytes a token, in all layers together.
+
+    Example:
+        Two layers, each with a key and a value of 8 features in float32:
+
+        >>> from transformers import GPT2Config, GPT2Model
+        >>> kv_cache_bytes(GPT2Model(GPT2Config(vocab_size=50, n_embd=8, n_head=2, n_layer=2)))
+        128
     """
     if "use_cache" not in inspect.signature(model.forward).parameters:
         return 0
     with frozen(model), torch.no_grad():
-        cache = getattr(model(**_example(model, 1, 4), use_cache=True), "past_key_values", None)
-    parts = (getattr(cache, "self_attention_cache", cache), getattr(cache, "cross_attention_cache", None))
-    layers = [layer for part in parts if part is not None for layer in part.layers]
-    tensors = [t for layer in layers for t in (layer.keys, layer.values) if t is not None and t.numel()]
-    return sum(t.numel() * t.element_size() // t.shape[-2] for t in tensors)
+        cache = getattr(model(**example_batch(model, 1, 4), use_cache=True), "past_key_values", None)
+    # That of an encoder-decoder holds two caches. The one of any other model is itself that of self-attention.
+    self_attention = getattr(cache, "self_attention_cache", cache)
+    cross_attention = getattr(cache, "cross_attention_cache", None)
+    total = 0
+    for part in (self_attention, cross_attention):
+        if part is None:
+            continue
+        for layer in part.layers:
+            total += _bytes_per_token(layer.keys) + _bytes_per_token(layer.values)
+    return total
+
+
+def _bytes_per_token(cached: torch.Tensor | None) -> int:
+    """Bytes of one token in `(batch, heads, tokens, features)` keys or values, for a batch of one."""
+    # A layer that cached nothing holds None, or an empty tensor without a dimension of tokens.
+    if cached is None or not cached.numel():
+        return 0
+    tokens = cached.shape[-2]
+    return cached.numel() * cached.element_size() // tokens
 
 
 def checkpoint_bytes(folder: str | Path) -> int:
@@ -139,16 +177,20 @@ def checkpoint_bytes(folder: str | Path) -> int:
     return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
 
 
-def _example(model: PreTrainedModel, batch_size: int, sequence_length: int) -> Batch:
-    return example_inputs(model, torch.full((batch_size, sequence_length), 5))
+def example_batch(model: PreTrainedModel, batch_size: int, sequence_length: int) -> Batch:
+    """A batch of one repeated token, without padding, for measures that do not depend on the values."""
+    # The first ids of most vocabularies are special tokens, such as the padding, which some models treat otherwise.
+    ordinary_token = 5
+    ids = torch.full((batch_size, sequence_length), ordinary_token)
+    return example_inputs(model, ids)
 
 
 def dense_size(model: ModelOrAnatomy, size: Size) -> Size:
-    """What the dense model measures: this one, and the units that its plan removed.
+    """The size of the dense model: that of the pruned one, and of the units that its plan removed.
 
     Args:
         model: A model, pruned or not, or its anatomy.
-        size: What it measures.
+        size: Its size.
 
     Returns:
         The size of the dense model, for the same sequence length.
@@ -158,13 +200,13 @@ def dense_size(model: ModelOrAnatomy, size: Size) -> Size:
     def removed(unit_cost: UnitCost) -> int:
         return anatomy.dense_cost(unit_cost) - anatomy.cost(unit_cost)
 
-    params = removed(lambda block: block.unit_params)
-    macs = removed(lambda block: block.unit_macs(size.sequence_length))
+    removed_params = removed(lambda block: block.unit_params)
+    removed_macs = removed(lambda block: block.unit_macs(size.sequence_length))
     return Size(
-        params=size.params + params,
-        prunable_params=size.prunable_params + params,
-        macs=size.macs + macs,
-        prunable_macs=size.prunable_macs + macs,
+        params=size.params + removed_params,
+        prunable_params=size.prunable_params + removed_params,
+        macs=size.macs + removed_macs,
+        prunable_macs=size.prunable_macs + removed_macs,
         sequence_length=size.sequence_length,
-        weight_bytes=size.weight_bytes + params * anatomy.model.dtype.itemsize,
+        weight_bytes=size.weight_bytes + removed_params * anatomy.model.dtype.itemsize,
     )

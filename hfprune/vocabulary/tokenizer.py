@@ -1,4 +1,4 @@
-"""A tokenizer that knows fewer tokens: its tokenizer.json cut, and loaded as any tokenizer is."""
+"""A tokenizer that knows fewer tokens: its tokenizer.json without the others, loaded as any tokenizer is."""
 
 import json
 from collections.abc import Mapping
@@ -12,10 +12,12 @@ from hfprune.errors import StructureError
 from hfprune.vocabulary.pieces import merges_left, vocabulary_of
 
 _KINDS = ("BPE", "WordPiece", "Unigram", "WordLevel")
+#: Fields of post-processors (of BERT's and RoBERTa's kind) that hold a pair of a token and its id.
+_PAIRS = ("sep", "cls")
 
 
-def read(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The tokenizer.json of a fast tokenizer.
+def tokenizer_data(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The content of a fast tokenizer's tokenizer.json.
 
     Args:
         tokenizer: The tokenizer.
@@ -38,23 +40,38 @@ def read(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return data
 
 
-def protected(tokenizer: PreTrainedTokenizerBase, data: Mapping[str, Any]) -> set[str]:
-    """Tokens that a tokenizer adds or finds whole: special and added ones, those of its post-processor, the padding."""
-    named = {*tokenizer.all_special_tokens, *(token["content"] for token in data["added_tokens"])}
+def protected_tokens(tokenizer: PreTrainedTokenizerBase, data: Mapping[str, Any]) -> set[str]:
+    """Tokens that a tokenizer adds to texts or finds whole in them.
+
+    Args:
+        tokenizer: The tokenizer.
+        data: Its tokenizer.json.
+
+    Returns:
+        Special and added tokens, those of the post-processor, and the padding.
+    """
+    tokens = set(tokenizer.all_special_tokens)
+    for added in data["added_tokens"]:
+        tokens.add(added["content"])
     for processor in _processors(data.get("post_processor")):
-        special = processor.get("special_tokens")
-        for each in special.values() if special else ():
-            named.update(each["tokens"])
-        named.update(processor[part][0] for part in ("sep", "cls") if part in processor)
+        for special in _special_tokens(processor):
+            tokens.update(special["tokens"])
+        for field in _PAIRS:
+            if field in processor:
+                token, _ = processor[field]
+                tokens.add(token)
     if data.get("padding"):
-        named.add(data["padding"]["pad_token"])
-    return named.intersection(tokenizer.get_vocab())
+        tokens.add(data["padding"]["pad_token"])
+    # A tokenizer may have the name of a special token that is no token of it.
+    return tokens.intersection(tokenizer.get_vocab())
 
 
-def cut(tokenizer: PreTrainedTokenizerBase, data: dict[str, Any], ids: Mapping[str, int]) -> PreTrainedTokenizerBase:
-    """A tokenizer with the kept tokens only.
+def smaller_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, data: dict[str, Any], ids: Mapping[str, int]
+) -> PreTrainedTokenizerBase:
+    """A tokenizer that knows only some of the tokens.
 
-    It is loaded from a folder, as a saved one will be, so what works here also reloads.
+    It is loaded from a folder, so saving and loading it again gives the same.
 
     Args:
         tokenizer: The tokenizer; it stays as it is.
@@ -67,59 +84,87 @@ def cut(tokenizer: PreTrainedTokenizerBase, data: dict[str, Any], ids: Mapping[s
     Raises:
         StructureError: Loaded again, it has other ids.
     """
-    vocabulary, old = vocabulary_of(data["model"]), tokenizer.get_vocab()
-    new = {old[token]: number for token, number in ids.items()}
-    model = data["model"]
-    if model["type"] == "Unigram":
-        unknown = model["unk_id"]
-        model["vocab"] = [entry for i, entry in enumerate(model["vocab"]) if i in new]
-        model["unk_id"] = None if unknown is None else new[unknown]
-    else:
-        model["vocab"] = {token: new[number] for token, number in vocabulary.items() if number in new}
-    if model["type"] == "BPE":
-        model["merges"] = merges_left(model, model["vocab"])
-    for token in data["added_tokens"]:
-        token["id"] = new[token["id"]]
+    old_ids = tokenizer.get_vocab()
+    new_id_of = {old_ids[token]: new_id for token, new_id in ids.items()}
+    _shrink_model(data["model"], new_id_of)
+    for added in data["added_tokens"]:
+        added["id"] = new_id_of[added["id"]]
     for processor in _processors(data.get("post_processor")):
-        _renumber(processor, new)
+        _renumber_processor(processor, new_id_of)
     if data.get("padding"):
         data["padding"]["pad_id"] = ids.get(data["padding"]["pad_token"], 0)
-    made = _loaded(tokenizer, data)
-    if made.get_vocab() != dict(ids):
-        differing = sorted(set(made.get_vocab().items()) ^ set(ids.items()))[:4]
+    smaller = _loaded(tokenizer, data)
+    if smaller.get_vocab() != dict(ids):
+        differing = sorted(set(smaller.get_vocab().items()) ^ set(ids.items()))[:4]
         raise StructureError(
             f"{type(tokenizer).__name__} gives other ids to the kept tokens when it is loaded again ({differing} ...). "
             "Its class does more than its tokenizer.json says; hfprune cannot prune its vocabulary."
         )
-    return made
+    return smaller
+
+
+def _shrink_model(model: dict[str, Any], new_id_of: Mapping[int, int]) -> None:
+    """Leave only the kept tokens in the `model` part of a tokenizer.json.
+
+    Args:
+        model: The part, which is changed.
+        new_id_of: New ids by old ids.
+    """
+    if model["type"] == "Unigram":
+        # The place of a token in the list is its id, and the kept tokens stay in order.
+        model["vocab"] = [entry for old_id, entry in enumerate(model["vocab"]) if old_id in new_id_of]
+        if model["unk_id"] is not None:
+            model["unk_id"] = new_id_of[model["unk_id"]]
+        return
+    smaller: dict[str, int] = {}
+    for token, old_id in vocabulary_of(model).items():
+        if old_id in new_id_of:
+            smaller[token] = new_id_of[old_id]
+    model["vocab"] = smaller
+    if model["type"] == "BPE":
+        model["merges"] = merges_left(model, smaller)
 
 
 def _processors(processor: Any) -> list[dict[str, Any]]:
-    """A post-processor, or those in a sequence of them."""
+    """A post-processor, or the single ones in a sequence; sequences may be nested."""
     if not processor:
         return []
-    if processor["type"] == "Sequence":
-        return [inner for part in processor["processors"] for inner in _processors(part)]
-    return [processor]
+    if processor["type"] != "Sequence":
+        return [processor]
+    processors: list[dict[str, Any]] = []
+    for part in processor["processors"]:
+        processors.extend(_processors(part))
+    return processors
 
 
-def _renumber(processor: dict[str, Any], new: Mapping[int, int]) -> None:
-    for special in (processor.get("special_tokens") or {}).values():
-        special["ids"] = [new[number] for number in special["ids"]]
-    for part in ("sep", "cls"):
-        if part in processor:
-            processor[part] = [processor[part][0], new[processor[part][1]]]
+def _special_tokens(processor: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The special tokens of a post-processor with a template, each with its `tokens` and `ids`."""
+    return list((processor.get("special_tokens") or {}).values())
+
+
+def _renumber_processor(processor: dict[str, Any], new_id_of: Mapping[int, int]) -> None:
+    """Put the new ids into a post-processor."""
+    for special in _special_tokens(processor):
+        special["ids"] = [new_id_of[old_id] for old_id in special["ids"]]
+    for field in _PAIRS:
+        if field in processor:
+            token, old_id = processor[field]
+            processor[field] = [token, new_id_of[old_id]]
 
 
 def _loaded(tokenizer: PreTrainedTokenizerBase, data: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    """The tokenizer that a folder gives whose tokenizer.json is `data`, and the rest as the tokenizer saves it."""
+    """Load a tokenizer with another tokenizer.json, and all else as the tokenizer saves it."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         tokenizer.save_pretrained(folder)
         (folder / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        settings.pop("added_tokens_decoder", None)  # with old ids; tokenizer.json has it all
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-        made: PreTrainedTokenizerBase = type(tokenizer).from_pretrained(folder)
-    made.name_or_path = made.init_kwargs["name_or_path"] = tokenizer.name_or_path
-    return made
+        config_file = folder / "tokenizer_config.json"
+        settings = json.loads(config_file.read_text(encoding="utf-8"))
+        # It would repeat the added tokens with their old ids; tokenizer.json says all of them.
+        settings.pop("added_tokens_decoder", None)
+        config_file.write_text(json.dumps(settings), encoding="utf-8")
+        loaded: PreTrainedTokenizerBase = type(tokenizer).from_pretrained(folder)
+    # The folder is gone, and nobody knows its name.
+    loaded.name_or_path = tokenizer.name_or_path
+    loaded.init_kwargs["name_or_path"] = tokenizer.name_or_path
+    return loaded

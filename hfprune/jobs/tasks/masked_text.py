@@ -18,8 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hfprune.data.classification import load_splits
 from hfprune.data.corpus import pack
+from hfprune.data.loading import load_splits
 from hfprune.data.packages import resolve_model
 from hfprune.jobs.settings import DataArguments, ModelArguments
 from hfprune.jobs.tasks.registry import register_task

