@@ -19,11 +19,12 @@ from hfprune.data.labels import align_labels
 from hfprune.errors import CalibrationError, CheckpointError, HfpruneError, StructureError
 from hfprune.jobs.run import clear_earlier_run
 from hfprune.measuring.metrics import compute_metrics_for
-from hfprune.measuring.size import check_length, measure_size
+from hfprune.measuring.size import measure_size
 from hfprune.publishing.report import command_line
 from hfprune.publishing.verification import verify
 from hfprune.scoring import calibration_batches
 from hfprune.scoring.objectives import predicts_next_token
+from hfprune.structure.examples import check_length
 from tests.support.plans import uneven_plan
 from tests.support.tiny import tiny_batch, tiny_model
 

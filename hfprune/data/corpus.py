@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfprune.data.loading import load_raw, with_splits
-from hfprune.measuring.size import check_length
 from hfprune.structure.devices import input_device
+from hfprune.structure.examples import check_length
 from hfprune.structure.running import frozen
 from hfprune.structure.store import digest_of
 

@@ -17,7 +17,12 @@ MOVED: dict[str, tuple[str, ...]] = {
     "hfprune.dequantised": ("hfprune.data.gguf",),
     "hfprune.labels": ("hfprune.data.labels",),
     "hfprune.likelihood": ("hfprune.measuring.perplexity",),
-    "hfprune.measure": ("hfprune.measuring.size", "hfprune.measuring.latency", "hfprune.structure.anatomy"),
+    "hfprune.measure": (
+        "hfprune.measuring.size",
+        "hfprune.measuring.latency",
+        "hfprune.structure.anatomy",
+        "hfprune.structure.examples",
+    ),
     "hfprune.methods": ("hfprune.jobs.methods",),
     "hfprune.metrics": ("hfprune.measuring.metrics",),
     "hfprune.pipeline": ("hfprune.pruning.prune",),

@@ -21,7 +21,7 @@ from hfprune.jobs.settings import Arguments, DataArguments, MethodArguments, Mod
 from hfprune.jobs.tasks import Task, TaskLoader
 from hfprune.jobs.training import train
 from hfprune.measuring.latency import check_timing, measure_latencies
-from hfprune.measuring.size import check_length, checkpoint_bytes
+from hfprune.measuring.size import checkpoint_bytes
 from hfprune.pruning.prune import batches_for, check
 from hfprune.publishing.checkpoint import save
 from hfprune.publishing.hub import check_login
@@ -31,6 +31,7 @@ from hfprune.publishing.report import command_line, comparison_table, headline
 from hfprune.recovery.arguments import RecoveryArguments, recovery_settings
 from hfprune.structure.anatomy import anatomy_of
 from hfprune.structure.devices import check_tokens
+from hfprune.structure.examples import check_length
 
 logger = logging.getLogger(__name__)
 #: What a run writes into its output folder, and a new run with `--overwrite` removes.

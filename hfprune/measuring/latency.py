@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from hfprune.measuring.size import check_length, example_batch
+from hfprune.measuring.size import example_batch
 from hfprune.structure.batches import Batch
+from hfprune.structure.examples import check_length
 from hfprune.structure.running import frozen
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import tqdm
 
-from hfprune.measuring.size import check_length
 from hfprune.structure.devices import check_tokens, input_device
+from hfprune.structure.examples import check_length
 from hfprune.structure.running import frozen
 
 #: exp of more than about 709 is too large for a float, and `math.exp` raises an error for it.

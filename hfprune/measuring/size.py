@@ -9,9 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from hfprune.structure.anatomy import ModelOrAnatomy, UnitCost, anatomy_of
+from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, UnitCost, anatomy_of
 from hfprune.structure.batches import Batch
-from hfprune.structure.examples import example_inputs
+from hfprune.structure.examples import check_length, example_inputs
 from hfprune.structure.running import frozen
 from hfprune.structure.specs import AttentionUnit
 
@@ -59,7 +59,19 @@ def measure_size(model: ModelOrAnatomy, *, sequence_length: int, attention_unit:
         >>> size.params, size.prunable_params
         (5200, 552)
     """
-    anatomy = anatomy_of(model, attention_unit)
+    return size_of(anatomy_of(model, attention_unit), sequence_length)
+
+
+def size_of(anatomy: Anatomy, sequence_length: int) -> Size:
+    """Count parameters, multiply-adds and bytes of a model whose structure is known.
+
+    Args:
+        anatomy: The anatomy of the model.
+        sequence_length: Tokens in a sequence, for the multiply-adds.
+
+    Returns:
+        The counts.
+    """
     # `parameters` yields a tied parameter once, so it is counted once.
     parameters = list(anatomy.model.parameters())
     tensors = [*parameters, *anatomy.model.buffers()]
@@ -71,35 +83,6 @@ def measure_size(model: ModelOrAnatomy, *, sequence_length: int, attention_unit:
         sequence_length=sequence_length,
         weight_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
     )
-
-
-def longest_sequence(model: PreTrainedModel) -> int | None:
-    """How many tokens the model has positions for; None if its config does not say."""
-    longest: int | None = getattr(model.config, "max_position_embeddings", None)
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            # RoBERTa numbers positions from behind the padding, so the rows up to it serve no token.
-            longest = module.num_embeddings - module.padding_idx - 1
-    return longest
-
-
-def check_length(model: PreTrainedModel, sequence_length: int, *, option: str = "sequence_length") -> None:
-    """Refuse sequences that the model has no positions for.
-
-    Args:
-        model: The model.
-        sequence_length: Tokens in a sequence.
-        option: The name of the option that sets the length, for the message.
-
-    Raises:
-        ValueError: The sequence is longer than the model's positions.
-    """
-    longest = longest_sequence(model)
-    if longest is not None and sequence_length > longest:
-        raise ValueError(
-            f"{option}={sequence_length} is more than the model's {longest} positions. Set the length that it "
-            "will be used with; windows and texts must not be longer either (window, max_length)."
-        )
 
 
 def count_macs(model: PreTrainedModel, *, sequence_length: int) -> int:
@@ -151,7 +134,7 @@ def kv_cache_bytes(model: PreTrainedModel) -> int:
         return 0
     with frozen(model), torch.no_grad():
         cache = getattr(model(**example_batch(model, 1, 4), use_cache=True), "past_key_values", None)
-    # That of an encoder-decoder holds two caches. The one of any other model is itself that of self-attention.
+    # the cache of an encoder-decoder holds two; the cache of any other model is that of self-attention
     self_attention = getattr(cache, "self_attention_cache", cache)
     cross_attention = getattr(cache, "cross_attention_cache", None)
     total = 0
@@ -185,17 +168,16 @@ def example_batch(model: PreTrainedModel, batch_size: int, sequence_length: int)
     return example_inputs(model, ids)
 
 
-def dense_size(model: ModelOrAnatomy, size: Size) -> Size:
-    """The size of the dense model: that of the pruned one, and of the units that its plan removed.
+def dense_size(anatomy: Anatomy, size: Size) -> Size:
+    """The size of the dense model: the size of the pruned one, with the units that its plan removed.
 
     Args:
-        model: A model, pruned or not, or its anatomy.
-        size: Its size.
+        anatomy: The anatomy of a model, pruned or not.
+        size: The size of that model.
 
     Returns:
         The size of the dense model, for the same sequence length.
     """
-    anatomy = anatomy_of(model)
 
     def removed(unit_cost: UnitCost) -> int:
         return anatomy.dense_cost(unit_cost) - anatomy.cost(unit_cost)

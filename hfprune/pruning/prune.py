@@ -10,18 +10,19 @@ from transformers import PreTrainedModel
 
 from hfprune.config import PruningConfig
 from hfprune.errors import BudgetError
-from hfprune.measuring.size import check_length, measure_size
+from hfprune.measuring.size import size_of
 from hfprune.planning import sparsities
 from hfprune.planning.allocation import get_allocator
 from hfprune.planning.schedule import ROUND_KEEPS, TRAINED_ROUND_KEEPS
 from hfprune.pruning.steps import check_target, cut, plan_units, share_removed, zero_scores
 from hfprune.publishing.record import record_of
-from hfprune.reconstruction.reconstruct import reconstruct
+from hfprune.reconstruction.reconstruct import repair_model
 from hfprune.scoring import CalibrationData, Collator, calibration_batches, score, scorers_in
 from hfprune.scoring.calibration import describe
 from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, anatomy_of
 from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import check_in_one_place
+from hfprune.structure.examples import check_length
 from hfprune.structure.modeling_pruned import PrunedModel
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def prune(
     # training makes a round expensive, so there are fewer rounds
     keeps = TRAINED_ROUND_KEEPS if recover else ROUND_KEEPS
     steps = check(dense, config, sparsity, keeps=keeps)
-    before = measure_size(dense, sequence_length=config.sequence_length)
+    before = size_of(dense, config.sequence_length)
     batches = batches_for(model, data, config, collator=collator)
     small = dense
     rounds = []
@@ -127,7 +128,7 @@ def prune(
         check_portable(small.model, config)
         if config.reconstruct:
             with _timed(seconds, "reconstruction"):
-                reconstruct(small, dense, batches)
+                repair_model(small, dense, batches)
         if recover is not None:
             with _timed(seconds, "recovery"):
                 trained = recovered(small.model, model, recover)

@@ -18,9 +18,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 from transformers import PreTrainedModel
 
-from hfprune.measuring.size import Size, dense_size, measure_size
+from hfprune.measuring.size import Size, dense_size, size_of
 from hfprune.planning.plan import PruningPlan
-from hfprune.structure.anatomy import ModelOrAnatomy, anatomy_of
+from hfprune.structure.anatomy import Anatomy
 from hfprune.structure.modeling_pruned import base_class
 
 #: Grows when a reader of today would misread a record.
@@ -205,9 +205,9 @@ def _validate(data: Any) -> None:
 
 
 def record_of(
-    model: ModelOrAnatomy,
+    dense: Anatomy,
     before: Size,
-    small: ModelOrAnatomy,
+    pruned: Anatomy,
     asked: dict[str, Any],
     rounds: Sequence[dict[str, Any]],
     calibration: dict[str, Any] | None = None,
@@ -215,9 +215,9 @@ def record_of(
     """Make the record of a pruning right after it.
 
     Args:
-        model: The model before the pruning, or its anatomy. It may have been pruned before.
-        before: The size of `model`.
-        small: The model after the pruning, with its plan, or its anatomy.
+        dense: The anatomy of the model before the pruning. It may have been pruned earlier.
+        before: The size of that model.
+        pruned: The anatomy of the model after the pruning, which has its plan.
         asked: The config, as plain values.
         rounds: What happened in each round.
         calibration: The description of the batches that `scoring.calibration.describe` gives; None without batches.
@@ -225,8 +225,6 @@ def record_of(
     Returns:
         A record that holds the records of the model's earlier prunings too.
     """
-    dense = anatomy_of(model)
-    pruned = anatomy_of(small)
     plan: PruningPlan = pruned.model.pruning_plan
     earlier: PruningRecord | None = getattr(dense.model, "pruning_record", None)
     if earlier is None:
@@ -242,7 +240,7 @@ def record_of(
         history = [*earlier.earlier, {**asdict(earlier), "earlier": []}]
     # the dense model is the one before any pruning, by units or of the vocabulary
     dense_measures = _with_vocabulary(dense_size(dense, before), vocabulary, dense.model.dtype.itemsize)
-    pruned_measures = measure_size(pruned, sequence_length=before.sequence_length)
+    pruned_measures = size_of(pruned, before.sequence_length)
     return PruningRecord(
         base_model=base_model,
         base_revision=base_revision,

@@ -106,16 +106,45 @@ def reconstruct(
     """
     small = anatomy_of(pruned)
     large = anatomy_of(dense, small.attention_unit)
+    path = None if folder is None else Path(folder)
+    return repair_model(small, large, batches, folder=path, device=device)
+
+
+def repair_model(
+    small: Anatomy,
+    large: Anatomy,
+    batches: Sequence[Batch],
+    *,
+    folder: Path | None = None,
+    device: str | torch.device | None = None,
+) -> list[Repair]:
+    """Re-solve every consumer of a pruned model: what `reconstruct` does when both structures are known.
+
+    Args:
+        small: The anatomy of the pruned model.
+        large: The anatomy of the dense model, with the same units of attention.
+        batches: As for `reconstruct`.
+        folder: As for `reconstruct`.
+        device: As for `reconstruct`.
+
+    Returns:
+        What was done to each consumer, in layer order.
+
+    Raises:
+        PlanMismatchError: As for `reconstruct`.
+        CalibrationError: As for `reconstruct`.
+        CheckpointError: As for `reconstruct`.
+        StructureError: As for `reconstruct`.
+        NonFiniteScoreError: As for `reconstruct`.
+    """
     pairs = _matching(small, large)
     batches = check_batches(batches, small.model, taker="reconstruct")
     running_device = None if device is None else torch.device(device)
-    path: Path | None = None
     working_folder: Path | None = None
     if folder is not None:
-        path = Path(folder)
         # every process has the hidden states of its own share
-        working_folder = path / f"working-{process_rank()}"
-    partial = PartialRun(path, small.model, large.model, batches)
+        working_folder = folder / f"working-{process_rank()}"
+    partial = PartialRun(folder, small.model, large.model, batches)
     store = Store(working_folder)
     with (
         frozen(small.model),

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from hfprune.config import PruningConfig
 from hfprune.distributed import add_over_processes, from_main_process, is_main_process
-from hfprune.measuring.size import check_length, measure_size
+from hfprune.measuring.size import measure_size
 from hfprune.planning import PruningPlan
 from hfprune.planning.costs import get_budget
 from hfprune.planning.schedule import sparsity_at
@@ -26,6 +26,7 @@ from hfprune.scoring import Scores
 from hfprune.structure.anatomy import Anatomy, anatomy_of
 from hfprune.structure.batches import count_samples
 from hfprune.structure.blocks import Block, check_in_one_place
+from hfprune.structure.examples import check_length
 from hfprune.structure.gates import gate_columns
 from hfprune.structure.running import input_hooks
 
@@ -370,7 +371,7 @@ class GradualPruning(TrainerCallback):
         asked = self.config.to_dict()
         asked |= {"scorer": "gradual", "rounds": None, **self._schedule(), "reconstruct": False}
         entry = {"sparsity": self.config.sparsity, "samples": samples, "plan_digest": small.pruning_plan.digest}
-        small.pruning_record = record_of(anatomy, before, small, asked, [entry])
+        small.pruning_record = record_of(anatomy, before, anatomy_of(small, self.config.attention_unit), asked, [entry])
         return small
 
     def logs(self) -> dict[str, float]:

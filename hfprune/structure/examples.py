@@ -113,3 +113,32 @@ def _text(model: PreTrainedModel, ids: Tensor) -> Batch:
 def _has_decoder(model: PreTrainedModel) -> bool:
     """Whether a model takes inputs of a decoder. Some encoder-decoders make them on their own."""
     return model.config.is_encoder_decoder and "decoder_input_ids" in inspect.signature(model.forward).parameters
+
+
+def longest_sequence(model: PreTrainedModel) -> int | None:
+    """How many tokens the model has positions for; None if its config does not say."""
+    longest: int | None = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            # RoBERTa numbers positions from behind the padding, so the rows up to it serve no token.
+            longest = module.num_embeddings - module.padding_idx - 1
+    return longest
+
+
+def check_length(model: PreTrainedModel, sequence_length: int, *, option: str = "sequence_length") -> None:
+    """Refuse sequences that the model has no positions for.
+
+    Args:
+        model: The model.
+        sequence_length: Tokens in a sequence.
+        option: The name of the option that sets the length, for the message.
+
+    Raises:
+        ValueError: The sequence is longer than the model's positions.
+    """
+    longest = longest_sequence(model)
+    if longest is not None and sequence_length > longest:
+        raise ValueError(
+            f"{option}={sequence_length} is more than the model's {longest} positions. Set the length that it "
+            "will be used with; windows and texts must not be longer either (window, max_length)."
+        )

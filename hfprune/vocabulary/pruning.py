@@ -5,10 +5,11 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hfprune.measuring.size import longest_sequence, measure_size
+from hfprune.measuring.size import measure_size
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.record import PruningRecord, record_of
 from hfprune.structure.anatomy import Anatomy, anatomy_of
+from hfprune.structure.examples import longest_sequence
 from hfprune.vocabulary.counting import check_same_tokens, checked_texts, count_tokens, template_frames
 from hfprune.vocabulary.rows import fixed_ids, keep_tokens, named_ids, rows_of
 from hfprune.vocabulary.selection import Selection, Vocabulary
@@ -137,11 +138,12 @@ def _attach_plan_and_record(model: PreTrainedModel, small: PreTrainedModel, *, t
     plan: PruningPlan = getattr(model, "pruning_plan", None) or _plan_of_all_units(anatomy)
     small.pruning_plan = plan
     before = measure_size(anatomy, sequence_length=plan.sequence_length)
+    smaller = anatomy_of(small)
     earlier: PruningRecord | None = getattr(model, "pruning_record", None)
     if earlier is None:
-        record = record_of(anatomy, before, small, asked={}, rounds=[])
+        record = record_of(anatomy, before, smaller, asked={}, rounds=[])
     else:
-        record = record_of(anatomy, before, small, earlier.config, earlier.rounds, earlier.calibration)
+        record = record_of(anatomy, before, smaller, earlier.config, earlier.rounds, earlier.calibration)
         # The metrics of the dense model stay true. Those of the pruned model are of the model before.
         dense_metrics: dict[str, dict[str, float]] = {}
         if "dense" in earlier.metrics:
