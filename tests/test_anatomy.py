@@ -88,6 +88,8 @@ def test_costs_count_from_the_dense_model():
     assert small.dense_units == dense.units
     assert small.dense_cost(parameters) == dense.cost(parameters) == dense.dense_cost(parameters)
     assert small.cost(parameters) == sum(block.units * block.unit_params for block in small.blocks)
+    assert small.sparsity(parameters) == 1 - small.cost(parameters) / dense.cost(parameters)
+    assert (dense.sparsity(parameters), dense.sparsity(lambda block: 0)) == (0, 0)
     assert {name: len(zeros) for name, zeros in small.zeros().items()} == small.units
     assert (small.model_type, small.support.by, small.attention_unit) == ("bert", "table", "group")
 

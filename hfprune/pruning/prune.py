@@ -14,7 +14,7 @@ from hfprune.measuring.size import size_of
 from hfprune.planning import sparsities
 from hfprune.planning.allocation import get_allocator
 from hfprune.planning.schedule import ROUND_KEEPS, TRAINED_ROUND_KEEPS
-from hfprune.pruning.steps import check_target, cut, plan_units, share_removed, zero_scores
+from hfprune.pruning.steps import check_target, cut, plan_units, unit_cost_of, zero_scores
 from hfprune.publishing.record import record_of
 from hfprune.reconstruction.reconstruct import repair_model
 from hfprune.scoring import CalibrationData, Collator, calibration_batches, score, scorers_in
@@ -136,7 +136,7 @@ def prune(
             if trained is not small.model:
                 small = anatomy_of(trained, config.attention_unit)
         rounds.append(_entry(step, small.model.pruning_plan.digest, scores.samples, seconds))
-        logger.info("removed %.1f %% of prunable %s", 100 * share_removed(small, config), config.budget)
+        logger.info("removed %.1f %% of prunable %s", 100 * small.sparsity(unit_cost_of(config)), config.budget)
     asked = config.to_dict()
     if sparsity is not None:
         asked["sparsity"] = dict(sparsity)

@@ -278,21 +278,19 @@ def trade_off(model: ModelOrAnatomy, scores: Scores, config: PruningConfig | Non
 
 def sparsity_of(model: ModelOrAnatomy, config: PruningConfig) -> float:
     """The fraction of the dense model's prunable cost that was removed from this model, in the config's budget."""
-    return share_removed(anatomy_of(model, config.attention_unit), config)
+    anatomy = anatomy_of(model, config.attention_unit)
+    _dense_cost(anatomy, config)
+    return anatomy.sparsity(unit_cost_of(config))
 
 
-def share_removed(anatomy: Anatomy, config: PruningConfig) -> float:
-    """The fraction of the dense model's prunable cost that was removed, when the structure is known."""
-    return 1 - anatomy.cost(_unit_cost(config)) / _dense_cost(anatomy, config)
-
-
-def _unit_cost(config: PruningConfig) -> UnitCost:
+def unit_cost_of(config: PruningConfig) -> UnitCost:
+    """The cost of one unit of a block, in the config's budget."""
     return get_budget(config.budget).unit_cost(config.sequence_length)
 
 
 def _dense_cost(anatomy: Anatomy, config: PruningConfig) -> int:
     """The prunable cost of the dense model; a cost of 0 is refused, as no fraction of it can be removed."""
-    cost = anatomy.dense_cost(_unit_cost(config))
+    cost = anatomy.dense_cost(unit_cost_of(config))
     if not cost:
         raise BudgetError(
             f"{type(anatomy.model).__name__} has no prunable {config.budget}: no unit of it is in a key/value cache. "
@@ -316,7 +314,7 @@ def check_target(anatomy: Anatomy, config: PruningConfig) -> float:
         PlanMismatchError: The model was pruned by another `attention_unit` than the config's.
         ValueError: The allocation is unknown, or a pattern matches no block.
     """
-    start = share_removed(anatomy, config)
+    start = anatomy.sparsity(unit_cost_of(config))
     if config.sparsity <= start and config.sparsity > 0:
         raise BudgetError(
             f"the model has {start:.1%} of its dense {config.budget} removed already, and sparsity={config.sparsity:g} "

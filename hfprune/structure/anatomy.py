@@ -89,6 +89,23 @@ class Anatomy:
         """
         return sum(self.dense_units[block.name] * unit_cost(block) for block in self.blocks)
 
+    def sparsity(self, unit_cost: UnitCost) -> float:
+        """The fraction of the dense model's prunable cost that is gone from this model.
+
+        Args:
+            unit_cost: The cost of one unit of a block.
+
+        Returns:
+            A fraction in [0, 1]; 0 if no unit costs anything.
+
+        Raises:
+            PlanMismatchError: The model was pruned by other units.
+        """
+        dense_cost = self.dense_cost(unit_cost)
+        if not dense_cost:
+            return 0.0
+        return 1 - self.cost(unit_cost) / dense_cost
+
     def zeros(self) -> dict[str, Tensor]:
         """`(units,)` zeros by block name: scores that favour no unit, enough to find how many may stay."""
         return {block.name: torch.zeros(block.units) for block in self.blocks}
