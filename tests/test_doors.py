@@ -1,5 +1,7 @@
 """Every registry is an open door: one registration, and the entry works wherever its like does."""
 
+import json
+
 import pytest
 import torch
 
@@ -68,6 +70,7 @@ def test_a_budget(recorded_as):
     assert by_bits.pruning_plan == by_params.pruning_plan
     assert sparsity_of(by_bits, PruningConfig(budget="weight_bits", **fields)) >= 0.5
     assert "weight_bits" in known_budgets()
+    assert json.loads(by_bits.pruning_record.to_json())["config"]["budget"] == "weight_bits"
     if recorded_as:
         assert by_bits.pruning_plan.sparsity("weight_bits") == by_bits.pruning_plan.sparsity("params")
     else:
