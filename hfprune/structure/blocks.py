@@ -120,12 +120,12 @@ class Block:
         kind: `attention` or `ffn`: what plans, records and reports call it.
         unit: What one unit is: `group`, a key/value head with its query heads; `query`, one query head of a group;
             `neuron`.
-        uses: How often the layer runs in one forward pass; more than once where layers are shared.
-        mask: The argument of the model that says which tokens are no padding, where the consumer is.
+        uses: How often the layer runs in one forward pass: once, or several times if layers are shared.
+        mask: The argument of the model that says which of the consumer's tokens are not padding.
         units: How many units the block has now; 0 if the whole block was removed.
-        groups: Units stand in so many groups of equal size, which must keep equally many: the key/value heads where
-            units are query heads, else 1.
-        least: The fewest units that it can have: 0, or 1 (one of every group) where its modules cannot run without any.
+        groups: In how many groups of equal size the units stand. Every group must keep equally many units. Query heads
+            stand in as many groups as there are key/value heads; all other units stand in one group.
+        least: The fewest units that the block can have: 0, or one of every group if its modules cannot run without any.
         width: Input columns of the consumer that one unit owns.
         heads: Query heads in one unit (0 for neurons).
         head_dim: Width of one head (1 for neurons).
@@ -133,16 +133,16 @@ class Block:
         sizes: `(module path, attribute, amount)` of every attribute that says how many units there are.
         head_inputs: `(module path, argument, where the heads are)` of every argument with one slice a head.
         config_fields: `(field, amount)` of the stock config fields that say the block's size, for all layers at once.
-            Empty where no field says it.
-        residual_sum: Path of the module whose input is the consumer's output plus the residual stream, or of the layer
-            whose output that is; None where there is no such place.
-        bypass: Path of the module that is left out when no unit is left, if one must be.
-        unit_params: Parameters that go when one unit goes.
+            Empty if no field says it.
+        residual_sum: Path of the module that reads the sum of the consumer's output and the residual stream, or of the
+            layer if that sum is its output. None if there is no such place.
+        bypass: Path of the module that is left out of the pass if the block has no units. None if it can run so.
+        unit_params: Parameters that are removed with one unit.
         unit_token_macs: Multiply-adds for one token in the projections of one unit, in all uses of the layer.
         unit_pair_macs: Multiply-adds for one pair of tokens in the attention product of one unit, in all uses.
-        unit_cache_bytes: Bytes that one unit keeps of every token in the key/value cache, in the model's dtype, in all
-            uses of the layer; 0 where there is no cache. Cross-attention keeps them of every token of the source.
-        portable_units: Counts of units that the stock config can say, if all layers have the same.
+        unit_cache_bytes: Bytes that one unit keeps for every token in the key/value cache, in the model's dtype, in all
+            uses of the layer; 0 without a cache. Cross-attention keeps them for every token of the source.
+        portable_units: Numbers of units that the stock config can say, if all layers have the same number.
     """
 
     name: str
