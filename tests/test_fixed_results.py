@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.support.fixed_results import CASES, RESULTS, machine, pruned, result_of
+from tests.support.fixed_results import CASES, RESULTS, machine, pruned, result_of, scores_of
 
 KEPT = json.loads(RESULTS.read_text(encoding="utf-8"))
 
@@ -17,3 +17,8 @@ def test_a_pruning_gives_what_it_gave(case, one_thread):
     if machine() != KEPT["machine"]:
         found.pop("weights")
     assert found == {name: expected[name] for name in found}
+
+
+@pytest.mark.skipif(machine() != KEPT["machine"], reason="the last bits of scores are of one kind of processor")
+def test_every_scorer_gives_what_it_gave(one_thread):
+    assert scores_of() == KEPT["scores"]

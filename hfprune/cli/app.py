@@ -272,7 +272,3 @@ app.command()(verify)
 app.command()(diff)
 app.command("import")(import_)
 app.command()(push)
-
-
-if __name__ == "__main__":
-    app()

@@ -133,7 +133,7 @@ def _load_task(load_task: TaskLoader, arguments: Arguments) -> Task:
     check_early_stopping(training, named.early_stopping_patience, task.metrics)
     best = training.metric_for_best_model or ""
     if best.removeprefix("eval_") == "perplexity":
-        # transformers takes metrics whose names end in "loss" for better when they are lower, and no others
+        # transformers assumes that lower is better only for metrics whose names end in "loss"
         training.greater_is_better = False
     return task
 

@@ -92,7 +92,8 @@ def get_budget(name: str) -> Budget:
     Raises:
         ValueError: No budget has that name; the message lists the known ones.
     """
-    if name not in _BUDGETS:
+    # a list, as what comes from a file need not be hashable
+    if name not in list(_BUDGETS):
         raise ValueError(f"budget must be one of {', '.join(_BUDGETS)}, got {name!r}.")
     return _BUDGETS[name]
 

@@ -54,7 +54,7 @@ class Probe:
         """
         generator = torch.Generator().manual_seed(0)
         embeddings = input_embeddings(model)
-        # a model of pictures or speech gets noise; if it reads the ids at all, then in a decoder, which knows 0 and 1
+        # a model of pictures or speech gets noise; only its decoder, if there is one, reads ids: 0 and 1
         tokens = embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else 2
         ids = torch.randint(0, tokens, (_SAMPLES, _TOKENS), generator=generator)
         output = _run(model, ids)

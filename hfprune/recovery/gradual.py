@@ -336,7 +336,7 @@ class GradualPruning(TrainerCallback):
         return 1 - after / before
 
     def _seen(self) -> int:
-        """How many samples the gradients are of, by the decaying counts, where a gate has not changed for longest."""
+        """The largest count of samples of any unit: counts decay at every choice, and restart when a gate changes."""
         longest = 0
         for sums in self._sums.values():
             if sums.numel():

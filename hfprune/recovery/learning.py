@@ -169,7 +169,7 @@ def restore_state(model: nn.Module, state: State, *, dtypes: bool = True) -> boo
     """Let a model, or a smaller one that was cut from it, learn and be in dtypes as before.
 
     Args:
-        model: The model; parameters that have lost all their numbers cannot learn.
+        model: The model. Parameters without elements, whose units were all removed, stay frozen.
         state: What `state_of` gave before.
         dtypes: Whether dtypes count.
 

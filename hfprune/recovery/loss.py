@@ -78,8 +78,8 @@ def weighted_sum(batch_loss: BatchLoss, shares: Mapping[str, Tensor | float]) ->
 
     Args:
         batch_loss: Its terms and their weights.
-        shares: By what terms are means over, the factor that makes a mean over the micro-batch count for its share of
-            the whole step; 1 for what is not named.
+        shares: Factors by `Term.mean_over`. Each scales a mean over the micro-batch to its share of the whole step. A
+            name without a factor counts with 1.
 
     Returns:
         A scalar.
@@ -123,7 +123,7 @@ class RecoveryLoss:
             self._attention_masks = {block.consumer: block.mask for block in self._blocks if block.unit != "neuron"}
 
     def _needs(self, need: Need) -> bool:
-        """Whether a loss that has a weight, and its teacher, needs something."""
+        """Whether any loss with a positive weight has this need; a loss of a teacher counts only if there is one."""
         for loss in self._losses.values():
             has_teacher = self.teacher is not None or "teacher" not in loss.needs
             if need in loss.needs and has_teacher and self.args.weight_of(loss) > 0:

@@ -316,7 +316,7 @@ class RecoveryTrainer(Trainer):
         self._loss_count += 1
 
     def _shares(self, inputs: Batch, step_labels: Tensor | int | None) -> dict[str, Tensor | float]:
-        """By what terms are means over, the factor that makes a mean count for its share of the whole step."""
+        """Factors by `Term.mean_over`: each scales a mean over the micro-batch to its share of the whole step."""
         shares: dict[str, Tensor | float] = {}
         for name, count in token_counts(inputs).items():
             shares[name] = self._share(count, self._step_tokens.get(name))
@@ -324,7 +324,7 @@ class RecoveryTrainer(Trainer):
         return shares
 
     def _share(self, count: Tensor | int | None, total: Tensor | int | None) -> Tensor | float:
-        """That factor, from the number of labels or tokens of a micro-batch and of its step; 1 if one is unknown."""
+        """The factor for one kind of count, of the micro-batch and of the whole step; 1 if one of them is unknown."""
         if total is None or count is None:
             return 1.0
         # Trainer divides by the number of micro-batches, and gradients are averaged over processes

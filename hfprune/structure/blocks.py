@@ -94,6 +94,9 @@ class Slice:
             `(units, numbers of one unit)`, part beside part.
         """
         along = value.movedim(self.dimension, 0)
+        if self.role == "consumer":
+            # a view, as one part needs no joining: a copy would cost memory, and change the order of sums over it
+            return along.reshape(units, -1)
         parts = torch.split(along, [units * rows for rows in self.rows])
         return torch.cat([part.reshape(units, -1) for part in parts], dim=1)
 

@@ -146,7 +146,7 @@ def _words_of(
     offsets: Sequence[tuple[int, int]],
     wanted: int,
 ) -> Iterator[str]:
-    """The words of a text that a token stands for, as the tokenizer's normalizer writes them.
+    """The words of a text that one token replaced, usually the unknown one, as the tokenizer's normalizer writes them.
 
     Args:
         tokenizer: The tokenizer.

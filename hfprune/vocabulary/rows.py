@@ -126,7 +126,7 @@ def named_ids(model: PreTrainedModel) -> set[int]:
             continue
         for name, value in vars(config).items():
             if name.endswith(_ROLES):
-                # The walk over the ids of a value serves to collect them too; the value itself stays.
+                # Only so that `note` sees every id: the value that is made of them is not used.
                 _with_ids(name, value, note)
     return named
 

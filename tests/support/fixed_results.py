@@ -1,4 +1,4 @@
-"""Ten prunings of fixed seeds: the digest of each plan, and of the weights and files that it leaves.
+"""Ten prunings of fixed seeds: the digest of each plan, and of the weights and files that it leaves; and all scores.
 
 `python -m tests.support.fixed_results` prints them as JSON; `--write` keeps them in `tests/fixed_results.json`, which
 `tests/test_fixed_results.py` compares with. They were written down before the code moved into rooms, and change only
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 import hfprune
 from hfprune import PruningConfig
+from hfprune.scoring import known_scorers
 from tests.support.tiny import DECODERS, tiny_batch, tiny_model
 
 RESULTS = Path(__file__).parent.parent / "fixed_results.json"
@@ -118,6 +119,19 @@ def result_of(model: PreTrainedModel) -> dict[str, str]:
     }
 
 
+def scores_of() -> dict[str, str]:
+    """Digests of the scores of every registered scorer, on a BERT whose feed-forwards are wide enough for sums."""
+    model = tiny_model("bert", intermediate_size=600)
+    digests = {}
+    for name in sorted(known_scorers()):
+        scores = hfprune.score(model, batches_for("bert"), scorer=name)
+        digest = hashlib.sha256()
+        for block, values in sorted(scores.items()):
+            digest.update(block.encode() + values.numpy().tobytes())
+        digests[name] = digest.hexdigest()
+    return digests
+
+
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
@@ -128,8 +142,9 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"keep the results in {RESULTS.name}")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results = {"machine": machine(), "results": {case: result_of(pruned(case)) for case in CASES}}
-    text = json.dumps(results, indent=1) + "\n"
+    results = {case: result_of(pruned(case)) for case in CASES}
+    kept = {"machine": machine(), "results": results, "scores": scores_of()}
+    text = json.dumps(kept, indent=1) + "\n"
     print(text)
     if arguments.write:
         RESULTS.write_text(text, encoding="utf-8")

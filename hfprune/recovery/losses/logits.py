@@ -21,7 +21,7 @@ from hfprune.recovery.losses.registry import (
 from hfprune.scoring.objectives import without_padding
 from hfprune.structure.batches import predicted_tokens
 
-#: So many numbers of logits are compared at a time: what allocators keep and caches nearly hold.
+#: How many logits are compared at a time: few enough to nearly fit caches, and for allocators to reuse the buffers.
 DIVERGENCE_NUMBERS = 2**22
 #: Stands for log 0, which would be NaN in a product with 0.
 _LOG_ZERO = -1e30

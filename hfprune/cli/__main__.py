@@ -1,0 +1,5 @@
+"""`python -m hfprune.cli`: the `hfprune` command."""
+
+from hfprune.cli.app import app
+
+app()
