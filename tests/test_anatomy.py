@@ -1,6 +1,8 @@
 """Anatomy: the structure of a model is read once and handed on; slices say what units own of each parameter."""
 
 import copy
+import gc
+import weakref
 from collections import Counter
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 
 import hfprune
 from hfprune import PruningConfig
-from hfprune.errors import PlanMismatchError
+from hfprune.errors import PlanMismatchError, StructureError
 from hfprune.structure import Anatomy, Block, anatomy, anatomy_of, find_blocks, keep_units
 from hfprune.structure.blocks import Slice
 from hfprune.structure.surgery import skeleton
@@ -58,6 +60,30 @@ def test_prune_reads_the_model_that_recover_returns_once(readings):
     hfprune.prune(tiny_model("bert"), BATCHES, PruningConfig(sequence_length=8, sparsity=0.7), recover=recover)
     assert len(readings) >= 5
     assert set(readings.values()) == {1}
+
+
+def test_a_model_whose_modules_recover_replaced_is_refused():
+    def recover(small, dense):
+        output = small.bert.encoder.layer[0].output
+        output.dense = torch.nn.Sequential(output.dense)
+
+    config = PruningConfig(sequence_length=8, schedule="one_shot")
+    with pytest.raises(StructureError, match="merge or undo that first"):
+        hfprune.prune(tiny_model("bert"), BATCHES, config, recover=recover)
+
+
+def test_no_earlier_model_of_the_rounds_stays_in_memory():
+    earlier = []
+    alive = []
+
+    def recover(small, dense):
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in earlier))
+        earlier.append(weakref.ref(small))
+
+    hfprune.prune(tiny_model("bert"), BATCHES, PruningConfig(sequence_length=8, sparsity=0.7), recover=recover)
+    assert alive == [0] * len(alive)
+    assert len(alive) >= 3
 
 
 def test_the_steps_take_an_anatomy_in_the_place_of_the_model(readings):

@@ -52,6 +52,13 @@ def test_the_warning_points_at_the_import(tmp_path):
     assert warning.filename == str(script)
 
 
+def test_a_star_import_gives_the_public_names():
+    names: dict[str, object] = {}
+    with pytest.warns(DeprecationWarning, match="hfprune.pipeline is now"):
+        exec("from hfprune.pipeline import *", names)
+    assert "prune" in names
+
+
 def test_a_name_that_never_was_is_an_error():
     with (
         pytest.warns(DeprecationWarning, match="hfprune.measure is now"),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hfprune.errors import BudgetError, PlanMismatchError
 from hfprune.planning import (
+    BlockPlan,
     PruningPlan,
     allocate,
     allocation,
@@ -310,6 +311,17 @@ class TestPlan:
         assert again == plan
         assert again.digest == plan.digest
         assert again.to_json() == plan.to_json()
+
+    def test_a_block_without_its_unit_is_told_by_kind_and_name(self):
+        fields = {"units": 4, "kept": (0, 2), "unit_params": 1, "unit_macs": 1}
+        blocks = {
+            "layers.0.queries": BlockPlan(kind="attention", **fields),
+            "layers.0.ffn": BlockPlan(kind="ffn", **fields),
+        }
+        plan = PruningPlan(model_type="llama", sequence_length=8, blocks=blocks)
+        assert [block.unit for block in plan.blocks.values()] == ["query", "neuron"]
+        assert plan.attention_unit == "query"
+        assert PruningPlan.from_json(plan.to_json()) == plan
 
     def test_digest_is_of_what_stays(self):
         assert plan_of(12, [1, 2]).digest == plan_of(12, [1, 2]).digest

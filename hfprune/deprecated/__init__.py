@@ -13,6 +13,10 @@ from typing import Any
 
 #: By old module: the modules that its names are in now.
 MOVED: dict[str, tuple[str, ...]] = {
+    "hfprune.cli_common": ("hfprune.cli.options",),
+    "hfprune.cli_publish": ("hfprune.cli.checkpoints",),
+    "hfprune.cli_sweep": ("hfprune.cli.sweep",),
+    "hfprune.cli_vocabulary": ("hfprune.cli.vocabulary",),
     "hfprune.corpus": ("hfprune.data.corpus",),
     "hfprune.dequantised": ("hfprune.data.gguf",),
     "hfprune.labels": ("hfprune.data.labels",),
@@ -33,9 +37,18 @@ MOVED: dict[str, tuple[str, ...]] = {
         "hfprune.recovery.losses.hidden_states",
         "hfprune.recovery.losses.attention_outputs",
     ),
+    "hfprune.recovery.least_squares": ("hfprune.reconstruction.least_squares",),
+    "hfprune.recovery.partial": ("hfprune.reconstruction.partial",),
     "hfprune.recovery.reconstruction": ("hfprune.reconstruction.reconstruct",),
     "hfprune.recovery.regularisation": ("hfprune.recovery.losses.penalties", "hfprune.recovery.token_dropout"),
     "hfprune.report": ("hfprune.publishing.report", "hfprune.recovery.arguments"),
+    "hfprune.structure.entry_text": ("hfprune.structure.discovery.entry_text",),
+    "hfprune.structure.kept": ("hfprune.structure.store",),
+    "hfprune.structure.proposals": ("hfprune.structure.discovery.proposals",),
+    "hfprune.structure.proving": ("hfprune.structure.discovery.proving",),
+    "hfprune.structure.streams": ("hfprune.reconstruction.streams",),
+    "hfprune.structure.twin": ("hfprune.structure.discovery.twin",),
+    "hfprune.structure.vocabulary": ("hfprune.vocabulary.rows",),
     "hfprune.tasks": ("hfprune.jobs.tasks", "hfprune.jobs.settings"),
     "hfprune.tasks.arguments": ("hfprune.jobs.settings", "hfprune.jobs.tasks"),
     "hfprune.tasks.causal_text": ("hfprune.jobs.tasks.causal_text",),
@@ -76,9 +89,14 @@ class OldPaths(MetaPathFinder, Loader):
 
         def look_up(name: str) -> Any:
             for home in homes:
-                value = getattr(importlib.import_module(home), name, None)
-                if value is not None:
-                    return value
+                module_now = importlib.import_module(home)
+                if hasattr(module_now, name):
+                    return getattr(module_now, name)
             raise AttributeError(f"module {old!r} has no attribute {name!r}, nor have {' and '.join(homes)}")
 
         module.__dict__["__getattr__"] = look_up
+        # what `from ... import *` gives
+        public: list[str] = []
+        for home in homes:
+            public += [name for name in vars(importlib.import_module(home)) if not name.startswith("_")]
+        module.__dict__["__all__"] = public

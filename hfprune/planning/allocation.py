@@ -42,6 +42,10 @@ class Allocator:
     ignores_scores: bool = False
     block_by_block: bool = False
 
+    def __call__(self, candidates: Sequence[Candidate], limit: int) -> list[int]:
+        """How many units each block keeps, as the function says."""
+        return self.function(candidates, limit)
+
 
 _ALLOCATORS: dict[str, Allocator] = {}
 

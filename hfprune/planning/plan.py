@@ -30,8 +30,8 @@ class BlockPlan:
         unit_params: Parameters of one unit.
         unit_macs: Multiply-adds of one unit for one sequence of the plan's `sequence_length`.
         unit_cache_bytes: Bytes of one unit in the key/value cache, for one token; 0 without a cache.
-        unit: What one unit is: `group`, `query` or `neuron`. It is not a field in JSON, where it follows from the
-            block's kind and name.
+        unit: What one unit is: `group`, `query` or `neuron`. If it is not given, a `PruningPlan` tells it by the
+            block's kind and name, as in JSON, which has no field for it.
     """
 
     kind: Kind
@@ -40,7 +40,7 @@ class BlockPlan:
     unit_params: int
     unit_macs: int
     unit_cache_bytes: int = 0
-    unit: Unit = "group"
+    unit: Unit | None = None
 
     def unit_cost(self, budget: str) -> int:
         """The cost of one unit in a budget.
@@ -121,8 +121,13 @@ class PruningPlan:
     blocks: Mapping[str, BlockPlan]
 
     def __post_init__(self) -> None:
+        blocks = {}
         for name, block in self.blocks.items():
             _check_kept(name, block)
+            blocks[name] = block
+            if block.unit is None:
+                blocks[name] = replace(block, unit=_unit_in_json(name, block.kind))
+        object.__setattr__(self, "blocks", blocks)
 
     @classmethod
     def keep(

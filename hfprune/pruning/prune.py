@@ -19,7 +19,7 @@ from hfprune.publishing.record import record_of
 from hfprune.reconstruction.reconstruct import repair_model
 from hfprune.scoring import CalibrationData, Collator, calibration_batches, score, scorers_in
 from hfprune.scoring.calibration import describe
-from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, anatomy_of
+from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, anatomy_of, model_of
 from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import check_in_one_place
 from hfprune.structure.examples import check_length
@@ -100,6 +100,7 @@ def prune(
         ValueError: The scorer, allocation or schedule is unknown, or a pattern matches no block.
     """
     config = config or PruningConfig()
+    _check_before_reading(model, config)
     dense = anatomy_of(model, config.attention_unit)
     # training makes a round expensive, so there are fewer rounds
     keeps = TRAINED_ROUND_KEEPS if recover else ROUND_KEEPS
@@ -123,18 +124,16 @@ def prune(
                     gradient_checkpointing=config.calibration_checkpointing,
                 )
             with _timed(seconds, "surgery"):
-                smaller = cut(small, plan_units(small, scores, config, target))
-                small = anatomy_of(smaller, config.attention_unit)
+                # without a name for the model in between, the larger one is freed as soon as it is not needed
+                small = anatomy_of(cut(small, plan_units(small, scores, config, target)), config.attention_unit)
         check_portable(small.model, config)
         if config.reconstruct:
             with _timed(seconds, "reconstruction"):
                 repair_model(small, dense, batches)
         if recover is not None:
             with _timed(seconds, "recovery"):
-                trained = recovered(small.model, model, recover)
-            # recover may return another model than the one that it was called with
-            if trained is not small.model:
-                small = anatomy_of(trained, config.attention_unit)
+                # the user's function may return another model, or replace modules of the one that it was called with
+                small = anatomy_of(recovered(small.model, model, recover), config.attention_unit)
         rounds.append(_entry(step, small.model.pruning_plan.digest, scores.samples, seconds))
         logger.info("removed %.1f %% of prunable %s", 100 * small.sparsity(unit_cost_of(config)), config.budget)
     asked = config.to_dict()
@@ -274,10 +273,8 @@ def check(
         StructureError: The model does not look as the table says, or is spread over devices.
         ValueError: A name is unknown, a pattern matches no block, or the sequence is too long for the model.
     """
+    _check_before_reading(model_of(model), config)
     anatomy = anatomy_of(model, config.attention_unit)
-    check_in_one_place(anatomy.model)
-    check_length(anatomy.model, config.sequence_length)
-    scorers_in(config.scorer)
     if sparsity is None:
         start = check_target(anatomy, config)
         return sparsities(config.schedule, start=start, target=config.sparsity, rounds=config.rounds, keeps=keeps)
@@ -289,6 +286,13 @@ def check(
     # a plan from scores of zero raises the errors that the plan of a round would raise
     plan_units(anatomy, zero_scores(anatomy, config), config, sparsity)
     return _steps_by_pattern(config, sparsity, keeps=keeps)
+
+
+def _check_before_reading(model: PreTrainedModel, config: PruningConfig) -> None:
+    """Refuse mistakes that show at once: to read a model whose type is not in the table takes seconds."""
+    check_in_one_place(model)
+    check_length(model, config.sequence_length)
+    scorers_in(config.scorer)
 
 
 def _steps_by_pattern(config: PruningConfig, sparsity: Mapping[str, float], *, keeps: float) -> list[Step]:

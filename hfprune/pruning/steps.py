@@ -14,7 +14,7 @@ from hfprune.planning.candidates import candidates_of, units_by_pattern
 from hfprune.planning.costs import get_budget
 from hfprune.planning.plan import check_match
 from hfprune.scoring import Scores
-from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, UnitCost, anatomy_of
+from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, UnitCost, anatomy_of, model_of
 from hfprune.structure.architectures import base_model_type
 from hfprune.structure.blocks import check_attention_unit
 from hfprune.structure.surgery import keep_units
@@ -191,8 +191,7 @@ def apply_plan(model: ModelOrAnatomy, plan: PruningPlan) -> PreTrainedModel:
             `attention_unit` than the model was pruned by.
         ValueError: The plan does not keep equally many query heads of every group.
     """
-    dense = model.model if isinstance(model, Anatomy) else model
-    model_type = base_model_type(dense.config.model_type)
+    model_type = base_model_type(model_of(model).config.model_type)
     if plan.model_type != model_type:
         raise PlanMismatchError(
             f"the plan is for a {plan.model_type} model, this is a {model_type} model. Score it for a plan of its own."

@@ -399,10 +399,10 @@ def _accumulate(
     fit = Gram.zeros(columns + has_bias, outputs, device)
     held_out = Gram.zeros(columns + has_bias, outputs, device)
     for index, (target, use) in enumerate(zip(targets, uses, strict=True)):
-        reading = stream.read(index, [block], {block.name: residual_sum})[block.name]
-        value = reading.target
+        x, value = stream.read(index, [block], {block.name: residual_sum})[block.name]
         missing = (target.to(value.device).float() - value.float()).reshape(-1, outputs)
-        x = reading.inputs.float().reshape(len(missing), columns)
+        # the same name, so that what was read is freed
+        x = x.float().reshape(len(missing), columns)
         # a bias is the weight of a column of ones
         x = nn.functional.pad(x, (0, int(has_bias)), value=1.0)
         use = _use_of_rows(use, len(missing), block.uses).to(x.device)

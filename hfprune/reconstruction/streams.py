@@ -274,7 +274,7 @@ class SharedStream:
             to_the_end: Of no effect: the model always runs to the end.
 
         Returns:
-            By block name, the reading; the uses of a block stand one behind the other.
+            By block name, the reading. The tensors of all runs of a layer are concatenated along the first dimension.
         """
         del to_the_end
         # by block name, for each run of the layer

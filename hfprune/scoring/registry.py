@@ -79,7 +79,11 @@ class Scorer:
     reads: str
     labels: Labels
     function: Callable[[Any], Tensor]
-    one_shot: str
+    one_shot: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.one_shot:
+            object.__setattr__(self, "one_shot", self.name)
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -182,7 +186,7 @@ def register_scorer(
     _check_labels(reads, labels)
 
     def add(function: Function) -> Function:
-        _SCORERS[name] = Scorer(name=name, reads=reads, labels=labels, function=function, one_shot=one_shot or name)
+        _SCORERS[name] = Scorer(name=name, reads=reads, labels=labels, function=function, one_shot=one_shot)
         return function
 
     return add

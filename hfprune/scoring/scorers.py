@@ -12,7 +12,7 @@ from hfprune.distributed import from_main_process
 from hfprune.scoring.calibration import check_batches, total_samples
 from hfprune.scoring.registry import Scorer, ScoringRun, get_scorer, get_statistic
 from hfprune.scoring.scores import Scores
-from hfprune.structure.anatomy import ModelOrAnatomy, anatomy_of
+from hfprune.structure.anatomy import ModelOrAnatomy, anatomy_of, model_of
 from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import Block
 from hfprune.structure.devices import check_can_run
@@ -127,10 +127,11 @@ def score(
         NonFiniteScoreError: A score is NaN or infinite; the message names block, units and batch.
     """
     entries, rule = scorers_in(scorer)
+    # before the model is read, which takes seconds if its type is not in the table
+    batches = check_batches(batches, model_of(model), taker="score")
     anatomy = anatomy_of(model, attention_unit)
     if teacher is None:
         teacher = anatomy.model
-    batches = check_batches(batches, anatomy.model, taker="score")
     check_can_run(anatomy.model)
     check_can_run(teacher)
     # a block that was removed has no units to score: it keeps its empty tensor

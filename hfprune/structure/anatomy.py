@@ -142,6 +142,13 @@ def anatomy_of(model: ModelOrAnatomy, attention_unit: AttentionUnit | None = Non
     )
 
 
+def model_of(model: ModelOrAnatomy) -> PreTrainedModel:
+    """The model itself, of a model or an anatomy."""
+    if isinstance(model, Anatomy):
+        return model.model
+    return model
+
+
 def _present_unit(model: PreTrainedModel, asked: AttentionUnit | None) -> AttentionUnit:
     """What units of attention are in a model: as asked, if it can tell query heads from groups."""
     attached = getattr(model, "pruning_plan", None)

@@ -201,7 +201,7 @@ class Block:
         return next(piece.module for piece in self.slices if piece.role == "consumer")
 
 
-def attention_unit_of(units: Iterable[Unit]) -> AttentionUnit:
+def attention_unit_of(units: Iterable[Unit | None]) -> AttentionUnit:
     """The unit of grouped attention, from what the units of all blocks are.
 
     >>> attention_unit_of(["query", "neuron"]), attention_unit_of(["group", "neuron"])

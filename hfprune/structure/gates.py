@@ -129,7 +129,7 @@ class _Gate(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         gate: Tensor | None,
-        anchor: Tensor,  # noqa: ARG004 (what leads the backward pass here)
+        anchor: Tensor,  # noqa: ARG004 (requires a gradient, so that backward is called although all weights are frozen)
         samples: int,
         take: Callable[[Tensor], None],
         change: Tensor | None,

@@ -32,7 +32,7 @@ ATTACHMENTS: dict[str, tuple[str, Callable[[str], Any], Callable[[Any], str]]] =
 }
 #: Called with the folder that plan and record of a loaded model came from; hfprune adds to it.
 AFTER_LOADING: list[Callable[[Path], None]] = []
-#: What proves a state of the weights, and is wrong after they changed.
+#: A file with outputs of the model, to verify a checkpoint by. It is deleted when new weights are written.
 PROOF = "pruning_probe.json"
 #: What config.json gives as the name of the weights, so that a class that knows nothing of pruning stops there, even if
 #: it is told to ignore shapes that do not fit.

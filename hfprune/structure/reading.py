@@ -274,7 +274,7 @@ class _Reader:
             head_inputs=self._head_inputs(),
             config_fields=tuple((name, layout.amounts[quantity]) for name, quantity in spec.config_fields.items()),
             residual_sum=site.inside_if_any(spec.residual_sum),
-            bypass=site.inside_if_any(spec.bypass),
+            bypass=site.inside_if_any(spec.bypass or None),
             unit_params=weights + biases,
             unit_token_macs=site.uses * weights,
             unit_pair_macs=site.uses * pair_macs,
@@ -330,11 +330,11 @@ class _Reader:
 
     def _least(self, consumer: _Projection, layout: _Layout) -> int:
         """The fewest units that the block can have."""
-        # keys and values would stay behind without a query head that reads them
+        # keys and values are not removed, and something must read them
         if self.site.by_query:
             return layout.groups
         if self.spec.bypass is not None:
-            # an encoder's layers in the place of a decoder hand on a cache, which a bypass does not fill
+            # BERT as a decoder has a key/value cache, which a module that is left out would not fill
             return int(getattr(self.site.config, "is_decoder", False))
         # a Linear gives its bias if it reads nothing; Conv1D fails, and so does attention without heads
         is_linear = isinstance(self.site.layer.get_submodule(consumer.path), nn.Linear)

@@ -11,8 +11,8 @@ KIND_OF_NEURONS: Kind = "ffn"
 #: What a size counts: query heads, key/value heads (the groups), consumer input features, one head's width, or query
 #: heads in one group.
 Quantity = Literal["heads", "units", "features", "head_dim", "group"]
-#: The unit of attention whose key/value heads are shared: a key/value head with its query heads, or one query head, as
-#: many of every group.
+#: The unit of attention whose key/value heads are shared. `group`: a key/value head with its query heads. `query`: one
+#: query head; every group then keeps equally many.
 AttentionUnit = Literal["group", "query"]
 #: What one unit of a block is.
 Unit = Literal["group", "query", "neuron"]

@@ -74,7 +74,7 @@ def with_portable_units(block: Block, config: PretrainedConfig, sayable: dict[Si
         sizes = _sizes(block, count)
         if count < block.units and sizes not in sayable:
             sayable[sizes] = stock_config(config, [block], [count]) is not None
-        # the number that it has now was said by a config
+        # the present number needs no check: a config that says it built the model
         if count == block.units or sayable[sizes]:
             counts.append(count)
     return replace(block, portable_units=tuple(counts))

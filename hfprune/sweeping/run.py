@@ -348,11 +348,10 @@ def _pruned(
     check_portable(small.model, config)
     if config.reconstruct:
         reconstruct(small, dense, batches)
-    trained = recovered(small.model, dense.model, recover)
-    # `recover` may have returned another model than the one it was given
-    if trained is not small.model:
-        return anatomy_of(trained, config.attention_unit)
-    return small
+    if recover is None:
+        return small
+    # the user's function may return another model, or replace modules of the one that it was called with
+    return anatomy_of(recovered(small.model, dense.model, recover), config.attention_unit)
 
 
 def _latencies(

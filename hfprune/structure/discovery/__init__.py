@@ -3,6 +3,7 @@
 Importing the package registers its finder with `hfprune.structure.architectures`.
 """
 
+from hfprune.structure.architectures import Support, support_of
 from hfprune.structure.discovery.discover import proven_entry
 
-__all__ = ["proven_entry"]
+__all__ = ["Support", "proven_entry", "support_of"]

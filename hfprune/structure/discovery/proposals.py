@@ -358,7 +358,7 @@ def _sizes(numbers: Mapping[str, int], features: int, *, heads: int = 0, units: 
         quantity = _quantity(attribute, value, features, heads=heads, units=units)
         if quantity is None:
             continue
-        # the layer itself may hold the same number for another reason, a module inside it hardly
+        # an attribute of the layer may equal the number by chance, one of a module around the projection hardly ever
         is_of_module = quantity == "features" and "." in attribute
         # a width of hidden states may equal a number of features or heads by chance
         if says_hidden_width(attribute):

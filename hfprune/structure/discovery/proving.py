@@ -32,7 +32,8 @@ _MOST_TRIED = 16
 _NOT_ITS_GATE = "removing units is not gating them"
 #: The config field that may say how often shared layers are run.
 _RUNS_FIELD = "num_hidden_layers"
-#: What the stock config may say of attention, for all layers at once: grouped heads first, as they say more.
+#: What the stock config may say of attention, for all layers at once. The fields of models that share key/value heads
+#: come first, because they include those of other models.
 _HEAD_FIELDS: tuple[dict[str, Quantity], ...] = (
     {"num_attention_heads": "heads", "num_key_value_heads": "units", "head_dim": "head_dim"},
     {"num_attention_heads": "heads", "head_dim": "head_dim"},

@@ -133,7 +133,7 @@ def _randomise(twin: PreTrainedModel) -> None:
 
 
 def _known_tokens(model: PreTrainedModel) -> int:
-    """How many token ids a model embeds; two where it embeds none: ids are then counted only, or read by a decoder."""
+    """How many token ids a model embeds; 2 without token embeddings, where at most a decoder reads the ids 0 and 1."""
     embeddings = input_embeddings(model)
     if isinstance(embeddings, nn.Embedding):
         return embeddings.num_embeddings
