@@ -49,18 +49,22 @@ def module_of(path: Path) -> str:
     return ".".join(parts).removesuffix(".__init__")
 
 
+def for_types_only(tree: ast.AST) -> set[int]:
+    """Nodes inside of `if TYPE_CHECKING:`."""
+    nodes: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            nodes.update(id(inner) for inner in ast.walk(node))
+    return nodes
+
+
 def imports_of(path: Path) -> list[str]:
-    """The modules of hfprune that a file imports, but for those that are imported for types only."""
+    """The modules of hfprune that a file imports; of the façade, which names its types early, those that it runs."""
     names = []
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
+    left_out = for_types_only(tree) if path == PACKAGE / "__init__.py" else set()
     for node in ast.walk(tree):
-        if id(node) in typing_only:
+        if id(node) in left_out:
             continue
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]

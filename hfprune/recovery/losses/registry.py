@@ -18,16 +18,13 @@ A new loss is one file with one registration. It says what it needs, gets that, 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
 from hfprune.structure.batches import Batch
-
-if TYPE_CHECKING:
-    from hfprune.recovery.arguments import RecoveryArguments
 
 #: What a term can be a mean over: the labels of a batch, or the tokens that one of its masks lets through.
 OVER_LABELS = "labels"
@@ -64,7 +61,7 @@ class LossInputs:
     """What a loss gets to compute its terms from: one micro-batch, and what the models gave for it.
 
     Attributes:
-        args: The arguments of the recovery.
+        args: The `RecoveryArguments` of the training, whose weights are defined by these registries.
         batch: The arguments of the models, labels included; the columns of the teacher are not among them.
         student: The model that learns, out of all wrappers.
         teacher: The model that it learns from, also where it rests because the data has its logits; None without one.
@@ -78,7 +75,7 @@ class LossInputs:
         shifts_labels: Whether the logits at place i predict the label at place i + 1, as in causal language models.
     """
 
-    args: "RecoveryArguments"
+    args: TrainingArguments
     batch: Batch
     student: PreTrainedModel
     teacher: PreTrainedModel | None
