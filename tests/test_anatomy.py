@@ -4,6 +4,7 @@ import copy
 import gc
 import weakref
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 import hfprune
 from hfprune import PruningConfig
 from hfprune.errors import PlanMismatchError, StructureError
-from hfprune.structure import Anatomy, Block, anatomy, anatomy_of, find_blocks, keep_units
+from hfprune.structure import Anatomy, Block, anatomy, anatomy_of, find_blocks, keep_units, surgery
 from hfprune.structure.blocks import Slice
 from hfprune.structure.surgery import skeleton
 from tests.support.plans import uneven_kept, uneven_plan
@@ -149,15 +150,19 @@ def test_every_slice_is_cut_along_its_dimension(model_type):
 
 
 def test_a_parameter_that_two_blocks_own_is_cut_by_both():
-    """The one way in which hidden width differs from heads and neurons: several slices along several dimensions."""
+    """The one way in which hidden width differs from heads and neurons: one parameter, cut along two dimensions."""
     model = tiny_model("bert", "AutoModel")
-    ffn = next(block for block in find_blocks(model) if block.unit == "neuron")
-    weight = model.get_parameter(f"{ffn.producers[0]}.weight")
-    outputs = Slice(module="m", parameter="weight", dimension=0, rows=(1,), role="producer")
-    inputs = Slice(module="m", parameter="weight", dimension=1, rows=(8,), role="consumer")
-    rows = outputs.index(torch.tensor([0, 3]), units=weight.shape[0])
-    columns = inputs.index(torch.tensor([1]), units=4)
-    assert torch.equal(weight.index_select(0, rows).index_select(1, columns), weight[[0, 3], 8:16])
+    neurons = next(block for block in find_blocks(model) if block.unit == "neuron")
+    module = neurons.producers[0]
+    channels = Slice(module=module, parameter="weight", dimension=1, rows=(8,), role="consumer")
+    width = replace(neurons, name="width", units=4, slices=(channels,))
+    indices = {neurons.name: torch.tensor([0, 3]), "width": torch.tensor([1])}
+    weight = model.get_parameter(f"{module}.weight")
+    for blocks in ([neurons, width], [width, neurons]):
+        state = surgery._sliced_state(model, blocks, indices)
+        assert torch.equal(state[f"{module}.weight"], weight[[0, 3], 8:16])
+        shape = surgery._shapes(model, blocks, indices)[module]
+        assert shape == {"in_features": 8, "out_features": 2}
 
 
 def test_surgery_takes_the_blocks_it_shall_cut():

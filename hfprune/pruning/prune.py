@@ -104,7 +104,7 @@ def prune(
     dense = anatomy_of(model, config.attention_unit)
     # training makes a round expensive, so there are fewer rounds
     keeps = TRAINED_ROUND_KEEPS if recover else ROUND_KEEPS
-    steps = check(dense, config, sparsity, keeps=keeps)
+    steps = _checked_steps(dense, config, sparsity, keeps=keeps)
     before = size_of(dense, config.sequence_length)
     batches = batches_for(model, data, config, collator=collator)
     small = dense
@@ -274,7 +274,13 @@ def check(
         ValueError: A name is unknown, a pattern matches no block, or the sequence is too long for the model.
     """
     _check_before_reading(model_of(model), config)
-    anatomy = anatomy_of(model, config.attention_unit)
+    return _checked_steps(anatomy_of(model, config.attention_unit), config, sparsity, keeps=keeps)
+
+
+def _checked_steps(
+    anatomy: Anatomy, config: PruningConfig, sparsity: Mapping[str, float] | None, *, keeps: float
+) -> Sequence[Step]:
+    """The sparsity after each round, or the error of a target that cannot be reached."""
     if sparsity is None:
         start = check_target(anatomy, config)
         return sparsities(config.schedule, start=start, target=config.sparsity, rounds=config.rounds, keeps=keeps)

@@ -18,9 +18,8 @@ from hfprune.config import PruningConfig
 from hfprune.distributed import add_over_processes, from_main_process, is_main_process
 from hfprune.measuring.size import measure_size
 from hfprune.planning import PruningPlan
-from hfprune.planning.costs import get_budget
 from hfprune.planning.schedule import sparsity_at
-from hfprune.pruning.steps import apply_plan, check_target, plan
+from hfprune.pruning.steps import apply_plan, check_target, plan, unit_cost_of
 from hfprune.publishing.record import record_of
 from hfprune.scoring import Scores
 from hfprune.structure.anatomy import Anatomy, anatomy_of
@@ -326,7 +325,7 @@ class GradualPruning(TrainerCallback):
         """The fraction of the present model's prunable cost that a plan removes."""
         assert self._anatomy is not None
         # by the blocks: a plan does not record the cost in every budget
-        unit_cost = get_budget(self.config.budget).unit_cost(self.config.sequence_length)
+        unit_cost = unit_cost_of(self.config)
         before = self._anatomy.cost(unit_cost)
         if not before:
             return 0.0

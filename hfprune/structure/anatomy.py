@@ -62,7 +62,8 @@ class Anatomy:
         if attached is None:
             return self.units
         check_attention_unit(attached.attention_unit, self.attention_unit)
-        return {name: block.units for name, block in attached.blocks.items()}
+        before: dict[str, int] = attached.units_before
+        return before
 
     def cost(self, unit_cost: UnitCost) -> int:
         """What all units together cost now.

@@ -22,6 +22,7 @@ from hfprune.pruning.steps import apply_plan, plan, sparsity_of
 from hfprune.publishing.record import public_name
 from hfprune.reconstruction.reconstruct import reconstruct
 from hfprune.scoring import CalibrationData, Collator, Scores, one_shot_form, score
+from hfprune.scoring.calibration import digest_of_batches
 from hfprune.structure.anatomy import Anatomy, anatomy_of
 from hfprune.structure.batches import Batch
 from hfprune.structure.running import frozen
@@ -260,14 +261,10 @@ def settings_of(
     fields = config.to_dict()
     # each point has a sparsity of its own
     del fields["sparsity"]
-    tensors = {}
-    for number, batch in enumerate(batches):
-        for name, value in batch.items():
-            tensors[f"{number}.{name}"] = value
     return {
         "model": public_name(model.config._name_or_path or ""),
         "weights": sha256_of(model.state_dict()),
-        "calibration": sha256_of(tensors),
+        "calibration": digest_of_batches(batches),
         "metric": metric,
         "recover": recover,
         **fields,
