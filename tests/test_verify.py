@@ -1,7 +1,9 @@
 """`hfprune verify`: one bit anywhere is found and named; nothing hostile is executed, drawn or allocated."""
 
+import hashlib
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from hfprune.cli.app import app
 from hfprune.publishing import verification
 from hfprune.publishing.probe import Probe
 from hfprune.publishing.verification import verify
+from hfprune.structure import modeling_pruned
 from tests.support.plans import QUICK, quick_checkpoint
 from tests.support.tiny import tiny_batch, tiny_model
 
@@ -186,3 +189,25 @@ def test_cards_round_trip_through_model_card_data(folder):
     again = ModelCardData(**card.data.to_dict())
     assert again.to_dict() == card.data.to_dict()
     assert again.to_yaml() == card.data.to_yaml()
+
+
+class TestLoaders:
+    #: SHA-256 of every `modeling_pruned.py` that checkpoints may carry, the present one last. Whoever changes the loader
+    #: appends its digest here and moves the one before into `EARLIER_LOADERS`, or checkpoints of before are refused.
+    DIGESTS = (
+        "9b5cd39facadf7ce37a509e1226dcb7259505e4fab09ad55b49872e0aac30325",
+        "2b68cf1bf119400d94ff573c77dca6308aef03b82f6bd6732801b642e4bcca90",
+    )
+
+    def test_a_loader_that_changed_left_its_digest(self):
+        present = hashlib.sha256(Path(modeling_pruned.__file__).read_bytes()).hexdigest()
+        assert present == self.DIGESTS[-1]
+        assert set(self.DIGESTS[:-1]) == verification.EARLIER_LOADERS
+
+    def test_the_loader_of_an_earlier_release_is_accepted(self, folder, monkeypatch):
+        loader = folder / "modeling_pruned.py"
+        loader.write_text(loader.read_text() + "# as it was\n")
+        assert any("is not the loader of this hfprune" in problem for problem in verify(folder))
+        earlier = hashlib.sha256(loader.read_bytes()).hexdigest()
+        monkeypatch.setattr(verification, "EARLIER_LOADERS", frozenset({earlier}))
+        assert not any("is not the loader of this hfprune" in problem for problem in verify(folder))

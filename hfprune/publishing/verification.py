@@ -30,7 +30,12 @@ logger = logging.getLogger(__name__)
 PLAN_FILE = "pruning_plan.json"
 RECORD_FILE = "pruning_record.json"
 #: SHA-256 of the `modeling_pruned.py` of earlier releases, which their checkpoints carry.
-EARLIER_LOADERS: frozenset[str] = frozenset()
+EARLIER_LOADERS: frozenset[str] = frozenset(
+    {
+        # before the code moved into folders by purpose
+        "9b5cd39facadf7ce37a509e1226dcb7259505e4fab09ad55b49872e0aac30325",
+    }
+)
 #: The loader of this release, which checkpoints carry a copy of.
 _LOADER = Path(modeling_pruned.__file__)
 #: The classes that `auto_map` in config.json may name.
