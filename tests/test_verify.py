@@ -192,8 +192,8 @@ def test_cards_round_trip_through_model_card_data(folder):
 
 
 class TestLoaders:
-    #: SHA-256 of every `modeling_pruned.py` that checkpoints may carry, the present one last. Whoever changes the loader
-    #: appends its digest here and moves the one before into `EARLIER_LOADERS`, or checkpoints of before are refused.
+    #: SHA-256 of every `modeling_pruned.py` that checkpoints may carry, the present one last. Whoever changes the
+    #: loader appends its digest, and puts the digest before into `EARLIER_LOADERS`: else old checkpoints are refused.
     DIGESTS = (
         "9b5cd39facadf7ce37a509e1226dcb7259505e4fab09ad55b49872e0aac30325",
         "2b68cf1bf119400d94ff573c77dca6308aef03b82f6bd6732801b642e4bcca90",
