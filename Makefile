@@ -47,8 +47,8 @@ test: setup ## lint, types, docstrings and all tests (those marked slow apart), 
 test-all: setup ## every test, the slow ones too
 	$(PYTEST)
 
-contract: setup ## gated == pruned == reloaded for every model type: the tests, and docs/contract.md
-	$(PYTEST) --dist load tests -m contract --contract-table docs/contract.md
+contract: setup ## gated == pruned == reloaded for every model type: the tests, and docs/reference/contract.md
+	$(PYTEST) --dist load tests -m contract --contract-table docs/reference/contract.md
 
 lint: setup ## what a commit must pass
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pre-commit run --all-files

@@ -20,7 +20,7 @@ Four files of a pruned checkpoint describe the pruning:
   stock class therefore stops with this sentence, also with `ignore_mismatched_sizes=True`. A pruned class ignores it.
 - `pruning_plan.json` lists the units that stay in each block, in the numbering of the dense model, with a digest.
 - `pruning_record.json` holds all other facts; the table below lists them. Its
-  [JSON Schema](../hfprune/publishing/record.schema.json) is part of the package. hfprune checks records against it when
+  [JSON Schema](schema.md) is part of the package. hfprune checks records against it when
   it saves and when it loads them.
 - `README.md` is the model card, drawn from plan and record. Its YAML head holds the facts that the Hub can search: base
   model, tags (`pruned`, `structured-pruning`, `hfprune`), data sets, metrics and results, and under `pruning` the
@@ -42,7 +42,7 @@ of a record as plain text, never as markup.
 
 
 def metadata() -> str:
-    """docs/metadata.md, from the schema."""
+    """docs/reference/metadata.md, from the schema."""
     return HEAD + "\n".join(_rows(schema()["properties"], "")) + "\n"
 
 
@@ -68,7 +68,7 @@ def _resolved(field: dict[str, Any]) -> dict[str, Any]:
 
 ARCHITECTURES = """# Architectures
 
-This page lists the model types of the [table](../hfprune/structure/table). For each type, tests build small random
+This page lists the model types of the table `hfprune/structure/table/`. For each type, tests build small random
 models with the heads that transformers has for it. The tests gate units, remove them, save and load again, and demand
 equal outputs: with sdpa and eager attention, in float32 and bfloat16, with another width in every layer. Other tests
 score, plan, prune and repair each type.
@@ -93,7 +93,7 @@ GENERATE = {*DECODERS, *ENCODER_DECODERS}
 
 
 def architectures() -> str:
-    """docs/architectures.md, from the table."""
+    """docs/reference/model-types.md, from the table."""
     lines = []
     for name, entry in sorted(known_architectures().items()):
         found = [
@@ -138,8 +138,8 @@ Discovery was tried with tiny models of {tried} model types of transformers outs
 
 
 def by_proof() -> str:
-    """The section on discovery, from docs/by_proof.json."""
-    tried = json.loads((Path(__file__).parent / "by_proof.json").read_text(encoding="utf-8"))
+    """The section on discovery, from docs/reference/by_proof.json."""
+    tried = json.loads((Path(__file__).parent / "reference" / "by_proof.json").read_text(encoding="utf-8"))
     found = {name: value for name, value in tried.items() if not value["refused"]}
     lines = [
         f"| {name} | {' | '.join(_UNITS[kind] if kind in value['kinds'] else 'none' for kind in _UNITS)} | "
@@ -175,7 +175,7 @@ def _list(words: Iterable[str]) -> str:
 
 
 #: What draws each page.
-PAGES: dict[str, Callable[[], str]] = {"metadata.md": metadata, "architectures.md": architectures}
+PAGES: dict[str, Callable[[], str]] = {"reference/metadata.md": metadata, "reference/model-types.md": architectures}
 
 
 def main() -> None:

@@ -202,7 +202,7 @@ def test_a_class_that_loading_would_not_find_is_refused():
 
 
 def test_the_page_counts_what_was_measured():
-    measured = json.loads((Path(__file__).parent.parent / "docs" / "by_proof.json").read_text())
+    measured = json.loads((Path(__file__).parent.parent / "docs" / "reference" / "by_proof.json").read_text())
     assert set(measured) == set(BY_PROOF)
     found = {name: value for name, value in measured.items() if not value["refused"]}
     assert len(found) > 50

@@ -106,7 +106,7 @@ def readme_accuracies():
 
 def test_accuracies_in_the_readme_are_means_of_measured_rows():
     """Against docs/no_retraining.json, which benchmarks/no_retraining.py wrote."""
-    rows = json.loads((ROOT / "docs" / "no_retraining.json").read_text())
+    rows = json.loads((ROOT / "docs" / "results" / "no_retraining.json").read_text())
     names = ("dataset", "scorer", "repair", "macs_kept")
     shown = [entry for entry in readme_accuracies() if entry[0]]
     assert len(shown) > 60
@@ -120,7 +120,7 @@ def test_accuracies_in_the_readme_are_means_of_measured_rows():
 
 def test_recovered_accuracies_in_the_readme_are_means_of_measured_rows():
     """Against docs/recovery.json, which benchmarks/recovery.py wrote."""
-    rows = json.loads((ROOT / "docs" / "recovery.json").read_text())
+    rows = json.loads((ROOT / "docs" / "results" / "recovery.json").read_text())
     cell = r" ([\d.]+) \|"
     shown = re.findall(rf"^\| `(\w+)`: .*? \|{6 * cell}", (ROOT / "README.md").read_text(), re.M)
     assert len(shown) == 7
@@ -136,11 +136,11 @@ def test_recovered_accuracies_in_the_readme_are_means_of_measured_rows():
 
 def test_perplexities_of_language_models_are_measured_rows():
     """Of the page and the README against docs/language_models.json, which benchmarks/language_models.py wrote."""
-    rows = json.loads((ROOT / "docs" / "language_models.json").read_text())
+    rows = json.loads((ROOT / "docs" / "results" / "language_models.json").read_text())
     measured = {(row["method"], row["repair"], row["steps"], row["kept"]): row["perplexity"] for row in rows}
     assert len({row["settings"]["seed"] for row in rows}) == 1
     shown = {}
-    for line in (ROOT / "docs" / "language_models.md").read_text().splitlines():
+    for line in (ROOT / "docs" / "how-to" / "prune-a-language-model.md").read_text().splitlines():
         cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")]
         if len(cells) == 8 and cells[2].isdigit():
             method, repair, steps = cells[0], cells[1], int(cells[2])

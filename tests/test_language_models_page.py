@@ -1,4 +1,4 @@
-"""The code in docs/language_models.md runs as it stands, on a tiny model; lm-eval where it is installed."""
+"""The code of the page on language models runs as it stands, on a tiny model; lm-eval where it is installed."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from tests.support.runs import save
 from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.tiny_data import tiny_texts, tiny_tokenizer
 
-PAGE = (Path(__file__).parent.parent / "docs" / "language_models.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parent.parent / "docs" / "how-to" / "prune-a-language-model.md").read_text(encoding="utf-8")
 
 
 def block(language, word):

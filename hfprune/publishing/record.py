@@ -35,7 +35,8 @@ _REPOSITORY_NAME = re.compile(r"(?!\.{1,2}/)[\w.-]+(/[\w.-]+)?", re.ASCII)
 class PruningRecord:
     """How a model was pruned, and what was measured. It is frozen: `with_` returns a copy with more in it.
 
-    docs/metadata.md explains every field of its JSON; `record.schema.json` in this package is the schema for machines.
+    docs/reference/metadata.md explains every field of its JSON; `record.schema.json` in this package is the schema
+    for machines.
 
     Attributes:
         base_model: Name of the dense model: a repository, or the last part of a folder's path.
@@ -201,7 +202,9 @@ def _validate(data: Any) -> None:
     worst = best_match(violations)
     if worst is not None:
         place = "/".join(map(str, worst.absolute_path)) or "the top"
-        raise ValueError(f"not a valid pruning record: at {place}: {worst.message:.300}. See docs/metadata.md.")
+        raise ValueError(
+            f"not a valid pruning record: at {place}: {worst.message:.300}. See docs/reference/metadata.md."
+        )
 
 
 def record_of(

@@ -88,9 +88,9 @@ def measured(model_type: str) -> dict:
 
 
 def main() -> None:
-    """Write docs/by_proof.json."""
+    """Write docs/reference/by_proof.json."""
     found = {model_type: measured(model_type) for model_type in sorted(BY_PROOF)}
-    path = Path(__file__).parents[2] / "docs" / "by_proof.json"
+    path = Path(__file__).parents[2] / "docs" / "reference" / "by_proof.json"
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,0 +1,223 @@
+"""The code blocks of the pages: found, and run in a folder that has what the pages speak of.
+
+A page says in its front matter what its code starts from: `start: classifier` or `start: language_model` runs that
+file of docs/start first, which the page shows with a snippet; `hub: true` runs all code in a process that talks to a
+Hub on the loopback interface. Every `python` block runs, in order, in one namespace; every line of a `bash` block runs
+as far as that takes seconds (see `run_line`); `json` and `yaml` are parsed; `text` is output and runs nowhere. Blocks
+of other languages are errors.
+"""
+
+import contextlib
+import io
+import itertools
+import json
+import re
+import runpy
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from transformers import PreTrainedModel
+
+from tests.support.tiny import tiny_model
+from tests.support.tiny_data import tiny_tags, tiny_texts, tiny_tokenizer
+
+ROOT = Path(__file__).parents[2]
+LANGUAGES = {"python", "bash", "json", "yaml", "text"}
+_FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<language>[\w-]*)[^\n]*\n(?P<code>.*?)^(?P=indent)```$", re.DOTALL | re.MULTILINE
+)
+_FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+_SNIPPET = re.compile(r'^ *--8<-- "(?P<path>[^"]+)"$', re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeBlock:
+    """One fenced block of a page."""
+
+    language: str
+    code: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """A page of the site.
+
+    Attributes:
+        path: Its file.
+        settings: Its front matter.
+        blocks: Its code, in order.
+    """
+
+    path: Path
+    settings: dict
+    blocks: tuple[CodeBlock, ...]
+
+
+def read_page(path: Path) -> Page:
+    text = path.read_text(encoding="utf-8")
+    front_matter = _FRONT_MATTER.match(text)
+    settings = yaml.safe_load(front_matter.group(1)) if front_matter else {}
+    return Page(path=path, settings=settings or {}, blocks=tuple(blocks_of(text)))
+
+
+def blocks_of(text: str) -> Iterator[CodeBlock]:
+    for fence in _FENCE.finditer(text):
+        indent = fence["indent"]
+        lines = [line.removeprefix(indent) for line in fence["code"].splitlines()]
+        # a block of nothing but a snippet shows a file, which the front matter runs
+        if _SNIPPET.fullmatch("\n".join(lines).strip()):
+            continue
+        yield CodeBlock(language=fence["language"], code="\n".join(lines) + "\n")
+
+
+def furnish(folder: Path) -> None:
+    """Put the models and texts that the pages speak of into a folder."""
+    labels = {"num_labels": 3, "id2label": {0: "what", 1: "where", 2: "who"}}
+    _save(tiny_model("bert", **labels), folder / "me" / "finetuned")
+    tags = {"num_labels": 3, "id2label": {0: "B-X", 1: "I-X", 2: "O"}}
+    _save(tiny_model("bert", "AutoModelForTokenClassification", **tags), folder / "me" / "tagger")
+    _save(tiny_model("bert", "AutoModelForMaskedLM"), folder / "me" / "pretrained")
+    _save(tiny_model("llama", "AutoModelForCausalLM"), folder / "me" / "chat")
+    names = ["who", "what", "where"]
+    for name, rows in (("train.csv", 660), ("held_out.csv", 120), ("test.csv", 60)):
+        lines = [f"{row['text']},{names[row['label']]}" for row in tiny_texts(rows)]
+        (folder / name).write_text("text,label\n" + "\n".join(lines) + "\n")
+    lines = [json.dumps(row) for row in tiny_tags(660)]
+    (folder / "tags.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "text.txt").write_text(" ".join(tiny_texts(40_000)["text"]))
+    (folder / "other.txt").write_text(" ".join(tiny_texts(2_000)["text"]))
+    (folder / "scripts").symlink_to(ROOT / "scripts")
+
+
+def _save(model: PreTrainedModel, folder: Path) -> None:
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+
+
+def run_page(page: Page) -> None:
+    """Run all code of a page in the current folder, which `furnish` filled."""
+    names: dict = {"__name__": "page"}
+    start = page.settings.get("start")
+    if start:
+        exec((ROOT / "docs" / "start" / f"{start}.py").read_text(encoding="utf-8"), names)
+    for block in page.blocks:
+        run_block(block, names)
+
+
+def run_block(block: CodeBlock, names: dict) -> None:
+    assert block.language in LANGUAGES, f"a block of {block.language or 'no language'}; expected {sorted(LANGUAGES)}"
+    if block.language == "python":
+        exec(compile(block.code, "page", "exec"), names)
+    elif block.language == "bash":
+        for line in lines_of(block.code):
+            run_line(line)
+    elif block.language == "json":
+        json.loads(block.code)
+    elif block.language == "yaml":
+        yaml.safe_load(block.code)
+
+
+def lines_of(code: str) -> list[list[str]]:
+    """The commands of a shell block as words, without comments; a backslash continues a line."""
+    joined = code.replace("\\\n", " ")
+    commands = [shlex.split(line, comments=True) for line in joined.splitlines()]
+    return [words for words in commands if words]
+
+
+def run_line(words: Sequence[str]) -> None:
+    """Run a command of a page: `hfprune` and our scripts in this process, from the first step to the last file.
+
+    A launcher (torchrun, accelerate) starts its script once. A benchmark takes minutes to hours, so it only has to
+    know the options; a target of make, an extra of pip or a file only has to exist.
+    """
+    while "=" in words[0]:  # variables of the environment
+        words = words[1:]
+    program, *rest = words
+    if program == "hfprune":
+        _run_hfprune(rest)
+    elif program in ("torchrun", "accelerate"):
+        _run_launched(rest)
+    elif program in ("python", "python3"):
+        _run_python(rest)
+    elif program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert set(rest) <= set(targets), rest
+    elif program == "pip":
+        _check_pip(rest)
+    else:
+        assert program in (".", "cd", "git", "source"), f"{program}: how is a test to run this?"
+
+
+def _run_hfprune(arguments: Sequence[str]) -> None:
+    from typer.testing import CliRunner
+
+    from hfprune.cli.app import app
+
+    done = CliRunner().invoke(app, list(arguments))
+    assert done.exit_code == 0, f"hfprune {shlex.join(arguments)}: {done.output[-2000:]} {done.exception!r}"
+
+
+def _run_launched(words: Sequence[str]) -> None:
+    for word, value in itertools.pairwise(words):
+        if word == "--config_file":
+            assert (ROOT / value).is_file(), value
+    start = next(index for index, word in enumerate(words) if word.endswith(".py"))
+    _run_python(words[start:])
+
+
+def _run_python(words: Sequence[str]) -> None:
+    if words[0] == "-m":
+        arguments = [words[1], *words[2:]]
+        with _argv(arguments), contextlib.suppress(SystemExit):
+            runpy.run_module(words[1], run_name="__main__")
+        return
+    script = ROOT / words[0]
+    assert script.is_file(), words[0]
+    if script.parent.name != "scripts":
+        _check_options(script, words[1:])
+        return
+    quick = ["--dataloader_pin_memory", "false", "--disable_tqdm", "true", "--report_to", "none", "--use_cpu", "true"]
+    given = [word for word in words[1:] if word.startswith("--")]
+    added = []
+    for option, value in zip(quick[::2], quick[1::2], strict=True):
+        if option not in given:
+            added += [option, value]
+    # a flag at the end of the line would take the first added option's value
+    with _argv([str(script), *words[1:], *added]):
+        runpy.run_path(str(script), run_name="__main__")
+
+
+def _check_options(script: Path, words: Sequence[str]) -> None:
+    """The script's help names every option of the command."""
+    said = io.StringIO()
+    with _argv([str(script), "--help"]), contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        runpy.run_path(str(script), run_name="__main__")
+    for word in words:
+        if word.startswith("--"):
+            assert word in said.getvalue(), f"{script.name} has no option {word}"
+
+
+def _check_pip(words: Sequence[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for word in words:
+        extras = re.search(r"\[([\w,-]+)\]", word)
+        if extras:
+            assert set(extras.group(1).split(",")) <= set(project["optional-dependencies"]), word
+        if word.endswith(".txt"):
+            assert (ROOT / word).is_file(), word
+
+
+@contextlib.contextmanager
+def _argv(arguments: Sequence[str]) -> Iterator[None]:
+    argv, path = sys.argv, sys.path
+    sys.argv = list(arguments)
+    sys.path = [str(Path(arguments[0]).parent), *path]  # as `python FILE` does
+    try:
+        yield
+    finally:
+        sys.argv, sys.path = argv, path
