@@ -166,6 +166,9 @@ class TestHostile:
         tensors = load_file(path)
         save_file({"classifier.weight": tensors.pop("classifier.weight")}, folder / "extra.safetensors")
         save_file(tensors, path, metadata={"format": "pt"})
+        with pytest.raises(CheckpointError, match="extra.safetensors is no file that a checkpoint of hfprune may hold"):
+            hfprune.load(folder)
+        (folder / "extra.safetensors").unlink()
         with pytest.raises(CheckpointError, match="classifier.weight is missing from the weights"):
             hfprune.load(folder)
 

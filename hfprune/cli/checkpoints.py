@@ -18,9 +18,8 @@ from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.checkpoint import save
 from hfprune.publishing.hub import fetch
 from hfprune.publishing.legacy import load_legacy
-from hfprune.publishing.probe import PROBE_FILE
 from hfprune.publishing.push import push_to_hub
-from hfprune.publishing.verification import PLAN_FILE
+from hfprune.publishing.verification import PLAN_FILE, what_was_checked
 from hfprune.publishing.verification import verify as verify_folder
 from hfprune.structure.anatomy import Anatomy, anatomy_of
 from hfprune.structure.blocks import Block
@@ -127,10 +126,7 @@ def verify(
         typer.echo(f"{checkpoint}: {problem}", err=True)
     if problems:
         raise typer.Exit(1)
-    if (folder / PROBE_FILE).is_file():
-        typer.echo(f"{checkpoint}: every file is the one that was saved, and the model computes what its author saw")
-    else:
-        typer.echo(f"{checkpoint}: weights, config, plan and record agree; outputs were not saved to compare with")
+    typer.echo(f"{checkpoint}: {what_was_checked(folder)}")
 
 
 def diff(a: PlanName, b: PlanName, as_json: AsJson = False) -> None:
@@ -157,7 +153,8 @@ def import_(
 ) -> None:
     """Save a model that transformers 4 or TextPruner pruned so that transformers 5 loads it."""
     with errors_in_one_line():
-        folder = fetch(source)
+        # a model of transformers 4 may lie beside files of any kind
+        folder = fetch(source, only_ours=False)
         model = load_legacy(folder, sequence_length=sequence_length, pickled=pickled)
         written = save(model, output, tokenizer=_tokenizer_of(folder), overwrite=overwrite)
         typer.echo(f"saved in {written}")

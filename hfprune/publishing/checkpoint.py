@@ -14,10 +14,11 @@ from hfprune.distributed import is_main_process
 from hfprune.errors import CheckpointError
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.card import write_card
+from hfprune.publishing.contents import RECORD_FILE, names_in
 from hfprune.publishing.hub import fetch
 from hfprune.publishing.probe import PROBE_FILE, Probe
 from hfprune.publishing.record import PruningRecord, blocks_of
-from hfprune.publishing.verification import RECORD_FILE, check_loadable, model_class, sha256
+from hfprune.publishing.verification import check_digests, check_loadable, model_class, sha256
 from hfprune.structure.modeling_pruned import (
     FORMAT_VERSION,
     HUB_ARGUMENTS,
@@ -158,10 +159,10 @@ def _write_probe(model: PreTrainedModel, folder: Path) -> None:
 def _write_digests(record: PruningRecord, folder: Path) -> None:
     """Write the record anew, with the SHA-256 of all other files in the folder."""
     digests = {}
-    for file in sorted(folder.iterdir()):
+    for name in names_in(folder):
         # a record cannot hold its own digest
-        if file.is_file() and file.name != RECORD_FILE:
-            digests[file.name] = sha256(file)
+        if name != RECORD_FILE:
+            digests[name] = sha256(folder / name)
     text = replace(record, files=digests).to_json()
     (folder / RECORD_FILE).write_text(text, encoding="utf-8")
 
@@ -220,11 +221,12 @@ def _exchange(first: Path, second: Path) -> bool:
     return result == 0
 
 
-def load(path: str | Path, **kwargs: Any) -> PreTrainedModel:
+def load(path: str | Path, *, verify: bool = True, **kwargs: Any) -> PreTrainedModel:
     """Load a pruned checkpoint, with `.pruning_plan` and `.pruning_record`, in the class that was saved.
 
     Args:
         path: A folder that `save` wrote, or the name of a repository on the Hub.
+        verify: Whether to compare the SHA-256 of every file with the record first, which reads each file once more.
         **kwargs: As for `from_pretrained`: dtype, device_map, revision, token ...
 
     Returns:
@@ -232,8 +234,8 @@ def load(path: str | Path, **kwargs: Any) -> PreTrainedModel:
         model, and a report of missing and unexpected weights.
 
     Raises:
-        CheckpointError: There is no such folder or repository, or it has no plan, is damaged, contradicts itself, or
-            brings code that hfprune did not write. Then nothing was loaded or run.
+        CheckpointError: There is no such folder or repository, or it has no plan, is damaged, contradicts itself, was
+            changed since it was saved, or brings code that hfprune did not write. Then nothing was loaded or run.
 
     >>> import tempfile, torch, hfprune
     >>> from transformers import BertConfig, BertModel
@@ -249,6 +251,8 @@ def load(path: str | Path, **kwargs: Any) -> PreTrainedModel:
     hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
     folder = fetch(path, **hub_arguments)
     check_loadable(folder)
+    if verify:
+        check_digests(folder)
     # hfprune has the loader's code itself, so none of the checkpoint's has to be trusted
     kwargs.pop("trust_remote_code", None)
     loaded = model_class(folder).from_pretrained(folder, **kwargs)

@@ -1,15 +1,17 @@
 """Requests to the Hub: download a whole checkpoint, and check the login before a run that ends with a push."""
 
+import glob
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import DryRunError, HfHubHTTPError, HFValidationError
 
 from hfprune.errors import CheckpointError, HfpruneError
+from hfprune.publishing.contents import may_hold, name_problems
 
 logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
@@ -20,13 +22,22 @@ _RETRIES = 2
 _NOT_FETCHED = ["*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.ot"]
 
 
-def fetch(name_or_path: str | Path, *, revision: str | None = None, subfolder: str = "", **hub: Any) -> Path:
-    """The folder of a checkpoint. A repository is downloaded as a whole into the cache of the Hub.
+def fetch(
+    name_or_path: str | Path,
+    *,
+    revision: str | None = None,
+    subfolder: str = "",
+    only_ours: bool = True,
+    **hub: Any,
+) -> Path:
+    """The folder of a checkpoint. A repository is downloaded into the cache of the Hub, without what no loading reads.
 
     Args:
         name_or_path: A folder, or the name of a repository.
         revision: A branch, tag or commit of the repository.
         subfolder: The folder of the checkpoint within the folder or repository.
+        only_ours: Whether to refuse a repository with files that no checkpoint of hfprune has, at any depth: code there
+            could run in another library, though it is never downloaded here.
         **hub: `cache_dir`, `force_download`, `local_files_only` and `token`, as in huggingface_hub.
 
     Returns:
@@ -34,7 +45,7 @@ def fetch(name_or_path: str | Path, *, revision: str | None = None, subfolder: s
 
     Raises:
         CheckpointError: There is no such folder, and the name cannot be that of a repository, or the Hub does not
-            deliver the repository.
+            deliver the repository, or it has foreign files.
     """
     if Path(name_or_path).exists():
         return Path(name_or_path) / subfolder
@@ -43,12 +54,17 @@ def fetch(name_or_path: str | Path, *, revision: str | None = None, subfolder: s
     hub = {name: value for name, value in hub.items() if value is not None}
 
     def download() -> str:
-        # `*` matches slashes too, so folders within the checkpoint's are left out by a pattern of their own
+        names = _names_on_the_hub(str(name_or_path), revision, prefix, hub)
+        if only_ours:
+            for problem in name_problems(names):
+                raise CheckpointError(f"{name_or_path}: {problem}")
+        # names are taken for patterns
+        wanted = [glob.escape(prefix + name) for name in names if "/" not in name or may_hold(name)]
         folder: str = snapshot_download(
             str(name_or_path),
             revision=revision,
-            allow_patterns=[f"{prefix}*"],
-            ignore_patterns=[f"{prefix}*/*", *_NOT_FETCHED],
+            allow_patterns=wanted or f"{prefix}*",
+            ignore_patterns=_NOT_FETCHED,
             **hub,
         )
         return folder
@@ -62,6 +78,16 @@ def fetch(name_or_path: str | Path, *, revision: str | None = None, subfolder: s
             f"there is no folder {name_or_path}, and the Hub does not give a repository of that name: {error}"
         ) from error
     return Path(downloaded) / subfolder
+
+
+def _names_on_the_hub(repo: str, revision: str | None, prefix: str, hub: Mapping[str, Any]) -> list[str]:
+    """The names of all files below a prefix in a repository; none where the Hub cannot be asked."""
+    try:
+        files = snapshot_download(repo, revision=revision, dry_run=True, **hub)
+    except DryRunError:
+        # what is in the cache will have to do, and its names are checked there
+        return []
+    return [file.filename.removeprefix(prefix) for file in files if file.filename.startswith(prefix)]
 
 
 def patiently(request: Callable[[], Answer]) -> Answer:

@@ -20,6 +20,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from hfprune.errors import CheckpointError, HfpruneError
 from hfprune.planning.plan import PruningPlan
+from hfprune.publishing.contents import PLAN_FILE, RECORD_FILE, file_problems, is_covered, names_in, setting_problems
 from hfprune.publishing.probe import PROBE_FILE, Probe
 from hfprune.publishing.record import PruningRecord, blocks_of
 from hfprune.structure import modeling_pruned
@@ -27,8 +28,6 @@ from hfprune.structure.anatomy import anatomy_of
 
 logger = logging.getLogger(__name__)
 
-PLAN_FILE = "pruning_plan.json"
-RECORD_FILE = "pruning_record.json"
 #: SHA-256 of the `modeling_pruned.py` of earlier releases, which their checkpoints carry.
 EARLIER_LOADERS: frozenset[str] = frozenset(
     {
@@ -38,12 +37,8 @@ EARLIER_LOADERS: frozenset[str] = frozenset(
 )
 #: The loader of this release, which checkpoints carry a copy of.
 _LOADER = Path(modeling_pruned.__file__)
-#: The classes that `auto_map` in config.json may name.
-_LOADER_CLASS = re.compile(r"modeling_pruned\.Pruned\w+")
 #: The name of a weight file, without a path to another folder.
 _WEIGHT_FILE_NAME = re.compile(r"\w[\w.-]*\.safetensors")
-#: Endings of files with weights or code, which can change what a model computes.
-_WEIGHTS_AND_CODE = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".py")
 #: Marks of the checkpoints that this process has warned about already.
 _warned: set[Path] = set()
 
@@ -114,7 +109,7 @@ def check_loadable(folder: str | Path) -> None:
     folder = Path(folder)
     # what may be hostile comes first: `_structure_problems` builds the model, and must not meet it
     problems = chain(
-        _code_problems(folder),
+        file_problems(folder),
         redirection_problems(folder),
         _structure_problems(folder),
         _record_problems(folder),
@@ -124,6 +119,26 @@ def check_loadable(folder: str | Path) -> None:
     for problem in _loader_problems(folder):
         # no reason to refuse: hfprune's own loader is used instead
         logger.warning("%s: %s", folder, problem)
+
+
+def check_digests(folder: Path) -> None:
+    """Refuse a folder with a file that is not the one that was saved.
+
+    Args:
+        folder: A checkpoint folder that `check_loadable` took. One without a record, or with a record without digests,
+            as `Trainer` writes it, has nothing to compare with.
+
+    Raises:
+        CheckpointError: With the first such file.
+    """
+    path = folder / RECORD_FILE
+    if not path.is_file():
+        return
+    record = PruningRecord.from_json(path.read_text(encoding="utf-8"))
+    if not record.files:
+        return
+    for problem in digest_problems(folder, record.files):
+        raise CheckpointError(f"{folder}: {problem}. To load it all the same, pass verify=False.")
 
 
 def verify(folder: str | Path) -> list[str]:
@@ -152,9 +167,12 @@ def verify(folder: str | Path) -> list[str]:
     ['pruning_probe.json is missing. Download or save the checkpoint again']
     """
     folder = Path(folder)
+    # first, as no later check may open what is no regular file
+    strange = list(file_problems(folder))
+    if strange:
+        return strange
     problems = [
-        *_file_problems(folder),
-        *_code_problems(folder),
+        *_record_and_digest_problems(folder),
         *redirection_problems(folder),
         *_loader_problems(folder),
         *_structure_problems(folder),
@@ -178,6 +196,24 @@ def verify(folder: str | Path) -> list[str]:
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
     return []
+
+
+def what_was_checked(folder: Path) -> str:
+    """What it means that `verify` found nothing in a folder: it can only check what its author recorded.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        A sentence.
+    """
+    record = PruningRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    said = "weights, config, plan and record agree"
+    if record.files:
+        said = "every file but the card is the one that was saved"
+    if PROBE_FILE in record.files:
+        return f"{said}, and the model computes what its author saw"
+    return f"{said}; outputs were not saved to compare with"
 
 
 def warn_if_unchecked(folder: Path) -> None:
@@ -206,18 +242,22 @@ def warn_if_unchecked(folder: Path) -> None:
 def _mark_of(folder: Path) -> Path:
     """The empty file whose existence says that a checkpoint was verified on this machine.
 
-    Its name is a digest of the record, and of size and time of the weight files: weights that change need a new mark.
-    Hashing the weights themselves would slow down every loading.
+    Its name is a digest of all files that are read when the checkpoint is loaded, but of the weights only size and
+    time: hashing them would slow down every loading.
     """
-    state = [sha256(folder / RECORD_FILE)]
-    for path in sorted(folder.glob("*.safetensors")):
-        status = path.stat()
-        state += [path.name, str(status.st_size), str(status.st_mtime_ns)]
+    state: list[str] = []
+    for name in names_in(folder):
+        path = folder / name
+        if path.suffix == ".safetensors":
+            status = path.stat()
+            state += [name, str(status.st_size), str(status.st_mtime_ns)]
+        elif is_covered(name) or name == RECORD_FILE:
+            state += [name, sha256(path)]
     digest = hashlib.sha256(" ".join(state).encode()).hexdigest()
     return Path(HF_HOME) / "hfprune" / "verified" / digest
 
 
-def _file_problems(folder: Path) -> Iterator[str]:
+def _record_and_digest_problems(folder: Path) -> Iterator[str]:
     """Files that are missing, changed or added since the record was written."""
     if not (folder / PLAN_FILE).is_file():
         # not a checkpoint of hfprune: `_structure_problems` says so
@@ -233,19 +273,27 @@ def _file_problems(folder: Path) -> Iterator[str]:
         yield f"{RECORD_FILE} is not as hfprune writes it: it was changed"
     # save_pretrained alone, as Trainer calls it, records no digests
     if record.files:
-        yield from _digest_problems(folder, record.files)
+        yield from digest_problems(folder, record.files)
 
 
-def _digest_problems(folder: Path, digests: Mapping[str, str]) -> Iterator[str]:
-    """Files that are not those whose SHA-256 the record holds, by name."""
+def digest_problems(folder: Path, digests: Mapping[str, str]) -> Iterator[str]:
+    """Files that are not those whose SHA-256 a record holds, or that it does not hold.
+
+    Args:
+        folder: A checkpoint's folder.
+        digests: SHA-256 by the name of the file.
+
+    Yields:
+        One line for each.
+    """
     for name, digest in sorted(digests.items()):
         if not (folder / name).is_file():
             yield f"{name} is missing. Download or save the checkpoint again"
         elif sha256(folder / name) != digest:
             yield f"{name} is not the file that was saved: its SHA-256 differs"
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _WEIGHTS_AND_CODE and path.name not in digests:
-            yield f"{path.name} is not part of what was saved. Remove it"
+    for name in names_in(folder):
+        if name not in digests and is_covered(name):
+            yield f"{name} is not part of what was saved. Remove it"
 
 
 def _record_problems(folder: Path) -> Iterator[str]:
@@ -256,28 +304,6 @@ def _record_problems(folder: Path) -> Iterator[str]:
             PruningRecord.from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         yield f"{RECORD_FILE} cannot be read: {error}"
-
-
-def _code_problems(folder: Path) -> Iterator[str]:
-    """Code that hfprune does not write, and names of such code in JSON files."""
-    for path in sorted(folder.glob("*.py")):
-        if path.name != _LOADER.name:
-            yield f"{path.name} is code that hfprune does not write; it was not run. Remove it, or do not trust this"
-    for path in sorted(folder.glob("*.json")):
-        try:
-            auto_map = json.loads(path.read_text(encoding="utf-8")).get("auto_map") or {}
-            # only the config names the loader; a tokenizer has no code of hfprune's
-            is_ours = path.name == "config.json" and _names_loader_only(auto_map)
-        except (AttributeError, OSError, RecursionError, TypeError, ValueError):
-            # a list or a damaged file names no code that transformers would run
-            continue
-        if auto_map and not is_ours:
-            yield f"auto_map in {path.name} names code that hfprune does not write: {auto_map!r:.150}. It was not run"
-
-
-def _names_loader_only(auto_map: Mapping[str, str]) -> bool:
-    """Whether every class that `auto_map` names is one of the loader's."""
-    return all(_LOADER_CLASS.fullmatch(name) for name in auto_map.values())
 
 
 def redirection_problems(folder: Path) -> Iterator[str]:
@@ -291,29 +317,7 @@ def redirection_problems(folder: Path) -> Iterator[str]:
     """
     if (folder / "adapter_config.json").exists():
         yield "adapter_config.json leads to weights elsewhere. hfprune writes none: merge the adapter, or remove it"
-    for name, value in _settings(folder / "config.json"):
-        # kernels with a slash in their name are code in a repository of the Hub
-        is_foreign_kernel = name in ("attn_implementation", "experts_implementation") and "/" in str(value)
-        is_foreign_weights = name == "transformers_weights" and value not in (None, modeling_pruned.STOCK_CLASSES)
-        if is_foreign_kernel or is_foreign_weights:
-            yield f"config.json sets {name} to {value!r:.100}, which leads elsewhere. Remove it"
-
-
-def _settings(config_file: Path) -> list[tuple[str, object]]:
-    """All pairs of a name and a value in a config and in the configs within it, innermost first.
-
-    A name that stands twice in one config is listed twice, although Python's JSON keeps the last value only.
-    """
-    settings: list[tuple[str, object]] = []
-
-    def collect(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        settings.extend(pairs)
-        return dict(pairs)
-
-    # `_structure_problems` reports a config that is missing or cannot be read
-    with suppress(OSError, RecursionError, ValueError):
-        json.loads(config_file.read_text(encoding="utf-8"), object_pairs_hook=collect)
-    return settings
+    yield from setting_problems(folder)
 
 
 def _loader_problems(folder: Path) -> Iterator[str]:

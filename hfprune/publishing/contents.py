@@ -1,0 +1,228 @@
+"""What the folder of a checkpoint may hold: closed lists of files and of settings.
+
+Whatever is not in the lists, or is of an unexpected type, is a problem; nothing is passed over. Files are read as data.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hfprune.publishing.probe import PROBE_FILE
+from hfprune.structure import modeling_pruned
+
+PLAN_FILE = "pruning_plan.json"
+RECORD_FILE = "pruning_record.json"
+CONFIG_FILE = "config.json"
+LOADER_FILE = Path(modeling_pruned.__file__).name
+
+#: JSON files that transformers reads, and that could name code or files elsewhere.
+SETTINGS_FILES = frozenset(
+    {
+        CONFIG_FILE,
+        "generation_config.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "video_preprocessor_config.json",
+        "chat_template.json",
+    }
+)
+#: The other files that `save` and `Trainer` write, by name.
+_FILES = re.compile(
+    r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
+    rf"|{re.escape(PLAN_FILE)}|{re.escape(RECORD_FILE)}|{re.escape(PROBE_FILE)}|{re.escape(LOADER_FILE)}"
+    # of tokenizers
+    r"|tokenizer\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|[\w.-]+\.(model|codes|tiktoken)"
+    r"|(emoji|normalizer|entity_vocab|phonemes)\.json|chat_template\.jinja"
+)
+#: What Trainer and our scripts put beside a model; from_pretrained reads none of it.
+_OF_TRAINING = re.compile(
+    r"(trainer_state|results|(all|train|eval|predict|test)_results)\.json|training_args\.bin"
+    r"|(optimizer|scheduler|scaler)\.(pt|bin)|rng_state(_\d+)?\.pth"
+)
+#: Endings of weights in other formats. Nothing reads them where there are safetensors, but they are not ours either.
+_OTHER_WEIGHTS = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot"})
+#: Endings of documents, which nothing reads as settings and nothing runs.
+_DOCUMENTS = frozenset({".md", ".txt", ".csv", ".png", ".jpg", ".svg", ".log", ".pdf"})
+_DOCUMENTS_BY_NAME = re.compile(r"(LICEN[CS]E|NOTICE)[\w.-]*|\.gitattributes|\.gitignore")
+#: The one folder whose files transformers reads: a tokenizer's further chat templates.
+_TEMPLATES = re.compile(r"additional_chat_templates/[\w.-]+\.jinja")
+#: Folders that are not looked into: transformers reads nothing below them.
+_IGNORED_FOLDERS = re.compile(r"\.git|\.cache|runs|logs|onnx|openvino|coreml|checkpoint-\d+")
+#: The classes that `auto_map` in config.json may name.
+_LOADER_CLASS = re.compile(r"modeling_pruned\.Pruned\w+")
+#: Settings that make transformers run code, or read another file. hfprune writes none of them.
+_NEVER_SET = frozenset({"custom_pipelines", "custom_generate", "configuration_files"})
+
+
+def may_hold(name: str) -> bool:
+    """Whether a checkpoint may hold a file.
+
+    Args:
+        name: Its path in the checkpoint's folder, with forward slashes.
+
+    Returns:
+        Whether it is in the list.
+
+    >>> may_hold("config.json"), may_hold("notes.txt"), may_hold("additional_chat_templates/tools.jinja")
+    (True, True, True)
+    >>> may_hold("custom_generate/generate.py"), may_hold("more.json")
+    (False, False)
+    """
+    folder, _, rest = name.partition("/")
+    if rest:
+        return bool(_IGNORED_FOLDERS.fullmatch(folder) or _TEMPLATES.fullmatch(name))
+    is_document = Path(name).suffix in _DOCUMENTS | _OTHER_WEIGHTS or _DOCUMENTS_BY_NAME.fullmatch(name)
+    is_listed = name in SETTINGS_FILES or _FILES.fullmatch(name) or _OF_TRAINING.fullmatch(name)
+    return bool(is_listed or is_document)
+
+
+def is_covered(name: str) -> bool:
+    """Whether a record has the digest of a file: everything that is read when the checkpoint is loaded.
+
+    A card and its pictures may be edited, and what `Trainer` leaves beside a model is none of its files.
+
+    >>> is_covered("tokenizer.json"), is_covered("README.md")
+    (True, False)
+    """
+    if name == RECORD_FILE or _OF_TRAINING.fullmatch(name):
+        # a record cannot hold its own digest
+        return False
+    if Path(name).suffix in _OTHER_WEIGHTS:
+        return True
+    return name in SETTINGS_FILES or bool(_FILES.fullmatch(name) or _TEMPLATES.fullmatch(name))
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names of all files in a checkpoint's folder, at any depth, in order; without those of ignored folders."""
+    names: list[str] = []
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir():
+            names.append(path.name)
+        elif not _IGNORED_FOLDERS.fullmatch(path.name):
+            names += [inner.relative_to(folder).as_posix() for inner in sorted(path.rglob("*")) if not inner.is_dir()]
+    return names
+
+
+def name_problems(names: Iterable[str]) -> Iterator[str]:
+    """Files that are not in the list.
+
+    Args:
+        names: Paths in a checkpoint's folder, or in its repository on the Hub.
+
+    Yields:
+        One line for each.
+    """
+    for name in names:
+        if may_hold(name):
+            continue
+        if name == "adapter_config.json":
+            yield f"{name} leads to weights elsewhere. hfprune writes none: merge the adapter, or remove it"
+        elif name.endswith(".py"):
+            yield f"{name} is code that hfprune does not write; it was not run. Remove it, or do not trust this"
+        else:
+            yield f"{name} is no file that a checkpoint of hfprune may hold. Remove it, or do not trust this"
+
+
+def file_problems(folder: Path) -> Iterator[str]:
+    """Entries of a checkpoint's folder that are not in the list, are no regular files, or lead out of the folder.
+
+    Args:
+        folder: The folder.
+
+    Yields:
+        One line for each.
+    """
+    if not folder.is_dir():
+        return
+    names = names_in(folder)
+    yield from name_problems(names)
+    for name in names:
+        if not (folder / name).is_file():
+            yield f"{name} is no regular file, so it was not opened. Remove it"
+        elif leads_out(folder / name, folder):
+            yield f"{name} is a link that leads out of the folder. Put the file itself there"
+
+
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a file is a link to another place than its folder, or the blobs of the Hub's cache."""
+    if not path.is_symlink():
+        return False
+    target = path.resolve()
+    homes = [folder.resolve()]
+    # the cache of the Hub keeps the files of all commits in one folder, and links to them
+    if folder.parent.name == "snapshots":
+        homes.append((folder.parent.parent / "blobs").resolve())
+    return not any(target.is_relative_to(home) for home in homes)
+
+
+def setting_problems(folder: Path) -> Iterator[str]:
+    """Settings that could make transformers run code, or read weights or code from elsewhere, in any JSON file.
+
+    Args:
+        folder: A checkpoint's folder.
+
+    Yields:
+        One line for each.
+    """
+    for name in sorted(SETTINGS_FILES):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            settings = _settings(path.read_text(encoding="utf-8"))
+        except (OSError, RecursionError, ValueError) as error:
+            yield f"{name} cannot be read: {type(error).__name__}: {error!s:.150}"
+            continue
+        for key, value in settings:
+            problem = _problem_of(key, value, name)
+            if problem is not None:
+                yield problem
+
+
+def _settings(text: str) -> list[tuple[str, Any]]:
+    """All pairs of a name and a value in a JSON object and in the objects within it, innermost first.
+
+    A name that stands twice in one object is listed twice, although Python's JSON keeps the last value only.
+    """
+    settings: list[tuple[str, Any]] = []
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        settings.extend(pairs)
+        return dict(pairs)
+
+    content = json.loads(text, object_pairs_hook=collect)
+    if not isinstance(content, dict):
+        raise ValueError(f"expected names and values, got {content!r:.50}")
+    return settings
+
+
+def _problem_of(key: str, value: Any, file: str) -> str | None:
+    """What is wrong with one setting."""
+    shown = f"{value!r:.150}"
+    if key == "auto_map":
+        # only the config names the loader; a tokenizer has no code of hfprune's
+        is_ours = file == CONFIG_FILE and _names_loader_only(value)
+        if not is_ours and value not in (None, {}):
+            return f"auto_map in {file} names code that hfprune does not write: {shown}. It was not run"
+    elif key in _NEVER_SET:
+        # an empty setting names nothing
+        if value not in (None, {}, [], "", False):
+            return f"{file} sets {key} to {shown}, which leads elsewhere. Remove it"
+    elif key.endswith("_implementation"):
+        # kernels with a slash in their name are code in a repository of the Hub
+        if "/" in str(value):
+            return f"{file} sets {key} to {shown}, which leads elsewhere. Remove it"
+    elif key == "transformers_weights" and value not in (None, modeling_pruned.STOCK_CLASSES):
+        return f"{file} sets {key} to {shown}, which leads elsewhere. Remove it"
+    return None
+
+
+def _names_loader_only(auto_map: Any) -> bool:
+    """Whether a value is a mapping whose every class is one of the loader's."""
+    if not isinstance(auto_map, Mapping):
+        return False
+    return all(isinstance(name, str) and _LOADER_CLASS.fullmatch(name) for name in auto_map.values())
