@@ -6,9 +6,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import runpy
-from pathlib import Path
-
 import datasets
 import pytest
 import torch
@@ -16,14 +13,10 @@ from transformers.utils import logging
 
 import hfprune  # noqa: F401 (registers pruned types with the Auto classes)
 from hfprune.publishing import verification
+from tests.support.examples import given
 
 logging.disable_progress_bar()
 datasets.disable_progress_bars()
-
-EXAMPLES = Path(__file__).parent / "docs" / "examples.py"
-
-#: What the examples in docstrings use without making it; docs/examples.py makes it.
-GIVEN = ("batches", "collator", "config", "dataset", "decoder", "dense", "texts", "tokenizer")
 
 
 @pytest.fixture(autouse=True)
@@ -54,5 +47,4 @@ def _examples(request):
 def _folder_of_example(doctest_namespace, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    made = runpy.run_path(str(EXAMPLES))
-    doctest_namespace.update({name: made[name] for name in GIVEN})
+    doctest_namespace.update(given())

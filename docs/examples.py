@@ -26,13 +26,12 @@ for label, animal in enumerate(["cat", "dog", "bird"]):
         texts += [f"the {animal} {action} a mouse", f"a {animal} {action} the old man"]
         labels += [label, label]
 
-words = ["[PAD]", "[UNK]", "[BOS]", *sorted(set(" ".join(texts).split()))]
+words = ["[PAD]", "[UNK]", "[BOS]", "[MASK]", *sorted(set(" ".join(texts).split()))]
 vocabulary = {word: number for number, word in enumerate(words)}
 spelling = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
 spelling.pre_tokenizer = pre_tokenizers.Whitespace()
-tokenizer = PreTrainedTokenizerFast(
-    tokenizer_object=spelling, pad_token="[PAD]", unk_token="[UNK]", bos_token="[BOS]", model_max_length=32
-)
+roles = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[BOS]", "mask_token": "[MASK]"}
+tokenizer = PreTrainedTokenizerFast(tokenizer_object=spelling, model_max_length=32, **roles)
 
 dataset = Dataset.from_dict({**tokenizer(texts), "labels": labels})
 collator = DataCollatorWithPadding(tokenizer)
@@ -47,10 +46,12 @@ sizes = {
     "intermediate_size": 32,
     "max_position_embeddings": 32,
     "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": None,
 }
 dense = BertForSequenceClassification(BertConfig(**sizes, num_labels=3)).eval()
 
 # the same, as a causal language model; two query heads share a key/value head
-decoder = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2, bos_token_id=2, eos_token_id=None)).eval()
+decoder = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2)).eval()
 
 config = PruningConfig(sparsity=0.5, sequence_length=8, calibration_samples=18)
