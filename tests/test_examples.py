@@ -85,16 +85,23 @@ CENTRAL = central()
 WITH_EXAMPLE = sorted(name for name in set(CENTRAL) - WITHOUT if CENTRAL[name].__module__ not in NOT_YET)
 
 
-def public_functions() -> dict[str, object]:
-    """Every function of hfprune whose name, and whose module's, has no underscore in front."""
+def public() -> dict[str, object]:
+    """Every function and class of hfprune whose name, and whose module's, has no underscore in front."""
     found = {}
     for module in all_modules():
         if any(part.startswith("_") for part in module.__name__.split(".")):
             continue
+        source = inspect.getsource(module)
         for name, thing in vars(module).items():
-            if inspect.isfunction(thing) and not name.startswith("_") and thing.__module__ == module.__name__:
+            if name.startswith("_") or not is_own(thing) or thing.__module__ != module.__name__:
+                continue
+            # classes that are made on demand have no docstring of their own
+            if inspect.isfunction(thing) or f"class {name}" in source:
                 found[f"{module.__name__}.{name}"] = thing
     return found
+
+
+PUBLIC = public()
 
 
 def names_used(code: str) -> set[str]:
@@ -139,6 +146,12 @@ def test_readers_see_where_the_names_come_from(name):
     assert not unknown, f"the example of {name} uses {sorted(unknown)}: import them, or make them"
 
 
+@pytest.mark.parametrize("module", sorted(NOT_YET))
+def test_not_yet_gets_shorter(module):
+    codes = [code_of(thing) for thing in CENTRAL.values() if thing.__module__ == module]
+    assert any(not code or names_used(code) - set(GIVEN) for code in codes), f"{module} is done: take it out of NOT_YET"
+
+
 @pytest.mark.parametrize("name", WITH_EXAMPLE)
 def test_examples_are_the_last_section(name):
     """The reference draws code only in a section of that name, and readers look for it at the end."""
@@ -150,9 +163,9 @@ def test_examples_are_the_last_section(name):
     assert not set(after) & set(SECTIONS)
 
 
-@pytest.mark.parametrize("name", sorted(public_functions()))
+@pytest.mark.parametrize("name", sorted(PUBLIC))
 def test_first_line_is_a_sentence(name):
-    first = (inspect.getdoc(public_functions()[name]) or "").partition("\n")[0]
+    first = (inspect.getdoc(PUBLIC[name]) or "").partition("\n")[0]
     assert first.endswith("."), f"{name}: {first!r} should be one sentence"
     assert not first[0].islower(), f"{name}: {first!r} should begin like a sentence"
     assert not first.startswith(("Return", "This ", "Helper")), f"{name}: say what one gets: {first!r}"

@@ -136,8 +136,8 @@ def verify(folder: str | Path) -> list[str]:
         folder: The folder.
 
     Returns:
-        The problems, one line each: missing, damaged, changed or foreign files, shapes that disagree with config or
-        plan, digests that do not match, and outputs that differ from those that the author saved.
+        One line for each problem, such as a missing, damaged, changed or foreign file, a shape that disagrees with
+        config or plan, a digest that does not match, or outputs that differ from those that the author saved.
 
     Examples:
         >>> import hfprune
