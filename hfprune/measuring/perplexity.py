@@ -89,19 +89,17 @@ def perplexity(
         ValueError: The numbers do not fit each other, a single text stands in the place of a list, no text has two
             tokens, or the model lacks positions for the window or embeddings for a token.
 
-    Example:
-        A model with zeros for weights of the output predicts all of its 50 tokens alike:
+    Examples:
+        >>> import hfprune
+        >>> measured = hfprune.perplexity(decoder, tokenizer, texts, window=8, stride=4)
+        >>> measured.tokens, measured.window, measured.stride
+        (81, 8, 4)
 
-        >>> from tokenizers import Tokenizer, models
-        >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-        >>> words = models.WordLevel({"[UNK]": 0, "the": 1, "dog": 2}, unk_token="[UNK]")
-        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), unk_token="[UNK]")
-        >>> shape = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
-        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=50, **shape))
-        >>> _ = model.lm_head.weight.data.zero_()
-        >>> measured = perplexity(model, tokenizer, [[1, 2, 0, 1, 2]], window=4, stride=2)
-        >>> round(measured.perplexity, 3), measured.tokens
-        (50.0, 4)
+        A model that gives all its tokens the same probability has their number as its perplexity:
+
+        >>> _ = decoder.lm_head.weight.data.zero_()
+        >>> round(hfprune.perplexity(decoder, tokenizer, texts, window=8).perplexity, 3), len(tokenizer)
+        (15.0, 15)
     """
     if stride is None:
         stride = window

@@ -361,6 +361,25 @@ def allocate(
     Raises:
         BudgetError: The limit cannot be met under these constraints.
         ValueError: The allocation is unknown, a pattern matches no block, or the scores are not scores of these blocks.
+
+    Examples:
+        >>> import hfprune
+        >>> from hfprune.planning import allocate
+        >>> from hfprune.structure import find_blocks
+        >>> blocks = find_blocks(dense)
+        >>> scores = hfprune.score(dense, batches, scorer="l2")
+        >>> cost = sum(block.units * block.unit_params for block in blocks)
+        >>> plan = allocate(
+        ...     blocks,
+        ...     scores,
+        ...     limit=cost // 2,
+        ...     budget="params",
+        ...     sequence_length=8,
+        ...     model_type="bert",
+        ...     allocation="uniform",
+        ... )
+        >>> [kept for kept, _ in plan.counts.values()]
+        [2, 16, 2, 16]
     """
     allocator = get_allocator(allocation)
     ranking = _random_scores(blocks, seed) if allocator.ignores_scores else scores

@@ -62,17 +62,6 @@ def prune(
     to the first. The structure of every model is read once and handed on (`hfprune.structure.anatomy_of`), which
     changes no result.
 
-    >>> import torch
-    >>> from transformers import BertConfig, BertModel
-    >>> model = BertModel(
-    ...     BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12)
-    ... )
-    >>> batches = [{"input_ids": torch.randint(20, (8, 6))}]
-    >>> config = PruningConfig(sparsity=0.5, budget="params", scorer="l2", schedule="one_shot", sequence_length=6)
-    >>> small = prune(model, batches, config)
-    >>> small.pruning_plan.sparsity("params") >= 0.5
-    True
-
     Args:
         model: The dense model, or a model that was pruned before. It stays as it is, for example as the teacher in
             recovery.
@@ -98,6 +87,24 @@ def prune(
         StructureError: The model does not look as the table says.
         NonFiniteScoreError: A score is NaN or infinite.
         ValueError: The scorer, allocation or schedule is unknown, or a pattern matches no block.
+
+    Examples:
+        >>> import hfprune
+        >>> small = hfprune.prune(dense, dataset, config, collator=collator)
+        >>> small.pruning_plan.sparsity("macs") >= 0.5
+        True
+        >>> small.num_parameters() < dense.num_parameters()
+        True
+
+        Without half of the neurons and a quarter of the heads of the second layer:
+
+        >>> small = hfprune.prune(dense, batches, config, sparsity={"*.ffn": 0.5, "*.1.attention": 0.25})
+        >>> for block, (kept, of) in small.pruning_plan.counts.items():
+        ...     print(f"{block}: {kept} of {of}")
+        encoder.layer.0.attention: 4 of 4
+        encoder.layer.0.ffn: 16 of 32
+        encoder.layer.1.attention: 3 of 4
+        encoder.layer.1.ffn: 16 of 32
     """
     config = config or PruningConfig()
     _check_before_reading(model, config)
@@ -201,7 +208,7 @@ def recovered(small: PreTrainedModel, dense: PreTrainedModel, recover: Recover |
         recover: The function; None: no training.
 
     Returns:
-        The model to go on with: the model that `recover` returned, or `small` if it returned none.
+        The model that `recover` returned, or `small` if it returned none. Pruning goes on with it.
 
     Raises:
         ValueError: `recover` returned a model without the plan of `small`.
@@ -264,7 +271,7 @@ def check(
             rounds.
 
     Returns:
-        The sparsity after each round: one number, or one by pattern.
+        The sparsity after each round, one number or one by pattern.
 
     Raises:
         BudgetError: The sparsity cannot be reached under the constraints, or the model has it already.

@@ -50,9 +50,11 @@ def reconstruct(
 ) -> list[Repair]:
     """Re-solve every consumer of a pruned model in place, so that the model follows the dense one: without labels.
 
-    It goes from the first layer to the last. For every consumer, let x be its input in the pruned model, in which all
-    earlier consumers are re-solved. Let e be the residual stream behind the consumer in the dense model, minus the same
-    in the pruned model. The change of the weights solves a ridge regression:
+    A consumer is the projection that reads the units of a block: the output projection of attention, or the second
+    projection of a feed-forward network. Reconstruction goes from the first layer to the last. For every consumer, let
+    x be its input in the pruned model, in which all earlier consumers are re-solved. Let e be the residual stream
+    behind the consumer in the dense model, minus the same in the pruned model. The change of the weights solves a ridge
+    regression:
 
         ΔW = argmin ‖X ΔWᵀ − E‖² + λ‖ΔW‖²  =  EᵀX (XᵀX + λI)⁻¹
 
@@ -68,20 +70,6 @@ def reconstruct(
 
     Where `torch.distributed` is initialised, all processes must call it with the same batches. Each process then works
     on a share of them, the sums are added up, and all get the weights of the main process.
-
-    >>> from transformers import BertConfig, BertModel
-    >>> import hfprune
-    >>> config = BertConfig(
-    ...     vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12
-    ... )
-    >>> dense = BertModel(config)
-    >>> batches = [{"input_ids": torch.randint(20, (8, 6))}]
-    >>> scores = hfprune.score(dense, batches, scorer="l2")
-    >>> pruned = hfprune.apply_plan(dense, hfprune.plan(dense, scores, sparsity={"*": 0.5}))
-    >>> for repair in reconstruct(pruned, dense, batches):
-    ...     print(repair.block, repair.target, repair.error_after < repair.error_before)
-    encoder.layer.0.attention residual_stream True
-    encoder.layer.0.ffn residual_stream True
 
     Args:
         pruned: A pruned model, or its anatomy. Only weights and biases of its consumers change. After an error they are
@@ -103,6 +91,17 @@ def reconstruct(
         CheckpointError: The folder has the layers of a run with other models, batches or number of processes.
         StructureError: A model is spread over devices.
         NonFiniteScoreError: Hidden states are NaN or infinite.
+
+    Examples:
+        >>> import hfprune
+        >>> scores = hfprune.score(dense, batches, scorer="l2")
+        >>> small = hfprune.apply_plan(dense, hfprune.plan(dense, scores, config))
+        >>> for repair in hfprune.reconstruct(small, dense, batches):
+        ...     print(repair.block, repair.target, repair.error_after < repair.error_before)
+        encoder.layer.0.attention residual_stream True
+        encoder.layer.0.ffn residual_stream True
+        encoder.layer.1.attention residual_stream True
+        encoder.layer.1.ffn residual_stream True
     """
     small = anatomy_of(pruned)
     large = anatomy_of(dense, small.attention_unit)

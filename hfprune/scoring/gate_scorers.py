@@ -34,6 +34,8 @@ from hfprune.structure.running import frozen
 class GateStatistics:
     """The statistic `gates`, or `residual_gates`, of one block.
 
+    γ[n, u] is the derivative of sample n's loss by the gate of unit u, see `hfprune.structure.gate_gradients`.
+
     Attributes:
         block: The block.
         mean: Mean over samples of γ, `(units,)` float32.
@@ -51,14 +53,14 @@ def residual_maps(grams: Iterable[tuple[str, GramStatistics]]) -> dict[str, Tens
     """Linear maps from the inputs of a consumer to the residual of every unit.
 
     The residual of a unit is the difference between its activations and their best linear prediction from the
-    activations of all other units of the block. With H = [X 1]ᵀ[X 1] + λI the residual of the columns M of a unit is
-    [X 1] (H⁻¹)_{:,M} ((H⁻¹)_{MM})⁻¹.
+    activations of all other units of the block. With `H = [X 1]ᵀ[X 1] + λI` the residual of the columns M of a unit is
+    `[X 1] (H⁻¹)_{:,M} ((H⁻¹)_{MM})⁻¹`.
 
     Args:
         grams: Gram matrices of the blocks' inputs, with block names.
 
     Returns:
-        By block name: `(columns + 1, columns)` float32, for `gate_gradients`.
+        Maps by block name, `(columns + 1, columns)` float32 each, for `gate_gradients`.
     """
     maps = {}
     for name, statistics in grams:
@@ -121,7 +123,7 @@ def _read_group(
 
 @register_scorer("sensitivity", labels="data")
 def sensitivity(statistics: GateStatistics) -> Tensor:
-    """mean_n |γ[n,u]|, divided by its L2 norm over the units of the block, so that scores of different blocks compare.
+    """The mean over samples of |γ[n,u]|, divided by its L2 norm over the units of the block, so that blocks compare.
 
     Michel, Levy, Neubig 2019, "Are Sixteen Heads Really Better than One?", for heads. Neurons are scored alike.
     """
@@ -130,14 +132,18 @@ def sensitivity(statistics: GateStatistics) -> Tensor:
 
 @register_scorer("taylor", labels="data")
 def taylor(statistics: GateStatistics) -> Tensor:
-    """(mean_n γ[n,u])². Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning"."""
+    """The square of the mean over samples of γ[n,u].
+
+    Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning".
+    """
     return statistics.mean.square()
 
 
 @register_scorer("fisher", labels="data")
 def fisher(statistics: GateStatistics) -> Tensor:
-    """mean_n γ[n,u]². Half of its sum over the removed units estimates by how much the loss rises.
+    """The mean over samples of γ[n,u]².
 
+    Half of its sum over the removed units estimates by how much the loss rises.
     Kwon et al. 2022, "A Fast Post-Training Pruning Framework for Transformers".
     """
     return statistics.mean_square
@@ -145,7 +151,7 @@ def fisher(statistics: GateStatistics) -> Tensor:
 
 @register_scorer("kl_fisher", labels="model")
 def kl_fisher(statistics: GateStatistics) -> Tensor:
-    """mean_n γ[n,u]² of the loss against labels that are drawn from the model's own predictions: needs no labels.
+    """The mean over samples of γ[n,u]², with labels drawn from the model's own predictions: needs no labels.
 
     Its expectation is the diagonal of the Hessian of KL(dense ‖ gated) by the gates, where all gates are 1: the Fisher
     information of the natural gradient (Martens 2020, "New Insights and Perspectives on the Natural Gradient Method").
@@ -155,7 +161,7 @@ def kl_fisher(statistics: GateStatistics) -> Tensor:
 
 @register_scorer("residual_fisher", reads="residual_gates", labels="data", one_shot="fisher")
 def residual_fisher(statistics: GateStatistics) -> Tensor:
-    """mean_n ρ[n,u]²: `fisher`, counting only the damage that reconstruction cannot repair.
+    """The mean over samples of ρ[n,u]²: `fisher`, counting only the damage that reconstruction cannot repair.
 
     ρ is γ with the residual r in the place of the activations x. The residual is the difference between the unit's
     activations and their best linear prediction from all other units of the block; reconstruction makes up for the
@@ -173,7 +179,7 @@ def residual_kl_fisher(statistics: GateStatistics) -> Tensor:
 
 @register_scorer("logit_fisher", labels="logits")
 def logit_fisher(statistics: GateStatistics) -> Tensor:
-    """mean_n γ[n,u]² of the logits in a random direction, in the place of a loss: needs no labels.
+    """The mean over samples of γ[n,u]², for the logits in a random direction in the place of a loss: needs no labels.
 
     Its expectation is the diagonal of the Hessian of ½‖z(dense) − z(gated)‖² by the gates, with the logits z: the
     Gauss-Newton matrix (Martens 2020). It is the Fisher of `kl_fisher` without the curvature of the softmax, a factor

@@ -44,7 +44,9 @@ class WeightStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightGradientStatistics:
-    """The statistic `weight_gradients`, or `fine_tuning`, of one block. The sums go over all weights w of a unit.
+    """The statistic `weight_gradients`, or `fine_tuning`, of one block.
+
+    The sums go over all weights w of a unit; L is the mean loss of a batch.
 
     Attributes:
         block: The block.
@@ -210,13 +212,19 @@ def _statistics(
 
 @register_scorer("l1", reads="weights")
 def l1(statistics: WeightStatistics) -> Tensor:
-    """Σ|w|. Li et al. 2017, "Pruning Filters for Efficient ConvNets"."""
+    """The L1 norm of a unit's weights, Σ|w|.
+
+    Li et al. 2017, "Pruning Filters for Efficient ConvNets".
+    """
     return statistics.weights.abs().sum(1)
 
 
 @register_scorer("l2", reads="weights")
 def l2(statistics: WeightStatistics) -> Tensor:
-    """sqrt(Σw²). Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks"."""
+    """The L2 norm of a unit's weights, sqrt(Σw²).
+
+    Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks".
+    """
     return statistics.weights.square().sum(1).sqrt()
 
 
@@ -235,13 +243,13 @@ def random(statistics: WeightStatistics) -> Tensor:
 
 @register_scorer("gradient", reads="weight_gradients", labels="data")
 def gradient(statistics: WeightGradientStatistics) -> Tensor:
-    """Σ|∂L/∂w|, averaged over batches."""
+    """The absolute gradients of a unit's weights, Σ|∂L/∂w|, averaged over batches."""
     return statistics.gradient
 
 
 @register_scorer("weight_sensitivity", reads="weight_gradients", labels="data")
 def weight_sensitivity(statistics: WeightGradientStatistics) -> Tensor:
-    """|Σ w·∂L/∂w|, averaged over batches: the change of the loss to first order when w is set to zero.
+    """The change of the loss to first order when w is set to zero: |Σ w·∂L/∂w|, averaged over batches.
 
     LeCun et al. 1989 ("Optimal Brain Damage") to first order, as in LLM-Pruner (Ma et al. 2023), "vector-wise".
     """
@@ -250,7 +258,7 @@ def weight_sensitivity(statistics: WeightGradientStatistics) -> Tensor:
 
 @register_scorer("movement", reads="fine_tuning", labels="data")
 def movement(statistics: WeightGradientStatistics) -> Tensor:
-    """−Σ w·∂L/∂w, summed over steps of fine-tuning: high where training moves weights away from zero.
+    """How far fine-tuning moves weights away from zero: −Σ w·∂L/∂w, summed over its steps.
 
     Sanh et al. 2020, "Movement Pruning: Adaptive Sparsity by Fine-Tuning". Here a copy of the model takes one AdamW
     step on each calibration batch.
