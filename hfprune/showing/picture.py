@@ -211,6 +211,10 @@ def save_picture(figure: "Figure", path: str | Path | None) -> "Figure":
 
 def _drawn(figure: "Figure", suffix: str) -> bytes:
     """The figure in the format of a suffix."""
+    import matplotlib as mpl
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=suffix[1:], metadata=_UNDATED[suffix])
+    # without a salt, the ids of an SVG are drawn by chance
+    with mpl.rc_context({"svg.hashsalt": "hfprune"}):
+        figure.savefig(buffer, format=suffix[1:], metadata=_UNDATED[suffix])
     return buffer.getvalue()
