@@ -57,7 +57,7 @@ class SweepPoint:
         ...     size=size, seconds=1.0, plan_digest="",
         ... )
         >>> [round(end, 3) for end in point.interval()]
-        [0.821, 0.947]
+        [0.821, 0.946]
 
         Args:
             confidence: Its level.
