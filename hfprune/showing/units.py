@@ -241,7 +241,7 @@ def _title(family: str, members: Sequence[Any], families: Mapping[str, Any]) -> 
     """
     stack, _, block = family.rpartition(".")
     stacks = {name.rpartition(".")[0] for name in families}
-    name = "feed-forward" if block == "ffn" else block
+    name = "feed-forward" if block == "ffn" else block.replace("_", "-")
     title = f"{name}: {plural_of(members[0].unit)}"
     if len(stacks) > 1:
         title = f"{re.sub(r'[.][*].*', '', stack)}, {title}"
