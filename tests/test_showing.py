@@ -390,8 +390,12 @@ def test_apply_plan_leaves_a_record():
     small = hfprune.apply_plan(model, plan)
     record = small.pruning_record
     assert record.plan_digest == plan.digest
-    assert record.sizes["pruned"]["params"] == sum(weight.numel() for weight in small.parameters())
-    assert record.sizes["dense"]["params"] == sum(weight.numel() for weight in model.parameters())
+    assert record.model_class == "BertForSequenceClassification"
+    assert record.blocks["encoder.layer.0.ffn"]["after"] == small.pruning_plan.units_after["encoder.layer.0.ffn"]
+    assert record.config == record.sizes == {}
+    # longer than the model's positions: nothing is measured
+    long = replace(plan, sequence_length=10_000)
+    assert hfprune.apply_plan(model, long).pruning_record.plan_digest == plan.digest
     assert PruningRecord.from_json(record.to_json()) == record
     data = [tiny_batch()]
     again = hfprune.prune(small, data, hfprune.PruningConfig(sparsity=0.8, sequence_length=8, scorer="l2"))

@@ -325,34 +325,46 @@ def record_of(
     Returns:
         A record that holds the records of the model's earlier prunings too.
     """
-    plan: PruningPlan = pruned.model.pruning_plan
-    earlier: PruningRecord | None = getattr(dense.model, "pruning_record", None)
-    if earlier is None:
-        base_model = public_name(dense.model.config._name_or_path or "")
-        base_revision = _revision(dense.model)
-        vocabulary: dict[str, Any] = {}
-        history: list[dict[str, Any]] = []
-    else:
-        base_model = earlier.base_model
-        base_revision = earlier.base_revision
-        vocabulary = earlier.vocabulary
-        # the history is one flat list: records in it hold none of their own
-        history = [*earlier.earlier, {**asdict(earlier), "earlier": []}]
+    record = origin_of(dense.model, pruned.model.pruning_plan)
     # the dense model is the one before any pruning, by units or of the vocabulary
-    dense_measures = _with_vocabulary(dense_size(dense, before), vocabulary, dense.model.dtype.itemsize)
+    dense_measures = _with_vocabulary(dense_size(dense, before), record.vocabulary, dense.model.dtype.itemsize)
     pruned_measures = size_of(pruned, before.sequence_length)
-    return PruningRecord(
-        base_model=base_model,
-        base_revision=base_revision,
-        model_class=base_class(type(dense.model)).__name__,
+    return replace(
+        record,
         config=asked,
         rounds=list(rounds),
+        calibration=calibration or {},
+        sizes={"dense": asdict(dense_measures), "pruned": asdict(pruned_measures)},
+    )
+
+
+def origin_of(dense: PreTrainedModel, plan: PruningPlan) -> PruningRecord:
+    """The record of a pruning as far as it is known without measuring: which model, and what was removed.
+
+    Args:
+        dense: The model before the pruning. It may have been pruned earlier.
+        plan: The plan of the model after the pruning, in the numbering of the dense model's units.
+
+    Returns:
+        A record without config, rounds and sizes, that holds the records of the model's earlier prunings too.
+    """
+    record = PruningRecord(
+        base_model=public_name(dense.config._name_or_path or ""),
+        model_class=base_class(type(dense)).__name__,
+        config={},
         plan_digest=plan.digest,
         blocks=blocks_of(plan),
-        calibration=calibration or {},
-        vocabulary=vocabulary,
-        sizes={"dense": asdict(dense_measures), "pruned": asdict(pruned_measures)},
-        earlier=history,
+    )
+    earlier: PruningRecord | None = getattr(dense, "pruning_record", None)
+    if earlier is None:
+        return replace(record, base_revision=_revision(dense))
+    return replace(
+        record,
+        base_model=earlier.base_model,
+        base_revision=earlier.base_revision,
+        vocabulary=earlier.vocabulary,
+        # the history is one flat list: records in it hold none of their own
+        earlier=[*earlier.earlier, {**asdict(earlier), "earlier": []}],
     )
 
 
