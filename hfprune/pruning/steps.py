@@ -13,6 +13,7 @@ from hfprune.planning import PruningPlan, TradeOff, allocate, trade_off_curve
 from hfprune.planning.candidates import candidates_of, units_by_pattern
 from hfprune.planning.costs import get_budget
 from hfprune.planning.plan import check_match
+from hfprune.publishing.record import origin_of
 from hfprune.scoring import Scores
 from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, UnitCost, anatomy_of, model_of
 from hfprune.structure.architectures import base_model_type
@@ -190,7 +191,8 @@ def apply_plan(model: ModelOrAnatomy, plan: PruningPlan) -> PreTrainedModel:
 
     Returns:
         The smaller model. Its `.pruning_plan` has the units numbered as in the dense model. It is the plan, composed
-        with the model's own plan if the model was pruned before.
+        with the model's own plan if the model was pruned before. Its `.pruning_record` says what was removed from
+        which model. It does not say how the plan was made, and has no sizes.
 
     Raises:
         PlanMismatchError: The plan was made for another model, for another state of this model, or with another
@@ -212,7 +214,11 @@ def apply_plan(model: ModelOrAnatomy, plan: PruningPlan) -> PreTrainedModel:
         raise PlanMismatchError(
             f"the plan is for a {plan.model_type} model, this is a {model_type} model. Score it for a plan of its own."
         )
-    return cut(anatomy_of(model, plan.attention_unit), plan)
+    anatomy = anatomy_of(model, plan.attention_unit)
+    small = cut(anatomy, plan)
+    # how the plan was made is not known here, and measuring sizes would run the model
+    small.pruning_record = origin_of(anatomy.model, small.pruning_plan)
+    return small
 
 
 def cut(anatomy: Anatomy, plan: PruningPlan) -> PreTrainedModel:
