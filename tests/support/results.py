@@ -242,7 +242,7 @@ def _language_models_in_short(table: Table) -> Iterator[Claim]:
 
 
 def _summary(table: Table) -> Iterator[Claim]:
-    """A line a model and data set, under titles as `dense`, `50 % of the MACs`, `70 % of the parameters`, `speed-up`."""
+    """A row a model and data set; titles are `dense`, `50 % of the MACs`, `70 % of the parameters`, `speed-up`."""
     scorer = DEFAULT
     for label, *cells in table.rows:
         language_model = "MiniLM" not in label
@@ -327,5 +327,5 @@ KINDS: tuple[tuple[Callable[[Table], bool], Callable[[Table], Iterator[Claim]]],
     (lambda table: table.header[:3] == ("scorer", "repair", "steps"), _language_models),
     (lambda table: table.header[1:] == ("80 %", "70 %", "50 %"), _language_models_in_short),
     (lambda table: table.header[0] == "model and data", _summary),
-    (lambda table: table.header[0] == "checkpoint" and "dense" in table.header, _checkpoints),
+    (lambda table: table.header[0] == "checkpoint" and table.header[1] != "command", _checkpoints),
 )
