@@ -1,5 +1,6 @@
 """The figures of docs/results/ are those of the rows that benchmarks wrote, and of the published records."""
 
+import importlib
 import importlib.util
 import re
 from dataclasses import replace
@@ -110,6 +111,22 @@ def test_the_table_of_the_demo_is_that_of_its_record():
     dense, pruned = latencies["dense"]["median_ms"], latencies["pruned"]["median_ms"]
     assert found["latency, ms"] == [f"{dense:.1f}", f"{pruned:.1f}", f"{dense / pruned:.2f}× faster"]
     assert f"({latencies['pruned']['low_ms']:.1f} to {latencies['pruned']['high_ms']:.1f} ms pruned)" in text
+
+
+def test_the_memory_of_large_models_follows_from_the_formula(monkeypatch):
+    """As `python benchmarks/memory.py --windows 8` prints it, in GiB."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    memory = importlib.import_module("memory")
+    page = (FOLDER / "language-models.md").read_text(encoding="utf-8")
+    (table,) = [table for table in tables_of(page) if table.header[1] == "weights"]
+    assert [row[0] for row in table.rows] == list(memory.LARGE)
+    for name, *shown in table.rows:
+        shape = memory.LARGE[name]
+        need = memory.formula(shape, tokens=8 * 256, calibration=8 * 256, size=2)
+        works = ("inference", "kl_fisher", "default", "repair", "repair_files")
+        expected = [2 * shape.weights, *(need[work] for work in works)]
+        assert shown == [f"{number / 2**30:.1f}" for number in expected]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
