@@ -87,6 +87,12 @@ def furnish(folder: Path) -> None:
     for name, rows in (("train.csv", 660), ("held_out.csv", 120), ("test.csv", 60)):
         lines = [f"{row['text']},{names[row['label']]}" for row in tiny_texts(rows)]
         (folder / name).write_text("text,label\n" + "\n".join(lines) + "\n")
+    (folder / "held_out").mkdir()
+    # enough rows for validation that a drop below one point can be shown
+    for split, rows in (("train", 660), ("validation", 400), ("test", 120)):
+        lines = [f"{row['text']},{names[row['label']]}" for row in tiny_texts(rows)]
+        (folder / "held_out" / f"{split}.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+    (folder / "unlabelled.csv").write_text("\n".join(["text", *tiny_texts(660)["text"]]) + "\n")
     lines = [json.dumps(row) for row in tiny_tags(660)]
     (folder / "tags.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "text.txt").write_text(" ".join(tiny_texts(40_000)["text"]))
