@@ -3,8 +3,8 @@
 A page says in its front matter what its code starts from: `start: classifier` or `start: language_model` runs that
 file of docs/start first, which the page shows with a snippet; `hub: true` runs all code in a process that talks to a
 Hub on the loopback interface. Every `python` block runs, in order, in one namespace; every line of a `bash` block runs
-as far as that takes seconds (see `run_line`); `json` and `yaml` are parsed; `text` is output and runs nowhere. Blocks
-of other languages are errors.
+as far as that takes seconds (see `run_line`); `json` and `yaml` are parsed, and written to the file that their title
+names; `text` is output and runs nowhere. Blocks of other languages are errors.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import runpy
 import shlex
 import sys
 import tomllib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from tests.support.tiny_data import tiny_tags, tiny_texts, tiny_tokenizer
 ROOT = Path(__file__).parents[2]
 LANGUAGES = {"python", "bash", "json", "yaml", "text"}
 _FENCE = re.compile(
-    r"^(?P<indent> *)```(?P<language>[\w-]*)[^\n]*\n(?P<code>.*?)^(?P=indent)```$", re.DOTALL | re.MULTILINE
+    r"^(?P<indent> *)```(?P<language>[\w-]*)(?: title=\"(?P<title>[^\"]+)\")?[^\n]*\n(?P<code>.*?)^(?P=indent)```$", re.DOTALL | re.MULTILINE
 )
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 _SNIPPET = re.compile(r'^ *--8<-- "(?P<path>[^"]+)"$', re.MULTILINE)
@@ -41,6 +42,7 @@ class CodeBlock:
 
     language: str
     code: str
+    title: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ def blocks_of(text: str) -> Iterator[CodeBlock]:
         # a block of nothing but a snippet shows a file, which the front matter runs
         if _SNIPPET.fullmatch("\n".join(lines).strip()):
             continue
-        yield CodeBlock(language=fence["language"], code="\n".join(lines) + "\n")
+        yield CodeBlock(language=fence["language"], code="\n".join(lines) + "\n", title=fence["title"])
 
 
 def furnish(folder: Path) -> None:
@@ -118,6 +120,8 @@ def run_page(page: Page) -> None:
 def run_block(block: CodeBlock, names: dict) -> None:
     assert block.language in LANGUAGES, f"a block of {block.language or 'no language'}; expected {sorted(LANGUAGES)}"
     if block.language == "python":
+        # readers may have a GPU, so the pages leave pinned memory on; the test has none
+        warnings.filterwarnings("ignore", message="'pin_memory' argument")
         exec(compile(block.code, "page", "exec"), names)
     elif block.language == "bash":
         for line in lines_of(block.code):
@@ -126,6 +130,8 @@ def run_block(block: CodeBlock, names: dict) -> None:
         json.loads(block.code)
     elif block.language == "yaml":
         yaml.safe_load(block.code)
+    if block.title is not None and block.language in ("json", "yaml"):
+        Path(block.title).write_text(block.code, encoding="utf-8")
 
 
 def lines_of(code: str) -> list[list[str]]:
