@@ -23,6 +23,7 @@ from pathlib import Path
 import yaml
 from transformers import PreTrainedModel
 
+from tests.support.old_checkpoints import old_checkpoint, pickle_weights
 from tests.support.tiny import tiny_model
 from tests.support.tiny_data import tiny_tags, tiny_texts, tiny_tokenizer
 
@@ -83,6 +84,8 @@ def furnish(folder: Path) -> None:
     _save(tiny_model("bert", "AutoModelForTokenClassification", **tags), folder / "me" / "tagger")
     _save(tiny_model("bert", "AutoModelForMaskedLM"), folder / "me" / "pretrained")
     _save(tiny_model("llama", "AutoModelForCausalLM"), folder / "me" / "chat")
+    old_checkpoint(folder / "old", tokenizer=True)
+    pickle_weights(folder / "old-pickled", old_checkpoint(folder / "old-pickled"))
     names = ["who", "what", "where"]
     for name, rows in (("train.csv", 660), ("held_out.csv", 120), ("test.csv", 60)):
         lines = [f"{row['text']},{names[row['label']]}" for row in tiny_texts(rows)]
