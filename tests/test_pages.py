@@ -4,6 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from hfprune.jobs import methods
+from hfprune.jobs.tasks import registry as task_registry
+from hfprune.planning import allocation, costs
+from hfprune.recovery.losses import registry as loss_registry
+from hfprune.scoring import registry as scoring_registry
+from hfprune.structure import architectures
 from tests.support.pages import ROOT, blocks_of, furnish, lines_of, read_page, run_block, run_line, run_page
 
 PAGES = [read_page(path) for path in sorted((ROOT / "docs").rglob("*.md"))]
@@ -17,6 +23,26 @@ def furnished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("furnished")
     furnish(folder)
     return folder
+
+
+#: What the code of a page may add a part to.
+REGISTRIES = (
+    (scoring_registry, "_SCORERS"),
+    (scoring_registry, "_STATISTICS"),
+    (costs, "_BUDGETS"),
+    (allocation, "_ALLOCATORS"),
+    (loss_registry, "_LOSSES"),
+    (task_registry, "_TASKS"),
+    (methods, "_METHODS"),
+    (architectures, "_TABLE"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _registries_as_before(monkeypatch):
+    """What a page registers is gone after it: other tests list what is known."""
+    for module, name in REGISTRIES:
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))
 
 
 @pytest.fixture
