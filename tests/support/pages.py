@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from transformers import PreTrainedModel
+from transformers import MegatronBertConfig, MegatronBertForSequenceClassification, PreTrainedModel
 
 from tests.support.old_checkpoints import old_checkpoint, pickle_weights
-from tests.support.tiny import tiny_model
+from tests.support.tiny import SIZES, tiny_model
 from tests.support.tiny_data import tiny_tags, tiny_texts, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +90,8 @@ def furnish(folder: Path) -> None:
     _save(tiny_model("vit", "AutoModelForImageClassification", num_labels=3), folder / "me" / "pictures")
     _save(tiny_model("wav2vec2", "AutoModelForCTC"), folder / "me" / "speech")
     _save(tiny_model("bert", "AutoModel"), folder / "me" / "embeddings")
+    unlisted = MegatronBertForSequenceClassification(MegatronBertConfig(**SIZES["bert"]))
+    _save(unlisted, folder / "me" / "unlisted")
     old_checkpoint(folder / "old", tokenizer=True)
     pickle_weights(folder / "old-pickled", old_checkpoint(folder / "old-pickled"))
     names = ["who", "what", "where"]
