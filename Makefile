@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup data demo test test-all contract lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery benchmark-memory benchmark-language-models model-cards clean
+.PHONY: help setup data demo test test-all docs notebooks contract lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery benchmark-memory benchmark-language-models model-cards clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -46,6 +46,12 @@ test: setup ## lint, types, docstrings and all tests (those marked slow apart), 
 
 test-all: setup ## every test, the slow ones too
 	$(PYTEST)
+
+docs: setup ## the site, in runs/site: a broken link, a missing name or a page outside the menu fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: setup ## run the notebooks of docs/notebooks again, on the real models: about half an hour
+	$(BIN)/python docs/notebooks/execute.py
 
 contract: setup ## gated == pruned == reloaded for every model type: the tests, and docs/reference/contract.md
 	$(PYTEST) --dist load tests -m contract --contract-table docs/reference/contract.md

@@ -1,10 +1,11 @@
-"""Draw the pages of docs/ that follow from data: `python docs/draw.py`. A test fails when one is out of date."""
+"""Draw the pages of docs/ that follow from data: `python -m docs.draw`. A test fails when one is out of date."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from docs.commands import command_line, scripts
 from hfprune.publishing.record import schema
 from hfprune.structure import BlockSpec, known_architectures
 from hfprune.structure.specs import specs_of
@@ -175,7 +176,12 @@ def _list(words: Iterable[str]) -> str:
 
 
 #: What draws each page.
-PAGES: dict[str, Callable[[], str]] = {"reference/metadata.md": metadata, "reference/model-types.md": architectures}
+PAGES: dict[str, Callable[[], str]] = {
+    "reference/metadata.md": metadata,
+    "reference/model-types.md": architectures,
+    "reference/command-line.md": command_line,
+    "reference/scripts.md": scripts,
+}
 
 
 def main() -> None:

@@ -109,7 +109,7 @@ def test_a_folder_with_an_odd_name(tmp_path):
 class TestMetadata:
     @pytest.mark.parametrize("page", PAGES, ids=str)
     def test_the_page_is_drawn_from_its_source(self, page):
-        assert (ROOT / "docs" / page).read_text() == PAGES[page](), "run: python docs/draw.py"
+        assert (ROOT / "docs" / page).read_text() == PAGES[page](), "run: python -m docs.draw"
 
     def test_every_field_of_a_record_is_in_the_schema(self):
         fields = set(PruningRecord.__dataclass_fields__) | {"format_version", "digest"}

@@ -2,7 +2,8 @@
 
 A page says in its front matter what its code starts from: `start: classifier` or `start: language_model` runs that
 file of docs/start first, which the page shows with a snippet; `hub: true` runs all code in a process that talks to a
-Hub on the loopback interface. Every `python` block runs, in order, in one namespace; every line of a `bash` block runs
+Hub on the loopback interface; `replace:` names texts of its code, such as a large model's name, with what takes their
+place in the test. Every `python` block runs, in order, in one namespace; every line of a `bash` block runs
 as far as that takes seconds (see `run_line`); `json` and `yaml` are parsed; `text` is output and runs nowhere. Blocks
 of other languages are errors.
 """
@@ -17,8 +18,8 @@ import shlex
 import sys
 import tomllib
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -63,8 +64,21 @@ class Page:
 def read_page(path: Path) -> Page:
     text = path.read_text(encoding="utf-8")
     front_matter = _FRONT_MATTER.match(text)
-    settings = yaml.safe_load(front_matter.group(1)) if front_matter else {}
-    return Page(path=path, settings=settings or {}, blocks=tuple(blocks_of(text)))
+    settings = {}
+    if front_matter:
+        settings = yaml.safe_load(front_matter.group(1))
+    replacements = settings.get("replace", {})
+    blocks = [_replaced(block, replacements) for block in blocks_of(text)]
+    stale = [before for before in replacements if before not in text.removeprefix(front_matter.group(0))]
+    assert not stale, f"{path} replaces what it does not have: {stale}"
+    return Page(path=path, settings=settings, blocks=tuple(blocks))
+
+
+def _replaced(block: CodeBlock, replacements: Mapping[str, str]) -> CodeBlock:
+    code = block.code
+    for before, after in replacements.items():
+        code = code.replace(before, after)
+    return replace(block, code=code)
 
 
 def blocks_of(text: str) -> Iterator[CodeBlock]:
