@@ -23,9 +23,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
-from transformers import PreTrainedModel
+from transformers import MegatronBertConfig, MegatronBertForSequenceClassification, PreTrainedModel
 
-from tests.support.tiny import tiny_model
+from tests.support.old_checkpoints import old_checkpoint, pickle_weights
+from tests.support.tiny import SIZES, tiny_model
 from tests.support.tiny_data import tiny_tags, tiny_texts, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +102,15 @@ def furnish(folder: Path) -> None:
     _save(tiny_model("bert", "AutoModelForTokenClassification", **tags), folder / "me" / "tagger")
     _save(tiny_model("bert", "AutoModelForMaskedLM"), folder / "me" / "pretrained")
     _save(tiny_model("llama", "AutoModelForCausalLM"), folder / "me" / "chat")
+    _save(tiny_model("bert", "AutoModelForQuestionAnswering"), folder / "me" / "answers")
+    _save(tiny_model("t5", "AutoModelForSeq2SeqLM"), folder / "me" / "summaries")
+    _save(tiny_model("vit", "AutoModelForImageClassification", num_labels=3), folder / "me" / "pictures")
+    _save(tiny_model("wav2vec2", "AutoModelForCTC"), folder / "me" / "speech")
+    _save(tiny_model("bert", "AutoModel"), folder / "me" / "embeddings")
+    unlisted = MegatronBertForSequenceClassification(MegatronBertConfig(**SIZES["bert"]))
+    _save(unlisted, folder / "me" / "unlisted")
+    old_checkpoint(folder / "old", tokenizer=True)
+    pickle_weights(folder / "old-pickled", old_checkpoint(folder / "old-pickled"))
     names = ["who", "what", "where"]
     for name, rows in (("train.csv", 660), ("held_out.csv", 120), ("test.csv", 60)):
         lines = [f"{row['text']},{names[row['label']]}" for row in tiny_texts(rows)]
