@@ -40,9 +40,9 @@ def parts(svg):
 
 def test_figures_are_as_drawn(drawn):
     """Numbers may differ in their last digits, which processors round differently."""
-    committed = sorted(path.name for path in FIGURES.glob("*.svg"))
-    assert committed == sorted(path.name for path in drawn.iterdir())
-    for name in committed:
+    for path in sorted(drawn.iterdir()):
+        name = path.name
+        assert (FIGURES / name).is_file(), f"{name} is not committed: run `python docs/figures/draw.py`"
         frame, numbers = parts(FIGURES / name)
         frame_now, numbers_now = parts(drawn / name)
         assert frame == frame_now, f"{name} is out of date: run `python docs/figures/draw.py`"
@@ -71,14 +71,15 @@ def test_figures_are_legible_and_load_nothing(drawn):
         assert not re.search(r'href="(?!#)|url\((?!#)|<script', text), path.name
 
 
-def test_every_figure_is_shown_in_both_themes_with_words():
+def test_every_figure_is_shown_in_both_themes_with_words(drawn):
+    names_drawn = {path.name for path in drawn.iterdir()}
     shown = {}
     for page in (ROOT / "docs").rglob("*.md"):
         for image in _IMAGE.finditer(page.read_text(encoding="utf-8")):
             path = (page.parent / image["path"]).resolve()
             if path.parent != FIGURES:
                 continue
-            assert path.is_file(), f"{page.name} shows {path.name}, which is not drawn"
+            assert path.is_file(), f"{page.name} shows {path.name}, which is not there"
             theme = path.stem.rpartition("-")[2]
             assert image["theme"] == f"#only-{theme}", f"{page.name}: {path.name}"
             assert len(image["words"].split()) >= 8, f"{page.name}: {path.name} needs words for those who cannot see it"
@@ -87,5 +88,5 @@ def test_every_figure_is_shown_in_both_themes_with_words():
         names = {stem.rpartition("-")[0] for stem in stems}
         pairs = {f"{name}-{theme}" for name, theme in product(names, ("light", "dark"))}
         assert stems == pairs, page.name
-    drawn = {path.stem for path in FIGURES.glob("*.svg")}
-    assert drawn == set().union(*shown.values())
+    names_shown = {f"{stem}.svg" for stems in shown.values() for stem in stems}
+    assert names_drawn <= names_shown

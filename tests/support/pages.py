@@ -16,6 +16,7 @@ import runpy
 import shlex
 import sys
 import tomllib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,8 @@ def run_page(page: Page) -> None:
 def run_block(block: CodeBlock, names: dict) -> None:
     assert block.language in LANGUAGES, f"a block of {block.language or 'no language'}; expected {sorted(LANGUAGES)}"
     if block.language == "python":
+        # readers may have a GPU, so the pages leave pinned memory on; the test has none
+        warnings.filterwarnings("ignore", message="'pin_memory' argument")
         exec(compile(block.code, "page", "exec"), names)
     elif block.language == "bash":
         for line in lines_of(block.code):
