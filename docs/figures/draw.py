@@ -14,6 +14,7 @@ from style import THEMES, Theme, settings, svg_of
 
 #: By name of a figure, what draws it.
 FIGURES: Mapping[str, Callable[[Theme], Figure]] = {
+    "allocations-measured": measured.allocations_measured,
     "pipeline": schematic.pipeline,
     "reconstruction": schematic.reconstruction,
     "recovery-measured": measured.recovery_measured,

@@ -298,3 +298,59 @@ def recovery_measured(theme: Theme) -> Figure:
         axes.set_yticks(range(76, 97, 4))
 
     return panels(3.8, 2, draw)
+
+
+#: From the best to the worst mean accuracy.
+_ALLOCATIONS = ("global", "knapsack", "uniform", "layerwise", "threshold")
+#: By the per cent of MACs that are kept: how the figure of allocations draws it. The shifts are upwards, in rows.
+_SIZES = {
+    50: Look(label="50 % of MACs kept", colour="blue", marker="o", shift=-0.14),
+    30: Look(label="30 % of MACs kept", colour="vermilion", marker="s", shift=0.14),
+}
+
+
+def allocations_measured(theme: Theme) -> Figure:
+    """Accuracy after one repair by allocation, at two sizes, with the scorer `fisher`."""
+    rows = chosen(read("no_retraining.json"), scorer="fisher", repair="repair")
+    figure = new_figure(3.0)
+    for place, (dataset, title) in enumerate(DATASETS.items()):
+        axes = figure.add_axes((0.135 + 0.44 * place, 0.31, 0.4, 0.58))
+        axes.set_title(title, size=LARGE)
+        axes.set_xlabel("accuracy, %")
+        axes.grid(visible=True, axis="x")
+        axes.set_axisbelow(True)
+        axes.set_xlim(74, 96)
+        axes.set_xticks(range(74, 97, 4))
+        axes.set_ylim(len(_ALLOCATIONS) - 0.4, -0.6)
+        axes.set_yticks(range(len(_ALLOCATIONS)), _ALLOCATIONS if place == 0 else [])
+        axes.tick_params(axis="y", length=0)
+        of_dataset = chosen(rows, dataset=dataset)
+        axes.axvline(
+            of_dataset[0]["dense_accuracy"],
+            color=theme.ink,
+            linewidth=1,
+            linestyle=(0, (4, 3)),
+            label="dense model",
+        )
+        for size, look in _SIZES.items():
+            _draw_allocations(axes, theme, chosen(of_dataset, macs_kept=size), look)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=3, columnspacing=1.6, handletextpad=0.5)
+    return figure
+
+
+def _draw_allocations(axes: Axes, theme: Theme, rows: Sequence[Row], look: Look) -> None:
+    """The points of one size: for every allocation the mean, and the range over draws."""
+    spreads = [spread_of(chosen(rows, allocation=name)) for name in _ALLOCATIONS]
+    axes.errorbar(
+        [spread.mean for spread in spreads],
+        [place + look.shift for place in range(len(spreads))],
+        xerr=[[spread.below for spread in spreads], [spread.above for spread in spreads]],
+        label=look.label,
+        color=getattr(theme, look.colour),
+        marker=look.marker,
+        markersize=5.5,
+        linestyle="none",
+        elinewidth=1.2,
+        capsize=2.5,
+    )
