@@ -1,0 +1,145 @@
+"""Execute the notebooks of this folder for real, and save them with their output.
+
+    python docs/notebooks/execute.py                          # all of them, one after the other: about 20 minutes
+    python docs/notebooks/execute.py language_model           # one of them
+
+Start it in the root of the repository. The notebooks write their models to runs/notebooks there. The notebook of the
+classifier comes first, because two others start from the model that it fine-tunes.
+
+A notebook has one cell with the tag `parameters`, which sets names to values (the convention of papermill).
+`with_parameters` gives other values to them: the tests run every notebook on a tiny model.
+"""
+
+import ast
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+FOLDER = Path(__file__).parent
+#: In this order: the second and the fourth read what the first one saves.
+NAMES = ("classifier", "gradual_pruning", "language_model", "publish_and_load")
+#: A progress bar. It shows something only while a kernel runs.
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def main() -> None:
+    """Execute the notebooks that the command line names, or all."""
+    for name in sys.argv[1:] or NAMES:
+        path = FOLDER / f"{name}.ipynb"
+        began = time.perf_counter()
+        done = executed(read(path), Path.cwd())
+        nbformat.write(tidied(done), path)
+        print(f"{path.name}: {time.perf_counter() - began:.0f} s, {path.stat().st_size / 1000:.0f} kB", flush=True)
+
+
+def read(path: Path) -> NotebookNode:
+    """Read a notebook, in the format that all of this folder have."""
+    return nbformat.read(path, as_version=4)
+
+
+def with_parameters(notebook: NotebookNode, values: Mapping[str, Any]) -> NotebookNode:
+    """A copy of a notebook with other values in its cell of parameters.
+
+    Args:
+        notebook: The notebook.
+        values: The new values, by name; the other names of the cell keep theirs.
+
+    Returns:
+        The copy.
+
+    Raises:
+        ValueError: The notebook does not have one cell of parameters, or the cell does not set a name.
+    """
+    changed = nbformat.from_dict(notebook)
+    cells = [cell for cell in changed.cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise ValueError(f"expected one cell with the tag 'parameters', got {len(cells)}.")
+    (cell,) = cells
+    names = names_set_in(cell.source)
+    lines = [cell.source]
+    for name, value in values.items():
+        if name not in names:
+            raise ValueError(f"the notebook has no parameter {name!r}; its parameters are {', '.join(names)}.")
+        lines.append(f"{name} = {value!r}")
+    cell.source = "\n".join(lines)
+    return changed
+
+
+def names_set_in(code: str) -> list[str]:
+    """The names to which code assigns values, in order."""
+    names = []
+    for statement in ast.parse(code).body:
+        if isinstance(statement, ast.Assign):
+            names += [target.id for target in statement.targets if isinstance(target, ast.Name)]
+    return names
+
+
+def executed(notebook: NotebookNode, folder: Path) -> NotebookNode:
+    """Execute a notebook in a kernel of this interpreter.
+
+    Args:
+        notebook: The notebook; it gets its outputs.
+        folder: The folder in which the kernel runs.
+
+    Returns:
+        The notebook.
+
+    Raises:
+        CellExecutionError: The code of a cell raised an error.
+    """
+    client = NotebookClient(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        # the same code twice gives the same file
+        record_timing=False,
+        # one output for all lines that a cell prints
+        coalesce_streams=True,
+    )
+    client.execute()
+    return notebook
+
+
+def tidied(notebook: NotebookNode) -> NotebookNode:
+    """Leave out what a page cannot show, and what differs from machine to machine.
+
+    Progress bars are left out: outside a running kernel they would stand at 0 %.
+
+    Args:
+        notebook: An executed notebook, which is changed.
+
+    Returns:
+        The notebook.
+    """
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags")
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if _WIDGET not in output.get("data", {})]
+            for output in cell.outputs:
+                _drop_text_beside_html(output)
+    return notebook
+
+
+def _drop_text_beside_html(output: NotebookNode) -> None:
+    """Keep only the table where an output is a table and, for terminals, a text with every number of the object."""
+    data = output.get("data", {})
+    if "text/html" in data:
+        data.pop("text/plain", None)
+
+
+if __name__ == "__main__":
+    main()
