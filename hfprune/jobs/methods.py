@@ -19,6 +19,7 @@ from hfprune.publishing.checkpoint import load
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.recovery.gradual import GradualPruning
 from hfprune.recovery.trainer import RecoveryTrainer
+from hfprune.structure.registration import check_same
 
 logger = logging.getLogger(__name__)
 #: Settings that gradual pruning ignores, as it scores by fisher in the training steps and has a schedule of its own.
@@ -64,12 +65,13 @@ def register_method(
         The decorator.
 
     Raises:
-        ValueError: Another method has this name.
+        ValueError: Another function has that name. A function of the same module and name is replaced, so that a
+            cell of a notebook can be run again.
     """
-    if name in _METHODS:
-        raise ValueError(f"a method named {name!r} is registered already.")
 
     def add(function: MethodFunction) -> MethodFunction:
+        if name in _METHODS:
+            check_same("a method", name, function, _METHODS[name].function)
         _METHODS[name] = Method(name=name, function=function, must_train=must_train, check=check)
         return function
 

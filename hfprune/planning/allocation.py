@@ -20,6 +20,7 @@ from hfprune.planning.plan import PruningPlan
 from hfprune.planning.stock_widths import portable
 from hfprune.scoring.scores import Scores
 from hfprune.structure.blocks import Block
+from hfprune.structure.registration import check_same
 
 #: From candidates and the cost that may stay to the number of units that each of them keeps.
 AllocatorFunction = Callable[[Sequence[Candidate], int], list[int]]
@@ -71,12 +72,13 @@ def register_allocator(
         The decorator.
 
     Raises:
-        ValueError: Another allocator has that name.
+        ValueError: Another function has that name. A function of the same module and name is replaced, so that a
+            cell of a notebook can be run again.
     """
-    if name in _ALLOCATORS:
-        raise ValueError(f"an allocator named {name!r} is registered already.")
 
     def add(function: AllocatorFunction) -> AllocatorFunction:
+        if name in _ALLOCATORS:
+            check_same("an allocator", name, function, _ALLOCATORS[name].function)
         _ALLOCATORS[name] = Allocator(
             name=name, function=function, ignores_scores=ignores_scores, block_by_block=block_by_block
         )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from hfprune.structure.blocks import Block
+from hfprune.structure.registration import check_same
 
 #: From a block and the tokens of a sequence to the cost of one unit.
 CostFunction = Callable[[Block, int], int]
@@ -59,12 +60,13 @@ def register_budget(name: str, *, recorded_as: str = "") -> Callable[[CostFuncti
         The decorator.
 
     Raises:
-        ValueError: Another budget has that name.
+        ValueError: Another function has that name. A function of the same module and name is replaced, so that a
+            cell of a notebook can be run again.
     """
-    if name in _BUDGETS:
-        raise ValueError(f"a budget named {name!r} is registered already.")
 
     def add(function: CostFunction) -> CostFunction:
+        if name in _BUDGETS:
+            check_same("a budget", name, function, _BUDGETS[name].function)
         _BUDGETS[name] = Budget(name=name, function=function, recorded_as=recorded_as)
         return function
 

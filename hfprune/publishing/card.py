@@ -28,9 +28,10 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hfprune.planning.plan import PruningPlan
-from hfprune.publishing.charts import KEPT_UNITS, can_draw, draw_pictures, pictures_of
+from hfprune.publishing.charts import KEPT_UNITS, draw_pictures, pictures_of
 from hfprune.publishing.record import PruningRecord
 from hfprune.publishing.verification import PLAN_FILE, RECORD_FILE
+from hfprune.showing.picture import can_draw
 from hfprune.structure.modeling_pruned import PrunedModel
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError
@@ -20,11 +20,25 @@ from transformers import PreTrainedModel
 
 from hfprune.measuring.size import Size, dense_size, size_of
 from hfprune.planning.plan import PruningPlan
+from hfprune.showing.tables import Table, data_frame
 from hfprune.structure.anatomy import Anatomy
 from hfprune.structure.modeling_pruned import base_class
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 #: Grows when a reader of today would misread a record.
 FORMAT_VERSION = 1
+#: The stages of a model, in order.
+_STAGES = ("dense", "pruned", "recovered")
+#: The sizes that a summary shows, and their names there.
+_SIZES = {
+    "params": "parameters",
+    "prunable_params": "prunable parameters",
+    "macs": "multiply-adds of a sequence",
+    "prunable_macs": "prunable multiply-adds of a sequence",
+    "weight_bytes": "bytes of weights",
+}
 #: The packages whose versions can change a result.
 _PACKAGES = ("hfprune", "torch", "transformers", "datasets", "accelerate", "evaluate", "huggingface_hub")
 #: The name of a repository on the Hub, with or without its owner. It matches no `./folder`, and no longer path.
@@ -99,6 +113,79 @@ class PruningRecord:
                 fields[name] = {**getattr(self, name), **value}
         return replace(self, **fields)
 
+    def __str__(self) -> str:
+        return "\n".join(f"{name}: {fact}" for name, fact in self._facts())
+
+    def _repr_html_(self) -> str:
+        return Table(head=("record", ""), rows=self._facts()).html()
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """The main facts in words: where the model comes from, and what was measured before and after."""
+        facts = [("base model", self.base_model or "not known"), ("class", self.model_class)]
+        if self.base_revision:
+            facts.append(("revision", self.base_revision))
+        if "scorer" in self.config:
+            facts.append(("scorer", str(self.config["scorer"])))
+        if "sparsity" in self.config and "budget" in self.config:
+            facts.append(("sparsity asked for", f"{self.config['sparsity']} of prunable {self.config['budget']}"))
+        dense = self.sizes.get("dense", {})
+        pruned = self.sizes.get("pruned", {})
+        for size, name in _SIZES.items():
+            if size in dense and size in pruned:
+                facts.append((name, _change(dense[size], pruned[size])))
+        facts += self._metric_facts()
+        dense_latency = self.latencies.get("dense")
+        pruned_latency = self.latencies.get("pruned")
+        if dense_latency and pruned_latency:
+            before = dense_latency["median_ms"]
+            after = pruned_latency["median_ms"]
+            facts.append(("median latency", f"{before:.1f} ms → {after:.1f} ms ({before / after:.2f}× faster)"))
+        facts.append(("digest of the plan", self.plan_digest[:12]))
+        return facts
+
+    def _metric_facts(self) -> list[tuple[str, str]]:
+        """For every metric, its value at every stage that has one."""
+        names: dict[str, None] = {}
+        for values in self.metrics.values():
+            names.update(dict.fromkeys(values))
+        facts = []
+        for name in names:
+            parts = []
+            for stage in _STAGES:
+                value = self.metrics.get(stage, {}).get(name)
+                # the file of a record has null where a metric was NaN or infinite
+                if value is not None:
+                    parts.append(f"{value:.4f} {stage}")
+            if parts:
+                facts.append((name, ", ".join(parts)))
+        return facts
+
+    def to_pandas(self) -> "DataFrame":
+        """The record's measurements as a data frame, with a row for each stage.
+
+        >>> record = PruningRecord(base_model="bert", model_class="BertModel", config={}, plan_digest="")
+        >>> record = record.with_(
+        ...     sizes={"dense": {"params": 400}, "pruned": {"params": 300}},
+        ...     metrics={"dense": {"accuracy": 0.93}, "pruned": {"accuracy": 0.91}},
+        ... )
+        >>> record.to_pandas().values.tolist()
+        [['dense', 400, 0.93], ['pruned', 300, 0.91]]
+
+        Returns:
+            Columns `stage` (`dense`, `pruned` and, if there was recovery, `recovered`), every field of `sizes`, every
+            metric, and `latency_ms` (the median), as far as they were measured. A recovered model has the size and
+            latency of the pruned one: recovery changes weights only.
+        """
+        stages = [stage for stage in _STAGES if stage != "recovered" or self.metrics.get(stage)]
+        rows: list[dict[str, Any]] = []
+        for stage in stages:
+            measured = "dense" if stage == "dense" else "pruned"
+            row = {"stage": stage, **self.sizes.get(measured, {}), **self.metrics.get(stage, {})}
+            if measured in self.latencies:
+                row["latency_ms"] = self.latencies[measured]["median_ms"]
+            rows.append(row)
+        return data_frame(rows)
+
     def to_json(self) -> str:
         """The record as JSON, with the digest of its content.
 
@@ -154,6 +241,19 @@ class PruningRecord:
             )
         del data["format_version"]
         return cls(**data)
+
+
+def _change(before: int, after: int) -> str:
+    """A size before and after pruning, and by how much it shrank.
+
+    >>> _change(4000, 3000)
+    '4,000 → 3,000 (−25.0%)'
+    """
+    sizes = f"{before:,} → {after:,}"
+    # nothing to take a share of
+    if not before:
+        return sizes
+    return f"{sizes} (−{1 - after / before:.1%})"
 
 
 def _refuse_constant(constant: str) -> None:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import Block
+from hfprune.structure.registration import check_same
 
 #: What a scorer differentiates. `data`: the loss against the labels of the data. `model`: the loss against labels that
 #: are drawn from a model's own predictions. `logits`: the logits, in a random direction. `none`: nothing.
@@ -117,12 +118,13 @@ def register_statistic(name: str, *, needs: Iterable[Need] = ()) -> Callable[[Pa
         The decorator.
 
     Raises:
-        ValueError: Another statistic has that name.
+        ValueError: Another function has that name. A function of the same module and name is replaced, so that a
+            cell of a notebook can be run again.
     """
-    if name in _STATISTICS:
-        raise ValueError(f"a statistic named {name!r} is registered already.")
 
     def add(read: Pass) -> Pass:
+        if name in _STATISTICS:
+            check_same("a statistic", name, read, _STATISTICS[name].read)
         _STATISTICS[name] = Statistic(name=name, needs=frozenset(needs), read=read)
         return read
 
@@ -176,16 +178,17 @@ def register_scorer(
         The decorator.
 
     Raises:
-        ValueError: Another scorer has that name, it is not a valid name, or `reads` and `labels` contradict each other.
+        ValueError: Another function has that name, it is not a valid name, or `reads` and `labels` contradict each
+            other. A function of the same module and name is replaced, so that a cell of a notebook can be run again.
     """
-    if name in _SCORERS:
-        raise ValueError(f"a scorer named {name!r} is registered already.")
     # names of hybrids are parsed, so a name must not hold their commas and brackets
     if not name.isidentifier():
         raise ValueError(f"the name of a scorer is made of letters, digits and underscores, got {name!r}.")
     _check_labels(reads, labels)
 
     def add(function: Function) -> Function:
+        if name in _SCORERS:
+            check_same("a scorer", name, function, _SCORERS[name].function)
         _SCORERS[name] = Scorer(name=name, reads=reads, labels=labels, function=function, one_shot=one_shot)
         return function
 

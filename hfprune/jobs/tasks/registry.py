@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeVar
 
 from hfprune.jobs.settings import DataArguments, ModelArguments
 from hfprune.jobs.tasks.task import Task
+from hfprune.structure.registration import check_same
 
 
 class TaskLoader(Protocol):
@@ -64,12 +65,13 @@ def register_task(name: str, *, arguments: type[DataArguments] = DataArguments) 
         The decorator.
 
     Raises:
-        ValueError: Another task has this name.
+        ValueError: Another function has that name. A function of the same module and name is replaced, so that a
+            cell of a notebook can be run again.
     """
-    if name in _TASKS:
-        raise ValueError(f"a task named {name!r} is registered already.")
 
     def add(load: Loader) -> Loader:
+        if name in _TASKS:
+            check_same("a task", name, load, _TASKS[name].load)
         _TASKS[name] = RegisteredTask(name=name, load=load, arguments=arguments)
         return load
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
 from hfprune.structure.batches import Batch
+from hfprune.structure.registration import check_same
 
 #: What a term can be a mean over: the labels of a batch, or the tokens that one of its masks lets through.
 OVER_LABELS = "labels"
@@ -187,11 +188,13 @@ def register_loss(
         The decorator.
 
     Raises:
-        ValueError: The name is taken or cannot be one.
+        ValueError: Another function has that name, or it cannot be one. A function of the same module and name is
+            replaced, so that a cell of a notebook can be run again.
     """
     _check_name(name)
 
     def add(function: LossFunction) -> LossFunction:
+        _check_taken(name, function, _LOSSES, _PENALTIES)
         _LOSSES[name] = Loss(
             name=name,
             weight_field=weight_field,
@@ -215,20 +218,32 @@ def register_penalty(name: str, *, weight_field: str = "") -> Callable[[PenaltyF
         The decorator.
 
     Raises:
-        ValueError: The name is taken or cannot be one.
+        ValueError: Another function has that name, or it cannot be one. A function of the same module and name is
+            replaced, so that a cell of a notebook can be run again.
     """
     _check_name(name)
 
     def add(function: PenaltyFunction) -> PenaltyFunction:
+        _check_taken(name, function, _PENALTIES, _LOSSES)
         _PENALTIES[name] = Penalty(name=name, weight_field=weight_field, function=function)
         return function
 
     return add
 
 
+def _check_taken(
+    name: str, function: Callable[..., Any], own: Mapping[str, Loss | Penalty], other: Mapping[str, Loss | Penalty]
+) -> None:
+    """Refuse a name that another function has, in its own registry or in the other one: the two share their names."""
+    what = "a loss or penalty"
+    if name in other:
+        raise ValueError(f"{what} named {name!r} is registered already.")
+    if name in own:
+        earlier: Callable[..., Any] = own[name].function
+        check_same(what, name, function, earlier)
+
+
 def _check_name(name: str) -> None:
-    if name in _LOSSES or name in _PENALTIES:
-        raise ValueError(f"a loss or penalty named {name!r} is registered already.")
     if not name.isidentifier():
         raise ValueError(f"the name of a loss is made of letters, digits and underscores, got {name!r}.")
 
