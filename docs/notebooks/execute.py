@@ -10,8 +10,8 @@ A notebook has one cell with the tag `parameters`, which sets names to values (t
 `with_parameters` gives other values to them: the tests run every notebook on a tiny model.
 """
 
+import argparse
 import ast
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +30,15 @@ _WIDGET = "application/vnd.jupyter.widget-view+json"
 
 def main() -> None:
     """Execute the notebooks that the command line names, or all."""
-    for name in sys.argv[1:] or NAMES:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage="execute.py [NAME ...]"
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}; without a name all")
+    asked = parser.parse_args().names
+    for name in asked:
+        if name not in NAMES:
+            parser.error(f"there is no notebook {name!r}; there are {', '.join(NAMES)}.")
+    for name in asked or NAMES:
         path = FOLDER / f"{name}.ipynb"
         began = time.perf_counter()
         done = executed(read(path), Path.cwd())
