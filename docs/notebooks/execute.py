@@ -1,13 +1,15 @@
 """Execute the notebooks of this folder for real, and save them with their output.
 
-    python docs/notebooks/execute.py                          # all of them, one after the other: about 20 minutes
-    python docs/notebooks/execute.py language_model           # one of them
+    python docs/notebooks/execute.py                   # all of them: about 20 minutes
+    python docs/notebooks/execute.py language_model    # one of them
 
-Start it in the root of the repository. The notebooks write their models to runs/notebooks there. The notebook of the
-classifier comes first, because two others start from the model that it fine-tunes.
+Start it in the root of the repository. The notebooks write their models to
+runs/notebooks there. The notebook of the classifier comes first, because two others
+start from the model that it fine-tunes.
 
-A notebook has one cell with the tag `parameters`, which sets names to values (the convention of papermill).
-`with_parameters` gives other values to them: the tests run every notebook on a tiny model.
+A notebook has one cell with the tag `parameters`, which sets names to values (the
+convention of papermill). `with_parameters` gives other values to them: the tests run
+every notebook on a tiny model.
 """
 
 import argparse
@@ -31,19 +33,30 @@ _WIDGET = "application/vnd.jupyter.widget-view+json"
 def main() -> None:
     """Execute the notebooks that the command line names, or all."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage="execute.py [NAME ...]"
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="execute.py [NAME ...]",
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}; without a name all")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"one of {', '.join(NAMES)}; without a name all",
+    )
     asked = parser.parse_args().names
     for name in asked:
         if name not in NAMES:
-            parser.error(f"there is no notebook {name!r}; there are {', '.join(NAMES)}.")
+            parser.error(
+                f"there is no notebook {name!r}; there are {', '.join(NAMES)}."
+            )
     for name in asked or NAMES:
         path = FOLDER / f"{name}.ipynb"
         began = time.perf_counter()
         done = executed(read(path), Path.cwd())
         nbformat.write(tidied(done), path)
-        print(f"{path.name}: {time.perf_counter() - began:.0f} s, {path.stat().st_size / 1000:.0f} kB", flush=True)
+        seconds = time.perf_counter() - began
+        kilobytes = path.stat().st_size / 1000
+        print(f"{path.name}: {seconds:.0f} s, {kilobytes:.0f} kB", flush=True)
 
 
 def read(path: Path) -> NotebookNode:
@@ -62,18 +75,26 @@ def with_parameters(notebook: NotebookNode, values: Mapping[str, Any]) -> Notebo
         The copy.
 
     Raises:
-        ValueError: The notebook does not have one cell of parameters, or the cell does not set a name.
+        ValueError: The notebook does not have one cell of parameters, or the cell does
+            not set a name.
     """
     changed = nbformat.from_dict(notebook)
-    cells = [cell for cell in changed.cells if "parameters" in cell.metadata.get("tags", [])]
+    cells = [
+        cell for cell in changed.cells if "parameters" in cell.metadata.get("tags", [])
+    ]
     if len(cells) != 1:
-        raise ValueError(f"expected one cell with the tag 'parameters', got {len(cells)}.")
+        raise ValueError(
+            f"expected one cell with the tag 'parameters', got {len(cells)}."
+        )
     (cell,) = cells
     names = names_set_in(cell.source)
     lines = [cell.source]
     for name, value in values.items():
         if name not in names:
-            raise ValueError(f"the notebook has no parameter {name!r}; its parameters are {', '.join(names)}.")
+            raise ValueError(
+                f"the notebook has no parameter {name!r}; its parameters are "
+                f"{', '.join(names)}."
+            )
         lines.append(f"{name} = {value!r}")
     cell.source = "\n".join(lines)
     return changed
@@ -84,7 +105,11 @@ def names_set_in(code: str) -> list[str]:
     names = []
     for statement in ast.parse(code).body:
         if isinstance(statement, ast.Assign):
-            names += [target.id for target in statement.targets if isinstance(target, ast.Name)]
+            names += [
+                target.id
+                for target in statement.targets
+                if isinstance(target, ast.Name)
+            ]
     return names
 
 
@@ -128,7 +153,11 @@ def tidied(notebook: NotebookNode) -> NotebookNode:
     """
     notebook.metadata = nbformat.from_dict(
         {
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "kernelspec": {
+                "display_name": "Python 3",
+                "language": "python",
+                "name": "python3",
+            },
             "language_info": {"name": "python"},
         }
     )
@@ -136,14 +165,18 @@ def tidied(notebook: NotebookNode) -> NotebookNode:
         tags = cell.metadata.get("tags")
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if _WIDGET not in output.get("data", {})]
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if _WIDGET not in output.get("data", {})
+            ]
             for output in cell.outputs:
                 _drop_text_beside_html(output)
     return notebook
 
 
 def _drop_text_beside_html(output: NotebookNode) -> None:
-    """Keep only the table where an output is a table and, for terminals, a text with every number of the object."""
+    """Keep only the table of an output that is a table and, for terminals, a text."""
     data = output.get("data", {})
     if "text/html" in data:
         data.pop("text/plain", None)
