@@ -16,14 +16,15 @@ MAY_IMPORT = {
     "distributed": {"errors"},
     "showing": {"errors"},
     "structure": {"errors", "distributed"},
-    "measuring": {"errors", "distributed", "structure"},
+    "measuring": {"errors", "distributed", "showing", "structure"},
     "scoring": {"errors", "distributed", "showing", "structure"},
     "data": {"errors", "distributed", "structure", "measuring"},
     "planning": {"errors", "showing", "structure", "scoring"},
     "config": {"structure", "planning"},
     "publishing": {"errors", "distributed", "showing", "structure", "measuring", "planning"},
-    "reconstruction": {"errors", "distributed", "structure", "scoring"},
-    "pruning": {"errors", "structure", "measuring", "scoring", "planning", "config", "publishing", "reconstruction"},
+    "reconstruction": {"errors", "distributed", "showing", "structure", "scoring"},
+    "pruning": {"errors", "showing", "structure", "measuring", "scoring", "planning", "config", "publishing"}
+    | {"reconstruction"},
     "vocabulary": {"errors", "structure", "measuring", "planning", "publishing"},
     "recovery": {"errors", "distributed", "structure", "measuring", "scoring", "planning", "config", "publishing"}
     | {"pruning"},

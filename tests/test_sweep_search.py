@@ -309,6 +309,7 @@ class TestCommand:
         [
             ("sweep", ["--split", "dev"], "there is no split 'dev', only train, validation, test."),
             ("sweep", ["--sparsity", 50], "sparsity must be in [0, 1), got 50"),
+            ("sweep", ["--plot", "sweep.jpg"], "a picture is saved as .png, .svg, .pdf, got 'sweep.jpg'"),
             ("prune", ["--sparsity", 0.5, "--max-drop", 0.1], "--max-drop has it found: give one of them"),
             ("prune", ["--max-drop", 0.01], "11 samples cannot show a drop below 0.01"),
             ("sweep", ["--max-drop", 0.01], "11 samples cannot show a drop below 0.01"),

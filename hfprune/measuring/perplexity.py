@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.logging import tqdm
 
+from hfprune.showing.progress import tracked
 from hfprune.structure.devices import check_tokens, input_device
 from hfprune.structure.examples import check_length
 from hfprune.structure.running import frozen
@@ -177,8 +177,9 @@ def _mean_loss(model: PreTrainedModel, windows: Sequence[_Window], batch_size: i
     ordered = sorted(windows, key=lambda each: -len(each.ids))
     total = 0.0
     tokens = 0
-    with frozen(model), torch.no_grad():
-        for start in tqdm(range(0, len(ordered), batch_size), desc="Perplexity", unit="batch"):
+    places = range(0, len(ordered), batch_size)
+    with frozen(model), torch.no_grad(), tracked(places, desc="Perplexity", unit="batch") as starts:
+        for start in starts:
             losses = _losses(model, ordered[start : start + batch_size])
             # In float64: a float32 sum over millions of tokens would lose digits.
             total += float(losses.sum(dtype=torch.float64))

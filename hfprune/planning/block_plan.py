@@ -25,8 +25,8 @@ class BlockPlan:
         unit_cache_bytes: Bytes of one unit in the key/value cache, for one token; 0 without a cache.
         unit: What one unit is: `group`, `query` or `neuron`. If it is not given, a `PruningPlan` tells it by the
             block's kind and name, as in JSON, which has no field for it.
-        heads: Query heads in one unit. None for neurons, and in plans of earlier versions of hfprune, which do not say
-            it.
+        heads: Query heads in one unit. None for neurons, for attention without a cache in which every head is a unit,
+            and in plans of earlier versions of hfprune, which do not say it.
     """
 
     kind: Kind

@@ -78,8 +78,7 @@ class PruningPlan:
                 unit_params=block.unit_params,
                 unit_macs=block.unit_macs(sequence_length),
                 unit_cache_bytes=block.unit_cache_bytes,
-                # neurons have none
-                heads=block.heads or None,
+                heads=_recorded_heads(block),
             )
         return cls(model_type=model_type, sequence_length=sequence_length, blocks=plans)
 
@@ -321,6 +320,13 @@ class PruningPlan:
             param_sparsity=(self.sparsity("params"), other.sparsity("params")),
             digests=(self.digest, other.digest),
         )
+
+
+def _recorded_heads(block: Block) -> int | None:
+    """Query heads in one unit, where it is not plain that there is one: without a cache, few models let heads share."""
+    if block.heads > 1 or block.unit_cache_bytes:
+        return block.heads
+    return None
 
 
 def _check_kept(name: str, block: BlockPlan) -> None:

@@ -19,6 +19,7 @@ from hfprune.publishing.record import record_of
 from hfprune.reconstruction.reconstruct import repair_model
 from hfprune.scoring import CalibrationData, Collator, calibration_batches, score, scorers_in
 from hfprune.scoring.calibration import describe
+from hfprune.showing.progress import tracked
 from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, anatomy_of, model_of
 from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import check_in_one_place
@@ -109,33 +110,35 @@ def prune(
     batches = batches_for(model, data, config, collator=collator)
     small = dense
     rounds = []
-    for number, step in enumerate(steps):
-        # by stage, for the stages that the round has
-        seconds: dict[str, float] = {"scoring": 0.0, "surgery": 0.0}
-        for target in _targets(small, config, step):
-            with _timed(seconds, "scoring"):
-                scores = score(
-                    small,
-                    batches,
-                    scorer=config.scorer,
-                    seed=config.seed + number,
-                    teacher=model,
-                    attention_unit=config.attention_unit,
-                    gradient_checkpointing=config.calibration_checkpointing,
-                )
-            with _timed(seconds, "surgery"):
-                # without a name for the model in between, the larger one is freed as soon as it is not needed
-                small = anatomy_of(cut(small, plan_units(small, scores, config, target)), config.attention_unit)
-        check_portable(small.model, config)
-        if config.reconstruct:
-            with _timed(seconds, "reconstruction"):
-                repair_model(small, dense, batches)
-        if recover is not None:
-            with _timed(seconds, "recovery"):
-                # the user's function may return another model, or replace modules of the one that it was called with
-                small = anatomy_of(recovered(small.model, model, recover), config.attention_unit)
-        rounds.append(_entry(step, small.model.pruning_plan.digest, scores.samples, seconds))
-        logger.info("removed %.1f %% of prunable %s", 100 * small.sparsity(unit_cost_of(config)), config.budget)
+    # training in between shows bars of its own
+    with tracked(steps, desc="Pruning", unit="round", shown=recover is None) as targets:
+        for number, step in enumerate(targets):
+            # by stage, for the stages that the round has
+            seconds: dict[str, float] = {"scoring": 0.0, "surgery": 0.0}
+            for target in _targets(small, config, step):
+                with _timed(seconds, "scoring"):
+                    scores = score(
+                        small,
+                        batches,
+                        scorer=config.scorer,
+                        seed=config.seed + number,
+                        teacher=model,
+                        attention_unit=config.attention_unit,
+                        gradient_checkpointing=config.calibration_checkpointing,
+                    )
+                with _timed(seconds, "surgery"):
+                    # without a name for the model in between, the larger one is freed as soon as it is not needed
+                    small = anatomy_of(cut(small, plan_units(small, scores, config, target)), config.attention_unit)
+            check_portable(small.model, config)
+            if config.reconstruct:
+                with _timed(seconds, "reconstruction"):
+                    repair_model(small, dense, batches)
+            if recover is not None:
+                with _timed(seconds, "recovery"):
+                    # the user's function may return another model, or replace modules of the one that it got
+                    small = anatomy_of(recovered(small.model, model, recover), config.attention_unit)
+            rounds.append(_entry(step, small.model.pruning_plan.digest, scores.samples, seconds))
+            logger.info("removed %.1f %% of prunable %s", 100 * small.sparsity(unit_cost_of(config)), config.budget)
     asked = config.to_dict()
     if sparsity is not None:
         asked["sparsity"] = dict(sparsity)

@@ -9,10 +9,12 @@ from transformers import PreTrainedModel
 
 from hfprune.config import PruningConfig, check_sparsity
 from hfprune.errors import BudgetError, PlanMismatchError
+from hfprune.measuring.size import size_of
 from hfprune.planning import PruningPlan, TradeOff, allocate, trade_off_curve
 from hfprune.planning.candidates import candidates_of, units_by_pattern
 from hfprune.planning.costs import get_budget
 from hfprune.planning.plan import check_match
+from hfprune.publishing.record import record_of
 from hfprune.scoring import Scores
 from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, UnitCost, anatomy_of, model_of
 from hfprune.structure.architectures import base_model_type
@@ -184,7 +186,8 @@ def apply_plan(model: ModelOrAnatomy, plan: PruningPlan) -> PreTrainedModel:
 
     Returns:
         The smaller model. Its `.pruning_plan` has the units numbered as in the dense model: it is the plan, composed
-        with the model's own plan if the model was pruned before.
+        with the model's own plan if the model was pruned before. Its `.pruning_record` says what was removed, and how
+        large the model was and is; it does not say how the plan was made.
 
     Raises:
         PlanMismatchError: The plan was made for another model, for another state of this model, or with another
@@ -196,7 +199,12 @@ def apply_plan(model: ModelOrAnatomy, plan: PruningPlan) -> PreTrainedModel:
         raise PlanMismatchError(
             f"the plan is for a {plan.model_type} model, this is a {model_type} model. Score it for a plan of its own."
         )
-    return cut(anatomy_of(model, plan.attention_unit), plan)
+    anatomy = anatomy_of(model, plan.attention_unit)
+    small = cut(anatomy, plan)
+    before = size_of(anatomy, plan.sequence_length)
+    # who made the plan, and how, is not known here
+    small.pruning_record = record_of(anatomy, before, anatomy_of(small, plan.attention_unit), asked={}, rounds=[])
+    return small
 
 
 def cut(anatomy: Anatomy, plan: PruningPlan) -> PreTrainedModel:

@@ -6,13 +6,11 @@ from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.utils.logging import tqdm
 
 from hfprune.distributed import add_over_processes, from_main_process, process_rank, share_of
 from hfprune.errors import NonFiniteScoreError, PlanMismatchError
@@ -20,6 +18,7 @@ from hfprune.reconstruction.least_squares import Gram, best_ridge, solve
 from hfprune.reconstruction.partial import PartialRun, Repair
 from hfprune.reconstruction.streams import LayerStream, SharedStream
 from hfprune.scoring.calibration import check_batches
+from hfprune.showing.progress import Progress, progress
 from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, anatomy_of
 from hfprune.structure.batches import Batch, count_samples, token_mask
 from hfprune.structure.blocks import Block, check_in_one_place, features_of
@@ -151,7 +150,7 @@ def repair_model(
         frozen(large.model),
         torch.no_grad(),
         _restored_on_error(small.model, store) as write,
-        tqdm(total=len(pairs), desc="Reconstructing", unit="block") as progress,
+        progress(len(pairs), desc="Reconstructing", unit="block") as counted,
     ):
         repair = _ModelRepair(
             small=small.model,
@@ -161,7 +160,7 @@ def repair_model(
             device=running_device,
             write=write,
         )
-        repairs = repair.run(pairs, partial, progress)
+        repairs = repair.run(pairs, partial, counted)
     if working_folder is not None:
         shutil.rmtree(working_folder)
     return repairs
@@ -187,25 +186,30 @@ class _ModelRepair:
     device: torch.device | None
     write: Write
 
-    def run(self, pairs: Sequence[Pair], partial: PartialRun, progress: Any) -> list[Repair]:
+    def run(self, pairs: Sequence[Pair], partial: PartialRun, counted: Progress) -> list[Repair]:
         """Repair all layers, except those that an earlier run has repaired."""
         repairs: list[Repair] = []
         repaired_layers = partial.done()
         for weights, repairs_of_layer in repaired_layers:
             self.write(weights)
             repairs += repairs_of_layer
-        progress.update(len(repairs))
+        counted.update(len(repairs))
         layers_before = 0
         for layers in _by_stack(pairs):
             # how many layers of this stack were repaired by the earlier run
             start = max(0, len(repaired_layers) - layers_before)
             if start < len(layers):
-                repairs += self._repair_stack(layers, start, layers_before, partial, progress)
+                repairs += self._repair_stack(layers, start, layers_before, partial, counted)
             layers_before += len(layers)
         return repairs
 
     def _repair_stack(
-        self, layers: Mapping[str, Sequence[Pair]], start: int, layers_before: int, partial: PartialRun, progress: Any
+        self,
+        layers: Mapping[str, Sequence[Pair]],
+        start: int,
+        layers_before: int,
+        partial: PartialRun,
+        counted: Progress,
     ) -> list[Repair]:
         """Repair the layers of one stack.
 
@@ -214,7 +218,7 @@ class _ModelRepair:
             start: The first layer to repair.
             layers_before: How many layers the stacks before this one have together.
             partial: Keeps the layers that are done.
-            progress: A progress bar over blocks.
+            counted: A progress bar over blocks.
 
         Returns:
             What was done to each consumer, in order.
@@ -235,7 +239,7 @@ class _ModelRepair:
             # only now: the hidden states behind the layer are in the store, so a later run can go on from them
             partial.add(layers_before + place, weights, repairs_of_layer)
             repairs += repairs_of_layer
-            progress.update(len(repairs_of_layer))
+            counted.update(len(repairs_of_layer))
         return repairs
 
     def _stream(

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.utils.logging import tqdm
 
 from hfprune.distributed import add_over_processes, failing_together, share_of
 from hfprune.scoring.registry import ScoringRun, register_scorer, register_statistic
 from hfprune.scoring.scores import check_finite
+from hfprune.showing.progress import tracked
 from hfprune.structure.batches import Batch, count_samples, token_mask
 from hfprune.structure.blocks import Block
 from hfprune.structure.devices import loaded, running_device
@@ -215,8 +215,13 @@ def _run(
     # tensors, so that they can be added up over processes
     tokens = torch.zeros(len(blocks), dtype=torch.float64)
     samples = torch.zeros(1, dtype=torch.float64)
-    with frozen(model), torch.no_grad(), failing_together():
-        for index, batch in tqdm(share_of(batches), desc="Scoring", unit="batch"):
+    with (
+        frozen(model),
+        torch.no_grad(),
+        failing_together(),
+        tracked(share_of(batches), desc="Reading activations", unit="batch") as own,
+    ):
+        for index, batch in own:
             reader = _BatchReader(batch, index, blocks, add)
             hooks = {block: partial(reader.read, place, block) for place, block in enumerate(blocks)}
             with input_hooks(model, hooks):

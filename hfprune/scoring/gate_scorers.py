@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.utils.logging import tqdm
 
 from hfprune.distributed import add_over_processes, failing_together, share_of
 from hfprune.scoring.activation_scorers import (
@@ -23,6 +22,7 @@ from hfprune.scoring.calibration import total_samples
 from hfprune.scoring.objectives import summed_loss
 from hfprune.scoring.registry import ScoringRun, register_scorer, register_statistic
 from hfprune.scoring.scores import check_finite
+from hfprune.showing.progress import tracked
 from hfprune.structure.batches import on_device
 from hfprune.structure.blocks import Block
 from hfprune.structure.devices import input_device
@@ -102,8 +102,13 @@ def _read_group(
     # the rows are Σγ, Σ|γ| and Σγ²; float64, so that the number of samples costs no precision
     sums = {block.name: torch.zeros(3, block.units, dtype=torch.float64) for block in blocks}
     device = input_device(run.model)
-    with frozen(run.model), frozen(run.teacher), failing_together():
-        for index, batch in tqdm(share_of(run.batches), desc="Scoring", unit="batch"):
+    with (
+        frozen(run.model),
+        frozen(run.teacher),
+        failing_together(),
+        tracked(share_of(run.batches), desc="Scoring", unit="batch") as own,
+    ):
+        for index, batch in own:
             loss = summed_loss(run.scorer.labels, index, seed=run.seed, teacher=run.teacher)
             gammas = gate_gradients(run.model, blocks, on_device(batch, device), loss, maps=maps)
             for name, gamma in gammas.items():

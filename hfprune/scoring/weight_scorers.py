@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils.logging import tqdm
 
 from hfprune.distributed import add_over_processes, share_of
 from hfprune.errors import StructureError
 from hfprune.scoring.objectives import summed_loss
 from hfprune.scoring.registry import ScoringRun, register_scorer, register_statistic
+from hfprune.showing.progress import tracked
 from hfprune.structure.batches import Batch, count_samples, on_device
 from hfprune.structure.blocks import Block, unit_slices
 from hfprune.structure.devices import input_device, loaded, offloaded
@@ -87,8 +87,11 @@ def read_weight_gradients(run: ScoringRun) -> Iterator[tuple[str, WeightGradient
     """
     _refuse_offloaded(run)
     sums = _no_sums(run.blocks)
-    with _weight_gradients(run.model, run) as projections:
-        for index, batch in tqdm(share_of(run.batches), desc="Scoring", unit="batch"):
+    with (
+        _weight_gradients(run.model, run) as projections,
+        tracked(share_of(run.batches), desc="Scoring", unit="batch") as own,
+    ):
+        for index, batch in own:
             _backward(run.model, run, index, batch)
             _add(sums, run.model, run.blocks)
             _forget_gradients(projections)
@@ -115,9 +118,12 @@ def read_fine_tuning(run: ScoringRun) -> Iterator[tuple[str, WeightGradientStati
     # in half precision steps as small as these would be rounded away
     learner = copy.deepcopy(run.model).float()
     sums = _no_sums(run.blocks)
-    with _weight_gradients(learner, run) as projections:
+    with (
+        _weight_gradients(learner, run) as projections,
+        tracked(run.batches, desc="Scoring", unit="batch") as batches,
+    ):
         optimizer = torch.optim.AdamW(projections, lr=MOVEMENT_LEARNING_RATE)
-        for index, batch in enumerate(tqdm(run.batches, desc="Scoring", unit="batch")):
+        for index, batch in enumerate(batches):
             _backward(learner, run, index, batch)
             _add(sums, learner, run.blocks)
             optimizer.step()

@@ -352,5 +352,5 @@ def _note_rows(axes: "Axes", members: Sequence[UnitRow], label: str, theme: Them
 def _style_bar(bar: Any, label: str, theme: Theme) -> None:
     """Give a colour bar its text, and the colours of a theme."""
     bar.set_label(label, fontsize=9, color=theme.ink)
-    bar.ax.tick_params(colors=theme.ink, labelsize=8)
+    bar.ax.tick_params(which="both", colors=theme.ink, labelsize=7)
     bar.outline.set_edgecolor(theme.faint)

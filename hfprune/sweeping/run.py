@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from transformers import PreTrainedModel
-from transformers.utils.logging import tqdm
 
 from hfprune.config import PruningConfig
 from hfprune.measuring.latency import Latency, measure_latencies
@@ -23,6 +22,7 @@ from hfprune.publishing.record import public_name
 from hfprune.reconstruction.reconstruct import reconstruct
 from hfprune.scoring import CalibrationData, Collator, Scores, one_shot_form, score
 from hfprune.scoring.calibration import digest_of_batches
+from hfprune.showing.progress import tracked
 from hfprune.structure.anatomy import Anatomy, anatomy_of
 from hfprune.structure.batches import Batch
 from hfprune.structure.running import frozen
@@ -149,18 +149,19 @@ def sweep(
     def curve_so_far() -> Sweep:
         return Sweep(points=in_order(points.values()), settings=settings, scoring_seconds=scoring_seconds)
 
-    for sparsity, pruning_plan in tqdm(plans.items(), desc="Sweeping", unit="point"):
-        if sparsity in points:
-            continue
-        began = time.perf_counter()
-        small = dense if pruning_plan is None else _pruned(dense, pruning_plan, batches, config, recover)
-        composed = _composed(model, pruning_plan)
-        point = measured_point(small, composed, config, sparsity=sparsity, evaluate=evaluate, began=began)
-        points[sparsity] = replace(point, **timings[sparsity])
-        check_samples(points[0.0], point)
-        logger.info("sparsity %.2f: %s %.4f, %.1f s", sparsity, metric, point.metric, point.seconds)
-        if save_to is not None:
-            curve_so_far().save(save_to)
+    with tracked(plans.items(), desc="Sweeping", unit="point") as made:
+        for sparsity, pruning_plan in made:
+            if sparsity in points:
+                continue
+            began = time.perf_counter()
+            small = dense if pruning_plan is None else _pruned(dense, pruning_plan, batches, config, recover)
+            composed = _composed(model, pruning_plan)
+            point = measured_point(small, composed, config, sparsity=sparsity, evaluate=evaluate, began=began)
+            points[sparsity] = replace(point, **timings[sparsity])
+            check_samples(points[0.0], point)
+            logger.info("sparsity %.2f: %s %.4f, %.1f s", sparsity, metric, point.metric, point.seconds)
+            if save_to is not None:
+                curve_so_far().save(save_to)
     return curve_so_far()
 
 

@@ -5,12 +5,12 @@ import time
 from dataclasses import replace
 
 from transformers import PreTrainedModel
-from transformers.utils.logging import tqdm
 
 from hfprune.config import PruningConfig
 from hfprune.errors import BudgetError
 from hfprune.pruning.prune import Recover, batches_for, check, prune
 from hfprune.scoring import CalibrationData, Collator
+from hfprune.showing.progress import progress
 from hfprune.structure.anatomy import Anatomy, anatomy_of
 from hfprune.sweeping.curve import Sweep, in_order
 from hfprune.sweeping.run import Evaluate, check_samples, measured_point, settings_of
@@ -94,7 +94,7 @@ def prune_within(
     # indices of candidates: all up to `low` are within the limit, all from `high` on are not
     low = -1
     high = len(candidates)
-    with tqdm(total=len(candidates).bit_length(), desc="Searching", unit="model") as progress:
+    with progress(len(candidates).bit_length(), desc="Searching", unit="model") as counted:
         while high - low > 1:
             middle = (low + high) // 2
             candidate = replace(config, sparsity=candidates[middle])
@@ -117,7 +117,7 @@ def prune_within(
                 best = small
             else:
                 high = middle
-            progress.update()
+            counted.update()
     if best is None:
         # the lowest candidate was tried last, so `drop` is its drop
         raise BudgetError(
