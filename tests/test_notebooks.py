@@ -20,7 +20,6 @@ SMALL = {
         "dataset": "questions",
         "epochs": 1,
         "sparsities": [0.2, 0.4, 0.6],
-        "recovery_sparsity": 0.6,
         "calibration_samples": 64,
         "tokens": 8,
     },

@@ -1,15 +1,15 @@
-"""Execute the notebooks of this folder for real, and save them with their output.
+"""Execute the notebooks of this folder and save them with their output.
 
-    python docs/notebooks/execute.py                   # all of them: about 20 minutes
+    python docs/notebooks/execute.py                   # all: about 20 minutes
     python docs/notebooks/execute.py language_model    # one of them
 
 Start it in the root of the repository. The notebooks write their models to
-runs/notebooks there. The notebook of the classifier comes first, because two others
-start from the model that it fine-tunes.
+runs/notebooks there. The notebook of the classifier comes first, because two
+others start from the model that it fine-tunes.
 
-A notebook has one cell with the tag `parameters`, which sets names to values (the
-convention of papermill). `with_parameters` gives other values to them: the tests run
-every notebook on a tiny model.
+A notebook has one cell with the tag `parameters`, which sets names to values
+(the convention of papermill). `with_parameters` gives other values to them: the
+tests run every notebook on a tiny model.
 """
 
 import argparse
@@ -64,23 +64,27 @@ def read(path: Path) -> NotebookNode:
     return nbformat.read(path, as_version=4)
 
 
-def with_parameters(notebook: NotebookNode, values: Mapping[str, Any]) -> NotebookNode:
+def with_parameters(
+    notebook: NotebookNode, values: Mapping[str, Any]
+) -> NotebookNode:
     """A copy of a notebook with other values in its cell of parameters.
 
     Args:
         notebook: The notebook.
-        values: The new values, by name; the other names of the cell keep theirs.
+        values: The new values, by name; all other parameters stay.
 
     Returns:
         The copy.
 
     Raises:
-        ValueError: The notebook does not have one cell of parameters, or the cell does
-            not set a name.
+        ValueError: The notebook does not have one cell of parameters, or the
+            cell does not set a name.
     """
     changed = nbformat.from_dict(notebook)
     cells = [
-        cell for cell in changed.cells if "parameters" in cell.metadata.get("tags", [])
+        cell
+        for cell in changed.cells
+        if "parameters" in cell.metadata.get("tags", [])
     ]
     if len(cells) != 1:
         raise ValueError(
@@ -141,9 +145,9 @@ def executed(notebook: NotebookNode, folder: Path) -> NotebookNode:
 
 
 def tidied(notebook: NotebookNode) -> NotebookNode:
-    """Leave out what a page cannot show, and what differs from machine to machine.
+    """Leave out what a page cannot show, and what differs between machines.
 
-    Progress bars are left out: outside a running kernel they would stand at 0 %.
+    Progress bars are left out: outside a running kernel they stand at 0 %.
 
     Args:
         notebook: An executed notebook, which is changed.
@@ -176,7 +180,7 @@ def tidied(notebook: NotebookNode) -> NotebookNode:
 
 
 def _drop_text_beside_html(output: NotebookNode) -> None:
-    """Keep only the table of an output that is a table and, for terminals, a text."""
+    """Keep only the table, where an output is a table and a text."""
     data = output.get("data", {})
     if "text/html" in data:
         data.pop("text/plain", None)
