@@ -1,6 +1,6 @@
 """Execute the notebooks of this folder and save them with their output.
 
-    python docs/notebooks/execute.py                   # all: about 20 minutes
+    python docs/notebooks/execute.py                   # all of them
     python docs/notebooks/execute.py language_model    # one of them
 
 Start it in the root of the repository. The notebooks write their models to
