@@ -11,7 +11,7 @@ from dataclasses import is_dataclass
 import pytest
 
 import hfprune
-from tests.support.examples import EXAMPLES, GIVEN
+from tests.support.examples import DEFINITIONS, GIVEN
 
 #: Central, though in no `__all__`.
 ALSO_CENTRAL = [
@@ -172,7 +172,7 @@ def test_first_line_is_a_sentence(name):
 
 
 def test_definitions_for_the_examples_fit_on_a_page():
-    assert len(EXAMPLES.read_text().splitlines()) <= 60
+    assert len(DEFINITIONS.read_text().splitlines()) <= 60
 
 
 @pytest.mark.hub
@@ -180,6 +180,6 @@ def test_push_to_hub(client, hub):
     """Doctest skips it, because it has no Hub."""
     *steps, last = doctest.DocTestParser().get_examples(hfprune.push_to_hub.__doc__)
     code = "".join(step.source for step in steps)
-    said = client(f"{EXAMPLES.read_text()}\n{code}\nsay(same=(\n{last.source}\n))")
+    said = client(f"{DEFINITIONS.read_text()}\n{code}\nsay(same=(\n{last.source}\n))")
     assert str(said["same"]) == last.want.strip()
     assert "pruning_plan.json" in hub.repos["me/small"].files()

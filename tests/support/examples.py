@@ -4,7 +4,7 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-EXAMPLES = Path(__file__).parent.parent.parent / "docs" / "examples.py"
+DEFINITIONS = Path(__file__).parent.parent.parent / "docs" / "examples.py"
 
 #: What the examples use without making it.
 GIVEN = ("batches", "collator", "config", "dataset", "decoder", "dense", "texts", "tokenizer")
@@ -12,5 +12,5 @@ GIVEN = ("batches", "collator", "config", "dataset", "decoder", "dense", "texts"
 
 def given() -> dict[str, Any]:
     """New models and data for one example."""
-    made = runpy.run_path(str(EXAMPLES))
+    made = runpy.run_path(str(DEFINITIONS))
     return {name: made[name] for name in GIVEN}

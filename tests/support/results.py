@@ -265,6 +265,30 @@ def _summary(table: Table) -> Iterator[Claim]:
                 yield Claim(shown=cell, measured=mean(found), what=f"{label}, {title}")
 
 
+def _comparison(table: Table) -> Iterator[Claim]:
+    """A row a way to get a smaller model; the dense accuracies stand in the first column of each data set."""
+    unrepaired = {"repair": "none", "allocation": "global"}
+    ways: dict[str, tuple[str, dict[str, object]]] = {
+        "hfprune's default": ("no_retraining", {"scorer": DEFAULT, "repair": "rounds", "allocation": "global"}),
+        "and fine-tuned": ("recovery", {"method": "fine_tuning"}),
+        "Fisher scores": ("no_retraining", {"scorer": "fisher", **unrepaired}),
+        "a dense model of fewer layers": ("recovery", {"method": "fewer_layers"}),
+        "random units": ("no_retraining", {"scorer": "random", **unrepaired}),
+    }
+    for label, *cells in table.rows:
+        dataset = ""
+        for title, cell in zip(table.header[1:], cells, strict=True):
+            dataset = "movie_reviews" if title.startswith("reviews") else dataset_in(title, dataset)
+            if label == "dense" and cell:
+                measured = mean(values("no_retraining", "dense_accuracy", dataset=dataset))
+                yield Claim(shown=cell, measured=measured, what=f"dense on {dataset}")
+            elif cell:
+                file, wanted = next(found for start, found in ways.items() if label.startswith(start))
+                kept = int(title.split()[-2])
+                found = values(file, "accuracy", draws=3, dataset=dataset, macs_kept=kept, **wanted)
+                yield Claim(shown=cell, measured=mean(found), what=f"{label} on {dataset}, {kept} %")
+
+
 def records() -> dict[str, dict[str, Any]]:
     """Of the published checkpoints, by name."""
     paths = sorted((ROOT / "model_cards").glob("*.json"))
@@ -327,5 +351,6 @@ KINDS: tuple[tuple[Callable[[Table], bool], Callable[[Table], Iterator[Claim]]],
     (lambda table: table.header[:3] == ("scorer", "repair", "steps"), _language_models),
     (lambda table: table.header[1:] == ("80 %", "70 %", "50 %"), _language_models_in_short),
     (lambda table: table.header[0] == "model and data", _summary),
+    (lambda table: table.header[:2] == ("", "TREC: 50 %"), _comparison),
     (lambda table: table.header[0] == "checkpoint" and table.header[1] != "command", _checkpoints),
 )
