@@ -93,6 +93,9 @@ def register_method(
 def known_methods() -> Mapping[str, Method]:
     """The methods known now, by name.
 
+    Returns:
+        A copy, with a `Method` for each name; changing it registers nothing.
+
     Examples:
         >>> from hfprune.jobs.methods import known_methods
         >>> list(known_methods())[:3]

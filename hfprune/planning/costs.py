@@ -81,6 +81,9 @@ def register_budget(name: str, *, recorded_as: str = "") -> Callable[[CostFuncti
 def known_budgets() -> Mapping[str, Budget]:
     """All budgets that are registered now, by name.
 
+    Returns:
+        A copy, with a `Budget` for each name; changing it registers nothing.
+
     Examples:
         >>> from hfprune.planning import known_budgets
         >>> list(known_budgets())[:3]

@@ -118,6 +118,12 @@ class PruningRecord:
     def with_(self, **changes: Any) -> "PruningRecord":
         """A copy with some fields replaced, and with the entries of dictionaries added to the present ones.
 
+        Args:
+            **changes: New values of fields by name.
+
+        Returns:
+            The copy; this record stays as it is.
+
         Examples:
             >>> from hfprune import PruningRecord
             >>> record = PruningRecord(base_model="bert", model_class="BertModel", config={}, plan_digest="")

@@ -135,6 +135,9 @@ def register_statistic(name: str, *, needs: Iterable[Need] = ()) -> Callable[[Pa
 def known_statistics() -> Mapping[str, Statistic]:
     """All statistics that are registered now, by name.
 
+    Returns:
+        A copy, with a `Statistic` for each name; changing it registers nothing.
+
     Examples:
         >>> from hfprune.scoring import known_statistics
         >>> sorted(known_statistics()["weight_gradients"].needs)
@@ -216,6 +219,9 @@ def _check_labels(reads: str, labels: Labels) -> None:
 
 def known_scorers() -> Mapping[str, Scorer]:
     """All scorers that are registered now, by name.
+
+    Returns:
+        A copy, with a `Scorer` for each name; changing it registers nothing.
 
     Examples:
         >>> from hfprune.scoring import known_scorers

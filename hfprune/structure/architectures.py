@@ -34,6 +34,9 @@ class Support:
 def known_architectures() -> Mapping[str, Architecture]:
     """The entries known now, by model type.
 
+    Returns:
+        A copy, with an `Architecture` for each model type; changing it registers nothing.
+
     Examples:
         >>> from hfprune.structure import known_architectures
         >>> entry = known_architectures()["bert"]
@@ -148,6 +151,12 @@ def support_of(model: PreTrainedModel) -> Support:
 
 def base_model_type(model_type: str) -> str:
     """The dense model type: `pruned_bert` and `bert` both give `bert`.
+
+    Args:
+        model_type: The `config.model_type` of a dense or a pruned model.
+
+    Returns:
+        The type without the prefix of pruned ones.
 
     Examples:
         >>> from hfprune.structure.architectures import base_model_type

@@ -93,6 +93,9 @@ def register_task(name: str, *, arguments: type[DataArguments] = DataArguments) 
 def known_tasks() -> Mapping[str, RegisteredTask]:
     """The tasks known now, by name.
 
+    Returns:
+        A copy, with a `RegisteredTask` for each name; changing it registers nothing.
+
     Examples:
         >>> from hfprune.jobs.tasks import known_tasks
         >>> "text_classification" in known_tasks()

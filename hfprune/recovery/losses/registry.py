@@ -275,6 +275,9 @@ def _check_name(name: str) -> None:
 def known_losses() -> Mapping[str, Loss]:
     """The losses known now, by name, in the order in which they are summed.
 
+    Returns:
+        A copy, with a `Loss` for each name; changing it registers nothing.
+
     Examples:
         >>> from hfprune.recovery.losses import known_losses
         >>> list(known_losses())[:4]
@@ -285,6 +288,9 @@ def known_losses() -> Mapping[str, Loss]:
 
 def known_penalties() -> Mapping[str, Penalty]:
     """The penalties known now, by name.
+
+    Returns:
+        A copy, with a `Penalty` for each name; changing it registers nothing.
 
     Examples:
         >>> from hfprune.recovery.losses import known_penalties
