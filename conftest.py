@@ -14,6 +14,7 @@ from transformers.utils import logging
 import hfprune  # noqa: F401 (registers pruned types with the Auto classes)
 from hfprune.publishing import verification
 from tests.support.examples import given
+from tests.support.registries import restored
 
 logging.disable_progress_bar()
 datasets.disable_progress_bars()
@@ -38,9 +39,10 @@ def _marks_in_tmp(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _examples(request):
-    """Every example gets models and data of its own, and an empty folder as the current one."""
+    """Every example gets models and data of its own, and an empty folder; what it registers is forgotten after it."""
     if isinstance(request.node, pytest.DoctestItem):
         request.getfixturevalue("_folder_of_example")
+        request.getfixturevalue("_registries_as_before")
 
 
 @pytest.fixture
@@ -48,3 +50,9 @@ def _folder_of_example(doctest_namespace, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     doctest_namespace.update(given())
+
+
+@pytest.fixture
+def _registries_as_before():
+    with restored():
+        yield

@@ -7,11 +7,14 @@ import importlib
 import inspect
 import pkgutil
 from dataclasses import is_dataclass
+from functools import cached_property
+from types import FunctionType
 
 import pytest
 
 import hfprune
 from tests.support.examples import DEFINITIONS, GIVEN
+from tests.support.registries import REGISTRIES, restored
 
 #: Central, though in no `__all__`.
 ALSO_CENTRAL = [
@@ -24,19 +27,7 @@ WITHOUT = {
     # this file is part of published checkpoints, which know its digest; `AutoConfig` calls it, users do not
     "hfprune.structure.modeling_pruned.register_config",
 }
-#: Modules whose examples are still to be written, or do not yet import what they use.
-NOT_YET = {
-    "hfprune.jobs.methods",
-    "hfprune.jobs.tasks.registry",
-    "hfprune.planning.allocation",
-    "hfprune.planning.costs",
-    "hfprune.planning.plan",
-    "hfprune.publishing.record",
-    "hfprune.recovery.losses.registry",
-    "hfprune.scoring.registry",
-    "hfprune.structure.architectures",
-    "hfprune.sweeping.curve",
-}
+METHODS = (FunctionType, classmethod, staticmethod, property, cached_property)
 SECTIONS = ["Args:", "Attributes:", "Returns:", "Yields:", "Raises:"]
 
 
@@ -82,7 +73,7 @@ def central() -> dict[str, object]:
 
 
 CENTRAL = central()
-WITH_EXAMPLE = sorted(name for name in set(CENTRAL) - WITHOUT if CENTRAL[name].__module__ not in NOT_YET)
+WITH_EXAMPLE = sorted(set(CENTRAL) - WITHOUT)
 
 
 def public() -> dict[str, object]:
@@ -102,6 +93,24 @@ def public() -> dict[str, object]:
 
 
 PUBLIC = public()
+
+
+def drawn() -> dict[str, object]:
+    """What the reference draws an example of: central names, values that are listed, and the methods of both."""
+    found = {name: CENTRAL[name] for name in WITH_EXAMPLE}
+    classes = [thing for thing in CENTRAL.values() if inspect.isclass(thing)]
+    for module in all_modules():
+        listed = [getattr(module, name) for name in getattr(module, "__all__", [])]
+        classes += [thing for thing in listed if inspect.isclass(thing) and is_own(thing)]
+    for cls in classes:
+        home = f"{cls.__module__}.{cls.__qualname__}"
+        members = {home: cls}
+        for name, thing in vars(cls).items():
+            if isinstance(thing, METHODS) and not name.startswith("_"):
+                members[f"{home}.{name}"] = thing
+        # a value may do without an example
+        found.update({name: thing for name, thing in members.items() if code_of(thing)})
+    return found
 
 
 def names_used(code: str) -> set[str]:
@@ -124,6 +133,9 @@ def code_of(thing) -> str:
     return "".join(example.source for example in examples)
 
 
+DRAWN = drawn()
+
+
 def test_the_front_door_is_central():
     assert {"hfprune.pruning.prune.prune", "hfprune.config.PruningConfig"} <= set(CENTRAL)
     assert "hfprune.planning.allocation.register_allocator" in CENTRAL
@@ -140,22 +152,33 @@ def test_no_example_is_listed_only_where_there_is_none(name):
     assert not code_of(CENTRAL[name]), f"{name} has an example now: take it out of WITHOUT"
 
 
-@pytest.mark.parametrize("name", WITH_EXAMPLE)
+def test_registries_are_restored_after_an_example():
+    with restored():
+        hfprune.scoring.register_scorer("forgotten", reads="weights")(lambda statistics: statistics.weights.sum(1))
+        assert "forgotten" in hfprune.scoring.known_scorers()
+    assert "forgotten" not in hfprune.scoring.known_scorers()
+
+
+def test_no_registry_is_left_out_of_the_restored_ones():
+    for module in all_modules():
+        registers = [thing for name, thing in vars(module).items() if name.startswith("register_")]
+        if not any(is_own(thing) and thing.__module__ == module.__name__ for thing in registers):
+            continue
+        for name, thing in vars(module).items():
+            if isinstance(thing, dict) and name.startswith("_") and name.isupper():
+                assert any(thing is registry for registry in REGISTRIES), f"{module.__name__}.{name}"
+
+
+@pytest.mark.parametrize("name", sorted(DRAWN))
 def test_readers_see_where_the_names_come_from(name):
-    unknown = names_used(code_of(CENTRAL[name])) - set(GIVEN)
+    unknown = names_used(code_of(DRAWN[name])) - set(GIVEN)
     assert not unknown, f"the example of {name} uses {sorted(unknown)}: import them, or make them"
 
 
-@pytest.mark.parametrize("module", sorted(NOT_YET))
-def test_not_yet_gets_shorter(module):
-    codes = [code_of(thing) for thing in CENTRAL.values() if thing.__module__ == module]
-    assert any(not code or names_used(code) - set(GIVEN) for code in codes), f"{module} is done: take it out of NOT_YET"
-
-
-@pytest.mark.parametrize("name", WITH_EXAMPLE)
+@pytest.mark.parametrize("name", sorted(DRAWN))
 def test_examples_are_the_last_section(name):
     """The reference draws code only in a section of that name, and readers look for it at the end."""
-    lines = inspect.getdoc(CENTRAL[name]).splitlines()
+    lines = inspect.getdoc(DRAWN[name]).splitlines()
     assert "Examples:" in lines
     before = lines[: lines.index("Examples:")]
     after = lines[lines.index("Examples:") :]

@@ -67,6 +67,18 @@ def register_method(
     Raises:
         ValueError: Another function has that name. A function of the same module and name is replaced, so that a
             cell of a notebook can be run again.
+
+    Examples:
+        >>> import hfprune
+        >>> from hfprune.jobs.job import MethodOutcome
+        >>> from hfprune.jobs.methods import known_methods, register_method
+        >>> @register_method("without_training", must_train=False)
+        ... def without_training(job):
+        ...     pruned = hfprune.prune(job.dense, job.batches, job.arguments.pruning)
+        ...     trainer = job.trainer(pruned)
+        ...     return MethodOutcome(model=pruned, trainer=trainer, metrics={"pruned": job.task.test(trainer)})
+        >>> known_methods()["without_training"].must_train
+        False
     """
 
     def add(function: MethodFunction) -> MethodFunction:
@@ -81,8 +93,13 @@ def register_method(
 def known_methods() -> Mapping[str, Method]:
     """The methods known now, by name.
 
-    >>> list(known_methods())[:3]
-    ['before', 'rounds', 'gradual']
+    Returns:
+        A copy, with a `Method` for each name; changing it registers nothing.
+
+    Examples:
+        >>> from hfprune.jobs.methods import known_methods
+        >>> list(known_methods())[:3]
+        ['before', 'rounds', 'gradual']
     """
     return dict(_METHODS)
 

@@ -56,13 +56,6 @@ def register_allocator(
 ) -> Callable[[AllocatorFunction], AllocatorFunction]:
     """Add an allocator: decorate a function `(candidates, limit) -> counts`.
 
-    >>> @register_allocator("least")
-    ... def least(candidates, limit):
-    ...     return [candidate.levels[0] for candidate in candidates]
-    >>> "least" in known_allocators()
-    True
-    >>> del _ALLOCATORS["least"]  # only so that this example leaves nothing behind
-
     Args:
         name: The name in `PruningConfig(allocation=...)`.
         ignores_scores: As for `Allocator`.
@@ -74,6 +67,17 @@ def register_allocator(
     Raises:
         ValueError: Another function has that name. A function of the same module and name is replaced, so that a
             cell of a notebook can be run again.
+
+    Examples:
+        >>> import hfprune
+        >>> from hfprune.planning import register_allocator
+        >>> @register_allocator("least")
+        ... def least(candidates, limit):
+        ...     return [candidate.levels[0] for candidate in candidates]
+        >>> scores = hfprune.score(dense, batches, scorer="l2")
+        >>> plan = hfprune.plan(dense, scores, hfprune.PruningConfig(allocation="least", min_units=2))
+        >>> [kept for kept, _ in plan.counts.values()]
+        [2, 2, 2, 2]
     """
 
     def add(function: AllocatorFunction) -> AllocatorFunction:
@@ -88,7 +92,16 @@ def register_allocator(
 
 
 def known_allocators() -> Mapping[str, AllocatorFunction]:
-    """The functions of all allocators that are registered now, by name."""
+    """The functions of all allocators that are registered now, by name.
+
+    Returns:
+        A copy, with the function for each name; changing it registers nothing.
+
+    Examples:
+        >>> from hfprune.planning import known_allocators
+        >>> list(known_allocators())[:3]
+        ['uniform', 'layerwise', 'global']
+    """
     return {name: allocator.function for name, allocator in _ALLOCATORS.items()}
 
 

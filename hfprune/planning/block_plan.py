@@ -42,11 +42,13 @@ class BlockPlan:
     def unit_name(self) -> str:
         """What one unit is, in words.
 
-        >>> sizes = {"units": 3, "kept": (0,), "unit_params": 9, "unit_macs": 64}
-        >>> BlockPlan(kind="attention", unit="group", heads=3, **sizes).unit_name
-        'key/value group'
-        >>> BlockPlan(kind="attention", unit="group", heads=1, **sizes).unit_name
-        'head'
+        Examples:
+            >>> from hfprune.planning import BlockPlan
+            >>> sizes = {"units": 3, "kept": (0,), "unit_params": 9, "unit_macs": 64}
+            >>> BlockPlan(kind="attention", unit="group", heads=3, **sizes).unit_name
+            'key/value group'
+            >>> BlockPlan(kind="attention", unit="group", heads=1, **sizes).unit_name
+            'head'
         """
         if self.kind == KIND_OF_NEURONS:
             return "neuron"

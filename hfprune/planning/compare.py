@@ -45,23 +45,27 @@ class ComparedBlock:
 class Comparison:
     """How two plans for the same dense model differ: what `PruningPlan.compare` returns. A is the first plan.
 
-    >>> block = ComparedBlock(unit="head", units=4, a=(0, 1, 2), b=(1, 2, 3))
-    >>> found = Comparison(
-    ...     blocks={"layer.0.attention": block}, mac_sparsity=(0.25, 0.25), param_sparsity=(0.25, 0.25),
-    ...     digests=("first", "second"),
-    ... )
-    >>> for line in str(found).splitlines()[:2]:
-    ...     print(line)
-                           of      A      B   both
-    layer.0.attention       4      3      3      2  differs
-    >>> found.overlap
-    0.5
-
     Attributes:
         blocks: What both plans keep, by block name.
         mac_sparsity: Of each plan, the fraction of the prunable multiply-adds that it removes.
         param_sparsity: Of each plan, the fraction of the prunable parameters that it removes.
         digests: Of each plan, the digest.
+
+    Examples:
+        >>> from hfprune.planning.compare import ComparedBlock, Comparison
+        >>> block = ComparedBlock(unit="head", units=4, a=(0, 1, 2), b=(1, 2, 3))
+        >>> found = Comparison(
+        ...     blocks={"layer.0.attention": block},
+        ...     mac_sparsity=(0.25, 0.25),
+        ...     param_sparsity=(0.25, 0.25),
+        ...     digests=("first", "second"),
+        ... )
+        >>> for line in str(found).splitlines()[:2]:
+        ...     print(line)
+                               of      A      B   both
+        layer.0.attention       4      3      3      2  differs
+        >>> found.overlap
+        0.5
     """
 
     blocks: Mapping[str, ComparedBlock]
@@ -82,16 +86,21 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """The comparison as plain values, which `hfprune diff --json` prints.
 
-        >>> block = ComparedBlock(unit="head", units=2, a=(0,), b=(0, 1))
-        >>> found = Comparison(
-        ...     blocks={"a": block}, mac_sparsity=(0.5, 0.0), param_sparsity=(0.5, 0.0), digests=("x", "y")
-        ... )
-        >>> found.to_dict()["blocks"]
-        {'a': {'before': 2, 'a': 1, 'b': 2, 'both': 1}}
-
         Returns:
             `blocks`: for each block, the units `before`, those that `a` keeps, that `b` keeps, and that `both` keep.
             `overlap`, and `mac_sparsity`, `param_sparsity` and `digest` of both plans, under `a` and `b`.
+
+        Examples:
+            >>> from hfprune.planning.compare import ComparedBlock, Comparison
+            >>> block = ComparedBlock(unit="head", units=2, a=(0,), b=(0, 1))
+            >>> found = Comparison(
+            ...     blocks={"a": block},
+            ...     mac_sparsity=(0.5, 0.0),
+            ...     param_sparsity=(0.5, 0.0),
+            ...     digests=("x", "y"),
+            ... )
+            >>> found.to_dict()["blocks"]
+            {'a': {'before': 2, 'a': 1, 'b': 2, 'both': 1}}
         """
         blocks = {}
         for name, block in self.blocks.items():
@@ -107,17 +116,21 @@ class Comparison:
     def to_pandas(self) -> "DataFrame":
         """The comparison as a data frame, with a row for each block.
 
-        >>> block = ComparedBlock(unit="head", units=2, a=(0,), b=(0, 1))
-        >>> found = Comparison(
-        ...     blocks={"layer.3.attention": block}, mac_sparsity=(0.5, 0.0), param_sparsity=(0.5, 0.0),
-        ...     digests=("x", "y"),
-        ... )
-        >>> found.to_pandas()[["layer", "both", "only_a", "only_b", "neither"]].values.tolist()
-        [[3, 1, 0, 1, 0]]
-
         Returns:
             Columns `block`, `layer` (its number), `unit`, `units` (before pruning), `a` and `b` (how many units each
             plan keeps), `both`, `only_a`, `only_b` and `neither`.
+
+        Examples:
+            >>> from hfprune.planning.compare import ComparedBlock, Comparison
+            >>> block = ComparedBlock(unit="head", units=2, a=(0,), b=(0, 1))
+            >>> found = Comparison(
+            ...     blocks={"layer.3.attention": block},
+            ...     mac_sparsity=(0.5, 0.0),
+            ...     param_sparsity=(0.5, 0.0),
+            ...     digests=("x", "y"),
+            ... )
+            >>> found.to_pandas()[["layer", "both", "only_a", "only_b", "neither"]].values.tolist()
+            [[3, 1, 0, 1, 0]]
         """
         rows = []
         for row in self._counts():
@@ -139,14 +152,6 @@ class Comparison:
     def plot(self, path: str | Path | None = None, *, theme: ThemeName = "light") -> "Figure":
         """Draw, for every block, the shares of units that both plans keep, that only one keeps, and that none keeps.
 
-        >>> block = ComparedBlock(unit="head", units=2, a=(0,), b=(0, 1))
-        >>> found = Comparison(
-        ...     blocks={"layer.3.attention": block}, mac_sparsity=(0.5, 0.0), param_sparsity=(0.5, 0.0),
-        ...     digests=("x", "y"),
-        ... )
-        >>> found.plot().axes[0].get_xlabel()
-        "share of the block's heads, %"
-
         Args:
             path: A file to write the picture into, as PNG, SVG or PDF by its suffix; None: no file.
             theme: `light` or `dark`.
@@ -157,6 +162,18 @@ class Comparison:
         Raises:
             MissingDependencyError: Matplotlib is not installed.
             ValueError: The file has another suffix, or the theme is unknown.
+
+        Examples:
+            >>> from hfprune.planning.compare import ComparedBlock, Comparison
+            >>> block = ComparedBlock(unit="head", units=2, a=(0,), b=(0, 1))
+            >>> found = Comparison(
+            ...     blocks={"layer.3.attention": block},
+            ...     mac_sparsity=(0.5, 0.0),
+            ...     param_sparsity=(0.5, 0.0),
+            ...     digests=("x", "y"),
+            ... )
+            >>> found.plot().axes[0].get_xlabel()
+            "share of the block's heads, %"
         """
         return save_picture(draw_kept_by_two(self._counts(), theme_of(theme)), path)
 

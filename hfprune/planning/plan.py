@@ -34,20 +34,22 @@ class PruningPlan:
     Units are numbered as in the model that the plan is for. In a plan that is attached to a pruned model, or published,
     they are numbered as in the dense model: the model before any pruning.
 
-    >>> block = BlockPlan(kind="ffn", units=4, kept=(0, 3), unit_params=9, unit_macs=64, unit="neuron")
-    >>> plan = PruningPlan(model_type="bert", sequence_length=8, blocks={"encoder.layer.0.ffn": block})
-    >>> plan.sparsity("params")
-    0.5
-    >>> print(plan)
-    encoder.layer.0.ffn      2 of 4      ██████████░░░░░░░░░░
-    removed 50.0% of prunable MACs (sequences of 8 tokens), 50.0% of prunable parameters; digest dcd8b30400da
-    >>> PruningPlan.from_json(plan.to_json()) == plan
-    True
-
     Attributes:
         model_type: The dense model's type.
         sequence_length: Tokens in a sequence, for the multiply-adds.
         blocks: The plan of each block by name, in the order in which the blocks run.
+
+    Examples:
+        >>> from hfprune.planning import BlockPlan, PruningPlan
+        >>> block = BlockPlan(kind="ffn", units=4, kept=(0, 3), unit_params=9, unit_macs=64, unit="neuron")
+        >>> plan = PruningPlan(model_type="bert", sequence_length=8, blocks={"encoder.layer.0.ffn": block})
+        >>> plan.sparsity("params")
+        0.5
+        >>> print(plan)
+        encoder.layer.0.ffn      2 of 4      ██████████░░░░░░░░░░
+        removed 50.0% of prunable MACs (sequences of 8 tokens), 50.0% of prunable parameters; digest dcd8b30400da
+        >>> PruningPlan.from_json(plan.to_json()) == plan
+        True
     """
 
     model_type: str
@@ -232,15 +234,17 @@ class PruningPlan:
     def to_pandas(self) -> "DataFrame":
         """The plan as a data frame, with a row for each block.
 
-        >>> block = BlockPlan(kind="ffn", units=4, kept=(0, 3), unit_params=9, unit_macs=64)
-        >>> plan = PruningPlan(model_type="bert", sequence_length=8, blocks={"encoder.layer.0.ffn": block})
-        >>> plan.to_pandas()[["layer", "unit", "units", "kept", "share", "params_removed"]].values.tolist()
-        [[0, 'neuron', 4, 2, 0.5, 18]]
-
         Returns:
             Columns `block`, `layer` (its number), `kind`, `unit` (what one unit is), `units` (before pruning), `kept`
             (how many), `share` (of the units that is kept; NaN where there were none), and the numbers of
             `params_removed`, `macs_removed` (multiply-adds for one sequence) and `cache_bytes_removed` (for one token).
+
+        Examples:
+            >>> from hfprune.planning import BlockPlan, PruningPlan
+            >>> block = BlockPlan(kind="ffn", units=4, kept=(0, 3), unit_params=9, unit_macs=64)
+            >>> plan = PruningPlan(model_type="bert", sequence_length=8, blocks={"encoder.layer.0.ffn": block})
+            >>> plan.to_pandas()[["layer", "unit", "units", "kept", "share", "params_removed"]].values.tolist()
+            [[0, 'neuron', 4, 2, 0.5, 18]]
         """
         rows = []
         for name, block in self.blocks.items():
@@ -265,12 +269,6 @@ class PruningPlan:
     def plot(self, path: str | Path | None = None, *, theme: ThemeName = "light") -> "Figure":
         """Draw which units are kept: a panel for each kind of block, a row for each layer, neurons in runs.
 
-        >>> block = BlockPlan(kind="ffn", units=4, kept=(0, 3), unit_params=9, unit_macs=64)
-        >>> plan = PruningPlan(model_type="bert", sequence_length=8, blocks={"encoder.layer.0.ffn": block})
-        >>> figure = plan.plot()
-        >>> figure.axes[0].get_title()
-        'feed-forward: neurons'
-
         Args:
             path: A file to write the picture into, as PNG, SVG or PDF by its suffix; None: no file.
             theme: `light` or `dark`.
@@ -281,6 +279,14 @@ class PruningPlan:
         Raises:
             MissingDependencyError: Matplotlib is not installed.
             ValueError: The file has another suffix, or the theme is unknown.
+
+        Examples:
+            >>> from hfprune.planning import BlockPlan, PruningPlan
+            >>> block = BlockPlan(kind="ffn", units=4, kept=(0, 3), unit_params=9, unit_macs=64)
+            >>> plan = PruningPlan(model_type="bert", sequence_length=8, blocks={"encoder.layer.0.ffn": block})
+            >>> figure = plan.plot()
+            >>> figure.axes[0].get_title()
+            'feed-forward: neurons'
         """
         rows = []
         for name, block in self.blocks.items():
@@ -294,12 +300,6 @@ class PruningPlan:
     def compare(self, other: "PruningPlan") -> Comparison:
         """Which units this plan keeps and another plan for the same dense model does not, and the other way round.
 
-        >>> block = BlockPlan(kind="ffn", units=4, kept=(0, 3), unit_params=9, unit_macs=64)
-        >>> plan = PruningPlan(model_type="bert", sequence_length=8, blocks={"encoder.layer.0.ffn": block})
-        >>> other = replace(plan, blocks={"encoder.layer.0.ffn": replace(block, kept=(0, 1))})
-        >>> plan.compare(other).overlap
-        0.3333333333333333
-
         Args:
             other: The plan that is B in the comparison; this one is A.
 
@@ -308,6 +308,15 @@ class PruningPlan:
 
         Raises:
             PlanMismatchError: The plans are not for the same dense model.
+
+        Examples:
+            >>> from dataclasses import replace
+            >>> from hfprune.planning import BlockPlan, PruningPlan
+            >>> block = BlockPlan(kind="ffn", units=4, kept=(0, 3), unit_params=9, unit_macs=64)
+            >>> plan = PruningPlan(model_type="bert", sequence_length=8, blocks={"encoder.layer.0.ffn": block})
+            >>> other = replace(plan, blocks={"encoder.layer.0.ffn": replace(block, kept=(0, 1))})
+            >>> plan.compare(other).overlap
+            0.3333333333333333
         """
         _check_same_model(self.units_before, other.units_before)
         blocks = {}

@@ -75,6 +75,23 @@ class PruningRecord:
         files: SHA-256 of every other file of the checkpoint, by name; only in a file that `hfprune.save` wrote.
         versions: Versions of Python and of the packages that were used.
         earlier: Records of the prunings before this one, if the model was pruned already.
+
+    Examples:
+        >>> import hfprune
+        >>> record = hfprune.prune(dense, dataset, config, collator=collator).pruning_record
+        >>> record.config["sparsity"], record.calibration["samples"]
+        (0.5, 18)
+        >>> record = record.with_(metrics={"dense": {"accuracy": 0.93}, "pruned": {"accuracy": 0.91}})
+        >>> print(record)  # doctest: +ELLIPSIS
+        base model: not known
+        class: BertForSequenceClassification
+        scorer: residual_logit_fisher
+        sparsity asked for: 0.5 of prunable macs
+        parameters: ...
+        accuracy: 0.9300 dense, 0.9100 pruned
+        digest of the plan: ...
+        >>> hfprune.PruningRecord.from_json(record.to_json()) == record
+        True
     """
 
     base_model: str
@@ -101,11 +118,19 @@ class PruningRecord:
     def with_(self, **changes: Any) -> "PruningRecord":
         """A copy with some fields replaced, and with the entries of dictionaries added to the present ones.
 
-        >>> record = PruningRecord(base_model="bert", model_class="BertModel", config={}, plan_digest="")
-        >>> record = record.with_(metrics={"dense": {"accuracy": 0.93}}, seconds=60.0)
-        >>> record = record.with_(metrics={"pruned": {"accuracy": 0.91}}, seconds=90.0)
-        >>> record.metrics, record.seconds
-        ({'dense': {'accuracy': 0.93}, 'pruned': {'accuracy': 0.91}}, 90.0)
+        Args:
+            **changes: New values of fields by name.
+
+        Returns:
+            The copy; this record stays as it is.
+
+        Examples:
+            >>> from hfprune import PruningRecord
+            >>> record = PruningRecord(base_model="bert", model_class="BertModel", config={}, plan_digest="")
+            >>> record = record.with_(metrics={"dense": {"accuracy": 0.93}}, seconds=60.0)
+            >>> record = record.with_(metrics={"pruned": {"accuracy": 0.91}}, seconds=90.0)
+            >>> record.metrics, record.seconds
+            ({'dense': {'accuracy': 0.93}, 'pruned': {'accuracy': 0.91}}, 90.0)
         """
         fields = dict(changes)
         for name, value in changes.items():
@@ -163,18 +188,20 @@ class PruningRecord:
     def to_pandas(self) -> "DataFrame":
         """The record's measurements as a data frame, with a row for each stage.
 
-        >>> record = PruningRecord(base_model="bert", model_class="BertModel", config={}, plan_digest="")
-        >>> record = record.with_(
-        ...     sizes={"dense": {"params": 400}, "pruned": {"params": 300}},
-        ...     metrics={"dense": {"accuracy": 0.93}, "pruned": {"accuracy": 0.91}},
-        ... )
-        >>> record.to_pandas().values.tolist()
-        [['dense', 400, 0.93], ['pruned', 300, 0.91]]
-
         Returns:
             Columns `stage` (`dense`, `pruned` and, if there was recovery, `recovered`), every field of `sizes`, every
             metric, and `latency_ms` (the median), as far as they were measured. A recovered model has the size and
             latency of the pruned one: recovery changes weights only.
+
+        Examples:
+            >>> from hfprune import PruningRecord
+            >>> record = PruningRecord(base_model="bert", model_class="BertModel", config={}, plan_digest="")
+            >>> record = record.with_(
+            ...     sizes={"dense": {"params": 400}, "pruned": {"params": 300}},
+            ...     metrics={"dense": {"accuracy": 0.93}, "pruned": {"accuracy": 0.91}},
+            ... )
+            >>> record.to_pandas().values.tolist()
+            [['dense', 400, 0.93], ['pruned', 300, 0.91]]
         """
         stages = [stage for stage in _STAGES if stage != "recovered" or self.metrics.get(stage)]
         rows: list[dict[str, Any]] = []

@@ -31,18 +31,21 @@ _SHOWN_UNITS = 8
 class Scores(Mapping[str, Tensor]):
     """Scores of the units of a model: a read-only mapping by block name.
 
-    >>> scores = Scores(by_block={"layer.0.ffn": torch.tensor([0.5, 2.0])}, scorer="l2", samples=64)
-    >>> scores["layer.0.ffn"]
-    tensor([0.5000, 2.0000])
-    >>> print(scores)
-    block        units  least  median  largest
-    layer.0.ffn      2    0.5    1.25        2
-    scores by l2, of 64 calibration samples
-
     Attributes:
         by_block: By block name, `(units,)` float32 on the CPU. Units are numbered as in the model that was scored.
         scorer: The name of the scorer.
         samples: The number of calibration samples.
+
+    Examples:
+        >>> import torch
+        >>> from hfprune.scoring import Scores
+        >>> scores = Scores(by_block={"layer.0.ffn": torch.tensor([0.5, 2.0])}, scorer="l2", samples=64)
+        >>> scores["layer.0.ffn"]
+        tensor([0.5000, 2.0000])
+        >>> print(scores)
+        block        units  least  median  largest
+        layer.0.ffn      2    0.5    1.25        2
+        scores by l2, of 64 calibration samples
     """
 
     by_block: Mapping[str, Tensor]
@@ -87,12 +90,15 @@ class Scores(Mapping[str, Tensor]):
     def to_pandas(self) -> "DataFrame":
         """The scores as a data frame, with a row for each unit.
 
-        >>> scores = Scores(by_block={"layer.0.ffn": torch.tensor([0.5, 2.0])}, scorer="l2", samples=64)
-        >>> scores.to_pandas().values.tolist()
-        [['layer.0.ffn', 0, 0.5], ['layer.0.ffn', 1, 2.0]]
-
         Returns:
             Columns `block`, `unit` (its index in the block) and `score`.
+
+        Examples:
+            >>> import torch
+            >>> from hfprune.scoring import Scores
+            >>> scores = Scores(by_block={"layer.0.ffn": torch.tensor([0.5, 2.0])}, scorer="l2", samples=64)
+            >>> scores.to_pandas().values.tolist()
+            [['layer.0.ffn', 0, 0.5], ['layer.0.ffn', 1, 2.0]]
         """
         rows = []
         for name, values in self.by_block.items():
@@ -102,11 +108,6 @@ class Scores(Mapping[str, Tensor]):
 
     def plot(self, path: str | Path | None = None, *, theme: ThemeName = "light") -> "Figure":
         """Draw the scores: a panel for each kind of block, a row for each layer, neurons as means of runs.
-
-        >>> scores = Scores(by_block={"layer.0.ffn": torch.tensor([0.5, 2.0])}, scorer="l2", samples=64)
-        >>> figure = scores.plot()
-        >>> figure.axes[0].get_title()
-        'feed-forward: neurons'
 
         Args:
             path: A file to write the picture into, as PNG, SVG or PDF by its suffix; None: no file.
@@ -118,6 +119,14 @@ class Scores(Mapping[str, Tensor]):
         Raises:
             MissingDependencyError: Matplotlib is not installed.
             ValueError: The file has another suffix, the theme is unknown, or no block has units.
+
+        Examples:
+            >>> import torch
+            >>> from hfprune.scoring import Scores
+            >>> scores = Scores(by_block={"layer.0.ffn": torch.tensor([0.5, 2.0])}, scorer="l2", samples=64)
+            >>> figure = scores.plot()
+            >>> figure.axes[0].get_title()
+            'feed-forward: neurons'
         """
         rows = []
         for name, values in self.by_block.items():

@@ -74,6 +74,8 @@ class Slice:
             `(k · sum(rows),)` indices.
 
         Examples:
+            >>> import torch
+            >>> from hfprune.structure import Slice
             >>> both = Slice(module="m", parameter="weight", dimension=0, rows=(2, 1), role="producer")
             >>> both.index(torch.tensor([0, 2]), units=3).tolist()
             [0, 1, 4, 5, 6, 8]

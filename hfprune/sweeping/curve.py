@@ -32,32 +32,45 @@ _FLAT = 1e-12
 class Sweep:
     """The measurements that `sweep` and `prune_within` return.
 
-    >>> def measured(sparsity, right):
-    ...     left = round(1000 * (1 - sparsity))
-    ...     size = Size(
-    ...         params=left + 500, prunable_params=left, macs=left, prunable_macs=left, sequence_length=8,
-    ...         weight_bytes=4 * left,
-    ...     )
-    ...     return SweepPoint(
-    ...         sparsity=sparsity, mac_sparsity=sparsity, param_sparsity=sparsity, metric=right / 1000,
-    ...         per_sample=(1.0,) * right + (0.0,) * (1000 - right), size=size, seconds=1.5, plan_digest="",
-    ...     )
-    >>> settings = {"metric": "accuracy", "budget": "macs", "scorer": "fisher"}
-    >>> curve = Sweep(points=(measured(0.0, 900), measured(0.4, 898), measured(0.8, 700)), settings=settings)
-    >>> for line in curve.table().splitlines()[:4]:
-    ...     print(line)
-    sparsity  MACs kept  params kept  parameters  accuracy    drop  at most  seconds
-        0.00     100.0%       100.0%       1,500    0.9000  0.0000               1.5
-        0.40      60.0%        60.0%       1,100    0.8980  0.0020   0.0053      1.5  ← knee
-        0.80      20.0%        20.0%         700    0.7000  0.2000   0.2205      1.5
-    >>> curve.within(0.01).sparsity
-    0.4
-
     Attributes:
         points: From the model that was given, which is usually dense, to the highest sparsity.
         settings: Everything that the points depend on: the config, digests of the weights and of the calibration
             samples, and so on.
         scoring_seconds: Time for the one scoring pass; None where every point has scoring passes of its own.
+
+    Examples:
+        >>> from hfprune.measuring.size import Size
+        >>> from hfprune.sweeping import Sweep, SweepPoint
+        >>> def measured(sparsity, right):
+        ...     left = round(1000 * (1 - sparsity))
+        ...     size = Size(
+        ...         params=left + 500,
+        ...         prunable_params=left,
+        ...         macs=left,
+        ...         prunable_macs=left,
+        ...         sequence_length=8,
+        ...         weight_bytes=4 * left,
+        ...     )
+        ...     return SweepPoint(
+        ...         sparsity=sparsity,
+        ...         mac_sparsity=sparsity,
+        ...         param_sparsity=sparsity,
+        ...         metric=right / 1000,
+        ...         per_sample=(1.0,) * right + (0.0,) * (1000 - right),
+        ...         size=size,
+        ...         seconds=1.5,
+        ...         plan_digest="",
+        ...     )
+        >>> settings = {"metric": "accuracy", "budget": "macs", "scorer": "fisher"}
+        >>> curve = Sweep(points=(measured(0.0, 900), measured(0.4, 898), measured(0.8, 700)), settings=settings)
+        >>> for line in curve.table().splitlines()[:4]:
+        ...     print(line)
+        sparsity  MACs kept  params kept  parameters  accuracy    drop  at most  seconds
+            0.00     100.0%       100.0%       1,500    0.9000  0.0000               1.5
+            0.40      60.0%        60.0%       1,100    0.8980  0.0020   0.0053      1.5  ← knee
+            0.80      20.0%        20.0%         700    0.7000  0.2000   0.2205      1.5
+        >>> curve.within(0.01).sparsity
+        0.4
     """
 
     points: tuple[SweepPoint, ...]
@@ -308,16 +321,6 @@ class Sweep:
         Every point has its 95 % interval, where `evaluate` gave one value a sample. The axis of the metric is so long
         that differences within that interval do not look large.
 
-        >>> size = Size(
-        ...     params=9, prunable_params=4, macs=9, prunable_macs=4, sequence_length=8, weight_bytes=36
-        ... )
-        >>> dense = SweepPoint(
-        ...     sparsity=0.0, mac_sparsity=0.0, param_sparsity=0.0, metric=0.9, size=size, seconds=1.0, plan_digest=""
-        ... )
-        >>> figure = Sweep(points=(dense,), settings={"metric": "accuracy"}).plot()
-        >>> figure.axes[0].get_ylabel()
-        'accuracy'
-
         Args:
             path: A file to write the picture into, as PNG, SVG or PDF by its suffix; None: no file.
             theme: `light` or `dark`.
@@ -328,27 +331,55 @@ class Sweep:
         Raises:
             MissingDependencyError: Matplotlib is not installed.
             ValueError: The file has another suffix, or the theme is unknown.
+
+        Examples:
+            >>> from hfprune.measuring.size import Size
+            >>> from hfprune.sweeping import Sweep, SweepPoint
+            >>> size = Size(
+            ...     params=9, prunable_params=4, macs=9, prunable_macs=4, sequence_length=8, weight_bytes=36
+            ... )
+            >>> first = SweepPoint(
+            ...     sparsity=0.0,
+            ...     mac_sparsity=0.0,
+            ...     param_sparsity=0.0,
+            ...     metric=0.9,
+            ...     size=size,
+            ...     seconds=1.0,
+            ...     plan_digest="",
+            ... )
+            >>> figure = Sweep(points=(first,), settings={"metric": "accuracy"}).plot()
+            >>> figure.axes[0].get_ylabel()
+            'accuracy'
         """
         return save_picture(draw(self.points, self.knee, metric=self.metric, theme=theme_of(theme)), path)
 
     def to_pandas(self) -> "DataFrame":
         """The sweep as a data frame, with a row for each point.
 
-        >>> size = Size(
-        ...     params=9, prunable_params=4, macs=9, prunable_macs=4, sequence_length=8, weight_bytes=36
-        ... )
-        >>> dense = SweepPoint(
-        ...     sparsity=0.0, mac_sparsity=0.0, param_sparsity=0.0, metric=0.9, size=size, seconds=1.0, plan_digest=""
-        ... )
-        >>> frame = Sweep(points=(dense,), settings={"metric": "accuracy"}).to_pandas()
-        >>> frame[["sparsity", "params", "accuracy", "drop"]].values.tolist()
-        [[0.0, 9.0, 0.9, 0.0]]
-
         Returns:
             Columns `sparsity` (asked for), `mac_sparsity`, `param_sparsity`, `params` and `macs` (of the whole model),
             the metric under its name, `low` and `high` (the ends of its 95 % interval; NaN where it is not known),
             `drop` (from the first row), `drop_at_most` (the upper end of its one-sided 95 % interval), `samples`,
             `latency_ms`, `speedup`, `seconds`, `knee` (whether the point is the knee) and `plan_digest`.
+
+        Examples:
+            >>> from hfprune.measuring.size import Size
+            >>> from hfprune.sweeping import Sweep, SweepPoint
+            >>> size = Size(
+            ...     params=9, prunable_params=4, macs=9, prunable_macs=4, sequence_length=8, weight_bytes=36
+            ... )
+            >>> first = SweepPoint(
+            ...     sparsity=0.0,
+            ...     mac_sparsity=0.0,
+            ...     param_sparsity=0.0,
+            ...     metric=0.9,
+            ...     size=size,
+            ...     seconds=1.0,
+            ...     plan_digest="",
+            ... )
+            >>> frame = Sweep(points=(first,), settings={"metric": "accuracy"}).to_pandas()
+            >>> frame[["sparsity", "params", "accuracy", "drop"]].values.tolist()
+            [[0.0, 9.0, 0.9, 0.0]]
         """
         knee = self.knee
         rows = []

@@ -49,21 +49,30 @@ class SweepPoint:
     def interval(self, *, confidence: float = 0.95) -> tuple[float, float] | None:
         """The two-sided confidence interval of the metric, which `interval_of_mean` describes.
 
-        >>> size = Size(
-        ...     params=9, prunable_params=4, macs=9, prunable_macs=4, sequence_length=8, weight_bytes=36
-        ... )
-        >>> point = SweepPoint(
-        ...     sparsity=0.0, mac_sparsity=0.0, param_sparsity=0.0, metric=0.9, per_sample=(1.0,) * 81 + (0.0,) * 9,
-        ...     size=size, seconds=1.0, plan_digest="",
-        ... )
-        >>> [round(end, 3) for end in point.interval()]
-        [0.821, 0.946]
-
         Args:
             confidence: Its level.
 
         Returns:
             Its ends; None if `evaluate` returned one number, or the value of one sample.
+
+        Examples:
+            >>> from hfprune.measuring.size import Size
+            >>> from hfprune.sweeping import SweepPoint
+            >>> size = Size(
+            ...     params=9, prunable_params=4, macs=9, prunable_macs=4, sequence_length=8, weight_bytes=36
+            ... )
+            >>> point = SweepPoint(
+            ...     sparsity=0.0,
+            ...     mac_sparsity=0.0,
+            ...     param_sparsity=0.0,
+            ...     metric=0.9,
+            ...     per_sample=(1.0,) * 81 + (0.0,) * 9,
+            ...     size=size,
+            ...     seconds=1.0,
+            ...     plan_digest="",
+            ... )
+            >>> [round(end, 3) for end in point.interval()]
+            [0.821, 0.946]
         """
         if self.per_sample is None or len(self.per_sample) < 2:
             return None

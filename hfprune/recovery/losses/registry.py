@@ -133,10 +133,12 @@ class Weighted:
     def setting(self) -> str:
         """How users write its weight, for messages.
 
-        >>> Weighted(name="logits", weight_field="logits_weight").setting
-        'logits_weight'
-        >>> Weighted(name="agreement").setting
-        "loss_weights['agreement']"
+        Examples:
+            >>> from hfprune.recovery.losses.registry import Weighted
+            >>> Weighted(name="logits", weight_field="logits_weight").setting
+            'logits_weight'
+            >>> Weighted(name="agreement").setting
+            "loss_weights['agreement']"
         """
         return self.weight_field or f"loss_weights[{self.name!r}]"
 
@@ -190,6 +192,18 @@ def register_loss(
     Raises:
         ValueError: Another function has that name, or it cannot be one. A function of the same module and name is
             replaced, so that a cell of a notebook can be run again.
+
+    Examples:
+        >>> from hfprune import RecoveryArguments
+        >>> from hfprune.recovery.losses import Term, get_loss, register_loss
+        >>> @register_loss("agreement", needs=["teacher"])
+        ... def agreement(inputs):
+        ...     student = inputs.outputs.logits.softmax(-1)
+        ...     teacher = inputs.teacher_outputs.logits.softmax(-1)
+        ...     return [Term((student - teacher).abs().sum(-1).mean(), mean_over="labels")]
+        >>> args = RecoveryArguments("recovery", loss_weights={"agreement": 0.2}, use_cpu=True)
+        >>> get_loss("agreement").setting
+        "loss_weights['agreement']"
     """
     _check_name(name)
 
@@ -220,6 +234,16 @@ def register_penalty(name: str, *, weight_field: str = "") -> Callable[[PenaltyF
     Raises:
         ValueError: Another function has that name, or it cannot be one. A function of the same module and name is
             replaced, so that a cell of a notebook can be run again.
+
+    Examples:
+        >>> import torch
+        >>> from hfprune.recovery.losses import UnitWeights, register_penalty
+        >>> @register_penalty("unit_largest")
+        ... def unit_largest(weights):
+        ...     largest = [part.abs().amax(1) for part in weights.slices]
+        ...     return torch.stack(largest).amax(0).sum()
+        >>> unit_largest(UnitWeights(slices=[torch.tensor([[3.0, -4.0], [1.0, 0.0]])]))
+        tensor(5.)
     """
     _check_name(name)
 
@@ -249,15 +273,29 @@ def _check_name(name: str) -> None:
 
 
 def known_losses() -> Mapping[str, Loss]:
-    """The losses known now, by name, in the order in which they are summed."""
+    """The losses known now, by name, in the order in which they are summed.
+
+    Returns:
+        A copy, with a `Loss` for each name; changing it registers nothing.
+
+    Examples:
+        >>> from hfprune.recovery.losses import known_losses
+        >>> list(known_losses())[:4]
+        ['task', 'logits', 'hidden_states', 'attention_outputs']
+    """
     return dict(_LOSSES)
 
 
 def known_penalties() -> Mapping[str, Penalty]:
     """The penalties known now, by name.
 
-    >>> list(known_penalties())[:3]
-    ['unit_l1', 'unit_l2', 'unit_group_lasso']
+    Returns:
+        A copy, with a `Penalty` for each name; changing it registers nothing.
+
+    Examples:
+        >>> from hfprune.recovery.losses import known_penalties
+        >>> list(known_penalties())[:3]
+        ['unit_l1', 'unit_l2', 'unit_group_lasso']
     """
     return dict(_PENALTIES)
 
@@ -273,6 +311,12 @@ def get_loss(name: str) -> Loss | Penalty:
 
     Raises:
         ValueError: There is none of that name; the message lists those there are.
+
+    Examples:
+        >>> from hfprune.recovery.losses import get_loss
+        >>> loss = get_loss("hidden_states")
+        >>> loss.setting, sorted(loss.needs)
+        ('hidden_states_weight', ['hidden_states', 'teacher'])
     """
     if name in _LOSSES:
         return _LOSSES[name]
