@@ -79,7 +79,7 @@ def write_card(model: PreTrainedModel, folder: Path, *, location: str) -> None:
         draw_pictures(model.pruning_record, model.pruning_plan, folder)
         pictures = ""
     else:
-        logger.info("The card has no pictures: pip install hfprune[plot]")
+        logger.info("The card has no pictures: pip install matplotlib")
     portable = not isinstance(model, PrunedModel)
     text = draw_card(model.pruning_record, model.pruning_plan, portable=portable, location=location, pictures=pictures)
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -88,7 +88,7 @@ def require_matplotlib() -> None:
         import matplotlib.figure  # noqa: F401 (optional, and slow to import)
     except ImportError as error:
         raise MissingDependencyError(
-            "matplotlib, which draws the pictures, is not installed: pip install hfprune[plot]"
+            "matplotlib, which draws the pictures, is not installed: pip install matplotlib"
         ) from error
 
 

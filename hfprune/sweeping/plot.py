@@ -1,4 +1,4 @@
-"""The picture of a sweep. Matplotlib is an optional dependency: `pip install hfprune[plot]`."""
+"""The picture of a sweep. Matplotlib is an optional dependency."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
