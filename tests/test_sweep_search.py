@@ -141,7 +141,7 @@ class TestCurve:
             return real(name, *arguments, **named)
 
         monkeypatch.setattr(builtins, "__import__", missing)
-        with pytest.raises(MissingDependencyError, match=r"not installed: pip install hfprune\[plot\]"):
+        with pytest.raises(MissingDependencyError, match="not installed: pip install matplotlib"):
             curve(point(0), point(0.5)).plot(tmp_path / "sweep.png")
         assert not (tmp_path / "sweep.png").exists()
 
