@@ -32,6 +32,7 @@ REGISTRIES = (
     (costs, "_BUDGETS"),
     (allocation, "_ALLOCATORS"),
     (loss_registry, "_LOSSES"),
+    (loss_registry, "_PENALTIES"),
     (task_registry, "_TASKS"),
     (methods, "_METHODS"),
     (architectures, "_TABLE"),
@@ -103,6 +104,7 @@ def test_what_a_page_cannot_say(home):
         "make nothing",
         "pip install 'hfprune[nothing]'",
         "python benchmarks/scoring.py --no",
+        "python -m zipfile --no",
     ):
         with pytest.raises(AssertionError):
             run_line(lines_of(line)[0])

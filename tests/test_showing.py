@@ -1,5 +1,6 @@
 """How plans, scores, sweeps, comparisons and records show: as tables, data frames, pictures, and in a notebook."""
 
+import json
 import math
 import os
 import re
@@ -168,9 +169,20 @@ class TestUnitNames:
         assert card_plan("minilm-l6-trec").blocks["encoder.layer.0.attention"].unit_name == "head"
 
     def test_a_file_with_a_wrong_number_of_heads(self):
-        text = small_plan().to_json().replace('"unit_macs": 100,', '"unit_macs": 100, "heads": -1,')
+        data = json.loads(small_plan().to_json())
+        data["heads"] = {"layer.0.attention": -1}
         with pytest.raises(ValueError, match=r"its numbers whole ones from 0, got \[-1\]"):
-            PruningPlan.from_json(text)
+            PruningPlan.from_json(json.dumps(data))
+        data["heads"] = [1]
+        with pytest.raises(ValueError, match="not a pruning plan: AttributeError"):
+            PruningPlan.from_json(json.dumps(data))
+
+    def test_blocks_in_files_have_the_fields_that_earlier_versions_read(self):
+        """These refuse a block with another field, and pass over fields of the whole plan."""
+        data = json.loads(uneven_plan(tiny_model("llama")).to_json())
+        fields = {name for block in data["blocks"].values() for name in block}
+        assert fields == {"kind", "units", "kept", "unit_params", "unit_macs", "unit_cache_bytes"}
+        assert data["heads"] == {"layers.0.attention": 2, "layers.1.attention": 2}
 
 
 class TestPicturesOfUnits:

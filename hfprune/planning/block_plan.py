@@ -8,7 +8,7 @@ from hfprune.planning.costs import get_budget
 from hfprune.structure.blocks import QUERIES
 from hfprune.structure.specs import KIND_OF_NEURONS, Kind, Unit
 
-#: The fields of a block in JSON, in this order. `heads` follows them where it is known.
+#: The fields of a block in JSON, in this order. Earlier versions of hfprune refuse any other.
 _IN_JSON = ("kind", "units", "kept", "unit_params", "unit_macs", "unit_cache_bytes")
 
 
@@ -80,12 +80,13 @@ class BlockPlan:
         return cost
 
     @classmethod
-    def from_fields(cls, name: str, fields: Mapping[str, Any]) -> "BlockPlan":
+    def from_fields(cls, name: str, fields: Mapping[str, Any], *, heads: int | None = None) -> "BlockPlan":
         """Make the plan of a block from its fields in JSON.
 
         Args:
             name: The block's name.
             fields: The fields.
+            heads: Query heads in one unit, if the file says it.
 
         Returns:
             The plan of the block.
@@ -95,14 +96,11 @@ class BlockPlan:
         """
         kept = tuple(fields["kept"])
         unit = unit_in_json(name, fields["kind"])
-        return cls(**{**fields, "kept": kept}, unit=unit)
+        return cls(**{"heads": heads, **fields, "kept": kept}, unit=unit)
 
     def to_fields(self) -> dict[str, Any]:
         """The fields of a block in JSON."""
-        fields = {name: getattr(self, name) for name in _IN_JSON}
-        if self.heads is not None:
-            fields["heads"] = self.heads
-        return fields
+        return {name: getattr(self, name) for name in _IN_JSON}
 
 
 def unit_in_json(name: str, kind: Kind) -> Unit:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from hfprune.errors import PlanMismatchError
 from hfprune.planning.block_plan import BlockPlan, unit_in_json
@@ -158,12 +158,16 @@ class PruningPlan:
         lines = []
         for name, block in self.blocks.items():
             lines.append(f"  {json.dumps(name)}: {json.dumps(block.to_fields())}")
-        head = {
+        head: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "model_type": self.model_type,
             "sequence_length": self.sequence_length,
             "digest": self.digest,
         }
+        heads = {name: block.heads for name, block in self.blocks.items() if block.heads is not None}
+        if heads:
+            # here and not in the blocks, where earlier versions of hfprune refuse fields that they do not know
+            head["heads"] = heads
         # json.dumps has no layout with one line for each block, so the closing brace is cut off and written again below
         opening = json.dumps(head, indent=1)[:-2]
         return opening + ',\n "blocks": {\n' + ",\n".join(lines) + "\n }\n}\n"
@@ -190,8 +194,9 @@ class PruningPlan:
                     "upgrade it (pip install -U hfprune)."
                 )
             blocks = {}
+            heads = data.get("heads", {})
             for name, fields in data["blocks"].items():
-                blocks[name] = BlockPlan.from_fields(name, fields)
+                blocks[name] = BlockPlan.from_fields(name, fields, heads=heads.get(name))
             plan = cls(model_type=data["model_type"], sequence_length=data["sequence_length"], blocks=blocks)
         # files come from strangers, so every way in which their JSON can be wrong gets the same clear error
         except (AttributeError, KeyError, RecursionError, TypeError, json.JSONDecodeError) as error:

@@ -1,5 +1,6 @@
 """The pictures of a card: the share of units kept in every layer, and accuracy against size. They need matplotlib."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,9 +41,21 @@ def draw_pictures(record: PruningRecord, plan: PruningPlan, folder: Path) -> lis
 
 def pictures_of(record: PruningRecord) -> list[str]:
     """The names of the pictures that a record has data for."""
-    if record.metrics.get("dense") and record.sizes:
+    if record.sizes and _values_of_first_metric(record):
         return [KEPT_UNITS, ACCURACY]
     return [KEPT_UNITS]
+
+
+def _values_of_first_metric(record: PruningRecord) -> dict[str, float]:
+    """By stage, the values of the dense model's first metric that can be drawn."""
+    values: dict[str, float] = {}
+    for metric in list(record.metrics.get("dense", {}))[:1]:
+        for stage in _MARKERS:
+            value = record.metrics.get(stage, {}).get(metric)
+            # no axis reaches infinity, and the file of a record has null for it
+            if value is not None and math.isfinite(value):
+                values[stage] = value
+    return values
 
 
 def draw_accuracy(record: PruningRecord, theme: Theme) -> "Figure":
@@ -51,7 +64,7 @@ def draw_accuracy(record: PruningRecord, theme: Theme) -> "Figure":
     There are no error bars: a record does not say how many samples a metric is a mean of.
 
     Args:
-        record: A record with sizes, and with metrics of the dense model.
+        record: A record with sizes, and with a metric of the dense model that is finite at one stage or more.
         theme: The colours.
 
     Returns:
@@ -60,15 +73,12 @@ def draw_accuracy(record: PruningRecord, theme: Theme) -> "Figure":
     metric = next(iter(record.metrics["dense"]))
     dense_size = record.sizes["dense"]
     series = []
-    for stage, marker in _MARKERS.items():
-        value = record.metrics.get(stage, {}).get(metric)
-        if value is None:
-            continue
+    for stage, value in _values_of_first_metric(record).items():
         # recovery changes weights only, so a recovered model has the size of the pruned one
         size = record.sizes["dense" if stage == "dense" else "pruned"]
         share = 100 * size["macs"] / dense_size["macs"]
         label = f"{stage}: {value:.4f} at {share:.0f} % of the multiply-adds"
-        series.append(Series(label=label, dots=[Dot(x=share, y=value)], marker=marker))
+        series.append(Series(label=label, dots=[Dot(x=share, y=value)], marker=_MARKERS[stage]))
     length = dense_size["sequence_length"]
     panel = CurvePanel(
         xlabel=f"multiply-adds of the dense model, % ({length} tokens)",

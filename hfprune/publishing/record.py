@@ -152,7 +152,7 @@ class PruningRecord:
         if "scorer" in self.config:
             facts.append(("scorer", str(self.config["scorer"])))
         if "sparsity" in self.config and "budget" in self.config:
-            facts.append(("sparsity asked for", f"{self.config['sparsity']} of prunable {self.config['budget']}"))
+            facts.append(("sparsity asked for", _asked(self.config["sparsity"], self.config["budget"])))
         dense = self.sizes.get("dense", {})
         pruned = self.sizes.get("pruned", {})
         for size, name in _SIZES.items():
@@ -268,6 +268,17 @@ class PruningRecord:
             )
         del data["format_version"]
         return cls(**data)
+
+
+def _asked(sparsity: Any, budget: str) -> str:
+    """A sparsity in words: a fraction of the cost, or by pattern of block names a fraction of the units.
+
+    >>> _asked(0.5, "macs"), _asked({"*.ffn": 0.25}, "macs")
+    ('0.5 of prunable macs', '0.25 of the units of *.ffn')
+    """
+    if not isinstance(sparsity, Mapping):
+        return f"{sparsity} of prunable {budget}"
+    return ", ".join(f"{fraction} of the units of {pattern}" for pattern, fraction in sparsity.items())
 
 
 def _change(before: int, after: int) -> str:

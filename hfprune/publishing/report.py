@@ -122,8 +122,11 @@ def _metric_rows(record: PruningRecord) -> list[_Row]:
 
 def _size_rows(record: PruningRecord, checkpoint_bytes: Mapping[str, int] | None) -> list[_Row]:
     """Rows of all sizes that are known."""
-    dense = record.sizes["dense"]
-    pruned = record.sizes["pruned"]
+    dense = record.sizes.get("dense")
+    pruned = record.sizes.get("pruned")
+    # the record that apply_plan leaves has none
+    if not dense or not pruned:
+        return []
     rows = []
     if record.vocabulary:
         rows.append(_size_row("tokens", record.vocabulary["before"], record.vocabulary["after"]))

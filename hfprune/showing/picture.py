@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hfprune.errors import MissingDependencyError
 from hfprune.showing.files import write_whole
@@ -146,7 +146,16 @@ def _picture_class() -> "type[Figure]":
         def _repr_png_(self) -> bytes:
             return _drawn(self, ".png")
 
+    # pickle looks a class up by this name, and finds it with the function below
+    Picture.__qualname__ = "Picture"
     return Picture
+
+
+def __getattr__(name: str) -> Any:
+    """The class of pictures, which is made when it is asked for, so that matplotlib is not imported before."""
+    if name != "Picture":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _picture_class()
 
 
 def new_picture(width: float, height: float, theme: Theme) -> "Figure":

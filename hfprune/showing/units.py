@@ -340,7 +340,8 @@ def _label_panel(axes: "Axes", title: str, members: Sequence[UnitRow], theme: Th
 
 def _note_rows(axes: "Axes", members: Sequence[UnitRow], label: str, theme: Theme) -> None:
     """Write the notes of the rows at the right axis."""
-    right = axes.secondary_yaxis("right")
+    # the same scale as at the left; by matplotlib's own functions for it, the figure could not be pickled
+    right = axes.secondary_yaxis("right", functions=(np.positive, np.positive))
     step = -(-len(members) // _MOST_LAYER_TICKS)
     shown = range(0, len(members), step)
     right.set_yticks(shown, [members[number].note for number in shown])

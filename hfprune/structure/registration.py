@@ -1,6 +1,7 @@
 """When a name in a registry is taken: by another function, but not by an earlier version of the same one."""
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 
@@ -8,7 +9,8 @@ def check_same(what: str, name: str, function: Callable[..., Any], earlier: Call
     """Refuse a name that another function has.
 
     A function of the same module and the same qualified name is the same function, written anew: a cell of a notebook
-    that registers it can be run again.
+    that registers it can be run again. Lambdas, functions that are made inside of others, methods and callable objects
+    have no name that tells them apart, so each is a function of its own.
 
     >>> def mine(block): ...
     >>> earlier = mine
@@ -24,11 +26,14 @@ def check_same(what: str, name: str, function: Callable[..., Any], earlier: Call
     Raises:
         ValueError: They are not the same function.
     """
-    if _identity(earlier) != _identity(function):
+    name_of_function = _name_of(function)
+    if name_of_function is None or name_of_function != _name_of(earlier):
         raise ValueError(f"{what} named {name!r} is registered already.")
 
 
-def _identity(function: Callable[..., Any]) -> tuple[str, str]:
-    """The module and the qualified name of a function; of a callable object, those of its class."""
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return named.__module__, named.__qualname__
+def _name_of(function: Callable[..., Any]) -> tuple[str, str] | None:
+    """The module and the qualified name of a function or class; None if they may be those of several functions."""
+    # the methods of two objects have the same name, and so have all lambdas of a module, and what a function makes
+    if not isinstance(function, FunctionType | type) or "<" in function.__qualname__:
+        return None
+    return function.__module__, function.__qualname__

@@ -186,7 +186,8 @@ def interval_of_mean(values: Sequence[float], *, confidence: float = 0.95) -> tu
         variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
         middle = mean
         half = quantile * math.sqrt(variance / count)
-    return middle - half, middle + half
+    # rounding must not leave the mean outside: the score interval of a mean of 1 ends at 1
+    return min(middle - half, mean), max(middle + half, mean)
 
 
 def shown_above(values: Sequence[float], others: Sequence[float], *, confidence: float = 0.95) -> bool:

@@ -211,8 +211,13 @@ def _run_launched(words: Sequence[str]) -> None:
 def _run_python(words: Sequence[str]) -> None:
     if words[0] == "-m":
         arguments = [words[1], *words[2:]]
-        with _argv(arguments), contextlib.suppress(SystemExit):
-            runpy.run_module(words[1], run_name="__main__")
+        with _argv(arguments):
+            code = None
+            try:
+                runpy.run_module(words[1], run_name="__main__")
+            except SystemExit as done:
+                code = done.code
+        assert not code, f"python {shlex.join(words)}: exit code {code}"
         return
     script = ROOT / words[0]
     assert script.is_file(), words[0]
