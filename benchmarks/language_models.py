@@ -18,6 +18,7 @@ Rows go to runs/language_models.json as they are measured, and what is there by 
 (delete the file to start over). seconds are score, plan, surgery, repair and training; peak_bytes the peak memory of
 that over what the process had before (dense model and data); where an allocator is told to keep what was freed, that
 counts, so measure a row a process then. CPU, float32 (training with --bf16 in mixed precision).
+The rows of docs/results/language-models.md are kept in docs/results/language_models.json.
 """
 
 import argparse

@@ -11,6 +11,7 @@ without and with reconstruction; `rounds` is as many rounds of score, plan, surg
 four fifths each. The default of hfprune is marked with *.
 Prints the mean and half the range over seeds, and draws the curves. Rows go to runs/no_retraining.json as they are
 measured, and what is there already is not measured again (delete the file to start over); `--show` only reports it.
+The rows of docs/results/no-retraining.md are kept in docs/results/no_retraining.json.
 CPU, float32, 2 threads, MACs of sequences of 64 tokens; `seconds` is score, plan, surgery and repair, null where the
 machine did other work (`--untimed`).
 """

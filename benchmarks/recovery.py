@@ -24,6 +24,7 @@ Accuracy in per cent, and the divergence KL(dense ‖ model) in thousandths of a
 no model saw. Rows go to runs/recovery.json as they are measured, and what is there is not measured again; `--show` only
 reports it. CPU, 2 threads, batch 32, training in bfloat16 (autocast) where the processor has it, MACs of 64 tokens;
 `seconds` is all that is done to the dense model, null where the machine did other work (`--untimed`).
+The rows of docs/results/recovery.md are kept in docs/results/recovery.json.
 """
 
 import argparse

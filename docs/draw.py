@@ -67,9 +67,12 @@ def _resolved(field: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-ARCHITECTURES = """# Architectures
+ARCHITECTURES = """# Model types
 
-This page lists the model types of the table `hfprune/structure/table/`. For each type, tests build small random
+Look for your model type in the first column of the table; it is the `model_type` in the model's `config.json`. A type
+that is not there may still work: see [By proof](#by-proof).
+
+The table is that of `hfprune/structure/table/`. For each type, tests build small random
 models with the heads that transformers has for it. The tests gate units, remove them, save and load again, and demand
 equal outputs: with sdpa and eager attention, in float32 and bfloat16, with another width in every layer. Other tests
 score, plan, prune and repair each type.

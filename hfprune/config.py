@@ -53,14 +53,6 @@ def _check_count(name: str, value: int | None, least: int) -> None:
 class PruningConfig:
     """All choices of a pruning run.
 
-    >>> config = PruningConfig(sparsity=0.3, exclude=["*.0.attention"])
-    >>> config.budget, config.scorer
-    ('macs', 'residual_logit_fisher')
-    >>> PruningConfig(sparsity=30)
-    Traceback (most recent call last):
-        ...
-    ValueError: sparsity must be in [0, 1), got 30. It is a fraction: write 0.3 for 30 %.
-
     Attributes:
         sparsity: The fraction of the dense model's prunable cost to remove, in [0, 1): 0.5 halves the cost.
         budget: The cost that sparsity counts: `macs` (multiply-adds for a sequence), `params`, or for decoders
@@ -90,6 +82,16 @@ class PruningConfig:
         exclude: Shell-style patterns of block names, such as `*.0.attention`: blocks that keep all their units.
         portable: Keep only widths that the stock config can say, so that the result loads without hfprune.
         seed: The seed of all random draws.
+
+    Examples:
+        >>> from hfprune import PruningConfig
+        >>> config = PruningConfig(sparsity=0.3, exclude=["*.0.attention"])
+        >>> config.budget, config.scorer
+        ('macs', 'residual_logit_fisher')
+        >>> PruningConfig(sparsity=30)
+        Traceback (most recent call last):
+            ...
+        ValueError: sparsity must be in [0, 1), got 30. It is a fraction: write 0.3 for 30 %.
     """
 
     sparsity: float = field(default=0.5, metadata={"help": "Fraction of the prunable cost to remove, in [0, 1)."})

@@ -1,41 +1,12 @@
-"""Offline, deterministic, and without Python warnings or progress bars."""
+"""A Hub on the loopback interface, other processes, and what some tests do without. More is in the conftest above."""
 
-import os
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-import datasets
 import pytest
 import torch
-from transformers.utils import logging
 
-import hfprune  # noqa: F401 (registers pruned types with the Auto classes)
-from hfprune.publishing import card, verification
+from hfprune.publishing import card
 from tests.support import contract_table
 from tests.support.hub import Hub, loopback_hub
 from tests.support.processes import Python
-
-logging.disable_progress_bar()
-datasets.disable_progress_bars()
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _caches_in_tmp(tmp_path_factory, monkeypatch):
-    """Nothing is read from or written to the user's cache of data sets."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
-
-
-@pytest.fixture(autouse=True)
-def _marks_in_tmp(tmp_path_factory, monkeypatch):
-    """That a checkpoint was verified is not written into the user's cache."""
-    monkeypatch.setattr(verification, "HF_HOME", str(tmp_path_factory.getbasetemp() / "hf"))
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,8 @@ def test_heads_and_neurons_of_bert():
     attention, ffn = find_blocks(tiny_model("bert"))[:2]
     assert (attention.name, attention.units, attention.width) == ("encoder.layer.0.attention", 4, 8)
     assert (ffn.name, ffn.units, ffn.width) == ("encoder.layer.0.ffn", 40, 1)
-    # ALGORITHMS §4: 4·d·d_h weights and 3·d_h biases; 4·s·d·d_h + 2·s²·d_h multiply-adds
+    # a head of width d_h in a model of width d, over s tokens:
+    # 4·d·d_h weights and 3·d_h biases; 4·s·d·d_h + 2·s²·d_h multiply-adds
     assert attention.unit_params == 4 * 32 * 8 + 3 * 8
     assert attention.unit_macs(10) == 4 * 10 * 32 * 8 + 2 * 10 * 10 * 8
     assert ffn.unit_params == 2 * 32 + 1

@@ -12,7 +12,6 @@ from docs.draw import PAGES
 from hfprune import PruningConfig, PruningRecord
 from hfprune.cli.app import app
 from hfprune.errors import PlanMismatchError
-from hfprune.planning.compare import comparison
 from hfprune.publishing import card
 from hfprune.publishing.record import schema
 from tests.support.hub import yaml_errors
@@ -149,7 +148,7 @@ class TestDiff:
 
     def test_counts(self, tmp_path):
         plans = [hfprune.load(checkpoint(tmp_path / str(s), sparsity=s)).pruning_plan for s in (0.3, 0.6)]
-        found = comparison(*plans)
+        found = plans[0].compare(plans[1]).to_dict()
         for name, counts in found["blocks"].items():
             first, second = (set(plan.blocks[name].kept) for plan in plans)
             assert (counts["a"], counts["b"], counts["both"]) == (len(first), len(second), len(first & second))
@@ -162,7 +161,7 @@ class TestDiff:
         with pytest.raises(
             PlanMismatchError, match="'encoder.layer.0.ffn' has 40 units in the first and 48 in the sec"
         ):
-            comparison(a, other.pruning_plan)
+            a.compare(other.pruning_plan)
 
     def test_no_plan(self, tmp_path):
         tiny_model("bert").save_pretrained(tmp_path / "dense")

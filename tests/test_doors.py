@@ -47,7 +47,7 @@ def test_a_statistic_and_a_scorer_of_it():
     )
     assert small.pruning_plan.kept["encoder.layer.0.attention"] == (2, 3)
     with pytest.raises(ValueError, match="a statistic named 'positions' is registered already"):
-        register_statistic("positions")
+        register_statistic("positions")(lambda run: [])
 
 
 def test_a_scorer_names_its_one_shot_form():
@@ -77,7 +77,7 @@ def test_a_budget(recorded_as):
         with pytest.raises(ValueError, match="a plan does not record what a unit costs in the budget 'weight_bits'"):
             by_bits.pruning_plan.sparsity("weight_bits")
     with pytest.raises(ValueError, match="a budget named 'macs' is registered already"):
-        register_budget("macs")
+        register_budget("macs")(lambda block, sequence_length: 1)
     with pytest.raises(ValueError, match="budget must be one of macs, params, kv_cache, weight_bits, got 'time'"):
         PruningConfig(budget="time")
 

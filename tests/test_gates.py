@@ -53,7 +53,7 @@ def test_gradients_are_per_sample():
 
 @pytest.mark.parametrize("model_type", ["bert", "gpt2"])
 def test_gate_gradient_is_consumer_weight_times_its_gradient(model_type):
-    """Σ_{columns of u} W·∂L/∂W equals the gate gradient summed over samples (ALGORITHMS §8)."""
+    """Σ_{columns of u} W·∂L/∂W equals the gate gradient summed over samples."""
     model = tiny_model(model_type)
     blocks, batch = find_blocks(model), tiny_batch(model_type)
     model.zero_grad()

@@ -14,30 +14,42 @@ PACKAGE = Path(hfprune.__file__).parent
 MAY_IMPORT = {
     "errors": set(),
     "distributed": {"errors"},
+    "showing": {"errors"},
     "structure": {"errors", "distributed"},
-    "measuring": {"errors", "distributed", "structure"},
-    "scoring": {"errors", "distributed", "structure"},
+    "measuring": {"errors", "distributed", "showing", "structure"},
+    "scoring": {"errors", "distributed", "showing", "structure"},
     "data": {"errors", "distributed", "structure", "measuring"},
-    "planning": {"errors", "structure", "scoring"},
+    "planning": {"errors", "showing", "structure", "scoring"},
     "config": {"structure", "planning"},
-    "publishing": {"errors", "distributed", "structure", "measuring", "planning"},
-    "reconstruction": {"errors", "distributed", "structure", "scoring"},
-    "pruning": {"errors", "structure", "measuring", "scoring", "planning", "config", "publishing", "reconstruction"},
+    "publishing": {"errors", "distributed", "showing", "structure", "measuring", "planning"},
+    "reconstruction": {"errors", "distributed", "showing", "structure", "scoring"},
+    "pruning": {"errors", "showing", "structure", "measuring", "scoring", "planning", "config", "publishing"}
+    | {"reconstruction"},
     "vocabulary": {"errors", "structure", "measuring", "planning", "publishing"},
     "recovery": {"errors", "distributed", "structure", "measuring", "scoring", "planning", "config", "publishing"}
     | {"pruning"},
-    "sweeping": {"errors", "structure", "measuring", "scoring", "planning", "config", "publishing", "reconstruction"}
-    | {"pruning"},
+    "sweeping": {"errors", "showing", "structure", "measuring", "scoring", "planning", "config", "publishing"}
+    | {"reconstruction", "pruning"},
     "jobs": {"errors", "distributed", "structure", "measuring", "scoring", "data", "planning", "config", "publishing"}
     | {"pruning", "recovery"},
     "cli": {"errors", "structure", "measuring", "scoring", "data", "planning", "config", "publishing", "pruning"}
-    | {"sweeping", "vocabulary"},
+    | {"showing", "sweeping", "vocabulary"},
     "deprecated": set(),
     "__init__": {"errors", "structure", "planning", "publishing", "deprecated"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: Imported inside functions: what takes long to import, or what users may not have.
-LATE = {"jsonschema", "jsonschema.exceptions", "matplotlib", "matplotlib.figure", "peft", "lm_eval"}
+LATE = {
+    "jsonschema",
+    "jsonschema.exceptions",
+    "matplotlib",
+    "matplotlib.colors",
+    "matplotlib.figure",
+    "peft",
+    "lm_eval",
+}
+#: It is there with datasets, but takes half a second to import.
+LATE |= {"pandas"}
 
 
 def part_of(module: str) -> str:

@@ -8,16 +8,12 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import hfprune
-from hfprune import PruningPlan
 from hfprune.cli.app import app
 from hfprune.errors import CheckpointError, UnsupportedArchitectureError
 from hfprune.publishing.legacy import load_legacy
 from hfprune.publishing.verification import verify
-from hfprune.structure import find_blocks
-from tests.support.tiny import tiny_batch, tiny_model
-from tests.support.tiny_data import tiny_tokenizer
-
-GONE = {0: [1, 3], 1: [0]}
+from tests.support.old_checkpoints import old_checkpoint, pickle_weights
+from tests.support.tiny import tiny_batch
 
 
 class Bomb:
@@ -25,35 +21,6 @@ class Bomb:
 
     def __reduce__(self):
         return pytest.fail, ("it was run",)
-
-
-def old_checkpoint(folder, gone=GONE, *, neurons=40, model_type="bert", tokenizer=False):
-    """As transformers 4 wrote it after `prune_heads` (and TextPruner after cutting all FFNs alike), and the model."""
-    dense = tiny_model(model_type, num_labels=3)
-    kept = {}
-    for index, block in enumerate(find_blocks(dense)):
-        if block.kind == "attention":
-            kept[block.name] = [head for head in range(block.units) if head not in gone.get(index // 2, [])]
-        else:
-            kept[block.name] = list(range(neurons))
-    small = hfprune.apply_plan(
-        dense, PruningPlan.keep(find_blocks(dense), kept, model_type=model_type, sequence_length=8)
-    )
-    small.save_pretrained(folder)
-    config = dense.config.to_dict()
-    config.update(
-        pruned_heads={str(layer): heads for layer, heads in gone.items()},
-        intermediate_size=neurons,
-        transformers_version="4.30.0",
-        architectures=["BertForSequenceClassification"],
-        _name_or_path="google-bert/bert-base-uncased",
-    )
-    (folder / "config.json").write_text(json.dumps(config))
-    for name in ("pruning_plan.json", "modeling_pruned.py", "pruning_record.json"):
-        (folder / name).unlink(missing_ok=True)
-    if tokenizer:
-        tiny_tokenizer().save_pretrained(folder)
-    return small
 
 
 @pytest.mark.parametrize("neurons", [40, 24])
@@ -127,8 +94,7 @@ class TestMistakes:
     def test_pickled_weights_are_read_only_if_that_is_asked_for(self, tmp_path):
         """As TextPruner saves them: `torch.save(model.state_dict())` and the config."""
         before = old_checkpoint(tmp_path / "old")
-        (tmp_path / "old" / "model.safetensors").unlink()
-        torch.save(before.state_dict(), tmp_path / "old" / "pytorch_model.bin")
+        pickle_weights(tmp_path / "old", before)
         command = ["import", str(tmp_path / "old"), str(tmp_path / "new")]
         done = CliRunner().invoke(app, command)
         assert done.exit_code == 1

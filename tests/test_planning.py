@@ -282,11 +282,15 @@ class TestOthers:
 
     def test_users_register_their_own(self, monkeypatch):
         monkeypatch.setattr(allocation, "_ALLOCATORS", dict(allocation._ALLOCATORS))
-        register_allocator("least")(lambda candidates, limit: [c.levels[0] for c in candidates])
+
+        @register_allocator("least")
+        def least(candidates, limit):
+            return [candidate.levels[0] for candidate in candidates]
+
         assert "least" in known_allocators()
         assert run(TWO, TABLE, 18, allocation="least") == {"a": [1], "f": [5]}
         with pytest.raises(ValueError, match="'least' is registered already"):
-            register_allocator("least")
+            register_allocator("least")(lambda candidates, limit: [0])
 
 
 def plan_of(units, kept):

@@ -215,7 +215,9 @@ class TestRegisteredLosses:
 
     def test_names_are_taken_once(self):
         with pytest.raises(ValueError, match="named 'unit_l1' is registered already"):
-            register_loss("unit_l1")
+            register_loss("unit_l1")(lambda inputs: [])
+        with pytest.raises(ValueError, match="named 'logits' is registered already"):
+            register_loss("logits")(lambda inputs: [])
         with pytest.raises(ValueError, match="letters, digits and underscores, got 'my loss'"):
             register_penalty("my loss")
 

@@ -49,7 +49,7 @@ def test_formulas_against_a_loop_of_single_samples():
 
 
 def test_kl_fisher_is_the_hessian_of_the_divergence():
-    """In expectation over the drawn labels, on a 2-layer double-precision model (ALGORITHMS §8)."""
+    """In expectation over the drawn labels, on a 2-layer model in double precision."""
     model = tiny_model("bert", num_labels=3, attn_implementation="eager").double()
     batch, blocks = tiny_batch(samples=2), find_blocks(model)
     block = blocks[0]
@@ -313,7 +313,7 @@ def test_users_register_their_own(monkeypatch):
     assert known_scorers()["variance"].labels == "data"
     assert score(tiny_model("bert"), batches(), scorer="variance").scorer == "variance"
     with pytest.raises(ValueError, match="'variance' is registered already"):
-        register_scorer("variance", labels="data")
+        register_scorer("variance", labels="data")(lambda statistics: statistics.mean)
 
 
 def test_scores_survive_a_file(tmp_path):

@@ -119,7 +119,7 @@ class TestScript:
 
     @pytest.mark.distributed
     def test_two_processes_make_the_same_plan_and_one_checkpoint(self, home):
-        """Torchrun starts two gloo processes on a CPU, which `accelerate launch --cpu` does not (FACTS)."""
+        """Torchrun starts two gloo processes on a CPU, which `accelerate launch --cpu` does not."""
         alone = run(write(home, settings(home, num_train_epochs=0, output_dir=str(home / "alone"))))
         assert alone.returncode == 0, alone.stderr[-3000:]
         path = write(home, settings(home, num_train_epochs=1, dense_epochs=0))

@@ -387,9 +387,9 @@ class TestRegistries:
         with pytest.raises(ValueError, match="unknown task 'poetry'. Known: causal_language_modelling, masked"):
             get_task("poetry")
         with pytest.raises(ValueError, match="a task named 'text_classification' is registered already"):
-            register_task("text_classification")
+            register_task("text_classification")(lambda model, data, *, seed: None)
         with pytest.raises(ValueError, match="a method named 'before' is registered already"):
-            register_method("before")
+            register_method("before")(lambda job: None)
 
     def test_a_method_that_is_registered_here(self, home):
         def check(arguments):

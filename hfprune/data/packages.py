@@ -57,7 +57,8 @@ def package_file(package: str, relative: str) -> Path:
     Raises:
         FileNotFoundError: The package or the file is not installed; the message has the command that installs it.
 
-    Example:
+    Examples:
+        >>> from hfprune.data import package_file
         >>> package_file("datasets", "utils").is_dir()
         True
     """
@@ -91,7 +92,8 @@ def resolve_model(name_or_path: str) -> str:
     Raises:
         FileNotFoundError: The package of a named model is not installed; the message has the command that installs it.
 
-    Example:
+    Examples:
+        >>> from hfprune.data import resolve_model
         >>> resolve_model("google-bert/bert-base-uncased")
         'google-bert/bert-base-uncased'
     """

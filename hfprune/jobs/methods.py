@@ -19,6 +19,7 @@ from hfprune.publishing.checkpoint import load
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.recovery.gradual import GradualPruning
 from hfprune.recovery.trainer import RecoveryTrainer
+from hfprune.structure.registration import check_same
 
 logger = logging.getLogger(__name__)
 #: Settings that gradual pruning ignores, as it scores by fisher in the training steps and has a schedule of its own.
@@ -64,12 +65,25 @@ def register_method(
         The decorator.
 
     Raises:
-        ValueError: Another method has this name.
+        ValueError: Another function has that name. A function of the same module and name is replaced, so that a
+            cell of a notebook can be run again.
+
+    Examples:
+        >>> import hfprune
+        >>> from hfprune.jobs.job import MethodOutcome
+        >>> from hfprune.jobs.methods import known_methods, register_method
+        >>> @register_method("without_training", must_train=False)
+        ... def without_training(job):
+        ...     pruned = hfprune.prune(job.dense, job.batches, job.arguments.pruning)
+        ...     trainer = job.trainer(pruned)
+        ...     return MethodOutcome(model=pruned, trainer=trainer, metrics={"pruned": job.task.test(trainer)})
+        >>> known_methods()["without_training"].must_train
+        False
     """
-    if name in _METHODS:
-        raise ValueError(f"a method named {name!r} is registered already.")
 
     def add(function: MethodFunction) -> MethodFunction:
+        if name in _METHODS:
+            check_same("a method", name, function, _METHODS[name].function)
         _METHODS[name] = Method(name=name, function=function, must_train=must_train, check=check)
         return function
 
@@ -79,8 +93,13 @@ def register_method(
 def known_methods() -> Mapping[str, Method]:
     """The methods known now, by name.
 
-    >>> list(known_methods())[:3]
-    ['before', 'rounds', 'gradual']
+    Returns:
+        A copy, with a `Method` for each name; changing it registers nothing.
+
+    Examples:
+        >>> from hfprune.jobs.methods import known_methods
+        >>> list(known_methods())[:3]
+        ['before', 'rounds', 'gradual']
     """
     return dict(_METHODS)
 

@@ -22,7 +22,10 @@ PruningArguments = make_dataclass(
 
 @dataclass
 class ModelArguments:
-    """The model and its teacher, the fine-tuning of the dense model, and when training stops early."""
+    """The model and its teacher, the fine-tuning of the dense model, and when training stops early.
+
+    `--help` of a script describes every field.
+    """
 
     model_name_or_path: str = field(metadata={"help": "Hub name, folder, or minilm-l6, smollm2-135m (from packages)."})
     teacher_model: str | None = field(
@@ -39,7 +42,10 @@ class ModelArguments:
 
 @dataclass
 class MethodArguments:
-    """When units are removed: before training, in rounds, or gradually while the model trains."""
+    """When units are removed: before training, in rounds, or gradually while the model trains.
+
+    `--help` of a script describes every field.
+    """
 
     method: str = field(
         default="before",
@@ -53,7 +59,10 @@ class MethodArguments:
 
 @dataclass
 class DataArguments:
-    """The data of a task, and what is measured on it. Tasks add their own columns in a class of their own."""
+    """The data of a task, and what is measured on it. Tasks add their own columns in a class of their own.
+
+    `--help` of a script describes every field.
+    """
 
     dataset: str | None = field(default=None, metadata={"help": "Hub name, or trec, movie_reviews, sms_spam."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
@@ -97,10 +106,6 @@ def parse(data: type[DataArguments], description: str | None, argv: Sequence[str
 
     A file holds values by name. Arguments that follow it on the command line override it.
 
-    >>> arguments = parse(DataArguments, None, ["--model_name_or_path", "bert-base-uncased", "--sparsity", "0.3"])
-    >>> arguments.pruning.sparsity, arguments.method.method
-    (0.3, 'before')
-
     Args:
         data: The task's data arguments.
         description: The text at the top of `--help`.
@@ -111,6 +116,12 @@ def parse(data: type[DataArguments], description: str | None, argv: Sequence[str
 
     Raises:
         ValueError: An argument is not known, or a file does not hold values by name.
+
+    Examples:
+        >>> from hfprune.jobs.tasks import DataArguments, parse
+        >>> arguments = parse(DataArguments, None, ["--model_name_or_path", "bert-base-uncased", "--sparsity", "0.3"])
+        >>> arguments.pruning.sparsity, arguments.method.method
+        (0.3, 'before')
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0].endswith((".yaml", ".yml", ".json")):

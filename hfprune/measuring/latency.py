@@ -59,11 +59,9 @@ def measure_latency(
     Raises:
         ValueError: The model cannot take so long a sequence, or a number is not positive.
 
-    Example:
-        >>> from transformers import BertConfig, BertModel
-        >>> shape = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
-        >>> model = BertModel(BertConfig(vocab_size=50, **shape))
-        >>> latency = measure_latency(model, batch_size=2, sequence_length=4, runs=5)
+    Examples:
+        >>> from hfprune.measuring.latency import measure_latency
+        >>> latency = measure_latency(dense, batch_size=2, sequence_length=8, runs=5)
         >>> latency.low_ms <= latency.median_ms <= latency.high_ms
         True
         >>> latency.device, latency.dtype
@@ -112,6 +110,15 @@ def measure_latencies(
 
     Raises:
         ValueError: A model cannot take so long a sequence, or a number is not positive.
+
+    Examples:
+        >>> import hfprune
+        >>> from hfprune.measuring.latency import measure_latencies
+        >>> small = hfprune.prune(dense, dataset, config, collator=collator)
+        >>> before, after = measure_latencies([dense, small], batch_size=1, sequence_length=8, runs=5)
+        >>> speed_up = before.median_ms / after.median_ms
+        >>> before.runs, after.runs, before.threads == after.threads
+        (5, 5, True)
     """
     for model in models:
         check_timing(model, batch_size=batch_size, sequence_length=sequence_length, runs=runs)

@@ -118,7 +118,7 @@ def load_metric(name: str) -> evaluate.EvaluationModule:
     Returns:
         A metric with `compute` and `add_batch`.
 
-    Example:
+    Examples:
         >>> load_metric("f1").compute(predictions=[0, 1, 1, 0], references=[0, 1, 0, 0])
         {'f1': 0.6666666666666666}
     """
@@ -149,7 +149,7 @@ def compute_metrics_for(names: Sequence[str], *, regression: bool = False) -> Ca
     Raises:
         ValueError: A metric compares classes where numbers are predicted, or the other way round.
 
-    Example:
+    Examples:
         >>> from transformers import EvalPrediction
         >>> compute = compute_metrics_for(["accuracy"])
         >>> logits = np.array([[2.0, 1.0], [0.0, 3.0]])
@@ -252,7 +252,7 @@ def entities(tags: Iterable[str]) -> list[tuple[str, int, int]]:
     Returns:
         For each entity its type, its first word, and the word after its last.
 
-    Example:
+    Examples:
         >>> entities(["B-PER", "I-PER", "O", "B-LOC", "B-LOC", "I-ORG"])
         [('PER', 0, 2), ('LOC', 3, 4), ('LOC', 4, 5), ('ORG', 5, 6)]
     """

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.logging import tqdm
 
+from hfprune.showing.progress import tracked
 from hfprune.structure.devices import check_tokens, input_device
 from hfprune.structure.examples import check_length
 from hfprune.structure.running import frozen
@@ -89,19 +89,17 @@ def perplexity(
         ValueError: The numbers do not fit each other, a single text stands in the place of a list, no text has two
             tokens, or the model lacks positions for the window or embeddings for a token.
 
-    Example:
-        A model with zeros for weights of the output predicts all of its 50 tokens alike:
+    Examples:
+        >>> import hfprune
+        >>> measured = hfprune.perplexity(decoder, tokenizer, texts, window=8, stride=4)
+        >>> measured.tokens, measured.window, measured.stride
+        (81, 8, 4)
 
-        >>> from tokenizers import Tokenizer, models
-        >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-        >>> words = models.WordLevel({"[UNK]": 0, "the": 1, "dog": 2}, unk_token="[UNK]")
-        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), unk_token="[UNK]")
-        >>> shape = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
-        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=50, **shape))
-        >>> _ = model.lm_head.weight.data.zero_()
-        >>> measured = perplexity(model, tokenizer, [[1, 2, 0, 1, 2]], window=4, stride=2)
-        >>> round(measured.perplexity, 3), measured.tokens
-        (50.0, 4)
+        A model that gives all its tokens the same probability has their number as its perplexity:
+
+        >>> _ = decoder.lm_head.weight.data.zero_()
+        >>> round(hfprune.perplexity(decoder, tokenizer, texts, window=8).perplexity, 3), len(tokenizer)
+        (15.0, 15)
     """
     if stride is None:
         stride = window
@@ -177,8 +175,9 @@ def _mean_loss(model: PreTrainedModel, windows: Sequence[_Window], batch_size: i
     ordered = sorted(windows, key=lambda each: -len(each.ids))
     total = 0.0
     tokens = 0
-    with frozen(model), torch.no_grad():
-        for start in tqdm(range(0, len(ordered), batch_size), desc="Perplexity", unit="batch"):
+    places = range(0, len(ordered), batch_size)
+    with frozen(model), torch.no_grad(), tracked(places, desc="Perplexity", unit="batch") as starts:
+        for start in starts:
             losses = _losses(model, ordered[start : start + batch_size])
             # In float64: a float32 sum over millions of tokens would lose digits.
             total += float(losses.sum(dtype=torch.float64))

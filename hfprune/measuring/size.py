@@ -52,7 +52,7 @@ def measure_size(model: ModelOrAnatomy, *, sequence_length: int, attention_unit:
         UnsupportedArchitectureError: The model type is not in the table, and no entry could be proven.
         ValueError: The model has no positions for so long a sequence.
 
-    Example:
+    Examples:
         >>> from transformers import BertConfig, BertModel
         >>> shape = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
         >>> size = measure_size(BertModel(BertConfig(vocab_size=50, **shape)), sequence_length=4)
@@ -123,7 +123,7 @@ def kv_cache_bytes(model: PreTrainedModel) -> int:
     Returns:
         Bytes a token, in all layers together.
 
-    Example:
+    Examples:
         Two layers, each with a key and a value of 8 features in float32:
 
         >>> from transformers import GPT2Config, GPT2Model

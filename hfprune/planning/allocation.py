@@ -20,6 +20,7 @@ from hfprune.planning.plan import PruningPlan
 from hfprune.planning.stock_widths import portable
 from hfprune.scoring.scores import Scores
 from hfprune.structure.blocks import Block
+from hfprune.structure.registration import check_same
 
 #: From candidates and the cost that may stay to the number of units that each of them keeps.
 AllocatorFunction = Callable[[Sequence[Candidate], int], list[int]]
@@ -55,13 +56,6 @@ def register_allocator(
 ) -> Callable[[AllocatorFunction], AllocatorFunction]:
     """Add an allocator: decorate a function `(candidates, limit) -> counts`.
 
-    >>> @register_allocator("least")
-    ... def least(candidates, limit):
-    ...     return [candidate.levels[0] for candidate in candidates]
-    >>> "least" in known_allocators()
-    True
-    >>> del _ALLOCATORS["least"]  # only so that this example leaves nothing behind
-
     Args:
         name: The name in `PruningConfig(allocation=...)`.
         ignores_scores: As for `Allocator`.
@@ -71,12 +65,24 @@ def register_allocator(
         The decorator.
 
     Raises:
-        ValueError: Another allocator has that name.
+        ValueError: Another function has that name. A function of the same module and name is replaced, so that a
+            cell of a notebook can be run again.
+
+    Examples:
+        >>> import hfprune
+        >>> from hfprune.planning import register_allocator
+        >>> @register_allocator("least")
+        ... def least(candidates, limit):
+        ...     return [candidate.levels[0] for candidate in candidates]
+        >>> scores = hfprune.score(dense, batches, scorer="l2")
+        >>> plan = hfprune.plan(dense, scores, hfprune.PruningConfig(allocation="least", min_units=2))
+        >>> [kept for kept, _ in plan.counts.values()]
+        [2, 2, 2, 2]
     """
-    if name in _ALLOCATORS:
-        raise ValueError(f"an allocator named {name!r} is registered already.")
 
     def add(function: AllocatorFunction) -> AllocatorFunction:
+        if name in _ALLOCATORS:
+            check_same("an allocator", name, function, _ALLOCATORS[name].function)
         _ALLOCATORS[name] = Allocator(
             name=name, function=function, ignores_scores=ignores_scores, block_by_block=block_by_block
         )
@@ -86,7 +92,16 @@ def register_allocator(
 
 
 def known_allocators() -> Mapping[str, AllocatorFunction]:
-    """The functions of all allocators that are registered now, by name."""
+    """The functions of all allocators that are registered now, by name.
+
+    Returns:
+        A copy, with the function for each name; changing it registers nothing.
+
+    Examples:
+        >>> from hfprune.planning import known_allocators
+        >>> list(known_allocators())[:3]
+        ['uniform', 'layerwise', 'global']
+    """
     return {name: allocator.function for name, allocator in _ALLOCATORS.items()}
 
 
@@ -361,6 +376,25 @@ def allocate(
     Raises:
         BudgetError: The limit cannot be met under these constraints.
         ValueError: The allocation is unknown, a pattern matches no block, or the scores are not scores of these blocks.
+
+    Examples:
+        >>> import hfprune
+        >>> from hfprune.planning import allocate
+        >>> from hfprune.structure import find_blocks
+        >>> blocks = find_blocks(dense)
+        >>> scores = hfprune.score(dense, batches, scorer="l2")
+        >>> cost = sum(block.units * block.unit_params for block in blocks)
+        >>> plan = allocate(
+        ...     blocks,
+        ...     scores,
+        ...     limit=cost // 2,
+        ...     budget="params",
+        ...     sequence_length=8,
+        ...     model_type="bert",
+        ...     allocation="uniform",
+        ... )
+        >>> [kept for kept, _ in plan.counts.values()]
+        [2, 16, 2, 16]
     """
     allocator = get_allocator(allocation)
     ranking = _random_scores(blocks, seed) if allocator.ignores_scores else scores

@@ -200,8 +200,9 @@ def units_by_pattern(sparsity: Mapping[str, float], units: Mapping[str, int]) ->
     Raises:
         ValueError: A pattern matches no block, or a sparsity is not in [0, 1].
 
-    >>> units_by_pattern({"*.0.*": 0.0, "*.ffn": 0.25}, {"l.0.ffn": 8, "l.1.ffn": 8, "l.1.attention": 4})
-    {'l.0.ffn': 8, 'l.1.ffn': 6, 'l.1.attention': 4}
+    Examples:
+        >>> units_by_pattern({"*.0.*": 0.0, "*.ffn": 0.25}, {"l.0.ffn": 8, "l.1.ffn": 8, "l.1.attention": 4})
+        {'l.0.ffn': 8, 'l.1.ffn': 6, 'l.1.attention': 4}
     """
     check_patterns(sparsity, list(units))
     for pattern, value in sparsity.items():

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from hfprune.structure.blocks import Block
+from hfprune.structure.registration import check_same
 
 #: From a block and the tokens of a sequence to the cost of one unit.
 CostFunction = Callable[[Block, int], int]
@@ -44,13 +45,6 @@ BUDGET_NAMES = _BUDGETS.keys()
 def register_budget(name: str, *, recorded_as: str = "") -> Callable[[CostFunction], CostFunction]:
     """Add a budget: decorate a function from a block and the tokens of a sequence to the cost of one unit.
 
-    >>> @register_budget("weight_bytes")
-    ... def weight_bytes(block, sequence_length):
-    ...     return 2 * block.unit_params
-    >>> "weight_bytes" in known_budgets()
-    True
-    >>> del _BUDGETS["weight_bytes"]  # only so that this example leaves nothing behind
-
     Args:
         name: The name in `PruningConfig(budget=...)`.
         recorded_as: The field of `BlockPlan` that holds this cost, if there is one.
@@ -59,12 +53,25 @@ def register_budget(name: str, *, recorded_as: str = "") -> Callable[[CostFuncti
         The decorator.
 
     Raises:
-        ValueError: Another budget has that name.
+        ValueError: Another function has that name. A function of the same module and name is replaced, so that a
+            cell of a notebook can be run again.
+
+    Examples:
+        >>> from hfprune.planning import known_budgets, register_budget
+        >>> from hfprune.structure import find_blocks
+        >>> @register_budget("weight_bytes")
+        ... def weight_bytes(block, sequence_length):
+        ...     return 2 * block.unit_params
+        >>> unit_cost = known_budgets()["weight_bytes"].unit_cost(sequence_length=8)
+        >>> for block in find_blocks(dense)[:2]:
+        ...     print(block.name, unit_cost(block))
+        encoder.layer.0.attention 536
+        encoder.layer.0.ffn 66
     """
-    if name in _BUDGETS:
-        raise ValueError(f"a budget named {name!r} is registered already.")
 
     def add(function: CostFunction) -> CostFunction:
+        if name in _BUDGETS:
+            check_same("a budget", name, function, _BUDGETS[name].function)
         _BUDGETS[name] = Budget(name=name, function=function, recorded_as=recorded_as)
         return function
 
@@ -74,8 +81,13 @@ def register_budget(name: str, *, recorded_as: str = "") -> Callable[[CostFuncti
 def known_budgets() -> Mapping[str, Budget]:
     """All budgets that are registered now, by name.
 
-    >>> list(known_budgets())[:3]
-    ['macs', 'params', 'kv_cache']
+    Returns:
+        A copy, with a `Budget` for each name; changing it registers nothing.
+
+    Examples:
+        >>> from hfprune.planning import known_budgets
+        >>> list(known_budgets())[:3]
+        ['macs', 'params', 'kv_cache']
     """
     return dict(_BUDGETS)
 

@@ -2,95 +2,29 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 from hfprune.errors import PlanMismatchError
-from hfprune.planning.costs import get_budget
-from hfprune.structure.blocks import QUERIES, Block, attention_unit_of, check_attention_unit
-from hfprune.structure.specs import KIND_OF_NEURONS, AttentionUnit, Kind, Unit
+from hfprune.planning.block_plan import BlockPlan, unit_in_json
+from hfprune.planning.compare import ComparedBlock, Comparison
+from hfprune.showing.picture import ThemeName, save_picture, theme_of
+from hfprune.showing.tables import Table, bar_of, data_frame
+from hfprune.showing.units import UnitRow, draw_kept, layer_number
+from hfprune.structure.blocks import Block, attention_unit_of, check_attention_unit
+from hfprune.structure.specs import AttentionUnit, Kind
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 FORMAT_VERSION = 1
 #: A message shows at most so many indices.
 _SHOWN_UNITS = 8
-#: The fields of a block in JSON, in this order.
-_IN_JSON = ("kind", "units", "kept", "unit_params", "unit_macs", "unit_cache_bytes")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockPlan:
-    """Which units of one block stay, and what a unit costs.
-
-    Attributes:
-        kind: `attention` or `ffn`.
-        units: The number of units before pruning.
-        kept: The indices of the units that stay, increasing.
-        unit_params: Parameters of one unit.
-        unit_macs: Multiply-adds of one unit for one sequence of the plan's `sequence_length`.
-        unit_cache_bytes: Bytes of one unit in the key/value cache, for one token; 0 without a cache.
-        unit: What one unit is: `group`, `query` or `neuron`. If it is not given, a `PruningPlan` tells it by the
-            block's kind and name, as in JSON, which has no field for it.
-    """
-
-    kind: Kind
-    units: int
-    kept: tuple[int, ...]
-    unit_params: int
-    unit_macs: int
-    unit_cache_bytes: int = 0
-    unit: Unit | None = None
-
-    def unit_cost(self, budget: str) -> int:
-        """The cost of one unit in a budget.
-
-        Args:
-            budget: The name of a registered budget.
-
-        Returns:
-            The cost, such as a number of parameters, of multiply-adds for a sequence, or of cache bytes for a token.
-
-        Raises:
-            ValueError: No budget has that name, or a plan has no field for the cost.
-        """
-        field = get_budget(budget).recorded_as
-        if not field:
-            raise ValueError(
-                f"a plan does not record what a unit costs in the budget {budget!r}: register the budget with "
-                "recorded_as=..., or take Anatomy.cost, which asks the model's blocks."
-            )
-        cost: int = getattr(self, field)
-        return cost
-
-    @classmethod
-    def from_fields(cls, name: str, fields: Mapping[str, Any]) -> "BlockPlan":
-        """Make the plan of a block from its fields in JSON.
-
-        Args:
-            name: The block's name.
-            fields: The fields.
-
-        Returns:
-            The plan of the block.
-
-        Raises:
-            TypeError: A field is missing or unknown.
-        """
-        kept = tuple(fields["kept"])
-        unit = _unit_in_json(name, fields["kind"])
-        return cls(**{**fields, "kept": kept}, unit=unit)
-
-    def to_fields(self) -> dict[str, Any]:
-        """The fields of a block in JSON."""
-        return {name: getattr(self, name) for name in _IN_JSON}
-
-
-def _unit_in_json(name: str, kind: Kind) -> Unit:
-    """What one unit is, from the fields of the file format: the block's name tells query heads from groups."""
-    if kind == KIND_OF_NEURONS:
-        return "neuron"
-    return "query" if name.endswith(f".{QUERIES}") else "group"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,20 +34,22 @@ class PruningPlan:
     Units are numbered as in the model that the plan is for. In a plan that is attached to a pruned model, or published,
     they are numbered as in the dense model: the model before any pruning.
 
-    >>> block = BlockPlan(kind="ffn", units=4, kept=(0, 3), unit_params=9, unit_macs=64, unit="neuron")
-    >>> plan = PruningPlan(model_type="bert", sequence_length=8, blocks={"encoder.layer.0.ffn": block})
-    >>> plan.sparsity("params")
-    0.5
-    >>> print(plan)
-    encoder.layer.0.ffn      2 of 4      ██████████░░░░░░░░░░
-    removed 50.0% of prunable MACs (sequences of 8 tokens), 50.0% of prunable parameters; digest dcd8b30400da
-    >>> PruningPlan.from_json(plan.to_json()) == plan
-    True
-
     Attributes:
         model_type: The dense model's type.
         sequence_length: Tokens in a sequence, for the multiply-adds.
         blocks: The plan of each block by name, in the order in which the blocks run.
+
+    Examples:
+        >>> from hfprune.planning import BlockPlan, PruningPlan
+        >>> block = BlockPlan(kind="ffn", units=4, kept=(0, 3), unit_params=9, unit_macs=64, unit="neuron")
+        >>> plan = PruningPlan(model_type="bert", sequence_length=8, blocks={"encoder.layer.0.ffn": block})
+        >>> plan.sparsity("params")
+        0.5
+        >>> print(plan)
+        encoder.layer.0.ffn      2 of 4      ██████████░░░░░░░░░░
+        removed 50.0% of prunable MACs (sequences of 8 tokens), 50.0% of prunable parameters; digest dcd8b30400da
+        >>> PruningPlan.from_json(plan.to_json()) == plan
+        True
     """
 
     model_type: str
@@ -126,7 +62,7 @@ class PruningPlan:
             _check_kept(name, block)
             blocks[name] = block
             if block.unit is None:
-                blocks[name] = replace(block, unit=_unit_in_json(name, block.kind))
+                blocks[name] = replace(block, unit=unit_in_json(name, block.kind))
         object.__setattr__(self, "blocks", blocks)
 
     @classmethod
@@ -144,6 +80,7 @@ class PruningPlan:
                 unit_params=block.unit_params,
                 unit_macs=block.unit_macs(sequence_length),
                 unit_cache_bytes=block.unit_cache_bytes,
+                heads=_recorded_heads(block),
             )
         return cls(model_type=model_type, sequence_length=sequence_length, blocks=plans)
 
@@ -221,12 +158,16 @@ class PruningPlan:
         lines = []
         for name, block in self.blocks.items():
             lines.append(f"  {json.dumps(name)}: {json.dumps(block.to_fields())}")
-        head = {
+        head: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "model_type": self.model_type,
             "sequence_length": self.sequence_length,
             "digest": self.digest,
         }
+        heads = {name: block.heads for name, block in self.blocks.items() if block.heads is not None}
+        if heads:
+            # here and not in the blocks, where earlier versions of hfprune refuse fields that they do not know
+            head["heads"] = heads
         # json.dumps has no layout with one line for each block, so the closing brace is cut off and written again below
         opening = json.dumps(head, indent=1)[:-2]
         return opening + ',\n "blocks": {\n' + ",\n".join(lines) + "\n }\n}\n"
@@ -253,8 +194,9 @@ class PruningPlan:
                     "upgrade it (pip install -U hfprune)."
                 )
             blocks = {}
+            heads = data.get("heads", {})
             for name, fields in data["blocks"].items():
-                blocks[name] = BlockPlan.from_fields(name, fields)
+                blocks[name] = BlockPlan.from_fields(name, fields, heads=heads.get(name))
             plan = cls(model_type=data["model_type"], sequence_length=data["sequence_length"], blocks=blocks)
         # files come from strangers, so every way in which their JSON can be wrong gets the same clear error
         except (AttributeError, KeyError, RecursionError, TypeError, json.JSONDecodeError) as error:
@@ -274,16 +216,131 @@ class PruningPlan:
         lines = []
         for name, (kept, before) in self.counts.items():
             # a block that was removed by an earlier pruning had no units before this one
-            bar = "█" * round(20 * kept / max(before, 1))
-            lines.append(f"{name:<{width}}  {kept:>5} of {before:<5}  {bar:░<20}")
+            lines.append(f"{name:<{width}}  {kept:>5} of {before:<5}  {bar_of(kept / max(before, 1))}")
+        return "\n".join([*lines, self._summary()])
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for name, block in self.blocks.items():
+            kept = len(block.kept)
+            rows.append([name, block.unit_name, f"{kept:,}", f"{block.units:,}", bar_of(kept / max(block.units, 1))])
+        return Table(head=("block", "unit", "kept", "of", "share"), rows=rows, notes=(self._summary(),)).html()
+
+    def _summary(self) -> str:
+        """What the plan removes of the whole model, in one line."""
         cache = ""
         if self.cost("kv_cache")[1]:
             cache = f", {self.sparsity('kv_cache'):.1%} of its key/value cache"
-        lines.append(
+        return (
             f"removed {self.sparsity('macs'):.1%} of prunable MACs (sequences of {self.sequence_length} tokens), "
             f"{self.sparsity('params'):.1%} of prunable parameters{cache}; digest {self.digest[:12]}"
         )
-        return "\n".join(lines)
+
+    def to_pandas(self) -> "DataFrame":
+        """The plan as a data frame, with a row for each block.
+
+        Returns:
+            Columns `block`, `layer` (its number), `kind`, `unit` (what one unit is), `units` (before pruning), `kept`
+            (how many), `share` (of the units that is kept; NaN where there were none), and the numbers of
+            `params_removed`, `macs_removed` (multiply-adds for one sequence) and `cache_bytes_removed` (for one token).
+
+        Examples:
+            >>> from hfprune.planning import BlockPlan, PruningPlan
+            >>> block = BlockPlan(kind="ffn", units=4, kept=(0, 3), unit_params=9, unit_macs=64)
+            >>> plan = PruningPlan(model_type="bert", sequence_length=8, blocks={"encoder.layer.0.ffn": block})
+            >>> plan.to_pandas()[["layer", "unit", "units", "kept", "share", "params_removed"]].values.tolist()
+            [[0, 'neuron', 4, 2, 0.5, 18]]
+        """
+        rows = []
+        for name, block in self.blocks.items():
+            kept = len(block.kept)
+            removed = block.units - kept
+            row = {
+                "block": name,
+                "layer": layer_number(name),
+                "kind": block.kind,
+                "unit": block.unit_name,
+                "units": block.units,
+                "kept": kept,
+                # a block that was removed by an earlier pruning had no units before this one
+                "share": kept / block.units if block.units else math.nan,
+                "params_removed": removed * block.unit_params,
+                "macs_removed": removed * block.unit_macs,
+                "cache_bytes_removed": removed * block.unit_cache_bytes,
+            }
+            rows.append(row)
+        return data_frame(rows)
+
+    def plot(self, path: str | Path | None = None, *, theme: ThemeName = "light") -> "Figure":
+        """Draw which units are kept: a panel for each kind of block, a row for each layer, neurons in runs.
+
+        Args:
+            path: A file to write the picture into, as PNG, SVG or PDF by its suffix; None: no file.
+            theme: `light` or `dark`.
+
+        Returns:
+            The figure of matplotlib, which a notebook shows.
+
+        Raises:
+            MissingDependencyError: Matplotlib is not installed.
+            ValueError: The file has another suffix, or the theme is unknown.
+
+        Examples:
+            >>> from hfprune.planning import BlockPlan, PruningPlan
+            >>> block = BlockPlan(kind="ffn", units=4, kept=(0, 3), unit_params=9, unit_macs=64)
+            >>> plan = PruningPlan(model_type="bert", sequence_length=8, blocks={"encoder.layer.0.ffn": block})
+            >>> figure = plan.plot()
+            >>> figure.axes[0].get_title()
+            'feed-forward: neurons'
+        """
+        rows = []
+        for name, block in self.blocks.items():
+            kept = set(block.kept)
+            values = [float(unit in kept) for unit in range(block.units)]
+            rows.append(
+                UnitRow(block=name, unit=block.unit_name, values=values, note=f"{len(kept):,} of {block.units:,}")
+            )
+        return save_picture(draw_kept(rows, theme_of(theme)), path)
+
+    def compare(self, other: "PruningPlan") -> Comparison:
+        """Which units this plan keeps and another plan for the same dense model does not, and the other way round.
+
+        Args:
+            other: The plan that is B in the comparison; this one is A.
+
+        Returns:
+            The comparison, which prints as a table.
+
+        Raises:
+            PlanMismatchError: The plans are not for the same dense model.
+
+        Examples:
+            >>> from dataclasses import replace
+            >>> from hfprune.planning import BlockPlan, PruningPlan
+            >>> block = BlockPlan(kind="ffn", units=4, kept=(0, 3), unit_params=9, unit_macs=64)
+            >>> plan = PruningPlan(model_type="bert", sequence_length=8, blocks={"encoder.layer.0.ffn": block})
+            >>> other = replace(plan, blocks={"encoder.layer.0.ffn": replace(block, kept=(0, 1))})
+            >>> plan.compare(other).overlap
+            0.3333333333333333
+        """
+        _check_same_model(self.units_before, other.units_before)
+        blocks = {}
+        for name, block in self.blocks.items():
+            kept_by_other = other.blocks[name].kept
+            blocks[name] = ComparedBlock(unit=block.unit_name, units=block.units, a=block.kept, b=kept_by_other)
+        return Comparison(
+            blocks=blocks,
+            mac_sparsity=(self.sparsity("macs"), other.sparsity("macs")),
+            param_sparsity=(self.sparsity("params"), other.sparsity("params")),
+            digests=(self.digest, other.digest),
+        )
+
+
+def _recorded_heads(block: Block) -> int | None:
+    """Query heads in one unit, where it is not plain that there is one: without a cache, few models let heads share."""
+    if block.heads > 1 or block.unit_cache_bytes:
+        return block.heads
+    return None
 
 
 def _check_kept(name: str, block: BlockPlan) -> None:
@@ -304,6 +361,8 @@ def _check_kept(name: str, block: BlockPlan) -> None:
 def _check_values(name: str, block: BlockPlan, sequence_length: int) -> None:
     """Refuse a file whose numbers are not whole ones from 0, or whose block is of an unknown kind."""
     numbers = (block.units, block.unit_params, block.unit_macs, sequence_length, *block.kept)
+    if block.heads is not None:
+        numbers += (block.heads,)
     # by type: in JSON `true` is no number, but Python takes it for the int 1
     wrong = [number for number in numbers if type(number) is not int or number < 0]
     kinds = get_args(Kind)
@@ -312,6 +371,18 @@ def _check_values(name: str, block: BlockPlan, sequence_length: int) -> None:
             f"not a pruning plan: block {name!r:.100} must be of kind {' or '.join(kinds)}, got {block.kind!r:.50},"
             f" and its numbers whole ones from 0, got {wrong[:3]!r:.100}."
         )
+
+
+def _check_same_model(units_of_a: Mapping[str, int], units_of_b: Mapping[str, int]) -> None:
+    """Refuse plans of models with other blocks, or with blocks of other sizes."""
+    for name in [*units_of_a, *units_of_b]:
+        first = units_of_a.get(name, "no")
+        second = units_of_b.get(name, "no")
+        if first != second:
+            raise PlanMismatchError(
+                f"the plans are not for the same dense model: {name!r} has {first} units in the first and "
+                f"{second} in the second."
+            )
 
 
 def check_match(plan: PruningPlan, units: Mapping[str, int], *, attention_unit: AttentionUnit) -> None:

@@ -30,7 +30,8 @@ def sparsities(
     """The sparsity after each round, from just above `start` to `target`.
 
     Args:
-        schedule: `one_shot`: everything in one round. `linear`. `cubic`: s = s_f + (s_i − s_f)(1 − r/n)³ (Zhu & Gupta
+        schedule: `one_shot`: everything in one round. `linear`: every round removes the same share of the dense
+            model's cost. `cubic`: fast at first, `target + (start − target)(1 − r/n)³` after round r of n (Zhu & Gupta
             2017, "To prune, or not to prune"). `geometric`: every round keeps the same share of the remaining cost.
         start: The sparsity before the first round.
         target: The sparsity after the last round.
@@ -44,14 +45,16 @@ def sparsities(
     Raises:
         ValueError: No schedule has that name.
 
-    >>> sparsities("linear", start=0.0, target=0.6, rounds=3)
-    [0.2, 0.4, 0.6]
-    >>> sparsities("cubic", start=0.0, target=0.5, rounds=2)
-    [0.4375, 0.5]
-    >>> sparsities("geometric", start=0.0, target=0.75, rounds=2)
-    [0.5, 0.75]
-    >>> sparsities("geometric", start=0.0, target=0.36)
-    [0.2, 0.36]
+    Examples:
+        >>> from hfprune.planning import sparsities
+        >>> sparsities("linear", start=0.0, target=0.6, rounds=3)
+        [0.2, 0.4, 0.6]
+        >>> sparsities("cubic", start=0.0, target=0.5, rounds=2)
+        [0.4375, 0.5]
+        >>> sparsities("geometric", start=0.0, target=0.75, rounds=2)
+        [0.5, 0.75]
+        >>> sparsities("geometric", start=0.0, target=0.36)  # each round keeps four fifths of the cost
+        [0.2, 0.36]
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"unknown schedule {schedule!r}. Known: {', '.join(SCHEDULES)}.")
@@ -85,10 +88,11 @@ def sparsity_at(schedule: str, progress: float, *, start: float, target: float) 
     Raises:
         ValueError: No schedule has that name.
 
-    >>> [sparsity_at("cubic", t, start=0.0, target=0.8) for t in (0.0, 0.5, 1.0)]
-    [0.0, 0.7, 0.8]
-    >>> [round(sparsity_at("steps", t, start=0.0, target=0.75), 2) for t in (0.0, 0.2, 0.3, 0.6, 1.0)]
-    [0.29, 0.29, 0.5, 0.65, 0.75]
+    Examples:
+        >>> [sparsity_at("cubic", t, start=0.0, target=0.8) for t in (0.0, 0.5, 1.0)]
+        [0.0, 0.7, 0.8]
+        >>> [round(sparsity_at("steps", t, start=0.0, target=0.75), 2) for t in (0.0, 0.2, 0.3, 0.6, 1.0)]
+        [0.29, 0.29, 0.5, 0.65, 0.75]
     """
     if schedule not in GRADUAL_SCHEDULES:
         raise ValueError(f"unknown schedule {schedule!r}. While training: {', '.join(GRADUAL_SCHEDULES)}.")

@@ -19,6 +19,7 @@ from hfprune.publishing.record import record_of
 from hfprune.reconstruction.reconstruct import repair_model
 from hfprune.scoring import CalibrationData, Collator, calibration_batches, score, scorers_in
 from hfprune.scoring.calibration import describe
+from hfprune.showing.progress import tracked
 from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, anatomy_of, model_of
 from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import check_in_one_place
@@ -62,17 +63,6 @@ def prune(
     to the first. The structure of every model is read once and handed on (`hfprune.structure.anatomy_of`), which
     changes no result.
 
-    >>> import torch
-    >>> from transformers import BertConfig, BertModel
-    >>> model = BertModel(
-    ...     BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12)
-    ... )
-    >>> batches = [{"input_ids": torch.randint(20, (8, 6))}]
-    >>> config = PruningConfig(sparsity=0.5, budget="params", scorer="l2", schedule="one_shot", sequence_length=6)
-    >>> small = prune(model, batches, config)
-    >>> small.pruning_plan.sparsity("params") >= 0.5
-    True
-
     Args:
         model: The dense model, or a model that was pruned before. It stays as it is, for example as the teacher in
             recovery.
@@ -98,6 +88,24 @@ def prune(
         StructureError: The model does not look as the table says.
         NonFiniteScoreError: A score is NaN or infinite.
         ValueError: The scorer, allocation or schedule is unknown, or a pattern matches no block.
+
+    Examples:
+        >>> import hfprune
+        >>> small = hfprune.prune(dense, dataset, config, collator=collator)
+        >>> small.pruning_plan.sparsity("macs") >= 0.5
+        True
+        >>> small.num_parameters() < dense.num_parameters()
+        True
+
+        Without half of the neurons and a quarter of the heads of the second layer:
+
+        >>> small = hfprune.prune(dense, batches, config, sparsity={"*.ffn": 0.5, "*.1.attention": 0.25})
+        >>> for block, (kept, of) in small.pruning_plan.counts.items():
+        ...     print(f"{block}: {kept} of {of}")
+        encoder.layer.0.attention: 4 of 4
+        encoder.layer.0.ffn: 16 of 32
+        encoder.layer.1.attention: 3 of 4
+        encoder.layer.1.ffn: 16 of 32
     """
     config = config or PruningConfig()
     _check_before_reading(model, config)
@@ -109,33 +117,35 @@ def prune(
     batches = batches_for(model, data, config, collator=collator)
     small = dense
     rounds = []
-    for number, step in enumerate(steps):
-        # by stage, for the stages that the round has
-        seconds: dict[str, float] = {"scoring": 0.0, "surgery": 0.0}
-        for target in _targets(small, config, step):
-            with _timed(seconds, "scoring"):
-                scores = score(
-                    small,
-                    batches,
-                    scorer=config.scorer,
-                    seed=config.seed + number,
-                    teacher=model,
-                    attention_unit=config.attention_unit,
-                    gradient_checkpointing=config.calibration_checkpointing,
-                )
-            with _timed(seconds, "surgery"):
-                # without a name for the model in between, the larger one is freed as soon as it is not needed
-                small = anatomy_of(cut(small, plan_units(small, scores, config, target)), config.attention_unit)
-        check_portable(small.model, config)
-        if config.reconstruct:
-            with _timed(seconds, "reconstruction"):
-                repair_model(small, dense, batches)
-        if recover is not None:
-            with _timed(seconds, "recovery"):
-                # the user's function may return another model, or replace modules of the one that it was called with
-                small = anatomy_of(recovered(small.model, model, recover), config.attention_unit)
-        rounds.append(_entry(step, small.model.pruning_plan.digest, scores.samples, seconds))
-        logger.info("removed %.1f %% of prunable %s", 100 * small.sparsity(unit_cost_of(config)), config.budget)
+    # training in between shows bars of its own
+    with tracked(steps, desc="Pruning", unit="round", shown=recover is None) as targets:
+        for number, step in enumerate(targets):
+            # by stage, for the stages that the round has
+            seconds: dict[str, float] = {"scoring": 0.0, "surgery": 0.0}
+            for target in _targets(small, config, step):
+                with _timed(seconds, "scoring"):
+                    scores = score(
+                        small,
+                        batches,
+                        scorer=config.scorer,
+                        seed=config.seed + number,
+                        teacher=model,
+                        attention_unit=config.attention_unit,
+                        gradient_checkpointing=config.calibration_checkpointing,
+                    )
+                with _timed(seconds, "surgery"):
+                    # without a name for the model in between, the larger one is freed as soon as it is not needed
+                    small = anatomy_of(cut(small, plan_units(small, scores, config, target)), config.attention_unit)
+            check_portable(small.model, config)
+            if config.reconstruct:
+                with _timed(seconds, "reconstruction"):
+                    repair_model(small, dense, batches)
+            if recover is not None:
+                with _timed(seconds, "recovery"):
+                    # the user's function may return another model, or replace modules of the one that it got
+                    small = anatomy_of(recovered(small.model, model, recover), config.attention_unit)
+            rounds.append(_entry(step, small.model.pruning_plan.digest, scores.samples, seconds))
+            logger.info("removed %.1f %% of prunable %s", 100 * small.sparsity(unit_cost_of(config)), config.budget)
     asked = config.to_dict()
     if sparsity is not None:
         asked["sparsity"] = dict(sparsity)
@@ -201,7 +211,7 @@ def recovered(small: PreTrainedModel, dense: PreTrainedModel, recover: Recover |
         recover: The function; None: no training.
 
     Returns:
-        The model to go on with: the model that `recover` returned, or `small` if it returned none.
+        The model that `recover` returned, or `small` if it returned none. Pruning goes on with it.
 
     Raises:
         ValueError: `recover` returned a model without the plan of `small`.
@@ -264,7 +274,7 @@ def check(
             rounds.
 
     Returns:
-        The sparsity after each round: one number, or one by pattern.
+        The sparsity after each round, one number or one by pattern.
 
     Raises:
         BudgetError: The sparsity cannot be reached under the constraints, or the model has it already.

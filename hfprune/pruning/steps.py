@@ -13,6 +13,7 @@ from hfprune.planning import PruningPlan, TradeOff, allocate, trade_off_curve
 from hfprune.planning.candidates import candidates_of, units_by_pattern
 from hfprune.planning.costs import get_budget
 from hfprune.planning.plan import check_match
+from hfprune.publishing.record import origin_of
 from hfprune.scoring import Scores
 from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, UnitCost, anatomy_of, model_of
 from hfprune.structure.architectures import base_model_type
@@ -45,18 +46,6 @@ def plan(
 ) -> PruningPlan | list[PruningPlan]:
     """Choose the units that stay, by the config's budget, allocation and constraints.
 
-    >>> from torch import tensor
-    >>> from transformers import BertConfig, BertModel
-    >>> model = BertModel(
-    ...     BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=4)
-    ... )
-    >>> heads = tensor([0.5, 2.0])
-    >>> neurons = tensor([3.0, 1.0, 0.0, 2.0])
-    >>> by_block = {"encoder.layer.0.attention": heads, "encoder.layer.0.ffn": neurons}
-    >>> scores = Scores(by_block=by_block, scorer="mine", samples=1)
-    >>> plan(model, scores, sparsity={"*.attention": 0.5, "*.ffn": 0.25}).kept
-    {'encoder.layer.0.attention': (1,), 'encoder.layer.0.ffn': (0, 1, 3)}
-
     Args:
         model: The model that was scored, or its anatomy. An anatomy spares reading the structure again.
         scores: The scores of the model.
@@ -75,6 +64,32 @@ def plan(
         PlanMismatchError: The model was pruned by another `attention_unit` than the config's.
         ValueError: A sparsity is not in [0, 1), the allocation is unknown, a pattern matches no block, a list does not
             increase, a mapping is combined with `portable`, or the scores belong to another model or to other units.
+
+    Examples:
+        >>> import hfprune
+        >>> scores = hfprune.score(dense, batches, scorer="l2")
+        >>> plan = hfprune.plan(dense, scores, config)  # half of the multiply-adds, wherever they score least
+        >>> plan.sparsity("macs") >= 0.5
+        True
+
+        A fraction for each pattern of block names, here three of four heads of the first layer and half of all neurons:
+
+        >>> plan = hfprune.plan(dense, scores, sparsity={"*.0.attention": 0.75, "*.ffn": 0.5})
+        >>> for block, (kept, of) in plan.counts.items():
+        ...     print(f"{block}: {kept} of {of}")
+        encoder.layer.0.attention: 1 of 4
+        encoder.layer.0.ffn: 16 of 32
+        encoder.layer.1.attention: 4 of 4
+        encoder.layer.1.ffn: 16 of 32
+
+        Several sizes from one scoring pass, each a part of the one before:
+
+        >>> plans = hfprune.plan(dense, scores, config, sparsity=[0.25, 0.5, 0.75])
+        >>> for size in plans:
+        ...     print(f"{size.sparsity('macs'):.2f}", size.counts["encoder.layer.1.ffn"])
+        0.28 (32, 32)
+        0.50 (23, 32)
+        0.75 (8, 32)
     """
     config = config or PruningConfig()
     anatomy = anatomy_of(model, config.attention_unit)
@@ -170,33 +185,40 @@ def _limit(cost: int, sparsity: float) -> int:
 def apply_plan(model: ModelOrAnatomy, plan: PruningPlan) -> PreTrainedModel:
     """Make a smaller model, with only the units that the plan keeps.
 
-    >>> from transformers import BertConfig, BertModel
-    >>> model = BertModel(
-    ...     BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=4)
-    ... )
-    >>> small = apply_plan(model, plan(model, no_scores(model, PruningConfig()), sparsity={"*.ffn": 0.5}))
-    >>> small.encoder.layer[0].output.dense
-    Linear(in_features=2, out_features=8, bias=True)
-
     Args:
         model: The model that the plan was made for, or its anatomy. It stays as it is.
         plan: Which units stay, numbered as in this model.
 
     Returns:
-        The smaller model. Its `.pruning_plan` has the units numbered as in the dense model: it is the plan, composed
-        with the model's own plan if the model was pruned before.
+        The smaller model. Its `.pruning_plan` has the units numbered as in the dense model. It is the plan, composed
+        with the model's own plan if the model was pruned before. Its `.pruning_record` says what was removed from
+        which model. It does not say how the plan was made, and has no sizes.
 
     Raises:
         PlanMismatchError: The plan was made for another model, for another state of this model, or with another
             `attention_unit` than the model was pruned by.
         ValueError: The plan does not keep equally many query heads of every group.
+
+    Examples:
+        >>> import hfprune
+        >>> scores = hfprune.score(dense, batches, scorer="l2")
+        >>> plan = hfprune.plan(dense, scores, sparsity={"*.0.ffn": 0.75})
+        >>> small = hfprune.apply_plan(dense, plan)
+        >>> small.bert.encoder.layer[0].intermediate.dense
+        Linear(in_features=16, out_features=8, bias=True)
+        >>> small.bert.encoder.layer[1].intermediate.dense
+        Linear(in_features=16, out_features=32, bias=True)
     """
     model_type = base_model_type(model_of(model).config.model_type)
     if plan.model_type != model_type:
         raise PlanMismatchError(
             f"the plan is for a {plan.model_type} model, this is a {model_type} model. Score it for a plan of its own."
         )
-    return cut(anatomy_of(model, plan.attention_unit), plan)
+    anatomy = anatomy_of(model, plan.attention_unit)
+    small = cut(anatomy, plan)
+    # how the plan was made is not known here, and measuring sizes would run the model
+    small.pruning_record = origin_of(anatomy.model, small.pruning_plan)
+    return small
 
 
 def cut(anatomy: Anatomy, plan: PruningPlan) -> PreTrainedModel:
@@ -234,21 +256,6 @@ def trade_off(model: ModelOrAnatomy, scores: Scores, config: PruningConfig | Non
     model, and with `logit_fisher` of half the squared distance between the logits. With the `residual_` scorers it is
     an estimate of the same quantities after reconstruction.
 
-    >>> from torch import tensor
-    >>> from transformers import BertConfig, BertModel
-    >>> model = BertModel(
-    ...     BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=4)
-    ... )
-    >>> heads = tensor([9.0, 9.0])
-    >>> neurons = tensor([3.0, 1.0, 0.0, 2.0])
-    >>> by_block = {"encoder.layer.0.attention": heads, "encoder.layer.0.ffn": neurons}
-    >>> scores = Scores(by_block=by_block, scorer="mine", samples=1)
-    >>> for point in trade_off(model, scores, PruningConfig(budget="params", exclude=["*.attention"])):
-    ...     print(f"{point.sparsity:.2f} {point.lost}")
-    0.05 0.0
-    0.10 1.0
-    0.15 3.0
-
     Args:
         model: The model that was scored, or its anatomy.
         scores: The scores of the model.
@@ -260,6 +267,18 @@ def trade_off(model: ModelOrAnatomy, scores: Scores, config: PruningConfig | Non
     Raises:
         PlanMismatchError: The model was pruned by another `attention_unit` than the config's.
         ValueError: A pattern matches no block, or the scores belong to another model or to other units.
+
+    Examples:
+        >>> import hfprune
+        >>> scores = hfprune.score(dense, batches, scorer="fisher")
+        >>> curve = hfprune.trade_off(dense, scores, config)
+        >>> everything = curve[-1].lost
+        >>> for sparsity in (0.25, 0.5, 0.75):
+        ...     point = next(point for point in curve if point.sparsity >= sparsity)
+        ...     print(f"{point.sparsity:.2f} of the cost for {point.lost / everything:.2f} of the score")
+        0.25 of the cost for 0.03 of the score
+        0.50 of the cost for 0.12 of the score
+        0.75 of the cost for 0.42 of the score
     """
     config = config or PruningConfig()
     anatomy = anatomy_of(model, config.attention_unit)

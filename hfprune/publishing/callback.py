@@ -15,6 +15,20 @@ class KeepPruningFiles(TrainerCallback):
 
     Use `Trainer(..., callbacks=[KeepPruningFiles()])` with `push_to_hub=True` and any `hub_strategy`.
     `RecoveryTrainer` does the same without it.
+
+    Examples:
+        `Trainer` calls it before every push:
+
+        >>> from pathlib import Path
+        >>> import hfprune
+        >>> from transformers import TrainerState, TrainingArguments
+        >>> from hfprune.publishing.callback import KeepPruningFiles
+        >>> small = hfprune.prune(dense, dataset, config, collator=collator)
+        >>> args = TrainingArguments("trained", use_cpu=True)
+        >>> Path("trained").mkdir()
+        >>> KeepPruningFiles().on_push_begin(args, TrainerState(), model=small)
+        >>> sorted(file.name for file in Path("trained").iterdir())
+        ['modeling_pruned.py', 'pruning_plan.json', 'pruning_record.json']
     """
 
     def on_push_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:

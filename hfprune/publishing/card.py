@@ -28,10 +28,13 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hfprune.planning.plan import PruningPlan
-from hfprune.publishing.charts import KEPT_UNITS, can_draw, draw_pictures, pictures_of
+from hfprune.publishing.charts import KEPT_UNITS, draw_pictures, pictures_of
 from hfprune.publishing.record import PruningRecord
 from hfprune.publishing.verification import PLAN_FILE, RECORD_FILE
+from hfprune.showing.picture import can_draw
+from hfprune.showing.units import plural_of
 from hfprune.structure.modeling_pruned import PrunedModel
+from hfprune.structure.specs import KIND_OF_NEURONS
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +42,6 @@ logger = logging.getLogger(__name__)
 _FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
 #: Locations that may stand inside the quotes of the card's code; any other could end them.
 _QUOTABLE_LOCATION = re.compile(r"[\w. -]+(/[\w.-]+)?", re.ASCII)
-#: How the card calls the units of each kind of block.
-_UNIT_NAMES = {"attention": "heads", "ffn": "feed-forward neurons"}
-
 #: How the card calls the published model at each stage.
 _PUBLISHED = {"pruned": "pruned", "recovered": "pruned and recovered"}
 
@@ -79,7 +79,7 @@ def write_card(model: PreTrainedModel, folder: Path, *, location: str) -> None:
         draw_pictures(model.pruning_record, model.pruning_plan, folder)
         pictures = ""
     else:
-        logger.info("The card has no pictures: pip install hfprune[plot]")
+        logger.info("The card has no pictures: pip install matplotlib")
     portable = not isinstance(model, PrunedModel)
     text = draw_card(model.pruning_record, model.pruning_plan, portable=portable, location=location, pictures=pictures)
     (folder / "README.md").write_text(text, encoding="utf-8")
@@ -245,9 +245,16 @@ def task_of(model_class: str) -> tuple[str | None, str]:
 
 
 def _removed_units(plan: PruningPlan) -> str:
-    """The kinds of units that the plan removes, in words: `heads`, `feed-forward neurons`, or both."""
-    pruned_kinds = {block.kind for block in plan.blocks.values() if len(block.kept) < block.units}
-    return " and ".join(name for kind, name in _UNIT_NAMES.items() if kind in pruned_kinds)
+    """What the plan removes, in words: heads or key/value groups, `feed-forward neurons`, or both."""
+    names: list[str] = []
+    # attention first, whatever comes first in the model
+    for block in sorted(plan.blocks.values(), key=lambda block: block.kind):
+        name = plural_of(block.unit_name)
+        if block.kind == KIND_OF_NEURONS:
+            name = f"feed-forward {name}"
+        if len(block.kept) < block.units and name not in names:
+            names.append(name)
+    return " and ".join(names)
 
 
 def _rows(record: PruningRecord, stage: str) -> list[_Row]:

@@ -63,16 +63,18 @@ def save(
         CheckpointError: The model was never pruned; or the path is a file, a folder with something in it that is to
             be kept (`overwrite=False`), or a folder of something else than a checkpoint.
 
-    >>> import tempfile, torch, hfprune
-    >>> from transformers import BertConfig, BertModel
-    >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 6}
-    >>> dense = BertModel(BertConfig(vocab_size=10, **sizes))
-    >>> scores = hfprune.score(dense, [{"input_ids": torch.tensor([[1, 2, 3]])}], scorer="l2")
-    >>> small = hfprune.apply_plan(dense, hfprune.plan(dense, scores, sparsity=0.5))
-    >>> with tempfile.TemporaryDirectory() as scratch:
-    ...     folder = save(small, Path(scratch) / "small")
-    ...     sorted(file.name for file in folder.glob("*.json"))
-    ['config.json', 'pruning_plan.json', 'pruning_probe.json', 'pruning_record.json']
+    Examples:
+        >>> import hfprune
+        >>> small = hfprune.prune(dense, dataset, config, collator=collator)
+        >>> folder = hfprune.save(small, "small", tokenizer=tokenizer)
+        >>> sorted(file.name for file in folder.glob("*pruning*") if file.suffix == ".json")
+        ['pruning_plan.json', 'pruning_probe.json', 'pruning_record.json']
+
+        Any Auto class loads it:
+
+        >>> from transformers import AutoModelForSequenceClassification
+        >>> type(AutoModelForSequenceClassification.from_pretrained("small")).__name__
+        'PrunedBertForSequenceClassification'
     """
     path = Path(path).resolve()
     if getattr(model, "pruning_plan", None) is None:
@@ -230,23 +232,20 @@ def load(path: str | Path, *, verify: bool = True, **kwargs: Any) -> PreTrainedM
         **kwargs: As for `from_pretrained`: dtype, device_map, revision, token ...
 
     Returns:
-        The model, in evaluation mode. With `output_loading_info=True` a tuple, as `from_pretrained` gives it: the
-        model, and a report of missing and unexpected weights.
+        The model, in evaluation mode. With `output_loading_info=True` a tuple, as `from_pretrained` gives it, of
+        the model and a report of missing and unexpected weights.
 
     Raises:
         CheckpointError: There is no such folder or repository, or it has no plan, is damaged, contradicts itself, was
             changed since it was saved, or brings code that hfprune did not write. Then nothing was loaded or run.
 
-    >>> import tempfile, torch, hfprune
-    >>> from transformers import BertConfig, BertModel
-    >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 6}
-    >>> dense = BertModel(BertConfig(vocab_size=10, **sizes))
-    >>> scores = hfprune.score(dense, [{"input_ids": torch.tensor([[1, 2, 3]])}], scorer="l2")
-    >>> small = hfprune.apply_plan(dense, hfprune.plan(dense, scores, sparsity=0.5))
-    >>> with tempfile.TemporaryDirectory() as scratch:
-    ...     model = load(save(small, Path(scratch) / "small"))
-    >>> model.pruning_plan == small.pruning_plan
-    True
+    Examples:
+        >>> import hfprune
+        >>> small = hfprune.prune(dense, dataset, config, collator=collator)
+        >>> folder = hfprune.save(small, "small", tokenizer=tokenizer)
+        >>> again = hfprune.load("small")
+        >>> again.pruning_plan == small.pruning_plan
+        True
     """
     hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
     folder = fetch(path, **hub_arguments)

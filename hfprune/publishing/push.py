@@ -59,6 +59,15 @@ def push_to_hub(
     Raises:
         CheckpointError: The model was never pruned, or the folder could not be loaded again.
         ValueError: A tokenizer was given with a folder.
+
+    Examples:
+        It needs a Hub and a token that may write there, so a test runs this on a Hub of its own:
+
+        >>> import hfprune
+        >>> small = hfprune.prune(dense, dataset, config, collator=collator)  # doctest: +SKIP
+        >>> commit = hfprune.push_to_hub(small, "me/small", tokenizer=tokenizer)  # doctest: +SKIP
+        >>> hfprune.load("me/small").pruning_plan == small.pruning_plan  # doctest: +SKIP
+        True
     """
     if not is_main_process():
         return None

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError
@@ -20,11 +20,25 @@ from transformers import PreTrainedModel
 
 from hfprune.measuring.size import Size, dense_size, size_of
 from hfprune.planning.plan import PruningPlan
+from hfprune.showing.tables import Table, data_frame
 from hfprune.structure.anatomy import Anatomy
 from hfprune.structure.modeling_pruned import base_class
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 #: Grows when a reader of today would misread a record.
 FORMAT_VERSION = 1
+#: The stages of a model, in order.
+_STAGES = ("dense", "pruned", "recovered")
+#: The sizes that a summary shows, and their names there.
+_SIZES = {
+    "params": "parameters",
+    "prunable_params": "prunable parameters",
+    "macs": "multiply-adds of a sequence",
+    "prunable_macs": "prunable multiply-adds of a sequence",
+    "weight_bytes": "bytes of weights",
+}
 #: The packages whose versions can change a result.
 _PACKAGES = ("hfprune", "torch", "transformers", "datasets", "accelerate", "evaluate", "huggingface_hub")
 #: The name of a repository on the Hub, with or without its owner. It matches no `./folder`, and no longer path.
@@ -61,6 +75,23 @@ class PruningRecord:
         files: SHA-256 of every other file of the checkpoint, by name; only in a file that `hfprune.save` wrote.
         versions: Versions of Python and of the packages that were used.
         earlier: Records of the prunings before this one, if the model was pruned already.
+
+    Examples:
+        >>> import hfprune
+        >>> record = hfprune.prune(dense, dataset, config, collator=collator).pruning_record
+        >>> record.config["sparsity"], record.calibration["samples"]
+        (0.5, 18)
+        >>> record = record.with_(metrics={"dense": {"accuracy": 0.93}, "pruned": {"accuracy": 0.91}})
+        >>> print(record)  # doctest: +ELLIPSIS
+        base model: not known
+        class: BertForSequenceClassification
+        scorer: residual_logit_fisher
+        sparsity asked for: 0.5 of prunable macs
+        parameters: ...
+        accuracy: 0.9300 dense, 0.9100 pruned
+        digest of the plan: ...
+        >>> hfprune.PruningRecord.from_json(record.to_json()) == record
+        True
     """
 
     base_model: str
@@ -87,17 +118,100 @@ class PruningRecord:
     def with_(self, **changes: Any) -> "PruningRecord":
         """A copy with some fields replaced, and with the entries of dictionaries added to the present ones.
 
-        >>> record = PruningRecord(base_model="bert", model_class="BertModel", config={}, plan_digest="")
-        >>> record = record.with_(metrics={"dense": {"accuracy": 0.93}}, seconds=60.0)
-        >>> record = record.with_(metrics={"pruned": {"accuracy": 0.91}}, seconds=90.0)
-        >>> record.metrics, record.seconds
-        ({'dense': {'accuracy': 0.93}, 'pruned': {'accuracy': 0.91}}, 90.0)
+        Args:
+            **changes: New values of fields by name.
+
+        Returns:
+            The copy; this record stays as it is.
+
+        Examples:
+            >>> from hfprune import PruningRecord
+            >>> record = PruningRecord(base_model="bert", model_class="BertModel", config={}, plan_digest="")
+            >>> record = record.with_(metrics={"dense": {"accuracy": 0.93}}, seconds=60.0)
+            >>> record = record.with_(metrics={"pruned": {"accuracy": 0.91}}, seconds=90.0)
+            >>> record.metrics, record.seconds
+            ({'dense': {'accuracy': 0.93}, 'pruned': {'accuracy': 0.91}}, 90.0)
         """
         fields = dict(changes)
         for name, value in changes.items():
             if isinstance(value, dict):
                 fields[name] = {**getattr(self, name), **value}
         return replace(self, **fields)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name}: {fact}" for name, fact in self._facts())
+
+    def _repr_html_(self) -> str:
+        return Table(head=("record", ""), rows=self._facts()).html()
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """The main facts in words: where the model comes from, and what was measured before and after."""
+        facts = [("base model", self.base_model or "not known"), ("class", self.model_class)]
+        if self.base_revision:
+            facts.append(("revision", self.base_revision))
+        if "scorer" in self.config:
+            facts.append(("scorer", str(self.config["scorer"])))
+        if "sparsity" in self.config and "budget" in self.config:
+            facts.append(("sparsity asked for", _asked(self.config["sparsity"], self.config["budget"])))
+        dense = self.sizes.get("dense", {})
+        pruned = self.sizes.get("pruned", {})
+        for size, name in _SIZES.items():
+            if size in dense and size in pruned:
+                facts.append((name, _change(dense[size], pruned[size])))
+        facts += self._metric_facts()
+        dense_latency = self.latencies.get("dense")
+        pruned_latency = self.latencies.get("pruned")
+        if dense_latency and pruned_latency:
+            before = dense_latency["median_ms"]
+            after = pruned_latency["median_ms"]
+            facts.append(("median latency", f"{before:.1f} ms → {after:.1f} ms ({before / after:.2f}× faster)"))
+        facts.append(("digest of the plan", self.plan_digest[:12]))
+        return facts
+
+    def _metric_facts(self) -> list[tuple[str, str]]:
+        """For every metric, its value at every stage that has one."""
+        names: dict[str, None] = {}
+        for values in self.metrics.values():
+            names.update(dict.fromkeys(values))
+        facts = []
+        for name in names:
+            parts = []
+            for stage in _STAGES:
+                value = self.metrics.get(stage, {}).get(name)
+                # the file of a record has null where a metric was NaN or infinite
+                if value is not None:
+                    parts.append(f"{value:.4f} {stage}")
+            if parts:
+                facts.append((name, ", ".join(parts)))
+        return facts
+
+    def to_pandas(self) -> "DataFrame":
+        """The record's measurements as a data frame, with a row for each stage.
+
+        Returns:
+            Columns `stage` (`dense`, `pruned` and, if there was recovery, `recovered`), every field of `sizes`, every
+            metric, and `latency_ms` (the median), as far as they were measured. A recovered model has the size and
+            latency of the pruned one: recovery changes weights only.
+
+        Examples:
+            >>> from hfprune import PruningRecord
+            >>> record = PruningRecord(base_model="bert", model_class="BertModel", config={}, plan_digest="")
+            >>> record = record.with_(
+            ...     sizes={"dense": {"params": 400}, "pruned": {"params": 300}},
+            ...     metrics={"dense": {"accuracy": 0.93}, "pruned": {"accuracy": 0.91}},
+            ... )
+            >>> record.to_pandas().values.tolist()
+            [['dense', 400, 0.93], ['pruned', 300, 0.91]]
+        """
+        stages = [stage for stage in _STAGES if stage != "recovered" or self.metrics.get(stage)]
+        rows: list[dict[str, Any]] = []
+        for stage in stages:
+            measured = "dense" if stage == "dense" else "pruned"
+            row = {"stage": stage, **self.sizes.get(measured, {}), **self.metrics.get(stage, {})}
+            if measured in self.latencies:
+                row["latency_ms"] = self.latencies[measured]["median_ms"]
+            rows.append(row)
+        return data_frame(rows)
 
     def to_json(self) -> str:
         """The record as JSON, with the digest of its content.
@@ -154,6 +268,30 @@ class PruningRecord:
             )
         del data["format_version"]
         return cls(**data)
+
+
+def _asked(sparsity: Any, budget: str) -> str:
+    """A sparsity in words: a fraction of the cost, or by pattern of block names a fraction of the units.
+
+    >>> _asked(0.5, "macs"), _asked({"*.ffn": 0.25}, "macs")
+    ('0.5 of prunable macs', '0.25 of the units of *.ffn')
+    """
+    if not isinstance(sparsity, Mapping):
+        return f"{sparsity} of prunable {budget}"
+    return ", ".join(f"{fraction} of the units of {pattern}" for pattern, fraction in sparsity.items())
+
+
+def _change(before: int, after: int) -> str:
+    """A size before and after pruning, and by how much it shrank.
+
+    >>> _change(4000, 3000)
+    '4,000 → 3,000 (−25.0%)'
+    """
+    sizes = f"{before:,} → {after:,}"
+    # nothing to take a share of
+    if not before:
+        return sizes
+    return f"{sizes} (−{1 - after / before:.1%})"
 
 
 def _refuse_constant(constant: str) -> None:
@@ -228,34 +366,46 @@ def record_of(
     Returns:
         A record that holds the records of the model's earlier prunings too.
     """
-    plan: PruningPlan = pruned.model.pruning_plan
-    earlier: PruningRecord | None = getattr(dense.model, "pruning_record", None)
-    if earlier is None:
-        base_model = public_name(dense.model.config._name_or_path or "")
-        base_revision = _revision(dense.model)
-        vocabulary: dict[str, Any] = {}
-        history: list[dict[str, Any]] = []
-    else:
-        base_model = earlier.base_model
-        base_revision = earlier.base_revision
-        vocabulary = earlier.vocabulary
-        # the history is one flat list: records in it hold none of their own
-        history = [*earlier.earlier, {**asdict(earlier), "earlier": []}]
+    record = origin_of(dense.model, pruned.model.pruning_plan)
     # the dense model is the one before any pruning, by units or of the vocabulary
-    dense_measures = _with_vocabulary(dense_size(dense, before), vocabulary, dense.model.dtype.itemsize)
+    dense_measures = _with_vocabulary(dense_size(dense, before), record.vocabulary, dense.model.dtype.itemsize)
     pruned_measures = size_of(pruned, before.sequence_length)
-    return PruningRecord(
-        base_model=base_model,
-        base_revision=base_revision,
-        model_class=base_class(type(dense.model)).__name__,
+    return replace(
+        record,
         config=asked,
         rounds=list(rounds),
+        calibration=calibration or {},
+        sizes={"dense": asdict(dense_measures), "pruned": asdict(pruned_measures)},
+    )
+
+
+def origin_of(dense: PreTrainedModel, plan: PruningPlan) -> PruningRecord:
+    """The record of a pruning as far as it is known without measuring: which model, and what was removed.
+
+    Args:
+        dense: The model before the pruning. It may have been pruned earlier.
+        plan: The plan of the model after the pruning, in the numbering of the dense model's units.
+
+    Returns:
+        A record without config, rounds and sizes, that holds the records of the model's earlier prunings too.
+    """
+    record = PruningRecord(
+        base_model=public_name(dense.config._name_or_path or ""),
+        model_class=base_class(type(dense)).__name__,
+        config={},
         plan_digest=plan.digest,
         blocks=blocks_of(plan),
-        calibration=calibration or {},
-        vocabulary=vocabulary,
-        sizes={"dense": asdict(dense_measures), "pruned": asdict(pruned_measures)},
-        earlier=history,
+    )
+    earlier: PruningRecord | None = getattr(dense, "pruning_record", None)
+    if earlier is None:
+        return replace(record, base_revision=_revision(dense))
+    return replace(
+        record,
+        base_model=earlier.base_model,
+        base_revision=earlier.base_revision,
+        vocabulary=earlier.vocabulary,
+        # the history is one flat list: records in it hold none of their own
+        earlier=[*earlier.earlier, {**asdict(earlier), "earlier": []}],
     )
 
 

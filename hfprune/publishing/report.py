@@ -79,23 +79,24 @@ def comparison_table(record: PruningRecord, checkpoint_bytes: Mapping[str, int] 
     Returns:
         The table.
 
-    >>> base = {"sequence_length": 128, "params": 110, "prunable_params": 85, "macs": 2000, "prunable_macs": 1900}
-    >>> small = {"sequence_length": 128, "params": 70, "prunable_params": 45, "macs": 1050, "prunable_macs": 950}
-    >>> record = PruningRecord(
-    ...     base_model="bert-base-uncased",
-    ...     model_class="BertForSequenceClassification",
-    ...     config={},
-    ...     plan_digest="",
-    ...     metrics={"dense": {"accuracy": 0.93}, "pruned": {"accuracy": 0.86}, "recovered": {"accuracy": 0.92}},
-    ...     sizes={"dense": base, "pruned": small},
-    ... )
-    >>> print(comparison_table(record))
-                        dense  pruned  recovered
-    accuracy           0.9300  0.8600     0.9200
-    parameters            110      70     −36.4%
-      prunable             85      45     −47.1%
-    MACs (128 tokens)   2,000   1,050     −47.5%
-      prunable          1,900     950     −50.0%
+    Examples:
+        >>> base = {"sequence_length": 128, "params": 110, "prunable_params": 85, "macs": 2000, "prunable_macs": 1900}
+        >>> small = {"sequence_length": 128, "params": 70, "prunable_params": 45, "macs": 1050, "prunable_macs": 950}
+        >>> record = PruningRecord(
+        ...     base_model="bert-base-uncased",
+        ...     model_class="BertForSequenceClassification",
+        ...     config={},
+        ...     plan_digest="",
+        ...     metrics={"dense": {"accuracy": 0.93}, "pruned": {"accuracy": 0.86}, "recovered": {"accuracy": 0.92}},
+        ...     sizes={"dense": base, "pruned": small},
+        ... )
+        >>> print(comparison_table(record))
+                            dense  pruned  recovered
+        accuracy           0.9300  0.8600     0.9200
+        parameters            110      70     −36.4%
+          prunable             85      45     −47.1%
+        MACs (128 tokens)   2,000   1,050     −47.5%
+          prunable          1,900     950     −50.0%
     """
     rows = [("", *_STAGES), *_metric_rows(record), *_size_rows(record, checkpoint_bytes)]
     note = ""
@@ -121,8 +122,11 @@ def _metric_rows(record: PruningRecord) -> list[_Row]:
 
 def _size_rows(record: PruningRecord, checkpoint_bytes: Mapping[str, int] | None) -> list[_Row]:
     """Rows of all sizes that are known."""
-    dense = record.sizes["dense"]
-    pruned = record.sizes["pruned"]
+    dense = record.sizes.get("dense")
+    pruned = record.sizes.get("pruned")
+    # the record that apply_plan leaves has none
+    if not dense or not pruned:
+        return []
     rows = []
     if record.vocabulary:
         rows.append(_size_row("tokens", record.vocabulary["before"], record.vocabulary["after"]))

@@ -151,20 +151,19 @@ def verify(folder: str | Path) -> list[str]:
         folder: The folder.
 
     Returns:
-        Problems: missing, damaged, changed or foreign files, shapes that disagree with config or plan, digests that do
-        not match, and outputs that differ from those that the author saved.
+        One line for each problem, such as a missing, damaged, changed or foreign file, a shape that disagrees with
+        config or plan, a digest that does not match, or outputs that differ from those that the author saved.
 
-    >>> import tempfile, torch, hfprune
-    >>> from transformers import BertConfig, BertModel
-    >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 6}
-    >>> dense = BertModel(BertConfig(vocab_size=10, **sizes))
-    >>> scores = hfprune.score(dense, [{"input_ids": torch.tensor([[1, 2, 3]])}], scorer="l2")
-    >>> small = hfprune.apply_plan(dense, hfprune.plan(dense, scores, sparsity=0.5))
-    >>> with tempfile.TemporaryDirectory() as scratch:
-    ...     folder = hfprune.save(small, Path(scratch) / "small")
-    ...     (folder / "pruning_probe.json").unlink()
-    ...     verify(folder)
-    ['pruning_probe.json is missing. Download or save the checkpoint again']
+    Examples:
+        >>> import hfprune
+        >>> from hfprune.publishing.verification import verify
+        >>> small = hfprune.prune(dense, dataset, config, collator=collator)
+        >>> folder = hfprune.save(small, "small", tokenizer=tokenizer)
+        >>> verify("small")
+        []
+        >>> (folder / "pruning_probe.json").unlink()
+        >>> verify("small")
+        ['pruning_probe.json is missing. Download or save the checkpoint again']
     """
     folder = Path(folder)
     # first, as no later check may open what is no regular file

@@ -95,12 +95,6 @@ def best_ridge(fit: Gram, held_out: Gram, ridges: Sequence[float], block: str) -
 def solve(gram: Gram, ridge: float, block: str) -> tuple[Tensor, float]:
     """EᵀX (XᵀX + λI)⁻¹, where λ is a multiple of the mean of the diagonal of XᵀX.
 
-    >>> gram = Gram.zeros(inputs=2, outputs=1, device=torch.device("cpu"))
-    >>> gram.add(torch.eye(2), torch.tensor([[2.0], [4.0]]))
-    >>> change, ridge = solve(gram, ridge=1.0, block="layer.0.ffn")
-    >>> change.float(), ridge
-    (tensor([[1., 2.]]), 1.0)
-
     Args:
         gram: The sums.
         ridge: The multiple.
@@ -112,6 +106,13 @@ def solve(gram: Gram, ridge: float, block: str) -> tuple[Tensor, float]:
 
     Raises:
         ArithmeticError: No ridge is large enough.
+
+    Examples:
+        >>> gram = Gram.zeros(inputs=2, outputs=1, device=torch.device("cpu"))
+        >>> gram.add(torch.eye(2), torch.tensor([[2.0], [4.0]]))
+        >>> change, ridge = solve(gram, ridge=1.0, block="layer.0.ffn")
+        >>> change.float(), ridge
+        (tensor([[1., 2.]]), 1.0)
     """
     # a block that puts out nothing but zeros has a diagonal of zeros
     mean_diagonal = gram.xx.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)

@@ -6,13 +6,11 @@ from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.utils.logging import tqdm
 
 from hfprune.distributed import add_over_processes, from_main_process, process_rank, share_of
 from hfprune.errors import NonFiniteScoreError, PlanMismatchError
@@ -20,6 +18,7 @@ from hfprune.reconstruction.least_squares import Gram, best_ridge, solve
 from hfprune.reconstruction.partial import PartialRun, Repair
 from hfprune.reconstruction.streams import LayerStream, SharedStream
 from hfprune.scoring.calibration import check_batches
+from hfprune.showing.progress import Progress, progress
 from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, anatomy_of
 from hfprune.structure.batches import Batch, count_samples, token_mask
 from hfprune.structure.blocks import Block, check_in_one_place, features_of
@@ -50,9 +49,11 @@ def reconstruct(
 ) -> list[Repair]:
     """Re-solve every consumer of a pruned model in place, so that the model follows the dense one: without labels.
 
-    It goes from the first layer to the last. For every consumer, let x be its input in the pruned model, in which all
-    earlier consumers are re-solved. Let e be the residual stream behind the consumer in the dense model, minus the same
-    in the pruned model. The change of the weights solves a ridge regression:
+    A consumer is the projection that reads the units of a block: the output projection of attention, or the second
+    projection of a feed-forward network. Reconstruction goes from the first layer to the last. For every consumer, let
+    x be its input in the pruned model, in which all earlier consumers are re-solved. Let e be the residual stream
+    behind the consumer in the dense model, minus the same in the pruned model. The change of the weights solves a ridge
+    regression:
 
         ΔW = argmin ‖X ΔWᵀ − E‖² + λ‖ΔW‖²  =  EᵀX (XᵀX + λI)⁻¹
 
@@ -68,20 +69,6 @@ def reconstruct(
 
     Where `torch.distributed` is initialised, all processes must call it with the same batches. Each process then works
     on a share of them, the sums are added up, and all get the weights of the main process.
-
-    >>> from transformers import BertConfig, BertModel
-    >>> import hfprune
-    >>> config = BertConfig(
-    ...     vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12
-    ... )
-    >>> dense = BertModel(config)
-    >>> batches = [{"input_ids": torch.randint(20, (8, 6))}]
-    >>> scores = hfprune.score(dense, batches, scorer="l2")
-    >>> pruned = hfprune.apply_plan(dense, hfprune.plan(dense, scores, sparsity={"*": 0.5}))
-    >>> for repair in reconstruct(pruned, dense, batches):
-    ...     print(repair.block, repair.target, repair.error_after < repair.error_before)
-    encoder.layer.0.attention residual_stream True
-    encoder.layer.0.ffn residual_stream True
 
     Args:
         pruned: A pruned model, or its anatomy. Only weights and biases of its consumers change. After an error they are
@@ -103,6 +90,17 @@ def reconstruct(
         CheckpointError: The folder has the layers of a run with other models, batches or number of processes.
         StructureError: A model is spread over devices.
         NonFiniteScoreError: Hidden states are NaN or infinite.
+
+    Examples:
+        >>> import hfprune
+        >>> scores = hfprune.score(dense, batches, scorer="l2")
+        >>> small = hfprune.apply_plan(dense, hfprune.plan(dense, scores, config))
+        >>> for repair in hfprune.reconstruct(small, dense, batches):
+        ...     print(repair.block, repair.target, repair.error_after < repair.error_before)
+        encoder.layer.0.attention residual_stream True
+        encoder.layer.0.ffn residual_stream True
+        encoder.layer.1.attention residual_stream True
+        encoder.layer.1.ffn residual_stream True
     """
     small = anatomy_of(pruned)
     large = anatomy_of(dense, small.attention_unit)
@@ -151,7 +149,7 @@ def repair_model(
         frozen(large.model),
         torch.no_grad(),
         _restored_on_error(small.model, store) as write,
-        tqdm(total=len(pairs), desc="Reconstructing", unit="block") as progress,
+        progress(len(pairs), desc="Reconstructing", unit="block") as counted,
     ):
         repair = _ModelRepair(
             small=small.model,
@@ -161,7 +159,7 @@ def repair_model(
             device=running_device,
             write=write,
         )
-        repairs = repair.run(pairs, partial, progress)
+        repairs = repair.run(pairs, partial, counted)
     if working_folder is not None:
         shutil.rmtree(working_folder)
     return repairs
@@ -187,25 +185,30 @@ class _ModelRepair:
     device: torch.device | None
     write: Write
 
-    def run(self, pairs: Sequence[Pair], partial: PartialRun, progress: Any) -> list[Repair]:
+    def run(self, pairs: Sequence[Pair], partial: PartialRun, counted: Progress) -> list[Repair]:
         """Repair all layers, except those that an earlier run has repaired."""
         repairs: list[Repair] = []
         repaired_layers = partial.done()
         for weights, repairs_of_layer in repaired_layers:
             self.write(weights)
             repairs += repairs_of_layer
-        progress.update(len(repairs))
+        counted.update(len(repairs))
         layers_before = 0
         for layers in _by_stack(pairs):
             # how many layers of this stack were repaired by the earlier run
             start = max(0, len(repaired_layers) - layers_before)
             if start < len(layers):
-                repairs += self._repair_stack(layers, start, layers_before, partial, progress)
+                repairs += self._repair_stack(layers, start, layers_before, partial, counted)
             layers_before += len(layers)
         return repairs
 
     def _repair_stack(
-        self, layers: Mapping[str, Sequence[Pair]], start: int, layers_before: int, partial: PartialRun, progress: Any
+        self,
+        layers: Mapping[str, Sequence[Pair]],
+        start: int,
+        layers_before: int,
+        partial: PartialRun,
+        counted: Progress,
     ) -> list[Repair]:
         """Repair the layers of one stack.
 
@@ -214,7 +217,7 @@ class _ModelRepair:
             start: The first layer to repair.
             layers_before: How many layers the stacks before this one have together.
             partial: Keeps the layers that are done.
-            progress: A progress bar over blocks.
+            counted: A progress bar over blocks.
 
         Returns:
             What was done to each consumer, in order.
@@ -235,7 +238,7 @@ class _ModelRepair:
             # only now: the hidden states behind the layer are in the store, so a later run can go on from them
             partial.add(layers_before + place, weights, repairs_of_layer)
             repairs += repairs_of_layer
-            progress.update(len(repairs_of_layer))
+            counted.update(len(repairs_of_layer))
         return repairs
 
     def _stream(

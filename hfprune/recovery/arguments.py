@@ -14,11 +14,14 @@ from hfprune.recovery.losses.registry import Need, Weighted, get_loss, known_los
 class RecoveryArguments(TrainingArguments):
     """`TrainingArguments`, the weights of the recovery loss, and which parameters learn how fast.
 
-    L = task_weight · task + logits_weight · T² KL + hidden_states_weight · MSE + attention_outputs_weight · MSE
-        + unit_l1 · Σ|w| / units + unit_l2 · Σw² / units + unit_group_lasso · Σ_u √p ‖w_u‖ / units
+    The loss is
 
-    The second to fourth need a teacher; without one they are left out and the task loss weighs 1 (plain fine-tuning).
-    Losses of your own (`hfprune.recovery.losses.register_loss`) are added with the weights in `loss_weights`.
+        L = task_weight · task + logits_weight · T² KL + hidden_states_weight · MSE + attention_outputs_weight · MSE
+            + unit_l1 · Σ|w| / units + unit_l2 · Σw² / units + unit_group_lasso · Σ_u √p ‖w_u‖ / units
+
+    with the temperature T, and for every unit u its p weights w_u. The second to fourth need a teacher; without one
+    they are left out and the task loss weighs 1 (plain fine-tuning). Losses of your own
+    (`hfprune.recovery.losses.register_loss`) are added with the weights in `loss_weights`.
 
     Attributes:
         task_weight: Weight of the loss against the labels.
@@ -53,6 +56,14 @@ class RecoveryArguments(TrainingArguments):
             of training (Hu et al. 2021, "LoRA"). Needs peft.
         lora_alpha: Adapters are scaled by `lora_alpha / lora_rank`.
         lora_dropout: Dropout before the adapters.
+
+    Examples:
+        >>> from hfprune import RecoveryArguments
+        >>> args = RecoveryArguments("recovery", logits_weight=1.0, hidden_states_weight=0.0, use_cpu=True)
+        >>> args.task_weight, args.temperature
+        (0.1, 2.0)
+        >>> args.needs("teacher_logits"), args.needs("hidden_states")
+        (True, False)
     """
 
     task_weight: float = field(default=0.1, metadata={"help": "Weight of the loss against the labels."})
@@ -246,7 +257,7 @@ def recovery_settings(args: RecoveryArguments, *, steps: int, seconds: float) ->
         seconds: How long they took.
 
     Returns:
-        Plain values: the usual ones, and those of RecoveryArguments that are not the default.
+        Plain values, the usual ones and those of RecoveryArguments that are not the default.
     """
     settings = {name: getattr(args, name) for name in _SETTINGS}
     scheduler = args.lr_scheduler_type

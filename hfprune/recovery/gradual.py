@@ -80,24 +80,23 @@ class GradualPruning(TrainerCallback):
     Raises:
         ValueError: A fraction or a name that makes no sense.
 
-    >>> import copy, tempfile
-    >>> from datasets import Dataset
-    >>> from transformers import BertConfig, BertForSequenceClassification
-    >>> from hfprune import RecoveryArguments, RecoveryTrainer
-    >>> config = BertConfig(
-    ...     vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-    ... )
-    >>> dense = BertForSequenceClassification(config)
-    >>> data = Dataset.from_dict({"input_ids": [[1, 2, 3], [4, 5, 6]] * 8, "labels": [0, 1] * 8})
-    >>> gradual = GradualPruning(PruningConfig(sparsity=0.5, sequence_length=4), every=1)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     args = RecoveryArguments(folder, max_steps=8, use_cpu=True, report_to="none", disable_tqdm=True)
-    ...     model = copy.deepcopy(dense)
-    ...     trainer = RecoveryTrainer(model, args, teacher=dense, train_dataset=data, callbacks=[gradual])
-    ...     result = trainer.train()  # doctest: +ELLIPSIS
-    {'train_runtime': ...}
-    >>> trainer.model.pruning_plan.sparsity("macs") >= 0.5
-    True
+    Examples:
+        >>> import copy
+        >>> import hfprune
+        >>> gradual = hfprune.GradualPruning(config, every=1)
+        >>> args = hfprune.RecoveryArguments("recovery", max_steps=8, use_cpu=True, report_to="none", disable_tqdm=True)
+        >>> trainer = hfprune.RecoveryTrainer(
+        ...     copy.deepcopy(dense),
+        ...     args,
+        ...     teacher=dense,
+        ...     train_dataset=dataset,
+        ...     processing_class=tokenizer,
+        ...     callbacks=[gradual],
+        ... )
+        >>> result = trainer.train()  # doctest: +ELLIPSIS
+        {'train_runtime': ...}
+        >>> trainer.model.pruning_plan.sparsity("macs") >= 0.5
+        True
     """
 
     def __init__(

@@ -197,12 +197,13 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
 
-    >>> layer = nn.Sequential(nn.Dropout(0.1))
-    >>> with without_dropout(layer):
-    ...     layer[0].p
-    0.0
-    >>> layer[0].p
-    0.1
+    Examples:
+        >>> layer = nn.Sequential(nn.Dropout(0.1))
+        >>> with without_dropout(layer):
+        ...     layer[0].p
+        0.0
+        >>> layer[0].p
+        0.1
     """
     rates = list(_dropout_rates(model))
     try:

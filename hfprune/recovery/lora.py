@@ -32,7 +32,7 @@ def with_adapters(model: PreTrainedModel, *, rank: int, alpha: int, dropout: flo
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise ImportError("lora_rank > 0 needs peft: pip install 'hfprune[lora]' (or pip install peft).") from error
+        raise ImportError("lora_rank > 0 needs peft: pip install peft") from error
     prefix = base_model_prefix(model)
     targets = []
     transposed = False

@@ -84,9 +84,10 @@ def weighted_sum(batch_loss: BatchLoss, shares: Mapping[str, Tensor | float]) ->
     Returns:
         A scalar.
 
-    >>> terms = {"task": [Term(torch.tensor(2.0), "labels")], "logits": [Term(torch.tensor(3.0), "labels")]}
-    >>> weighted_sum(BatchLoss(terms, {"task": 0.1, "logits": 1.0}, outputs=None), {"labels": 0.5})
-    tensor(1.6000)
+    Examples:
+        >>> terms = {"task": [Term(torch.tensor(2.0), "labels")], "logits": [Term(torch.tensor(3.0), "labels")]}
+        >>> weighted_sum(BatchLoss(terms, {"task": 0.1, "logits": 1.0}, outputs=None), {"labels": 0.5})
+        tensor(1.6000)
     """
     weighted = []
     for name, terms in batch_loss.terms.items():

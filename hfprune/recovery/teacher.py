@@ -36,7 +36,7 @@ def add_teacher_logits(
     is cached like any `Dataset.map`: the same data and the same model are not run again.
 
     Of a model that predicts tokens all logits are too large to keep. With `top_k` the k likeliest tokens at every place
-    are kept with their log-probabilities log p_i at the temperature, and log p_* = log(1 − Σ p_i) of all others
+    are kept with their log-probabilities log p_i at the temperature, and `log p_* = log(1 − Σ p_i)` of all others
     together; recovery then minimises the KL divergence over these k + 1 outcomes, which is at most the KL divergence
     over all tokens (see `hfprune.recovery.losses.logits.top_k_logits_loss`).
 
@@ -59,16 +59,13 @@ def add_teacher_logits(
             are not in memory.
         CalibrationError: No column is an argument of the teacher, or the collator could not make a batch.
 
-    >>> from datasets.utils.logging import disable_progress_bar
-    >>> from transformers import BertConfig, BertForSequenceClassification
-    >>> disable_progress_bar()
-    >>> config = BertConfig(
-    ...     vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=3
-    ... )
-    >>> data = Dataset.from_dict({"input_ids": [[1, 2, 3], [4, 5, 6]], "labels": [0, 2]})
-    >>> data = add_teacher_logits(data, BertForSequenceClassification(config))
-    >>> data.column_names, len(data[0]["teacher_logits"])
-    (['input_ids', 'labels', 'teacher_logits'], 3)
+    Examples:
+        >>> import hfprune
+        >>> data = hfprune.add_teacher_logits(dataset, dense, collator=collator)
+        >>> data.column_names
+        ['input_ids', 'attention_mask', 'labels', 'teacher_logits']
+        >>> len(data[0]["teacher_logits"])
+        3
     """
     collator = collator or default_data_collator
     parameters = inspect.signature(teacher.forward).parameters

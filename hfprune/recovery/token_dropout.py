@@ -9,13 +9,13 @@ from torch import Tensor
 def swap_tokens(ids: Tensor, share: float, *, keep: Collection[int]) -> Tensor:
     """Replace some tokens at random by others of the same batch.
 
-    What: every text draws its own probability, evenly from share ± min(share, 1 − share), so some texts stay nearly
-    whole and some become nearly noise. With this probability each of its tokens, special ones apart, is replaced by one
-    that is drawn from all tokens of the batch, so by a frequent one more often.
-    Inputs: `(N, tokens)` token ids.
-    Requirements: none; the random generator of the ids' device is used.
-    Reference: token dropout (Dai & Le 2015, "Semi-supervised Sequence Learning") with words instead of gaps, as in
-    Wang et al. 2018, "SwitchOut".
+    - What: every text draws its own probability, evenly from share ± min(share, 1 − share), so some texts stay nearly
+      whole and some become nearly noise. With this probability each of its tokens, special ones apart, is replaced by
+      one that is drawn from all tokens of the batch, so by a frequent one more often.
+    - Inputs: `(N, tokens)` token ids.
+    - Requirements: none; the random generator of the ids' device is used.
+    - Reference: token dropout (Dai & Le 2015, "Semi-supervised Sequence Learning") with words instead of gaps, as in
+      Wang et al. 2018, "SwitchOut".
 
     Args:
         ids: Token ids.
@@ -25,9 +25,10 @@ def swap_tokens(ids: Tensor, share: float, *, keep: Collection[int]) -> Tensor:
     Returns:
         New ids of the same shape.
 
-    >>> ids = torch.tensor([[0, 7, 7, 7]])
-    >>> swap_tokens(ids, 0.5, keep=[0])
-    tensor([[0, 7, 7, 7]])
+    Examples:
+        >>> ids = torch.tensor([[0, 7, 7, 7]])
+        >>> swap_tokens(ids, 0.5, keep=[0])
+        tensor([[0, 7, 7, 7]])
     """
     special = torch.tensor(sorted(keep), dtype=ids.dtype, device=ids.device)
     replaceable = ~torch.isin(ids, special)

@@ -61,24 +61,19 @@ class RecoveryTrainer(Trainer):
         TypeError: `args` are not `RecoveryArguments`.
         ValueError: The teacher is the model itself, or an option is set that would have no effect here.
 
-    >>> import tempfile
-    >>> import hfprune
-    >>> from datasets import Dataset
-    >>> from transformers import BertConfig, BertForSequenceClassification
-    >>> config = BertConfig(
-    ...     vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-    ... )
-    >>> dense = BertForSequenceClassification(config)
-    >>> batches = [{"input_ids": torch.tensor([[1, 2, 3], [4, 5, 6]])}]
-    >>> small = hfprune.prune(dense, batches, hfprune.PruningConfig(sparsity=0.4, sequence_length=3))
-    >>> data = Dataset.from_dict({"input_ids": [[1, 2, 3], [4, 5, 6]], "labels": [0, 1]})
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     args = RecoveryArguments(folder, max_steps=2, use_cpu=True, report_to="none", disable_tqdm=True)
-    ...     trainer = RecoveryTrainer(small, args, teacher=dense, train_dataset=data)
-    ...     result = trainer.train()  # doctest: +ELLIPSIS
-    {'train_runtime': ...}
-    >>> result.global_step
-    2
+    Examples:
+        >>> import hfprune
+        >>> small = hfprune.prune(dense, dataset, config, collator=collator)
+        >>> args = hfprune.RecoveryArguments("recovery", max_steps=2, use_cpu=True, report_to="none", disable_tqdm=True)
+        >>> trainer = hfprune.RecoveryTrainer(
+        ...     small, args, teacher=dense, train_dataset=dataset, processing_class=tokenizer
+        ... )
+        >>> result = trainer.train()  # doctest: +ELLIPSIS
+        {'train_runtime': ...}
+        >>> result.global_step
+        2
+        >>> trainer.model.pruning_record.recovery is not None
+        True
     """
 
     # compute_loss returns a mean, which Trainer divides by the accumulation steps

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.utils.logging import tqdm
 
 from hfprune.distributed import add_over_processes, failing_together, share_of
 from hfprune.scoring.registry import ScoringRun, register_scorer, register_statistic
 from hfprune.scoring.scores import check_finite
+from hfprune.showing.progress import tracked
 from hfprune.structure.batches import Batch, count_samples, token_mask
 from hfprune.structure.blocks import Block
 from hfprune.structure.devices import loaded, running_device
@@ -34,12 +34,14 @@ GRAM_BYTES = 2 * 1024**3
 class ActivationStatistics:
     """The statistic `activations` of one block. All tensors are float32 on the CPU.
 
+    x is the input of the block's consumer, a row for each token that is not padding; `C_u` are the columns of unit u.
+
     Attributes:
         block: The block.
         mean: Mean of x over tokens, `(columns,)`.
         variance: Variance of x over tokens, `(columns,)`.
         zero_share: Share of the tokens where |x| is nearly zero, `(columns,)`.
-        norm: Mean over samples of ‖x[:, C_u]‖₂, `(units,)`.
+        norm: Mean over samples of `‖x[:, C_u]‖₂`, `(units,)`.
         weight: The consumer's weight, `(outputs, columns)`.
     """
 
@@ -55,9 +57,11 @@ class ActivationStatistics:
 class GramStatistics:
     """The statistic `gram` of one block.
 
+    X is the input of the block's consumer, a row for each token that is not padding.
+
     Attributes:
         block: The block.
-        gram_with_ones: [X 1]ᵀ[X 1] over tokens, `(columns + 1, columns + 1)` float64.
+        gram_with_ones: `[X 1]ᵀ[X 1]` over tokens, `(columns + 1, columns + 1)` float64.
         weight: The consumer's weight, `(outputs, columns)` float64.
     """
 
@@ -215,8 +219,13 @@ def _run(
     # tensors, so that they can be added up over processes
     tokens = torch.zeros(len(blocks), dtype=torch.float64)
     samples = torch.zeros(1, dtype=torch.float64)
-    with frozen(model), torch.no_grad(), failing_together():
-        for index, batch in tqdm(share_of(batches), desc="Scoring", unit="batch"):
+    with (
+        frozen(model),
+        torch.no_grad(),
+        failing_together(),
+        tracked(share_of(batches), desc="Reading activations", unit="batch") as own,
+    ):
+        for index, batch in own:
             reader = _BatchReader(batch, index, blocks, add)
             hooks = {block: partial(reader.read, place, block) for place, block in enumerate(blocks)}
             with input_hooks(model, hooks):
@@ -283,7 +292,7 @@ class _BatchReader:
 
 @register_scorer("apoz", reads="activations")
 def apoz(statistics: ActivationStatistics) -> Tensor:
-    """1 − the share of (nearly) zero activations, averaged over a unit's columns.
+    """The share of activations that are not (nearly) zero, averaged over a unit's columns.
 
     Hu et al. 2016, "Network Trimming".
     """
@@ -293,14 +302,18 @@ def apoz(statistics: ActivationStatistics) -> Tensor:
 
 @register_scorer("activation_norm", reads="activations")
 def activation_norm(statistics: ActivationStatistics) -> Tensor:
-    """Mean over samples of ‖x[:, C_u]‖₂. Muralidharan et al. 2024, "Compact Language Models" (Minitron)."""
+    """The L2 norm of a unit's activations, `‖x[:, C_u]‖₂`, averaged over samples.
+
+    Muralidharan et al. 2024, "Compact Language Models via Pruning and Knowledge Distillation" (Minitron).
+    """
     return statistics.norm
 
 
 @register_scorer("fluctuation", reads="activations")
 def fluctuation(statistics: ActivationStatistics) -> Tensor:
-    """Var_t(x_c) · ‖W[:, c]‖², averaged over a unit's columns, then standardised over the units of the block.
+    """How much a unit's activations vary over tokens, weighed by the consumer's weights.
 
+    `Var_t(x_c) · ‖W[:, c]‖²` is averaged over the unit's columns, then standardised over the units of the block.
     An et al. 2024, "Fluctuation-based Adaptive Structured Pruning" (FLAP). It is the error that remains when a bias
     makes up for the mean of a removed column.
     """
@@ -313,7 +326,9 @@ def fluctuation(statistics: ActivationStatistics) -> Tensor:
 
 @register_scorer("obs", reads="gram")
 def obs(statistics: GramStatistics) -> Tensor:
-    """tr(W_M ((H⁻¹)_MM)⁻¹ W_Mᵀ) with H = XᵀX + λI and M = C_u: the squared error of the output after the best repair.
+    """The squared error of the consumer's output after the best repair of the other columns.
+
+    It is `tr(W_M ((H⁻¹)_MM)⁻¹ W_Mᵀ)` with `H = XᵀX + λI` and `M = C_u`.
 
     Hassibi & Stork 1993 ("Optimal Brain Surgeon"), for structures as in Kurtic et al. 2023 (ZipLM).
     """

@@ -38,17 +38,6 @@ def calibration_batches(
 ) -> list[Batch]:
     """Draw a fixed number of samples and put them into batches.
 
-    >>> from transformers import BertConfig, BertModel
-    >>> config = BertConfig(
-    ...     vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12
-    ... )
-    >>> data = Dataset.from_dict({"text": ["a"] * 9, "input_ids": [[5, 6, 7]] * 9})
-    >>> batches = calibration_batches(data, BertModel(config), samples=6, batch_size=4)
-    >>> for batch in batches:
-    ...     print({name: tuple(value.shape) for name, value in batch.items()})
-    {'input_ids': (4, 3)}
-    {'input_ids': (2, 3)}
-
     Args:
         data: A tokenized `datasets.Dataset`, a DataLoader, or a list of batches (dicts of tensors).
         model: The model that will get the batches; columns that its `forward` does not take are left out.
@@ -66,6 +55,13 @@ def calibration_batches(
 
     Raises:
         CalibrationError: The data is empty, too small, not tokenized, or of an unknown kind.
+
+    Examples:
+        >>> from hfprune.scoring import calibration_batches
+        >>> for batch in calibration_batches(dataset, dense, samples=6, batch_size=4, collator=collator):
+        ...     print({name: tuple(value.shape) for name, value in batch.items()})
+        {'input_ids': (4, 6), 'attention_mask': (4, 6), 'labels': (4,)}
+        {'input_ids': (2, 6), 'attention_mask': (2, 6), 'labels': (2,)}
     """
     if min(samples, batch_size, batch_tokens) < 1:
         raise CalibrationError(
@@ -272,17 +268,18 @@ def total_samples(batches: Sequence[Batch]) -> int:
 def describe(batches: Sequence[Batch]) -> dict[str, Any]:
     """The entry of a record about calibration batches: samples, tokens, and a digest of the token ids.
 
-    >>> batch = {"input_ids": torch.ones(2, 3), "attention_mask": torch.tensor([[1, 1, 1], [1, 0, 0]])}
-    >>> description = describe([batch])
-    >>> description["samples"], description["tokens"], description["digest"][:12]
-    (2, 4, '334658f17798')
-
     Args:
         batches: Dicts of tensors.
 
     Returns:
         `samples`, and where there are token ids `tokens` (without padding, if there is a mask) and `digest` (SHA-256 of
         the ids as 64-bit integers, batch by batch).
+
+    Examples:
+        >>> batch = {"input_ids": torch.ones(2, 3), "attention_mask": torch.tensor([[1, 1, 1], [1, 0, 0]])}
+        >>> description = describe([batch])
+        >>> description["samples"], description["tokens"], description["digest"][:12]
+        (2, 4, '334658f17798')
     """
     about: dict[str, Any] = {"samples": total_samples(batches)}
     if not all(isinstance(batch.get("input_ids"), Tensor) for batch in batches):

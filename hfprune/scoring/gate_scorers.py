@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.utils.logging import tqdm
 
 from hfprune.distributed import add_over_processes, failing_together, share_of
 from hfprune.scoring.activation_scorers import (
@@ -23,6 +22,7 @@ from hfprune.scoring.calibration import total_samples
 from hfprune.scoring.objectives import summed_loss
 from hfprune.scoring.registry import ScoringRun, register_scorer, register_statistic
 from hfprune.scoring.scores import check_finite
+from hfprune.showing.progress import tracked
 from hfprune.structure.batches import on_device
 from hfprune.structure.blocks import Block
 from hfprune.structure.devices import input_device
@@ -33,6 +33,8 @@ from hfprune.structure.running import frozen
 @dataclass(frozen=True, kw_only=True)
 class GateStatistics:
     """The statistic `gates`, or `residual_gates`, of one block.
+
+    γ[n, u] is the derivative of sample n's loss by the gate of unit u, see `hfprune.structure.gate_gradients`.
 
     Attributes:
         block: The block.
@@ -51,14 +53,14 @@ def residual_maps(grams: Iterable[tuple[str, GramStatistics]]) -> dict[str, Tens
     """Linear maps from the inputs of a consumer to the residual of every unit.
 
     The residual of a unit is the difference between its activations and their best linear prediction from the
-    activations of all other units of the block. With H = [X 1]ᵀ[X 1] + λI the residual of the columns M of a unit is
-    [X 1] (H⁻¹)_{:,M} ((H⁻¹)_{MM})⁻¹.
+    activations of all other units of the block. With `H = [X 1]ᵀ[X 1] + λI` the residual of the columns M of a unit is
+    `[X 1] (H⁻¹)_{:,M} ((H⁻¹)_{MM})⁻¹`.
 
     Args:
         grams: Gram matrices of the blocks' inputs, with block names.
 
     Returns:
-        By block name: `(columns + 1, columns)` float32, for `gate_gradients`.
+        Maps by block name, `(columns + 1, columns)` float32 each, for `gate_gradients`.
     """
     maps = {}
     for name, statistics in grams:
@@ -102,8 +104,13 @@ def _read_group(
     # the rows are Σγ, Σ|γ| and Σγ²; float64, so that the number of samples costs no precision
     sums = {block.name: torch.zeros(3, block.units, dtype=torch.float64) for block in blocks}
     device = input_device(run.model)
-    with frozen(run.model), frozen(run.teacher), failing_together():
-        for index, batch in tqdm(share_of(run.batches), desc="Scoring", unit="batch"):
+    with (
+        frozen(run.model),
+        frozen(run.teacher),
+        failing_together(),
+        tracked(share_of(run.batches), desc="Scoring", unit="batch") as own,
+    ):
+        for index, batch in own:
             loss = summed_loss(run.scorer.labels, index, seed=run.seed, teacher=run.teacher)
             gammas = gate_gradients(run.model, blocks, on_device(batch, device), loss, maps=maps)
             for name, gamma in gammas.items():
@@ -121,7 +128,7 @@ def _read_group(
 
 @register_scorer("sensitivity", labels="data")
 def sensitivity(statistics: GateStatistics) -> Tensor:
-    """mean_n |γ[n,u]|, divided by its L2 norm over the units of the block, so that scores of different blocks compare.
+    """The mean over samples of |γ[n,u]|, divided by its L2 norm over the units of the block, so that blocks compare.
 
     Michel, Levy, Neubig 2019, "Are Sixteen Heads Really Better than One?", for heads. Neurons are scored alike.
     """
@@ -130,14 +137,18 @@ def sensitivity(statistics: GateStatistics) -> Tensor:
 
 @register_scorer("taylor", labels="data")
 def taylor(statistics: GateStatistics) -> Tensor:
-    """(mean_n γ[n,u])². Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning"."""
+    """The square of the mean over samples of γ[n,u].
+
+    Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning".
+    """
     return statistics.mean.square()
 
 
 @register_scorer("fisher", labels="data")
 def fisher(statistics: GateStatistics) -> Tensor:
-    """mean_n γ[n,u]². Half of its sum over the removed units estimates by how much the loss rises.
+    """The mean over samples of γ[n,u]².
 
+    Half of its sum over the removed units estimates by how much the loss rises.
     Kwon et al. 2022, "A Fast Post-Training Pruning Framework for Transformers".
     """
     return statistics.mean_square
@@ -145,7 +156,7 @@ def fisher(statistics: GateStatistics) -> Tensor:
 
 @register_scorer("kl_fisher", labels="model")
 def kl_fisher(statistics: GateStatistics) -> Tensor:
-    """mean_n γ[n,u]² of the loss against labels that are drawn from the model's own predictions: needs no labels.
+    """The mean over samples of γ[n,u]², with labels drawn from the model's own predictions: needs no labels.
 
     Its expectation is the diagonal of the Hessian of KL(dense ‖ gated) by the gates, where all gates are 1: the Fisher
     information of the natural gradient (Martens 2020, "New Insights and Perspectives on the Natural Gradient Method").
@@ -155,7 +166,7 @@ def kl_fisher(statistics: GateStatistics) -> Tensor:
 
 @register_scorer("residual_fisher", reads="residual_gates", labels="data", one_shot="fisher")
 def residual_fisher(statistics: GateStatistics) -> Tensor:
-    """mean_n ρ[n,u]²: `fisher`, counting only the damage that reconstruction cannot repair.
+    """The mean over samples of ρ[n,u]²: `fisher`, counting only the damage that reconstruction cannot repair.
 
     ρ is γ with the residual r in the place of the activations x. The residual is the difference between the unit's
     activations and their best linear prediction from all other units of the block; reconstruction makes up for the
@@ -173,7 +184,7 @@ def residual_kl_fisher(statistics: GateStatistics) -> Tensor:
 
 @register_scorer("logit_fisher", labels="logits")
 def logit_fisher(statistics: GateStatistics) -> Tensor:
-    """mean_n γ[n,u]² of the logits in a random direction, in the place of a loss: needs no labels.
+    """The mean over samples of γ[n,u]², for the logits in a random direction in the place of a loss: needs no labels.
 
     Its expectation is the diagonal of the Hessian of ½‖z(dense) − z(gated)‖² by the gates, with the logits z: the
     Gauss-Newton matrix (Martens 2020). It is the Fisher of `kl_fisher` without the curvature of the softmax, a factor

@@ -357,15 +357,16 @@ def _has_softmax(model: PreTrainedModel, logits: Tensor) -> bool:
 def without_padding(logits: Tensor, batch: Batch) -> Tensor:
     """Set logits over the tokens of a text so low at padding that padding is never chosen.
 
-    >>> without_padding(torch.tensor([[1.0, 2.0]]), {"attention_mask": torch.tensor([[1, 0]])}).softmax(-1)
-    tensor([[1., 0.]])
-
     Args:
         logits: `(samples, tokens)`.
         batch: The arguments of the model. Without a mask of the same shape the logits are returned as they are.
 
     Returns:
         `(samples, tokens)`.
+
+    Examples:
+        >>> without_padding(torch.tensor([[1.0, 2.0]]), {"attention_mask": torch.tensor([[1, 0]])}).softmax(-1)
+        tensor([[1., 0.]])
     """
     mask = batch.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.shape != logits.shape:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import Block
+from hfprune.structure.registration import check_same
 
 #: What a scorer differentiates. `data`: the loss against the labels of the data. `model`: the loss against labels that
 #: are drawn from a model's own predictions. `logits`: the logits, in a random direction. `none`: nothing.
@@ -101,14 +102,6 @@ _SCORERS: dict[str, Scorer] = {}
 def register_statistic(name: str, *, needs: Iterable[Need] = ()) -> Callable[[Pass], Pass]:
     """Add a statistic: decorate the function that collects it.
 
-    >>> @register_statistic("parameters")
-    ... def read_parameters(run):
-    ...     for block in run.blocks:
-    ...         yield block.name, block.unit_params
-    >>> known_statistics()["parameters"].needs
-    frozenset()
-    >>> del _STATISTICS["parameters"]  # only so that this example leaves nothing behind
-
     Args:
         name: The name that scorers give as `reads`.
         needs: What collecting it requires: `gradients`, `activations`, both, or only the weights (empty).
@@ -117,12 +110,22 @@ def register_statistic(name: str, *, needs: Iterable[Need] = ()) -> Callable[[Pa
         The decorator.
 
     Raises:
-        ValueError: Another statistic has that name.
+        ValueError: Another function has that name. A function of the same module and name is replaced, so that a
+            cell of a notebook can be run again.
+
+    Examples:
+        >>> from hfprune.scoring import known_statistics, register_statistic
+        >>> @register_statistic("parameters")
+        ... def read_parameters(run):
+        ...     for block in run.blocks:
+        ...         yield block.name, block.unit_params
+        >>> known_statistics()["parameters"].needs
+        frozenset()
     """
-    if name in _STATISTICS:
-        raise ValueError(f"a statistic named {name!r} is registered already.")
 
     def add(read: Pass) -> Pass:
+        if name in _STATISTICS:
+            check_same("a statistic", name, read, _STATISTICS[name].read)
         _STATISTICS[name] = Statistic(name=name, needs=frozenset(needs), read=read)
         return read
 
@@ -130,7 +133,16 @@ def register_statistic(name: str, *, needs: Iterable[Need] = ()) -> Callable[[Pa
 
 
 def known_statistics() -> Mapping[str, Statistic]:
-    """All statistics that are registered now, by name."""
+    """All statistics that are registered now, by name.
+
+    Returns:
+        A copy, with a `Statistic` for each name; changing it registers nothing.
+
+    Examples:
+        >>> from hfprune.scoring import known_statistics
+        >>> sorted(known_statistics()["weight_gradients"].needs)
+        ['gradients']
+    """
     return dict(_STATISTICS)
 
 
@@ -156,13 +168,6 @@ def register_scorer(
 ) -> Callable[[Function], Function]:
     """Add a scorer: decorate a function that computes `(units,)` scores from the statistic of a block.
 
-    >>> @register_scorer("largest_weight", reads="weights")
-    ... def largest_weight(statistics):
-    ...     return statistics.weights.abs().amax(1)
-    >>> known_scorers()["largest_weight"].one_shot
-    'largest_weight'
-    >>> del _SCORERS["largest_weight"]  # only so that this example leaves nothing behind
-
     Args:
         name: The name in `PruningConfig(scorer=...)`: letters, digits and underscores.
         reads: The statistic that the function gets, see `Scorer`.
@@ -176,16 +181,27 @@ def register_scorer(
         The decorator.
 
     Raises:
-        ValueError: Another scorer has that name, it is not a valid name, or `reads` and `labels` contradict each other.
+        ValueError: Another function has that name, it is not a valid name, or `reads` and `labels` contradict each
+            other. A function of the same module and name is replaced, so that a cell of a notebook can be run again.
+
+    Examples:
+        >>> import hfprune
+        >>> from hfprune.scoring import register_scorer
+        >>> @register_scorer("largest_weight", reads="weights")
+        ... def largest_weight(statistics):
+        ...     return statistics.weights.abs().amax(1)
+        >>> scores = hfprune.score(dense, batches, scorer="largest_weight")
+        >>> tuple(scores["encoder.layer.0.ffn"].shape)
+        (32,)
     """
-    if name in _SCORERS:
-        raise ValueError(f"a scorer named {name!r} is registered already.")
     # names of hybrids are parsed, so a name must not hold their commas and brackets
     if not name.isidentifier():
         raise ValueError(f"the name of a scorer is made of letters, digits and underscores, got {name!r}.")
     _check_labels(reads, labels)
 
     def add(function: Function) -> Function:
+        if name in _SCORERS:
+            check_same("a scorer", name, function, _SCORERS[name].function)
         _SCORERS[name] = Scorer(name=name, reads=reads, labels=labels, function=function, one_shot=one_shot)
         return function
 
@@ -202,7 +218,16 @@ def _check_labels(reads: str, labels: Labels) -> None:
 
 
 def known_scorers() -> Mapping[str, Scorer]:
-    """All scorers that are registered now, by name."""
+    """All scorers that are registered now, by name.
+
+    Returns:
+        A copy, with a `Scorer` for each name; changing it registers nothing.
+
+    Examples:
+        >>> from hfprune.scoring import known_scorers
+        >>> [name for name, scorer in known_scorers().items() if "labels" in scorer.needs]
+        ['sensitivity', 'taylor', 'fisher', 'residual_fisher', 'gradient', 'weight_sensitivity', 'movement']
+    """
     return dict(_SCORERS)
 
 
@@ -217,6 +242,12 @@ def get_scorer(name: str) -> Scorer:
 
     Raises:
         ValueError: No scorer has that name; the message lists the known ones.
+
+    Examples:
+        >>> from hfprune.scoring import get_scorer
+        >>> scorer = get_scorer("fisher")
+        >>> scorer.reads, sorted(scorer.needs)
+        ('gates', ['gradients', 'labels'])
     """
     if name not in _SCORERS:
         raise ValueError(

@@ -27,10 +27,6 @@ _HYBRID = re.compile(r"hybrid\(\s*(\w+)\s*,\s*(\w+)\s*,\s*(?:rule\s*=\s*)?(\w+)\
 def scorers_in(scorer: str) -> tuple[list[Scorer], Rule | None]:
     """Look up the registered scorers that a name refers to, and the rule that joins them.
 
-    >>> scorers, rule = scorers_in("hybrid(l2, fisher, rank)")
-    >>> [scorer.name for scorer in scorers], rule
-    (['l2', 'fisher'], 'rank')
-
     Args:
         scorer: The name of a registered scorer, or `hybrid(a, b, rule)`.
 
@@ -39,6 +35,12 @@ def scorers_in(scorer: str) -> tuple[list[Scorer], Rule | None]:
 
     Raises:
         ValueError: A scorer or the rule is unknown.
+
+    Examples:
+        >>> from hfprune.scoring import scorers_in
+        >>> scorers, rule = scorers_in("hybrid(l2, fisher, rank)")
+        >>> [scorer.name for scorer in scorers], rule
+        (['l2', 'fisher'], 'rank')
     """
     hybrid_name = _HYBRID.fullmatch(scorer.strip())
     if hybrid_name is None:
@@ -57,9 +59,6 @@ def one_shot_form(scorer: str) -> str:
     The `residual_` scorers give low scores to all units that can replace each other. That is right if only a few of
     them go before the model is scored again, and wrong if all of them may go at once.
 
-    >>> one_shot_form("residual_logit_fisher"), one_shot_form("taylor")
-    ('logit_fisher', 'taylor')
-
     Args:
         scorer: The name of a registered scorer, or of a hybrid.
 
@@ -68,6 +67,11 @@ def one_shot_form(scorer: str) -> str:
 
     Raises:
         ValueError: A scorer or the rule of a hybrid is unknown.
+
+    Examples:
+        >>> from hfprune.scoring import one_shot_form
+        >>> one_shot_form("residual_logit_fisher"), one_shot_form("taylor")
+        ('logit_fisher', 'taylor')
     """
     scorers, rule = scorers_in(scorer)
     if rule is not None:
@@ -93,25 +97,13 @@ def score(
     Where `torch.distributed` is initialised, all processes must call it with the same batches. Each process then works
     on a share of the batches, and all get the scores of the main process.
 
-    >>> from transformers import BertConfig, BertForSequenceClassification
-    >>> config = BertConfig(
-    ...     vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12
-    ... )
-    >>> model = BertForSequenceClassification(config)
-    >>> batches = [{"input_ids": torch.arange(4, 20).reshape(4, 4)}]
-    >>> scores = score(model, batches, scorer="kl_fisher")
-    >>> for block, values in scores.items():
-    ...     print(block, tuple(values.shape))
-    encoder.layer.0.attention (2,)
-    encoder.layer.0.ffn (12,)
-
     Args:
         model: The model, dense or pruned, or its anatomy. An anatomy spares reading the structure again.
         batches: Calibration batches, as `hfprune.scoring.calibration_batches` makes them.
         scorer: The name of a registered scorer, or `hybrid(a, b, rule)` with two of them and `any`, `all` or `rank`.
         seed: The seed of all random draws.
-        teacher: The model that draws the labels for scorers with `labels="model"`. None: the scored model itself. When
-            a model is pruned in rounds, it is the dense model.
+        teacher: The model that draws the labels for scorers that need the labels of a model (`kl_fisher`). None: the
+            scored model itself. When a model is pruned in rounds, it is the dense model.
         attention_unit: The unit of attention with shared key/value heads, as in `PruningConfig`. None: the unit that
             the model was pruned by, or `group` if it was not pruned.
         gradient_checkpointing: Keep only the inputs of layers, and run every layer again in the backward pass: the
@@ -125,6 +117,22 @@ def score(
         CalibrationError: There are no batches, or they lack what the scorer needs.
         StructureError: The model does not look as its entry says, or has weights that the scorer cannot reach.
         NonFiniteScoreError: A score is NaN or infinite; the message names block, units and batch.
+
+    Examples:
+        >>> import hfprune
+        >>> scores = hfprune.score(dense, batches, scorer="logit_fisher")
+        >>> for block, values in scores.items():
+        ...     print(block, tuple(values.shape))
+        encoder.layer.0.attention (4,)
+        encoder.layer.0.ffn (32,)
+        encoder.layer.1.attention (4,)
+        encoder.layer.1.ffn (32,)
+
+        Two scorers joined: the mean of the ranks that they give to each unit.
+
+        >>> joined = hfprune.score(dense, batches, scorer="hybrid(l2, fisher, rank)")
+        >>> joined.scorer, int(joined["encoder.layer.0.attention"].argmax())
+        ('hybrid(l2, fisher, rank)', 0)
     """
     entries, rule = scorers_in(scorer)
     # before the model is read, which takes seconds if its type is not in the table
@@ -179,7 +187,7 @@ def hybrid(
         rule: `any`, `all` or `rank`.
 
     Returns:
-        Joined ranks from 0 to 1, times the parameters of a unit: `(units,)` float32 by block name.
+        Joined ranks from 0 to 1, times the parameters of a unit, `(units,)` float32 by block name.
     """
     ranks = torch.stack([_ranks(first, blocks), _ranks(second, blocks)])
     if rule == "any":

@@ -69,12 +69,6 @@ def before_head(model: PreTrainedModel, inputs: Batch) -> BeforeHead | None:
 def summed_in_parts(hidden: Tensor, loss: Callable[[Tensor, Tensor], Tensor], vocabulary: int) -> Tensor:
     """A sum of a loss over tokens, computed for at most `LOGITS` logits at a time, also in the backward pass.
 
-    >>> states = torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
-    >>> total = summed_in_parts(states, lambda part, rows: part.square().sum(), vocabulary=LOGITS)
-    >>> total.backward()
-    >>> total.item(), states.grad.tolist()
-    (30.0, [[2.0, 4.0], [6.0, 8.0]])
-
     Args:
         hidden: `(tokens, features)`.
         loss: Gets the hidden states of some tokens, and the indices of these tokens; returns the sum of their losses.
@@ -83,6 +77,13 @@ def summed_in_parts(hidden: Tensor, loss: Callable[[Tensor, Tensor], Tensor], vo
 
     Returns:
         A scalar.
+
+    Examples:
+        >>> states = torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+        >>> total = summed_in_parts(states, lambda part, rows: part.square().sum(), vocabulary=LOGITS)
+        >>> total.backward()
+        >>> total.item(), states.grad.tolist()
+        (30.0, [[2.0, 4.0], [6.0, 8.0]])
     """
     tokens_at_a_time = max(1, LOGITS // vocabulary)
     total: Tensor = _InParts.apply(hidden, loss, tokens_at_a_time)  # type: ignore[no-untyped-call]

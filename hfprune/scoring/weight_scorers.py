@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils.logging import tqdm
 
 from hfprune.distributed import add_over_processes, share_of
 from hfprune.errors import StructureError
 from hfprune.scoring.objectives import summed_loss
 from hfprune.scoring.registry import ScoringRun, register_scorer, register_statistic
+from hfprune.showing.progress import tracked
 from hfprune.structure.batches import Batch, count_samples, on_device
 from hfprune.structure.blocks import Block, unit_slices
 from hfprune.structure.devices import input_device, loaded, offloaded
@@ -44,7 +44,9 @@ class WeightStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightGradientStatistics:
-    """The statistic `weight_gradients`, or `fine_tuning`, of one block. The sums go over all weights w of a unit.
+    """The statistic `weight_gradients`, or `fine_tuning`, of one block.
+
+    The sums go over all weights w of a unit; L is the mean loss of a batch.
 
     Attributes:
         block: The block.
@@ -87,8 +89,11 @@ def read_weight_gradients(run: ScoringRun) -> Iterator[tuple[str, WeightGradient
     """
     _refuse_offloaded(run)
     sums = _no_sums(run.blocks)
-    with _weight_gradients(run.model, run) as projections:
-        for index, batch in tqdm(share_of(run.batches), desc="Scoring", unit="batch"):
+    with (
+        _weight_gradients(run.model, run) as projections,
+        tracked(share_of(run.batches), desc="Scoring", unit="batch") as own,
+    ):
+        for index, batch in own:
             _backward(run.model, run, index, batch)
             _add(sums, run.model, run.blocks)
             _forget_gradients(projections)
@@ -115,9 +120,12 @@ def read_fine_tuning(run: ScoringRun) -> Iterator[tuple[str, WeightGradientStati
     # in half precision steps as small as these would be rounded away
     learner = copy.deepcopy(run.model).float()
     sums = _no_sums(run.blocks)
-    with _weight_gradients(learner, run) as projections:
+    with (
+        _weight_gradients(learner, run) as projections,
+        tracked(run.batches, desc="Scoring", unit="batch") as batches,
+    ):
         optimizer = torch.optim.AdamW(projections, lr=MOVEMENT_LEARNING_RATE)
-        for index, batch in enumerate(tqdm(run.batches, desc="Scoring", unit="batch")):
+        for index, batch in enumerate(batches):
             _backward(learner, run, index, batch)
             _add(sums, learner, run.blocks)
             optimizer.step()
@@ -210,13 +218,19 @@ def _statistics(
 
 @register_scorer("l1", reads="weights")
 def l1(statistics: WeightStatistics) -> Tensor:
-    """Σ|w|. Li et al. 2017, "Pruning Filters for Efficient ConvNets"."""
+    """The L1 norm of a unit's weights, Σ|w|.
+
+    Li et al. 2017, "Pruning Filters for Efficient ConvNets".
+    """
     return statistics.weights.abs().sum(1)
 
 
 @register_scorer("l2", reads="weights")
 def l2(statistics: WeightStatistics) -> Tensor:
-    """sqrt(Σw²). Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks"."""
+    """The L2 norm of a unit's weights, sqrt(Σw²).
+
+    Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks".
+    """
     return statistics.weights.square().sum(1).sqrt()
 
 
@@ -235,13 +249,13 @@ def random(statistics: WeightStatistics) -> Tensor:
 
 @register_scorer("gradient", reads="weight_gradients", labels="data")
 def gradient(statistics: WeightGradientStatistics) -> Tensor:
-    """Σ|∂L/∂w|, averaged over batches."""
+    """The absolute gradients of a unit's weights, Σ|∂L/∂w|, averaged over batches."""
     return statistics.gradient
 
 
 @register_scorer("weight_sensitivity", reads="weight_gradients", labels="data")
 def weight_sensitivity(statistics: WeightGradientStatistics) -> Tensor:
-    """|Σ w·∂L/∂w|, averaged over batches: the change of the loss to first order when w is set to zero.
+    """The change of the loss to first order when w is set to zero: |Σ w·∂L/∂w|, averaged over batches.
 
     LeCun et al. 1989 ("Optimal Brain Damage") to first order, as in LLM-Pruner (Ma et al. 2023), "vector-wise".
     """
@@ -250,7 +264,7 @@ def weight_sensitivity(statistics: WeightGradientStatistics) -> Tensor:
 
 @register_scorer("movement", reads="fine_tuning", labels="data")
 def movement(statistics: WeightGradientStatistics) -> Tensor:
-    """−Σ w·∂L/∂w, summed over steps of fine-tuning: high where training moves weights away from zero.
+    """How far fine-tuning moves weights away from zero: −Σ w·∂L/∂w, summed over its steps.
 
     Sanh et al. 2020, "Movement Pruning: Adaptive Sparsity by Fine-Tuning". Here a copy of the model takes one AdamW
     step on each calibration batch.

@@ -130,6 +130,22 @@ def anatomy_of(model: ModelOrAnatomy, attention_unit: AttentionUnit | None = Non
     Raises:
         UnsupportedArchitectureError: The model type has no entry in the table, and none could be proven.
         StructureError: The model does not look as its entry says; all problems are listed together.
+
+    Examples:
+        >>> import hfprune
+        >>> from hfprune.structure import anatomy_of
+        >>> anatomy = anatomy_of(dense)
+        >>> anatomy.model_type, len(anatomy.blocks), anatomy.units["encoder.layer.0.ffn"]
+        ('bert', 4, 32)
+        >>> scores = hfprune.score(anatomy, batches, scorer="l2")  # the structure is not read again
+        >>> plan = hfprune.plan(anatomy, scores, config)
+
+        Query heads that share a key/value head are one unit of a group, or a unit each:
+
+        >>> anatomy_of(decoder).units["layers.0.attention"]
+        2
+        >>> anatomy_of(decoder, attention_unit="query").units["layers.0.queries"]
+        4
     """
     if isinstance(model, Anatomy):
         return model
@@ -175,6 +191,15 @@ def find_blocks(model: ModelOrAnatomy, attention_unit: AttentionUnit | None = No
     Raises:
         UnsupportedArchitectureError: The model type has no entry in the table, and none could be proven.
         StructureError: The model does not look as its entry says; all problems are listed together.
+
+    Examples:
+        >>> from hfprune.structure import find_blocks
+        >>> for block in find_blocks(decoder):
+        ...     print(f"{block.name}: {block.units} × {block.unit}, {block.unit_params} parameters each")
+        layers.0.attention: 2 × group, 384 parameters each
+        layers.0.ffn: 32 × neuron, 48 parameters each
+        layers.1.attention: 2 × group, 384 parameters each
+        layers.1.ffn: 32 × neuron, 48 parameters each
     """
     return list(anatomy_of(model, attention_unit).blocks)
 

@@ -32,7 +32,17 @@ class Support:
 
 
 def known_architectures() -> Mapping[str, Architecture]:
-    """The entries known now, by model type."""
+    """The entries known now, by model type.
+
+    Returns:
+        A copy, with an `Architecture` for each model type; changing it registers nothing.
+
+    Examples:
+        >>> from hfprune.structure import known_architectures
+        >>> entry = known_architectures()["bert"]
+        >>> entry.stacks["encoder.layer"]["ffn"].producers
+        ('intermediate.dense',)
+    """
     return dict(_TABLE)
 
 
@@ -46,6 +56,28 @@ def register_architecture(model_type: str, architecture: Architecture) -> None:
     Raises:
         ValueError: The model type is known already; an entry is never replaced silently.
         KeyError: transformers does not know the model type; `AutoConfig.register` it first.
+
+    Examples:
+        >>> from hfprune.structure import Architecture, BlockSpec, find_blocks, register_architecture
+        >>> from transformers import SplinterConfig, SplinterModel
+        >>> attention = BlockSpec(
+        ...     producers=("attention.self.query", "attention.self.key", "attention.self.value"),
+        ...     consumer="attention.output.dense",
+        ...     head_dim="attention.self.attention_head_size",
+        ...     sizes={"attention.self.num_attention_heads": "heads", "attention.self.all_head_size": "features"},
+        ... )
+        >>> ffn = BlockSpec(
+        ...     producers=("intermediate.dense",),
+        ...     consumer="output.dense",
+        ...     config_fields={"intermediate_size": "features"},
+        ... )
+        >>> entry = Architecture(stacks={"encoder.layer": {"attention": attention, "ffn": ffn}})
+        >>> register_architecture("splinter", entry)
+        >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 32}
+        >>> for block in find_blocks(SplinterModel(SplinterConfig(num_hidden_layers=1, **sizes))):
+        ...     print(block.name, block.units)
+        encoder.layer.0.attention 2
+        encoder.layer.0.ffn 16
     """
     if model_type in _TABLE:
         raise ValueError(f"model_type {model_type!r} has an architecture entry already; pick another model type.")
@@ -64,6 +96,19 @@ def register_finder(name: str) -> Callable[[Finder], Finder]:
 
     Returns:
         The decorator.
+
+    Examples:
+        >>> from hfprune.errors import UnsupportedArchitectureError
+        >>> from hfprune.structure import known_architectures
+        >>> from hfprune.structure.architectures import register_finder
+        >>> @register_finder("last part of the name")
+        ... def of_last_part(model, model_type):
+        ...     stock = model_type.rpartition("_")[2]
+        ...     if stock not in known_architectures():
+        ...         raise UnsupportedArchitectureError(f"no known model type at the end of {model_type!r}.")
+        ...     return known_architectures()[stock]
+        >>> list(of_last_part(dense, "company_bert").stacks)
+        ['encoder.layer']
     """
 
     def add(finder: Finder) -> Finder:
@@ -86,11 +131,11 @@ def support_of(model: PreTrainedModel) -> Support:
         UnsupportedArchitectureError: The table has no entry, and no finder gives one. The message of the last finder
             says what it found.
 
-    >>> from transformers import BertConfig, BertModel
-    >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 32}
-    >>> support = support_of(BertModel(BertConfig(num_hidden_layers=1, **sizes)))
-    >>> support.by, list(support.entry.stacks)
-    ('table', ['encoder.layer'])
+    Examples:
+        >>> from hfprune.structure import support_of
+        >>> support = support_of(dense)
+        >>> support.by, list(support.entry.stacks)
+        ('table', ['encoder.layer'])
     """
     model_type = base_model_type(model.config.model_type)
     if model_type in _TABLE:
@@ -107,7 +152,15 @@ def support_of(model: PreTrainedModel) -> Support:
 def base_model_type(model_type: str) -> str:
     """The dense model type: `pruned_bert` and `bert` both give `bert`.
 
-    >>> base_model_type("pruned_bert")
-    'bert'
+    Args:
+        model_type: The `config.model_type` of a dense or a pruned model.
+
+    Returns:
+        The type without the prefix of pruned ones.
+
+    Examples:
+        >>> from hfprune.structure.architectures import base_model_type
+        >>> base_model_type("pruned_bert")
+        'bert'
     """
     return model_type.removeprefix(PRUNED_PREFIX)

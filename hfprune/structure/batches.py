@@ -51,8 +51,9 @@ def token_mask(batch: Batch, name: str = "attention_mask") -> Tensor | None:
     Returns:
         `(samples, tokens)` bool; None if the batch does not say.
 
-    >>> token_mask({"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.tensor([[1, 0]])})
-    tensor([[ True, False]])
+    Examples:
+        >>> token_mask({"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.tensor([[1, 0]])})
+        tensor([[ True, False]])
     """
     mask = batch.get(name)
     if mask is None and name == "decoder_attention_mask":

@@ -73,9 +73,12 @@ class Slice:
         Returns:
             `(k · sum(rows),)` indices.
 
-        >>> both = Slice(module="m", parameter="weight", dimension=0, rows=(2, 1), role="producer")
-        >>> both.index(torch.tensor([0, 2]), units=3).tolist()
-        [0, 1, 4, 5, 6, 8]
+        Examples:
+            >>> import torch
+            >>> from hfprune.structure import Slice
+            >>> both = Slice(module="m", parameter="weight", dimension=0, rows=(2, 1), role="producer")
+            >>> both.index(torch.tensor([0, 2]), units=3).tolist()
+            [0, 1, 4, 5, 6, 8]
         """
         starts = accumulate((units * rows for rows in self.rows), initial=0)
         parts = []
@@ -263,7 +266,7 @@ def unit_slices(model: PreTrainedModel, block: Block, *, gradients: bool = False
         gradients: Give the gradients instead of the weights.
 
     Returns:
-        For every slice of the block, in order: `(units, weights of one unit)`.
+        For every slice of the block, in order, `(units, weights of one unit)`.
     """
     by_slice = []
     for piece in block.slices:

@@ -53,13 +53,14 @@ def check_tokens(model: PreTrainedModel, largest: int) -> None:
     Raises:
         ValueError: The model has no row for that id.
 
-    >>> from transformers import BertConfig, BertModel
-    >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 32}
-    >>> model = BertModel(BertConfig(num_hidden_layers=1, **sizes))
-    >>> check_tokens(model, largest=31)
-    >>> check_tokens(model, largest=32)  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ValueError: a text has the token id 32, and the model has 32 rows of embeddings. ...
+    Examples:
+        >>> from transformers import BertConfig, BertModel
+        >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 32}
+        >>> model = BertModel(BertConfig(num_hidden_layers=1, **sizes))
+        >>> check_tokens(model, largest=31)
+        >>> check_tokens(model, largest=32)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: a text has the token id 32, and the model has 32 rows of embeddings. ...
     """
     # only an Embedding has rows; a model of pictures or speech has some other module there, or none
     rows = getattr(input_embeddings(model), "num_embeddings", None)

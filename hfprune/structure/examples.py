@@ -25,11 +25,12 @@ def example_inputs(model: PreTrainedModel, ids: Tensor) -> Batch:
     Raises:
         UnsupportedArchitectureError: The model takes neither texts, pictures nor speech.
 
-    >>> from transformers import BertConfig, BertModel
-    >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 32}
-    >>> batch = example_inputs(BertModel(BertConfig(num_hidden_layers=1, **sizes)), torch.tensor([[5, 6, 7]]))
-    >>> batch["input_ids"].tolist(), batch["attention_mask"].tolist()
-    ([[5, 6, 7]], [[1, 1, 1]])
+    Examples:
+        >>> from transformers import BertConfig, BertModel
+        >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 32}
+        >>> batch = example_inputs(BertModel(BertConfig(num_hidden_layers=1, **sizes)), torch.tensor([[5, 6, 7]]))
+        >>> batch["input_ids"].tolist(), batch["attention_mask"].tolist()
+        ([[5, 6, 7]], [[1, 1, 1]])
     """
     device = input_device(model)
     name = model.main_input_name
@@ -86,8 +87,9 @@ def _samples_in_time(config: PretrainedConfig, frames: int) -> int:
     Returns:
         Samples in time.
 
-    >>> _samples_in_time(PretrainedConfig(conv_kernel=[10, 3], conv_stride=[5, 2]), frames=4)
-    50
+    Examples:
+        >>> _samples_in_time(PretrainedConfig(conv_kernel=[10, 3], conv_stride=[5, 2]), frames=4)
+        50
     """
     length = frames
     for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):

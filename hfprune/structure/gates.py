@@ -17,6 +17,9 @@ from hfprune.structure.running import input_hooks
 def gated(model: PreTrainedModel, blocks: Sequence[Block], gates: Mapping[str, Tensor]) -> Iterator[None]:
     """Run the model with gates, inside the `with`.
 
+    A gate is a multiplier on one unit, where the projection behind the units (the consumer) reads them. 1 keeps the
+    unit. 0 gives the outputs of the model without it, while all shapes stay.
+
     Args:
         model: The model; nothing of it changes but the hooks, which go when the `with` ends.
         blocks: Its blocks.
@@ -27,6 +30,15 @@ def gated(model: PreTrainedModel, blocks: Sequence[Block], gates: Mapping[str, T
 
     Raises:
         ValueError: A gate has another shape than `(units,)`, or names no block.
+
+    Examples:
+        >>> import torch
+        >>> from hfprune.structure import find_blocks, gated
+        >>> gates = {"encoder.layer.0.attention": torch.tensor([1.0, 0.0, 1.0, 1.0])}  # without the second head
+        >>> with gated(dense, find_blocks(dense), gates):
+        ...     without = dense(**batches[0]).logits
+        >>> torch.equal(without, dense(**batches[0]).logits)  # the second head is back
+        False
     """
     by_name = {block.name: block for block in blocks}
     for name, gate in gates.items():
@@ -53,18 +65,32 @@ def gate_gradients(
 ) -> dict[str, Tensor]:
     """The derivative of every sample's loss by every unit's gate, exact, from one forward and one backward pass.
 
-    γ[n, u] = ∂loss_n/∂m_u = Σ_t Σ_{c∈C_u} x[n,t,c] · g[n,t,c] with all gates at 1. Call it inside
-    `frozen(model)`: weights then get no gradient and the pass costs about two forward passes.
+    `γ[n, u] = ∂loss_n/∂m_u = Σ_t Σ_{c∈C_u} x[n,t,c] · g[n,t,c]`, with all gates m at 1. Here x is the input of the
+    block's consumer, g is the gradient of the loss by x, n is a sample, t a token, and C_u are the columns of unit u.
+    Call it inside `frozen(model)`: weights then get no gradient and the pass costs about two forward passes.
 
     Args:
         model: The model, frozen.
         blocks: Blocks whose gates are wanted.
         batch: Arguments of the model: tensors with N samples.
-        loss: Gives the *sum* over the batch of the samples' losses; samples must not mix in it.
+        loss: Gives the sum (not the mean) of the samples' losses; samples must not mix in it.
         maps: By block name, `(columns + 1, columns)` float32: take [x, 1] · map for x in the formula.
 
     Returns:
-        By block name: `(N, units)` float32, where the consumer's input is.
+        Gradients by block name, `(N, units)` float32 each, on the device of the consumer's input.
+
+    Examples:
+        >>> from hfprune.structure import find_blocks, frozen, gate_gradients
+        >>> def loss(model, batch):
+        ...     return model(**batch).loss * len(batch["labels"])  # the sum over samples; the model gives their mean
+        >>> with frozen(dense):
+        ...     gradients = gate_gradients(dense, find_blocks(dense), batches[0], loss)
+        >>> for block, values in gradients.items():
+        ...     print(block, tuple(values.shape))
+        encoder.layer.0.attention (6, 4)
+        encoder.layer.0.ffn (6, 32)
+        encoder.layer.1.attention (6, 4)
+        encoder.layer.1.ffn (6, 32)
     """
     samples = count_samples(batch)
     gradients: dict[str, Tensor] = {}

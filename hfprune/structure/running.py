@@ -31,12 +31,15 @@ def frozen(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
 
-    >>> layer = nn.Linear(2, 2)
-    >>> with frozen(layer):
-    ...     layer.training, layer.weight.requires_grad
-    (False, False)
-    >>> layer.training, layer.weight.requires_grad
-    (True, True)
+    Examples:
+        >>> from hfprune.structure import frozen
+        >>> weight = dense.classifier.weight
+        >>> _ = dense.train()
+        >>> with frozen(dense):
+        ...     dense.training, weight.requires_grad
+        (False, False)
+        >>> dense.training, weight.requires_grad
+        (True, True)
     """
     modes = [(module, module.training) for module in model.modules()]
     # by name: accelerate makes offloaded parameters anew whenever their module runs

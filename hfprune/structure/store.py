@@ -104,8 +104,9 @@ def sha256_of(tensors: Mapping[str, Any]) -> str:
     Returns:
         Hexadecimal.
 
-    >>> sha256_of({"a": torch.zeros(2)}) == sha256_of({"a": torch.zeros(2), "b": None})
-    False
+    Examples:
+        >>> sha256_of({"a": torch.zeros(2)}) == sha256_of({"a": torch.zeros(2), "b": None})
+        False
     """
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):

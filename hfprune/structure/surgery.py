@@ -43,6 +43,19 @@ def keep_units(
             class, so it could not be loaded again; or a block is left without units that cannot run without any.
         StructureError: The model was changed in a way that its config does not say, or is spread over devices.
         ValueError: The query heads that stay are not as many of every group.
+
+    Examples:
+        >>> from hfprune.structure import find_blocks, keep_units
+        >>> kept = {"encoder.layer.0.attention": [0, 3], "encoder.layer.0.ffn": range(8)}
+        >>> small = keep_units(dense, kept, blocks=find_blocks(dense))
+        >>> type(small).__name__
+        'PrunedBertForSequenceClassification'
+        >>> for block in find_blocks(small):
+        ...     print(block.name, block.units)
+        encoder.layer.0.attention 2
+        encoder.layer.0.ffn 8
+        encoder.layer.1.attention 4
+        encoder.layer.1.ffn 32
     """
     check_in_one_place(model)
     small, state = skeleton(model, kept, blocks=blocks)

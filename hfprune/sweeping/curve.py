@@ -1,20 +1,29 @@
 """Sweep: the measurements of one model at many sparsities, with its knee, its table, its file and its picture."""
 
 import json
-import os
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hfprune.measuring.latency import Latency
 from hfprune.measuring.size import Size
+from hfprune.showing.files import write_whole
+from hfprune.showing.picture import ThemeName, save_picture, theme_of
+from hfprune.showing.tables import Table, data_frame
 from hfprune.sweeping.plot import draw
-from hfprune.sweeping.points import Drop, SweepPoint, check_max_drop, paired_drop
+from hfprune.sweeping.points import Drop, SweepPoint, check_max_drop, paired_drop, shown_above
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 FORMAT_VERSION = 1
 
 
+#: The level of intervals, unless another is asked for.
+_CONFIDENCE = 0.95
 #: Heights above the chord up to this are rounding errors, not a knee.
 _FLAT = 1e-12
 
@@ -23,32 +32,45 @@ _FLAT = 1e-12
 class Sweep:
     """The measurements that `sweep` and `prune_within` return.
 
-    >>> def measured(sparsity, right):
-    ...     left = round(1000 * (1 - sparsity))
-    ...     size = Size(
-    ...         params=left + 500, prunable_params=left, macs=left, prunable_macs=left, sequence_length=8,
-    ...         weight_bytes=4 * left,
-    ...     )
-    ...     return SweepPoint(
-    ...         sparsity=sparsity, mac_sparsity=sparsity, param_sparsity=sparsity, metric=right / 1000,
-    ...         per_sample=(1.0,) * right + (0.0,) * (1000 - right), size=size, seconds=1.5, plan_digest="",
-    ...     )
-    >>> settings = {"metric": "accuracy", "budget": "macs", "scorer": "fisher"}
-    >>> curve = Sweep(points=(measured(0.0, 900), measured(0.4, 898), measured(0.8, 700)), settings=settings)
-    >>> for line in curve.table().splitlines()[:4]:
-    ...     print(line)
-    sparsity  MACs kept  params kept  parameters  accuracy    drop  at most  seconds
-        0.00     100.0%       100.0%       1,500    0.9000  0.0000               1.5
-        0.40      60.0%        60.0%       1,100    0.8980  0.0020   0.0053      1.5  ← knee
-        0.80      20.0%        20.0%         700    0.7000  0.2000   0.2205      1.5
-    >>> curve.within(0.01).sparsity
-    0.4
-
     Attributes:
         points: From the model that was given, which is usually dense, to the highest sparsity.
         settings: Everything that the points depend on: the config, digests of the weights and of the calibration
             samples, and so on.
         scoring_seconds: Time for the one scoring pass; None where every point has scoring passes of its own.
+
+    Examples:
+        >>> from hfprune.measuring.size import Size
+        >>> from hfprune.sweeping import Sweep, SweepPoint
+        >>> def measured(sparsity, right):
+        ...     left = round(1000 * (1 - sparsity))
+        ...     size = Size(
+        ...         params=left + 500,
+        ...         prunable_params=left,
+        ...         macs=left,
+        ...         prunable_macs=left,
+        ...         sequence_length=8,
+        ...         weight_bytes=4 * left,
+        ...     )
+        ...     return SweepPoint(
+        ...         sparsity=sparsity,
+        ...         mac_sparsity=sparsity,
+        ...         param_sparsity=sparsity,
+        ...         metric=right / 1000,
+        ...         per_sample=(1.0,) * right + (0.0,) * (1000 - right),
+        ...         size=size,
+        ...         seconds=1.5,
+        ...         plan_digest="",
+        ...     )
+        >>> settings = {"metric": "accuracy", "budget": "macs", "scorer": "fisher"}
+        >>> curve = Sweep(points=(measured(0.0, 900), measured(0.4, 898), measured(0.8, 700)), settings=settings)
+        >>> for line in curve.table().splitlines()[:4]:
+        ...     print(line)
+        sparsity  MACs kept  params kept  parameters  accuracy    drop  at most  seconds
+            0.00     100.0%       100.0%       1,500    0.9000  0.0000               1.5
+            0.40      60.0%        60.0%       1,100    0.8980  0.0020   0.0053      1.5  ← knee
+            0.80      20.0%        20.0%         700    0.7000  0.2000   0.2205      1.5
+        >>> curve.within(0.01).sparsity
+        0.4
     """
 
     points: tuple[SweepPoint, ...]
@@ -77,6 +99,10 @@ class Sweep:
         metric over the removed fraction of MACs. Kneedle looks for the largest distance from the chord on axes that are
         normalised to [0, 1]. That distance is proportional to the height above the chord, so heights are compared here,
         without normalising. The knee depends on where the sweep ends. It is None if no point is above the chord.
+
+        It is also None where noise could have made it: where the samples do not show, at 95 % confidence, that the
+        point is above the chord; or where the point is above the first one, and the samples do not show that either.
+        Without values of samples, a point above the first one is none.
         """
         first = self.points[0]
         last = self.points[-1]
@@ -89,9 +115,27 @@ class Sweep:
         for point in self.points:
             heights.append(point.metric - first.metric - slope * (point.mac_sparsity - first.mac_sparsity))
         highest = max(heights)
-        if highest > _FLAT:
-            return self.points[heights.index(highest)]
-        return None
+        if highest <= _FLAT:
+            return None
+        candidate = self.points[heights.index(highest)]
+        return candidate if self._is_beyond_noise(candidate) else None
+
+    def _is_beyond_noise(self, point: SweepPoint) -> bool:
+        """Whether a point above the chord is shown to be there, and not to have risen above the first one by chance."""
+        first = self.points[0]
+        last = self.points[-1]
+        is_risen = point.metric > first.metric
+        if first.per_sample is None or last.per_sample is None or point.per_sample is None:
+            return not is_risen
+        if first.samples != point.samples or first.samples != last.samples or len(first.per_sample) < 2:
+            return False
+        share = (point.mac_sparsity - first.mac_sparsity) / (last.mac_sparsity - first.mac_sparsity)
+        chord = []
+        for start, end in zip(first.per_sample, last.per_sample, strict=True):
+            chord.append((1 - share) * start + share * end)
+        if not shown_above(point.per_sample, chord):
+            return False
+        return not is_risen or shown_above(point.per_sample, first.per_sample)
 
     def drop(self, point: SweepPoint, *, confidence: float = 0.95) -> Drop:
         """How much lower the metric of a point is than that of the first one, on the same samples.
@@ -269,21 +313,111 @@ class Sweep:
         Returns:
             The file.
         """
-        return _write_whole(Path(path), self.to_json().encode())
+        return write_whole(Path(path), self.to_json().encode())
 
-    def plot(self, path: str | Path) -> Path:
-        """Draw the metric over MACs kept and over latency into a PNG, with the knee and the dense model's level.
+    def plot(self, path: str | Path | None = None, *, theme: ThemeName = "light") -> "Figure":
+        """Draw the metric over MACs kept and over latency, with the knee and the dense model's level.
+
+        Every point has its 95 % interval, where `evaluate` gave one value a sample. The axis of the metric is so long
+        that differences within that interval do not look large.
 
         Args:
-            path: The file; folders are made.
+            path: A file to write the picture into, as PNG, SVG or PDF by its suffix; None: no file.
+            theme: `light` or `dark`.
 
         Returns:
-            The file.
+            The figure of matplotlib, which a notebook shows.
 
         Raises:
             MissingDependencyError: Matplotlib is not installed.
+            ValueError: The file has another suffix, or the theme is unknown.
+
+        Examples:
+            >>> from hfprune.measuring.size import Size
+            >>> from hfprune.sweeping import Sweep, SweepPoint
+            >>> size = Size(
+            ...     params=9, prunable_params=4, macs=9, prunable_macs=4, sequence_length=8, weight_bytes=36
+            ... )
+            >>> first = SweepPoint(
+            ...     sparsity=0.0,
+            ...     mac_sparsity=0.0,
+            ...     param_sparsity=0.0,
+            ...     metric=0.9,
+            ...     size=size,
+            ...     seconds=1.0,
+            ...     plan_digest="",
+            ... )
+            >>> figure = Sweep(points=(first,), settings={"metric": "accuracy"}).plot()
+            >>> figure.axes[0].get_ylabel()
+            'accuracy'
         """
-        return _write_whole(Path(path), draw(self.points, self.knee, metric=self.metric))
+        return save_picture(draw(self.points, self.knee, metric=self.metric, theme=theme_of(theme)), path)
+
+    def to_pandas(self) -> "DataFrame":
+        """The sweep as a data frame, with a row for each point.
+
+        Returns:
+            Columns `sparsity` (asked for), `mac_sparsity`, `param_sparsity`, `params` and `macs` (of the whole model),
+            the metric under its name, `low` and `high` (the ends of its 95 % interval; NaN where it is not known),
+            `drop` (from the first row), `drop_at_most` (the upper end of its one-sided 95 % interval), `samples`,
+            `latency_ms`, `speedup`, `seconds`, `knee` (whether the point is the knee) and `plan_digest`.
+
+        Examples:
+            >>> from hfprune.measuring.size import Size
+            >>> from hfprune.sweeping import Sweep, SweepPoint
+            >>> size = Size(
+            ...     params=9, prunable_params=4, macs=9, prunable_macs=4, sequence_length=8, weight_bytes=36
+            ... )
+            >>> first = SweepPoint(
+            ...     sparsity=0.0,
+            ...     mac_sparsity=0.0,
+            ...     param_sparsity=0.0,
+            ...     metric=0.9,
+            ...     size=size,
+            ...     seconds=1.0,
+            ...     plan_digest="",
+            ... )
+            >>> frame = Sweep(points=(first,), settings={"metric": "accuracy"}).to_pandas()
+            >>> frame[["sparsity", "params", "accuracy", "drop"]].values.tolist()
+            [[0.0, 9.0, 0.9, 0.0]]
+        """
+        knee = self.knee
+        rows = []
+        for point in self.points:
+            low, high = point.interval() or (math.nan, math.nan)
+            row = {
+                "sparsity": point.sparsity,
+                "mac_sparsity": point.mac_sparsity,
+                "param_sparsity": point.param_sparsity,
+                "params": point.params,
+                "macs": point.size.macs,
+                self.metric: point.metric,
+                "low": low,
+                "high": high,
+                "drop": self.dense.metric - point.metric,
+                "drop_at_most": self._at_most(point),
+                "samples": point.samples,
+                "latency_ms": point.latency_ms,
+                "speedup": point.speedup,
+                "seconds": point.seconds,
+                "knee": point is knee,
+                "plan_digest": point.plan_digest,
+            }
+            rows.append(row)
+        return data_frame(rows)
+
+    def _at_most(self, point: SweepPoint) -> float:
+        """The upper end of the interval of a point's drop; NaN for the first point, and without values of samples."""
+        if point is self.dense or self.dense.per_sample is None:
+            return math.nan
+        return self.drop(point).upper
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for point in self.points:
+            mark = "knee" if point is self.knee else ""
+            rows.append([*self._row(point, _CONFIDENCE), mark])
+        return Table(head=[*self._head(), ""], rows=rows, notes=self._notes(_CONFIDENCE)).html()
 
 
 def in_order(points: Iterable[SweepPoint]) -> tuple[SweepPoint, ...]:
@@ -326,20 +460,3 @@ def _point(fields: Mapping[str, Any]) -> SweepPoint:
         # JSON gives a list, which would not be equal to the tuple of the point that was saved
         nested["per_sample"] = tuple(fields["per_sample"])
     return SweepPoint(**{**fields, **nested})
-
-
-def _write_whole(path: Path, content: bytes) -> Path:
-    """Replace a file as a whole: if the process is killed, either the old file or the new one is left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # in the same folder, because replacing a file in one step works only within one file system
-    draft = path.with_name(f".{path.name}.{os.getpid()}.saving")
-    try:
-        with draft.open("wb") as handle:
-            handle.write(content)
-            handle.flush()
-            # without this, a crash of the machine could leave an empty file under the final name
-            os.fsync(handle.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path

@@ -17,14 +17,6 @@ def correctness(
 ) -> Callable[[PreTrainedModel], list[bool]]:
     """An `evaluate` for classifiers: it tells of each sample whether the model predicts its label.
 
-    >>> from transformers import BertConfig, BertForSequenceClassification
-    >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    >>> model = BertForSequenceClassification(BertConfig(vocab_size=10, **sizes))
-    >>> model.classifier.bias.data = torch.tensor([0.0, 100.0])
-    >>> evaluate = correctness([{"input_ids": torch.tensor([[1, 2], [3, 4]]), "labels": torch.tensor([1, 0])}])
-    >>> evaluate(model)
-    [True, False]
-
     Args:
         data: A tokenized `datasets.Dataset`, or a list of batches, with one class as the label of a sample.
         collator: Makes a batch of rows of a Dataset; `DataCollatorWithPadding(tokenizer)` pads.
@@ -33,6 +25,14 @@ def correctness(
     Returns:
         A function from a model to one bool a sample, in an order that is the same for every model. It raises a
         ValueError where the data has no such labels.
+
+    Examples:
+        >>> from hfprune.sweeping import correctness
+        >>> evaluate = correctness(dataset, collator=collator)
+        >>> _ = dense.classifier.bias.data[0].fill_(100.0)  # so it predicts class 0 for every text
+        >>> right = evaluate(dense)
+        >>> len(right), sum(right)
+        (18, 6)
     """
 
     def evaluate(model: PreTrainedModel) -> list[bool]:

@@ -1,89 +1,92 @@
-"""The picture of a sweep. Matplotlib is an optional dependency: `pip install hfprune[plot]`."""
+"""The picture of a sweep. Matplotlib is an optional dependency."""
 
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from hfprune.errors import MissingDependencyError
 from hfprune.measuring.latency import Latency
+from hfprune.showing.curves import CurvePanel, Dot, Series, draw_curves
+from hfprune.showing.picture import Theme
 from hfprune.sweeping.points import SweepPoint
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def require_matplotlib() -> None:
-    """Raise an error early, before a long sweep, if matplotlib is missing.
-
-    Raises:
-        MissingDependencyError: Matplotlib is not installed.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401 (optional, and slow to import)
-    except ImportError as error:
-        raise MissingDependencyError(
-            "matplotlib, which draws the picture of a sweep, is not installed: pip install hfprune[plot]"
-        ) from error
+#: The level of the error bars.
+_CONFIDENCE = 0.95
+#: The place of a point on the horizontal axis; None if it was not measured.
+_CostOf = Callable[[SweepPoint], float | None]
 
 
-def draw(points: Sequence[SweepPoint], knee: SweepPoint | None, *, metric: str) -> bytes:
+def draw(points: Sequence[SweepPoint], knee: SweepPoint | None, *, metric: str, theme: Theme) -> "Figure":
     """Draw the metric over the multiply-adds kept and, where it was measured, over the latency.
+
+    Where `evaluate` gave one value a sample, every point has an error bar.
 
     Args:
         points: The points; the metric of the first is drawn as a horizontal line, too.
         knee: The point to mark, if there is one.
         metric: The name of the metric.
+        theme: The colours.
 
     Returns:
-        A PNG.
+        The figure.
 
     Raises:
         MissingDependencyError: Matplotlib is not installed.
     """
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
-    panels = [_mac_panel(points)]
+    length = points[0].size.sequence_length
+    ylabel = _metric_label(points[0], metric)
+    xlabel = f"prunable MACs kept, % ({length} tokens)"
+    panels = [_panel(points, knee, _macs_kept, xlabel=xlabel, ylabel=ylabel)]
     latency = points[0].latency
     if latency is not None:
-        panels.append(_latency_panel(points, latency))
-    # a Figure without pyplot: no window, no global state
-    figure = Figure(figsize=(6 * len(panels), 4.5), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, panel in zip(axes, panels, strict=True):
-        metrics = [point.metric for point in panel.costs]
-        axis.axhline(points[0].metric, color="black", linewidth=1, linestyle="--", label="dense")
-        axis.plot(list(panel.costs.values()), metrics, marker="o", markersize=4, label="pruned")
-        if knee is not None and knee in panel.costs:
-            knee_cost = panel.costs[knee]
-            axis.plot([knee_cost], [knee.metric], "o", markersize=11, fillstyle="none", color="tab:red", label="knee")
-        axis.set(xlabel=panel.label, ylabel=metric)
-        # from large models to small ones, so that sparsity grows from left to right
-        axis.invert_xaxis()
-        axis.grid(alpha=0.3)
-        axis.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+        panels.append(_panel(points, knee, _latency_ms, xlabel=_latency_label(latency), ylabel=ylabel))
+    return draw_curves(panels, theme)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Panel:
-    """One of the diagrams that stand side by side.
-
-    Attributes:
-        label: The label of the horizontal axis.
-        costs: By point, its place on that axis.
-    """
-
-    label: str
-    costs: Mapping[SweepPoint, float]
+def _macs_kept(point: SweepPoint) -> float:
+    return 100 * (1 - point.mac_sparsity)
 
 
-def _mac_panel(points: Sequence[SweepPoint]) -> _Panel:
-    length = points[0].size.sequence_length
-    costs = {point: 100 * (1 - point.mac_sparsity) for point in points}
-    return _Panel(label=f"prunable MACs kept, % ({length} tokens)", costs=costs)
+def _latency_ms(point: SweepPoint) -> float | None:
+    return point.latency_ms
 
 
-def _latency_panel(points: Sequence[SweepPoint], latency: Latency) -> _Panel:
+def _latency_label(latency: Latency) -> str:
     setting = f"batch {latency.batch_size}, {latency.sequence_length} tokens, {latency.device}, {latency.dtype}"
-    costs = {point: point.latency_ms for point in points if point.latency_ms is not None}
-    return _Panel(label=f"median latency, ms ({setting})", costs=costs)
+    return f"median latency, ms ({setting})"
+
+
+def _metric_label(dense: SweepPoint, metric: str) -> str:
+    """The name of the metric, and what its error bars are."""
+    if dense.per_sample is None:
+        return metric
+    return f"{metric} (bars: {100 * _CONFIDENCE:.0f} % interval of {dense.samples:,} samples)"
+
+
+def _panel(
+    points: Sequence[SweepPoint], knee: SweepPoint | None, cost_of: _CostOf, *, xlabel: str, ylabel: str
+) -> CurvePanel:
+    """The metric over one cost. Large models stand at the left, so that sparsity grows from left to right."""
+    dots = {}
+    for point in points:
+        cost = cost_of(point)
+        if cost is not None:
+            dots[point] = Dot(x=cost, y=point.metric, interval=point.interval(confidence=_CONFIDENCE))
+    dense, *pruned = dots.values()
+    ring = dots.get(knee) if knee is not None else None
+    series = [Series(label=f"dense: {dense.y:.4f}", dots=[dense], marker="s")]
+    if pruned:
+        series.append(Series(label="pruned", dots=pruned, marker="o", line="-"))
+    costs = [dot.x for dot in dots.values()]
+    # a little free space at both ends, also where there is one point only
+    margin = 0.05 * (max(costs) - min(costs)) or 0.05 * max(costs)
+    return CurvePanel(
+        xlabel=xlabel,
+        ylabel=ylabel,
+        series=series,
+        level=dense.y,
+        ring=ring,
+        ring_label=f"knee: sparsity {knee.sparsity:g}" if knee is not None else "",
+        xlim=(max(costs) + margin, min(costs) - margin),
+    )

@@ -46,6 +46,38 @@ class SweepPoint:
             return None
         return len(self.per_sample)
 
+    def interval(self, *, confidence: float = 0.95) -> tuple[float, float] | None:
+        """The two-sided confidence interval of the metric, which `interval_of_mean` describes.
+
+        Args:
+            confidence: Its level.
+
+        Returns:
+            Its ends; None if `evaluate` returned one number, or the value of one sample.
+
+        Examples:
+            >>> from hfprune.measuring.size import Size
+            >>> from hfprune.sweeping import SweepPoint
+            >>> size = Size(
+            ...     params=9, prunable_params=4, macs=9, prunable_macs=4, sequence_length=8, weight_bytes=36
+            ... )
+            >>> point = SweepPoint(
+            ...     sparsity=0.0,
+            ...     mac_sparsity=0.0,
+            ...     param_sparsity=0.0,
+            ...     metric=0.9,
+            ...     per_sample=(1.0,) * 81 + (0.0,) * 9,
+            ...     size=size,
+            ...     seconds=1.0,
+            ...     plan_digest="",
+            ... )
+            >>> [round(end, 3) for end in point.interval()]
+            [0.821, 0.946]
+        """
+        if self.per_sample is None or len(self.per_sample) < 2:
+            return None
+        return interval_of_mean(self.per_sample, confidence=confidence)
+
     @property
     def params(self) -> int:
         """All parameters, tied ones once."""
@@ -123,6 +155,56 @@ def paired_drop(dense: Sequence[float], pruned: Sequence[float], *, confidence: 
     variance = math.fsum((difference - mean) ** 2 for difference in differences) / degrees
     upper = mean + quantile * math.sqrt(variance / len(differences))
     return Drop(mean=observed, upper=upper, confidence=confidence, samples=len(dense))
+
+
+def interval_of_mean(values: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float]:
+    """The two-sided confidence interval of a mean over samples.
+
+    Of right (1) and wrong (0) it is the score interval (Wilson 1927, "Probable inference, the law of succession, and
+    statistical inference"), which stays within [0, 1]. Of other values it is mean ± t · s / √n.
+
+    >>> [round(end, 4) for end in interval_of_mean([1.0] * 81 + [0.0] * 9)]
+    [0.8208, 0.9465]
+
+    Args:
+        values: One value a sample, two or more.
+        confidence: The level of the interval, in (0, 1).
+
+    Returns:
+        Its lower and its upper end.
+    """
+    count = len(values)
+    mean = _mean(values)
+    tail = (1 + confidence) / 2
+    if set(values) <= {0.0, 1.0}:
+        quantile = float(stats.norm.ppf(tail))
+        weight = quantile**2 / count
+        middle = (mean + weight / 2) / (1 + weight)
+        half = quantile * math.sqrt(mean * (1 - mean) / count + weight / (4 * count)) / (1 + weight)
+    else:
+        quantile = float(stats.t.ppf(tail, count - 1))
+        variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+        middle = mean
+        half = quantile * math.sqrt(variance / count)
+    # rounding must not leave the mean outside: the score interval of a mean of 1 ends at 1
+    return min(middle - half, mean), max(middle + half, mean)
+
+
+def shown_above(values: Sequence[float], others: Sequence[float], *, confidence: float = 0.95) -> bool:
+    """Whether samples show that the mean of some values is above that of others: their paired interval is above 0.
+
+    >>> shown_above([1.0] * 90, [1.0] * 88 + [0.0] * 2), shown_above([1.0] * 90, [1.0] * 60 + [0.0] * 30)
+    (False, True)
+
+    Args:
+        values: One value a sample.
+        others: The values to compare with, of the same samples in the same order.
+        confidence: The level of the one-sided interval that `paired_drop` describes.
+
+    Returns:
+        Whether it does.
+    """
+    return paired_drop(others, values, confidence=confidence).upper < 0
 
 
 def _check_paired(dense: Sequence[float], pruned: Sequence[float], confidence: float) -> None:

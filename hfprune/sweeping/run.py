@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from transformers import PreTrainedModel
-from transformers.utils.logging import tqdm
 
 from hfprune.config import PruningConfig
 from hfprune.measuring.latency import Latency, measure_latencies
@@ -23,6 +22,7 @@ from hfprune.publishing.record import public_name
 from hfprune.reconstruction.reconstruct import reconstruct
 from hfprune.scoring import CalibrationData, Collator, Scores, one_shot_form, score
 from hfprune.scoring.calibration import digest_of_batches
+from hfprune.showing.progress import tracked
 from hfprune.structure.anatomy import Anatomy, anatomy_of
 from hfprune.structure.batches import Batch
 from hfprune.structure.running import frozen
@@ -67,19 +67,6 @@ def sweep(
     rounds loses less at the same sparsity, so a sweep without recovery shows the largest drop to expect; `prune_within`
     searches with rounds.
 
-    >>> import torch
-    >>> from transformers import BertConfig, BertForSequenceClassification
-    >>> from hfprune.sweeping import correctness
-    >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    >>> model = BertForSequenceClassification(BertConfig(vocab_size=10, **sizes))
-    >>> batches = [{"input_ids": torch.tensor([[1, 2, 3], [4, 5, 6]]), "labels": torch.tensor([1, 0])}]
-    >>> curve = sweep(
-    ...     model, batches, PruningConfig(sequence_length=3, reconstruct=False), sparsities=[0.25, 0.5],
-    ...     evaluate=correctness(batches), metric="accuracy", latency_batch_size=None,
-    ... )
-    >>> [point.sparsity for point in curve.points], curve.settings["scorer"]
-    ([0.0, 0.25, 0.5], 'logit_fisher')
-
     Args:
         model: The dense model. It stays as it is, and is the first point.
         data: Calibration data, as for `prune`.
@@ -110,6 +97,25 @@ def sweep(
         NonFiniteScoreError: A score is NaN or infinite.
         ValueError: No sparsities, or some out of [0, 1); an unknown scorer or allocation, or one that cannot do with
             one pass; `evaluate` returned something else; or `save_to` holds a sweep with other settings.
+
+    Examples:
+        >>> import hfprune
+        >>> from hfprune.sweeping import correctness
+        >>> evaluate = correctness(dataset, collator=collator)
+        >>> curve = hfprune.sweep(
+        ...     dense,
+        ...     dataset,
+        ...     config,
+        ...     sparsities=[0.25, 0.5],
+        ...     evaluate=evaluate,
+        ...     collator=collator,
+        ...     metric="accuracy",
+        ...     latency_batch_size=None,
+        ... )
+        >>> [point.sparsity for point in curve.points]
+        [0.0, 0.25, 0.5]
+        >>> curve.settings["scorer"]  # the one-shot form of the config's residual_logit_fisher
+        'logit_fisher'
     """
     config = one_shot_of(config or PruningConfig())
     wanted = _in_order_without_zero(sparsities)
@@ -149,18 +155,19 @@ def sweep(
     def curve_so_far() -> Sweep:
         return Sweep(points=in_order(points.values()), settings=settings, scoring_seconds=scoring_seconds)
 
-    for sparsity, pruning_plan in tqdm(plans.items(), desc="Sweeping", unit="point"):
-        if sparsity in points:
-            continue
-        began = time.perf_counter()
-        small = dense if pruning_plan is None else _pruned(dense, pruning_plan, batches, config, recover)
-        composed = _composed(model, pruning_plan)
-        point = measured_point(small, composed, config, sparsity=sparsity, evaluate=evaluate, began=began)
-        points[sparsity] = replace(point, **timings[sparsity])
-        check_samples(points[0.0], point)
-        logger.info("sparsity %.2f: %s %.4f, %.1f s", sparsity, metric, point.metric, point.seconds)
-        if save_to is not None:
-            curve_so_far().save(save_to)
+    with tracked(plans.items(), desc="Sweeping", unit="point") as made:
+        for sparsity, pruning_plan in made:
+            if sparsity in points:
+                continue
+            began = time.perf_counter()
+            small = dense if pruning_plan is None else _pruned(dense, pruning_plan, batches, config, recover)
+            composed = _composed(model, pruning_plan)
+            point = measured_point(small, composed, config, sparsity=sparsity, evaluate=evaluate, began=began)
+            points[sparsity] = replace(point, **timings[sparsity])
+            check_samples(points[0.0], point)
+            logger.info("sparsity %.2f: %s %.4f, %.1f s", sparsity, metric, point.metric, point.seconds)
+            if save_to is not None:
+                curve_so_far().save(save_to)
     return curve_so_far()
 
 
@@ -170,16 +177,17 @@ def one_shot_of(config: PruningConfig) -> PruningConfig:
     A scorer that is made for rounds is replaced by the one that it declares for one round (`Scorer.one_shot`). A hybrid
     stays.
 
-    >>> one_shot_of(PruningConfig()).scorer, one_shot_of(PruningConfig(scorer="fisher")).scorer
-    ('logit_fisher', 'fisher')
-    >>> one_shot_of(PruningConfig(scorer="residual_fisher", schedule="one_shot")).scorer
-    'residual_fisher'
-
     Args:
         config: A config.
 
     Returns:
         A config with `schedule="one_shot"`.
+
+    Examples:
+        >>> one_shot_of(PruningConfig()).scorer, one_shot_of(PruningConfig(scorer="fisher")).scorer
+        ('logit_fisher', 'fisher')
+        >>> one_shot_of(PruningConfig(scorer="residual_fisher", schedule="one_shot")).scorer
+        'residual_fisher'
     """
     if config.schedule == "one_shot":
         return config

@@ -5,12 +5,12 @@ import time
 from dataclasses import replace
 
 from transformers import PreTrainedModel
-from transformers.utils.logging import tqdm
 
 from hfprune.config import PruningConfig
 from hfprune.errors import BudgetError
 from hfprune.pruning.prune import Recover, batches_for, check, prune
 from hfprune.scoring import CalibrationData, Collator
+from hfprune.showing.progress import progress
 from hfprune.structure.anatomy import Anatomy, anatomy_of
 from hfprune.sweeping.curve import Sweep, in_order
 from hfprune.sweeping.run import Evaluate, check_samples, measured_point, settings_of
@@ -38,21 +38,6 @@ def prune_within(
     drops less, and prunes about log2(1/step) candidates. Choosing among several candidates makes the interval of the
     returned model a little optimistic: report its metric on other samples than those of `evaluate`.
 
-    >>> import torch
-    >>> from transformers import BertConfig, BertForSequenceClassification
-    >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
-    >>> model = BertForSequenceClassification(BertConfig(vocab_size=10, **sizes))
-    >>> batches = [{"input_ids": torch.tensor([[1, 2, 3], [4, 5, 6]])}]
-    >>> def evaluate(model):  # in the place of real data: right on all samples until too much is removed
-    ...     plan = getattr(model, "pruning_plan", None)
-    ...     return [plan is None or plan.sparsity("macs") < 0.6] * 500
-    >>> config = PruningConfig(schedule="one_shot", scorer="l2", reconstruct=False, sequence_length=3)
-    >>> small, search = prune_within(model, batches, config, max_drop=0.01, evaluate=evaluate, step=0.25)
-    >>> [(point.sparsity, point.metric) for point in search.points]
-    [(0.0, 1.0), (0.5, 1.0), (0.75, 0.0)]
-    >>> small.pruning_record.config["sparsity"]
-    0.5
-
     Args:
         model: The dense model, or one that was pruned before. It stays as it is.
         data: Calibration data, as for `prune`.
@@ -77,6 +62,19 @@ def prune_within(
         NonFiniteScoreError: A score is NaN or infinite.
         ValueError: A limit or step that cannot be, an `evaluate` that gives one number a model or too few samples to
             show the limit, or an unknown scorer, allocation or schedule.
+
+    Examples:
+        >>> import hfprune
+        >>> def evaluate(model):  # in the place of real data: right on all samples until too much is removed
+        ...     plan = getattr(model, "pruning_plan", None)
+        ...     return [plan is None or plan.sparsity("macs") < 0.6] * 500
+        >>> small, search = hfprune.prune_within(
+        ...     dense, dataset, config, max_drop=0.01, evaluate=evaluate, step=0.25, collator=collator
+        ... )
+        >>> [(point.sparsity, point.metric) for point in search.points]
+        [(0.0, 1.0), (0.5, 1.0), (0.75, 0.0)]
+        >>> small.pruning_record.config["sparsity"]
+        0.5
     """
     config = config or PruningConfig()
     _check_step(step)
@@ -94,7 +92,7 @@ def prune_within(
     # indices of candidates: all up to `low` are within the limit, all from `high` on are not
     low = -1
     high = len(candidates)
-    with tqdm(total=len(candidates).bit_length(), desc="Searching", unit="model") as progress:
+    with progress(len(candidates).bit_length(), desc="Searching", unit="model") as counted:
         while high - low > 1:
             middle = (low + high) // 2
             candidate = replace(config, sparsity=candidates[middle])
@@ -117,7 +115,7 @@ def prune_within(
                 best = small
             else:
                 high = middle
-            progress.update()
+            counted.update()
     if best is None:
         # the lowest candidate was tried last, so `drop` is its drop
         raise BudgetError(

@@ -43,7 +43,7 @@ def chain_of(model: Mapping[str, Any]) -> Callable[[str], set[str]]:
     Returns:
         A function from a token to tokens of the vocabulary.
 
-    Example:
+    Examples:
         >>> vocabulary = {"a": 0, "b": 1, "c": 2, "ab": 3, "bc": 4, "abc": 5}
         >>> chain = chain_of({"type": "BPE", "vocab": vocabulary, "merges": [["a", "b"], ["ab", "c"], ["b", "c"]]})
         >>> sorted(chain("abc"))
@@ -210,7 +210,7 @@ def tried_in_vain(word: str, model: Mapping[str, Any], vocabulary: Mapping[str, 
     Returns:
         The tokens.
 
-    Example:
+    Examples:
         >>> model = {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
         >>> tried_in_vain("abc", model, {"a": 0, "ab": 1, "##bc": 2})
         {'ab'}

@@ -60,21 +60,15 @@ def prune_vocabulary(
         ValueError: The tokenizer is slow, has more tokens than the model has rows, or lacks a token to keep; a count or
             multiple is below 1, or the vocabulary cannot fill the multiple.
 
-    Example:
-        >>> from tokenizers import Tokenizer, models, pre_tokenizers
-        >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-        >>> names = ["[UNK]", "a", "cat", "dog", "is", "of", "the", "who"]
-        >>> words = Tokenizer(models.WordLevel(dict(zip(names, range(8))), unk_token="[UNK]"))
-        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
-        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
-        >>> shape = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
-        >>> ids = {"bos_token_id": None, "eos_token_id": None}
-        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=8, **shape, **ids))
-        >>> small, new = prune_vocabulary(model, tokenizer, ["who is the dog", "a dog"])
-        >>> new.tokenize("who is the cat"), len(new)
-        (['who', 'is', 'the', '[UNK]'], 6)
-        >>> small.config.vocab_size, small.lm_head.weight.shape
-        (6, torch.Size([6, 8]))
+    Examples:
+        >>> import hfprune
+        >>> small, smaller_tokenizer = hfprune.prune_vocabulary(decoder, tokenizer, ["the cat sees a mouse"])
+        >>> len(tokenizer), len(smaller_tokenizer)
+        (15, 9)
+        >>> smaller_tokenizer.tokenize("the cat follows a mouse")
+        ['the', 'cat', '[UNK]', 'a', 'mouse']
+        >>> decoder.lm_head.weight.shape, small.lm_head.weight.shape
+        (torch.Size([15, 16]), torch.Size([9, 16]))
     """
     _check_positive("min_count", min_count)
     if pad_to_multiple_of is not None:

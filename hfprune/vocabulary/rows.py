@@ -39,7 +39,7 @@ def keep_tokens(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
             that its config does not say, or is spread over devices.
         ValueError: The ids do not increase or are no rows, or an id with a role in a config is not kept.
 
-    Example:
+    Examples:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> shape = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
         >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=50, bos_token_id=1, eos_token_id=2, **shape))

@@ -3,9 +3,9 @@
 A page says in its front matter what its code starts from: `start: classifier` or `start: language_model` runs that
 file of docs/start first, which the page shows with a snippet; `hub: true` runs all code in a process that talks to a
 Hub on the loopback interface; `replace:` names texts of its code, such as a large model's name, with what takes their
-place in the test. Every `python` block runs, in order, in one namespace; every line of a `bash` block runs
-as far as that takes seconds (see `run_line`); `json` and `yaml` are parsed; `text` is output and runs nowhere. Blocks
-of other languages are errors.
+place in the test. Every `python` block runs, in order, in one namespace; every line of a `bash` block runs as far as
+that takes seconds (see `run_line`); `json` and `yaml` are parsed, and written to the file that their title names;
+`text` is output and runs nowhere. Blocks of other languages are errors.
 """
 
 import contextlib
@@ -17,20 +17,24 @@ import runpy
 import shlex
 import sys
 import tomllib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
-from transformers import PreTrainedModel
+from transformers import MegatronBertConfig, MegatronBertForSequenceClassification, PreTrainedModel
 
-from tests.support.tiny import tiny_model
+from tests.support.old_checkpoints import old_checkpoint, pickle_weights
+from tests.support.tiny import SIZES, tiny_model
 from tests.support.tiny_data import tiny_tags, tiny_texts, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = {"python", "bash", "json", "yaml", "text"}
 _FENCE = re.compile(
-    r"^(?P<indent> *)```(?P<language>[\w-]*)[^\n]*\n(?P<code>.*?)^(?P=indent)```$", re.DOTALL | re.MULTILINE
+    r"^(?P<indent> *)```(?P<language>[\w-]*)(?: title=\"(?P<title>[^\"]+)\")?[^\n]*\n"
+    r"(?P<code>.*?)^(?P=indent)```$",
+    re.DOTALL | re.MULTILINE,
 )
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 _SNIPPET = re.compile(r'^ *--8<-- "(?P<path>[^"]+)"$', re.MULTILINE)
@@ -42,6 +46,7 @@ class CodeBlock:
 
     language: str
     code: str
+    title: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +91,7 @@ def blocks_of(text: str) -> Iterator[CodeBlock]:
         # a block of nothing but a snippet shows a file, which the front matter runs
         if _SNIPPET.fullmatch("\n".join(lines).strip()):
             continue
-        yield CodeBlock(language=fence["language"], code="\n".join(lines) + "\n")
+        yield CodeBlock(language=fence["language"], code="\n".join(lines) + "\n", title=fence["title"])
 
 
 def furnish(folder: Path) -> None:
@@ -97,10 +102,25 @@ def furnish(folder: Path) -> None:
     _save(tiny_model("bert", "AutoModelForTokenClassification", **tags), folder / "me" / "tagger")
     _save(tiny_model("bert", "AutoModelForMaskedLM"), folder / "me" / "pretrained")
     _save(tiny_model("llama", "AutoModelForCausalLM"), folder / "me" / "chat")
+    _save(tiny_model("bert", "AutoModelForQuestionAnswering"), folder / "me" / "answers")
+    _save(tiny_model("t5", "AutoModelForSeq2SeqLM"), folder / "me" / "summaries")
+    _save(tiny_model("vit", "AutoModelForImageClassification", num_labels=3), folder / "me" / "pictures")
+    _save(tiny_model("wav2vec2", "AutoModelForCTC"), folder / "me" / "speech")
+    _save(tiny_model("bert", "AutoModel"), folder / "me" / "embeddings")
+    unlisted = MegatronBertForSequenceClassification(MegatronBertConfig(**SIZES["bert"]))
+    _save(unlisted, folder / "me" / "unlisted")
+    old_checkpoint(folder / "old", tokenizer=True)
+    pickle_weights(folder / "old-pickled", old_checkpoint(folder / "old-pickled"))
     names = ["who", "what", "where"]
     for name, rows in (("train.csv", 660), ("held_out.csv", 120), ("test.csv", 60)):
         lines = [f"{row['text']},{names[row['label']]}" for row in tiny_texts(rows)]
         (folder / name).write_text("text,label\n" + "\n".join(lines) + "\n")
+    (folder / "held_out").mkdir()
+    # enough rows for validation that a drop below one point can be shown
+    for split, rows in (("train", 660), ("validation", 400), ("test", 120)):
+        lines = [f"{row['text']},{names[row['label']]}" for row in tiny_texts(rows)]
+        (folder / "held_out" / f"{split}.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+    (folder / "unlabelled.csv").write_text("\n".join(["text", *tiny_texts(660)["text"]]) + "\n")
     lines = [json.dumps(row) for row in tiny_tags(660)]
     (folder / "tags.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "text.txt").write_text(" ".join(tiny_texts(40_000)["text"]))
@@ -126,6 +146,8 @@ def run_page(page: Page) -> None:
 def run_block(block: CodeBlock, names: dict) -> None:
     assert block.language in LANGUAGES, f"a block of {block.language or 'no language'}; expected {sorted(LANGUAGES)}"
     if block.language == "python":
+        # readers may have a GPU, so the pages leave pinned memory on; the test has none
+        warnings.filterwarnings("ignore", message="'pin_memory' argument")
         exec(compile(block.code, "page", "exec"), names)
     elif block.language == "bash":
         for line in lines_of(block.code):
@@ -134,6 +156,8 @@ def run_block(block: CodeBlock, names: dict) -> None:
         json.loads(block.code)
     elif block.language == "yaml":
         yaml.safe_load(block.code)
+    if block.title is not None and block.language in ("json", "yaml"):
+        Path(block.title).write_text(block.code, encoding="utf-8")
 
 
 def lines_of(code: str) -> list[list[str]]:
@@ -187,8 +211,13 @@ def _run_launched(words: Sequence[str]) -> None:
 def _run_python(words: Sequence[str]) -> None:
     if words[0] == "-m":
         arguments = [words[1], *words[2:]]
-        with _argv(arguments), contextlib.suppress(SystemExit):
-            runpy.run_module(words[1], run_name="__main__")
+        with _argv(arguments):
+            code = None
+            try:
+                runpy.run_module(words[1], run_name="__main__")
+            except SystemExit as done:
+                code = done.code
+        assert not code, f"python {shlex.join(words)}: exit code {code}"
         return
     script = ROOT / words[0]
     assert script.is_file(), words[0]

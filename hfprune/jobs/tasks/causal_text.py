@@ -56,6 +56,17 @@ def causal_language_modelling(model: ModelArguments, data: CausalTextArguments, 
     Raises:
         ValueError: Data, columns or metrics do not fit, windows have less than two tokens, or there is too little text.
         FileNotFoundError: A named corpus is not installed.
+
+    Examples:
+        >>> from datasets import Dataset
+        >>> from hfprune.jobs.tasks import CausalTextArguments, ModelArguments, causal_language_modelling
+        >>> decoder.save_pretrained("dense")
+        >>> _ = tokenizer.save_pretrained("dense")
+        >>> _ = Dataset.from_dict({"text": texts * 4}).to_csv("train.csv")
+        >>> data = CausalTextArguments(train_file="train.csv", max_length=8)
+        >>> task = causal_language_modelling(ModelArguments("dense"), data, seed=0)
+        >>> task.data.num_rows, len(task.data["train"][0]["input_ids"]), task.metrics
+        ({'train': 39, 'validation': 5, 'test': 5}, 8, ['perplexity', 'loss'])
     """
     metrics = choose_metrics(data.metrics, METRICS, task="causal language modelling")
     if data.max_length < 2:
@@ -123,14 +134,15 @@ def _generated_windows(
 def labelled(rows: list[dict[str, Any]]) -> Batch:
     """Make a batch of windows of one length, with their own tokens as labels.
 
-    >>> labelled([{"input_ids": [5, 6]}, {"input_ids": [7, 8]}])["labels"].tolist()
-    [[5, 6], [7, 8]]
-
     Args:
         rows: Rows with `input_ids`.
 
     Returns:
         The batch.
+
+    Examples:
+        >>> labelled([{"input_ids": [5, 6]}, {"input_ids": [7, 8]}])["labels"].tolist()
+        [[5, 6], [7, 8]]
     """
     batch: Batch = default_data_collator(rows)
     return {**batch, "labels": batch["input_ids"].clone()}

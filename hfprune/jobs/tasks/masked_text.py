@@ -57,6 +57,18 @@ def masked_language_modelling(model: ModelArguments, data: MaskedTextArguments, 
 
     Raises:
         ValueError: Data, columns or metrics do not fit, or the tokenizer has no mask token.
+
+    Examples:
+        >>> from datasets import Dataset
+        >>> from transformers import BertForMaskedLM
+        >>> from hfprune.jobs.tasks import MaskedTextArguments, ModelArguments, masked_language_modelling
+        >>> BertForMaskedLM(dense.config).save_pretrained("dense")
+        >>> _ = tokenizer.save_pretrained("dense")
+        >>> _ = Dataset.from_dict({"text": texts * 4}).to_csv("train.csv")
+        >>> data = MaskedTextArguments(train_file="train.csv", max_length=8)
+        >>> task = masked_language_modelling(ModelArguments("dense"), data, seed=0)
+        >>> task.data.num_rows, task.metrics
+        ({'train': 40, 'validation': 5, 'test': 6}, ['perplexity', 'loss', 'masked_accuracy'])
     """
     metrics = choose_metrics(data.metrics, METRICS, task="masked language modelling")
     raw = load_splits(
@@ -122,7 +134,8 @@ def masked(split: Dataset, tokenizer: PreTrainedTokenizerBase, *, probability: f
         seed: Draws the masks.
 
     Returns:
-        The rows with `input_ids` as the model sees them, and `labels`: the ids to predict, and −100 elsewhere.
+        The rows with `input_ids` as the model sees them, and with `labels`, which are the ids to predict, and −100
+        elsewhere.
     """
 
     def mask(rows: Mapping[str, list[Any]], indices: list[int]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeVar
 
 from hfprune.jobs.settings import DataArguments, ModelArguments
 from hfprune.jobs.tasks.task import Task
+from hfprune.structure.registration import check_same
 
 
 class TaskLoader(Protocol):
@@ -64,12 +65,25 @@ def register_task(name: str, *, arguments: type[DataArguments] = DataArguments) 
         The decorator.
 
     Raises:
-        ValueError: Another task has this name.
+        ValueError: Another function has that name. A function of the same module and name is replaced, so that a
+            cell of a notebook can be run again.
+
+    Examples:
+        >>> from dataclasses import dataclass, field
+        >>> from hfprune.jobs.tasks import TextArguments, known_tasks, register_task, text_classification
+        >>> @dataclass
+        ... class ShoutedArguments(TextArguments):
+        ...     exclamation_marks: int = field(default=1, metadata={"help": "How many stand behind every text."})
+        >>> @register_task("shouted_classification", arguments=ShoutedArguments)
+        ... def shouted_classification(model, data, *, seed):
+        ...     return text_classification(model, data, seed=seed)
+        >>> known_tasks()["shouted_classification"].arguments.__name__
+        'ShoutedArguments'
     """
-    if name in _TASKS:
-        raise ValueError(f"a task named {name!r} is registered already.")
 
     def add(load: Loader) -> Loader:
+        if name in _TASKS:
+            check_same("a task", name, load, _TASKS[name].load)
         _TASKS[name] = RegisteredTask(name=name, load=load, arguments=arguments)
         return load
 
@@ -79,17 +93,19 @@ def register_task(name: str, *, arguments: type[DataArguments] = DataArguments) 
 def known_tasks() -> Mapping[str, RegisteredTask]:
     """The tasks known now, by name.
 
-    >>> "text_classification" in known_tasks()
-    True
+    Returns:
+        A copy, with a `RegisteredTask` for each name; changing it registers nothing.
+
+    Examples:
+        >>> from hfprune.jobs.tasks import known_tasks
+        >>> "text_classification" in known_tasks()
+        True
     """
     return dict(_TASKS)
 
 
 def get_task(name: str) -> RegisteredTask:
     """Look a task up.
-
-    >>> get_task("text_classification").arguments.__name__
-    'TextArguments'
 
     Args:
         name: Its name.
@@ -99,6 +115,11 @@ def get_task(name: str) -> RegisteredTask:
 
     Raises:
         ValueError: No task has this name; the message lists the known ones.
+
+    Examples:
+        >>> from hfprune.jobs.tasks import get_task
+        >>> get_task("text_classification").arguments.__name__
+        'TextArguments'
     """
     if name not in _TASKS:
         raise ValueError(f"unknown task {name!r}. Known: {', '.join(sorted(_TASKS))}.")

@@ -150,9 +150,6 @@ class Task:
 def choose_metrics(asked: Sequence[str], known: Sequence[str], *, task: str) -> list[str]:
     """The metrics that the user asked for, or else all metrics of the task.
 
-    >>> choose_metrics([], ["perplexity", "loss"], task="causal language modelling")
-    ['perplexity', 'loss']
-
     Args:
         asked: The names that the user gave; empty for all.
         known: The names that the task can measure.
@@ -163,6 +160,10 @@ def choose_metrics(asked: Sequence[str], known: Sequence[str], *, task: str) -> 
 
     Raises:
         ValueError: The task cannot measure one of them.
+
+    Examples:
+        >>> choose_metrics([], ["perplexity", "loss"], task="causal language modelling")
+        ['perplexity', 'loss']
     """
     for name in asked:
         if name not in known:

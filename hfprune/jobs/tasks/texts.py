@@ -40,6 +40,17 @@ def text_classification(model: ModelArguments, data: TextArguments, *, seed: int
 
     Raises:
         ValueError: Data, columns, classes or metrics do not fit.
+
+    Examples:
+        >>> from datasets import Dataset
+        >>> from hfprune.jobs.tasks import ModelArguments, TextArguments, text_classification
+        >>> dense.save_pretrained("dense")
+        >>> _ = tokenizer.save_pretrained("dense")
+        >>> _ = Dataset.from_dict({"text": texts, "label": ["LABEL_0", "LABEL_1", "LABEL_2"] * 6}).to_csv("train.csv")
+        >>> data = TextArguments(train_file="train.csv", max_length=8)
+        >>> task = text_classification(ModelArguments("dense"), data, seed=0)
+        >>> task.data.num_rows, task.metrics
+        ({'train': 14, 'validation': 2, 'test': 2}, ['accuracy'])
     """
     raw = load_text_dataset(
         data.dataset, config_name=data.dataset_config, files=data.files, label_column=data.label_column, seed=seed

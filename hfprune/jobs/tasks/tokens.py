@@ -52,6 +52,19 @@ def token_classification(model: ModelArguments, data: TokenArguments, *, seed: i
     Raises:
         ValueError: Data, columns, tags or metrics do not fit, or the tokenizer cannot say which word a token belongs
             to.
+
+    Examples:
+        >>> from datasets import Dataset
+        >>> from hfprune.jobs.tasks import ModelArguments, TokenArguments, token_classification
+        >>> dense.save_pretrained("dense")
+        >>> _ = tokenizer.save_pretrained("dense")
+        >>> kinds = {"mouse": "LABEL_1", "man": "LABEL_2"}
+        >>> words = [text.split() for text in texts]
+        >>> tags = [[kinds.get(word, "LABEL_0") for word in row] for row in words]
+        >>> _ = Dataset.from_dict({"tokens": words, "ner_tags": tags}).to_json("train.jsonl")
+        >>> task = token_classification(ModelArguments("dense"), TokenArguments(train_file="train.jsonl"), seed=0)
+        >>> task.data.num_rows, task.metrics
+        ({'train': 14, 'validation': 2, 'test': 2}, ['accuracy'])
     """
     raw = load_splits(
         data.dataset,
@@ -180,11 +193,6 @@ def tokenize_words(
 def labels_of_tokens(words: Iterable[int | None], tags: Sequence[Any], numbers: Mapping[Any, int]) -> list[int]:
     """The label of every token: the tag of its word for the first token of a word, and −100 for all others.
 
-    A text of two words, the second of which makes two tokens, between two special tokens:
-
-    >>> labels_of_tokens([None, 0, 1, 1, None], tags=["O", "B-X"], numbers={"O": 0, "B-X": 1})
-    [-100, 0, 1, -100, -100]
-
     Args:
         words: For every token the number of its word in the text; None for special tokens.
         tags: The tag of every word.
@@ -192,6 +200,12 @@ def labels_of_tokens(words: Iterable[int | None], tags: Sequence[Any], numbers: 
 
     Returns:
         The labels; the loss ignores −100.
+
+    Examples:
+        A text of two words, the second of which makes two tokens, between two special tokens:
+
+        >>> labels_of_tokens([None, 0, 1, 1, None], tags=["O", "B-X"], numbers={"O": 0, "B-X": 1})
+        [-100, 0, 1, -100, -100]
     """
     labels = []
     previous: int | None = None

@@ -14,12 +14,12 @@ def attention_outputs_loss(
 ) -> Tensor:
     """Mean squared error between what attention blocks put out, averaged over blocks, non-padding tokens and features.
 
-    What: mean over blocks of MSE(student, teacher), at the output of the output projection, before the residual sum:
-    the heads that stay are pushed to say what all heads said.
-    Inputs: `(N, tokens, hidden)` for each attention block that has heads left.
-    Requirements: the same blocks and the same hidden size.
-    Reference: Wang et al. 2020, "MiniLM", distils attention itself; its output has the same shape with fewer heads.
-    Example: `attention_outputs_loss(small_outputs, dense_outputs, mask=attention_mask)`
+    - What: mean over blocks of MSE(student, teacher), at the output of the output projection, before the residual sum:
+      the heads that stay are pushed to say what all heads said.
+    - Inputs: `(N, tokens, hidden)` for each attention block that has heads left.
+    - Requirements: the same blocks and the same hidden size.
+    - Reference: Wang et al. 2020, "MiniLM", distils attention itself; its output has the same shape with fewer heads.
+      Example: `attention_outputs_loss(small_outputs, dense_outputs, mask=attention_mask)`
 
     Args:
         student: Outputs of the student's attention blocks.

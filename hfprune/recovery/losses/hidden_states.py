@@ -20,12 +20,12 @@ _HIDDEN_STATES = {
 def hidden_states_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], *, mask: Tensor | None = None) -> Tensor:
     """Mean squared error between hidden states, averaged over layers, non-padding tokens and features.
 
-    What: mean over layers of MSE(student, teacher); pruning leaves the residual stream's width alone, so layers match
-    one to one and no projection has to be learned.
-    Inputs: `(N, tokens, hidden)` for each layer.
-    Requirements: the same number of layers and the same hidden size.
-    Reference: Jiao et al. 2020, "TinyBERT: Distilling BERT for Natural Language Understanding".
-    Of transformers: `hidden_states_loss(small.hidden_states[1:], dense.hidden_states[1:], mask=attention_mask)`.
+    - What: mean over layers of MSE(student, teacher); pruning leaves the residual stream's width alone, so layers match
+      one to one and no projection has to be learned.
+    - Inputs: `(N, tokens, hidden)` for each layer.
+    - Requirements: the same number of layers and the same hidden size.
+    - Reference: Jiao et al. 2020, "TinyBERT: Distilling BERT for Natural Language Understanding".
+      Of transformers: `hidden_states_loss(small.hidden_states[1:], dense.hidden_states[1:], mask=attention_mask)`.
 
     Args:
         student: Hidden states of the student.
@@ -38,10 +38,11 @@ def hidden_states_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], *, 
     Raises:
         ValueError: The numbers of layers or the shapes differ.
 
-    >>> ones = torch.ones(1, 2, 4)
-    >>> zeros = torch.zeros(1, 2, 4)
-    >>> hidden_states_loss([ones, ones], [ones, zeros])
-    tensor(0.5000)
+    Examples:
+        >>> ones = torch.ones(1, 2, 4)
+        >>> zeros = torch.zeros(1, 2, 4)
+        >>> hidden_states_loss([ones, ones], [ones, zeros])
+        tensor(0.5000)
     """
     return mean_square(student, teacher, mask, "hidden_states")
 

@@ -34,11 +34,11 @@ def logits_loss(
 ) -> Tensor:
     """How far the student's predictions are from the teacher's, a mean over samples (or tokens).
 
-    What: T² · KL(softmax(teacher / T) ‖ softmax(student / T)); for multi-label tasks the same with sigmoids, for
-    regressions the mean squared error.
-    Inputs: `(N, classes)`, `(N, tokens, classes)` or, for spans, `(N, tokens)` logits of both models.
-    Requirements: the same labels, or vocabulary, in the same order.
-    Reference: Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network".
+    - What: T² · KL(softmax(teacher / T) ‖ softmax(student / T)); for multi-label tasks the same with sigmoids, for
+      regressions the mean squared error.
+    - Inputs: `(N, classes)`, `(N, tokens, classes)` or, for spans, `(N, tokens)` logits of both models.
+    - Requirements: the same labels, or vocabulary, in the same order.
+    - Reference: Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network".
 
     Args:
         student: Logits of the student.
@@ -53,12 +53,13 @@ def logits_loss(
     Raises:
         ValueError: The shapes differ.
 
-    >>> teacher = torch.tensor([[2.0, 0.0]])
-    >>> undecided = torch.zeros(1, 2)
-    >>> logits_loss(undecided, teacher, temperature=1.0, problem="single_label_classification")
-    tensor(0.3278)
-    >>> logits_loss(teacher, teacher, temperature=1.0, problem="single_label_classification")
-    tensor(0.)
+    Examples:
+        >>> teacher = torch.tensor([[2.0, 0.0]])
+        >>> undecided = torch.zeros(1, 2)
+        >>> logits_loss(undecided, teacher, temperature=1.0, problem="single_label_classification")
+        tensor(0.3278)
+        >>> logits_loss(teacher, teacher, temperature=1.0, problem="single_label_classification")
+        tensor(0.)
     """
     if student.shape != teacher.shape:
         raise ValueError(
@@ -139,13 +140,14 @@ def top_k_logits_loss(
 ) -> Tensor:
     """How far the student is from the teacher's likeliest tokens and all others together, a mean over tokens.
 
-    What: with p the teacher's and q the student's softened probabilities, K the teacher's k likeliest tokens, and
-    p_* = 1 − Σ_{i∈K} p_i, q_* alike: T² · (Σ_{i∈K} p_i log(p_i / q_i) + p_* log(p_* / q_*)). It is never more than the
-    KL divergence over all tokens, as it does not see how p_* is spread over the others, and 0 where that is 0.
-    Inputs: `(N, tokens, words)` logits of the student; `(N, tokens, k)` tokens and `(N, tokens, k + 1)` log p_i, the
-    last of them log p_*, of the teacher, as `add_teacher_logits(top_k=k)` keeps them.
-    Requirements: the same vocabulary in the same order, and p softened with the same temperature T.
-    Reference: the log-sum inequality (Cover & Thomas 2006, "Elements of Information Theory", 2.7) for the bound.
+    - What: with p the teacher's and q the student's softened probabilities, K the teacher's k likeliest tokens, and
+      `p_* = 1 − Σ_{i∈K} p_i`, `q_*` alike: `T² · (Σ_{i∈K} p_i log(p_i / q_i) + p_* log(p_* / q_*))`. It is never more
+      than the KL divergence over all tokens, as it does not see how `p_*` is spread over the others, and 0 where that
+      is 0.
+    - Inputs: `(N, tokens, words)` logits of the student; `(N, tokens, k)` tokens and `(N, tokens, k + 1)` log p_i, the
+      last of them log `p_*`, of the teacher, as `add_teacher_logits(top_k=k)` keeps them.
+    - Requirements: the same vocabulary in the same order, and p softened with the same temperature T.
+    - Reference: the log-sum inequality (Cover & Thomas 2006, "Elements of Information Theory", 2.7) for the bound.
 
     Args:
         student: Logits of the student.
@@ -160,10 +162,11 @@ def top_k_logits_loss(
     Raises:
         ValueError: The shapes do not fit, or the student has no logit for a token.
 
-    >>> ids = torch.tensor([[[1]]])
-    >>> certain = torch.tensor([[[0.9, 0.1]]]).log()
-    >>> top_k_logits_loss(torch.zeros(1, 1, 2), ids, certain, temperature=1.0)
-    tensor(0.3681)
+    Examples:
+        >>> ids = torch.tensor([[[1]]])
+        >>> certain = torch.tensor([[[0.9, 0.1]]]).log()
+        >>> top_k_logits_loss(torch.zeros(1, 1, 2), ids, certain, temperature=1.0)
+        tensor(0.3681)
     """
     _check_top_k(student, ids, log_probabilities)
     if mask is None:

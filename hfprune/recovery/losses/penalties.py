@@ -16,12 +16,12 @@ def unit_penalties(
 ) -> dict[str, Tensor]:
     """How large the units of a model are, each a mean over all its units.
 
-    What: `unit_l1` Σ|w|, `unit_l2` Σw², and `unit_group_lasso` √p ‖w‖₂ over the p weights w of a unit (its rows of
-    the producers and its columns of the consumer).
-    Inputs: a model and its blocks.
-    Requirements: whole weights on one device; not shards (FSDP).
-    Reference: Yuan & Lin 2006, "Model selection and estimation in regression with grouped variables", for the last.
-    Example: `unit_penalties(model, find_blocks(model))["unit_group_lasso"]`
+    - What: `unit_l1` Σ|w|, `unit_l2` Σw², and `unit_group_lasso` √p ‖w‖₂ over the p weights w of a unit (its rows of
+      the producers and its columns of the consumer).
+    - Inputs: a model and its blocks.
+    - Requirements: whole weights on one device; not shards (FSDP).
+    - Reference: Yuan & Lin 2006, "Model selection and estimation in regression with grouped variables", for the last.
+      Example: `unit_penalties(model, find_blocks(model))["unit_group_lasso"]`
 
     Args:
         model: The model.
@@ -46,27 +46,47 @@ def unit_penalties(
 
 @register_penalty("unit_l1", weight_field="unit_l1")
 def unit_l1(weights: UnitWeights) -> Tensor:
-    """Σ|w|."""
+    """The sum of the absolute weights, Σ|w|."""
     by_slice = [part.abs().sum() for part in weights.slices]
     return torch.stack(by_slice).sum()
 
 
 @register_penalty("unit_l2", weight_field="unit_l2")
 def unit_l2(weights: UnitWeights) -> Tensor:
-    """Σw².
+    """The sum of the squared weights, Σw².
 
-    >>> unit_l2(UnitWeights(slices=[torch.tensor([[3.0, 4.0]])]))
-    tensor(25.)
+    Args:
+        weights: The weights of the units of a model.
+
+    Returns:
+        A scalar.
+
+    Examples:
+        >>> import torch
+        >>> from hfprune.recovery.losses import UnitWeights
+        >>> from hfprune.recovery.losses.penalties import unit_l2
+        >>> unit_l2(UnitWeights(slices=[torch.tensor([[3.0, 4.0]])]))
+        tensor(25.)
     """
     return weights.squares.sum()
 
 
 @register_penalty("unit_group_lasso", weight_field="unit_group_lasso")
 def unit_group_lasso(weights: UnitWeights) -> Tensor:
-    """Σ_u √p ‖w_u‖₂.
+    """The sum over units u of the L2 norms of their p weights, Σ_u √p ‖w_u‖₂.
 
-    >>> round(float(unit_group_lasso(UnitWeights(slices=[torch.tensor([[3.0, 4.0]])]))), 4)
-    7.0711
+    Args:
+        weights: The weights of the units of a model.
+
+    Returns:
+        A scalar.
+
+    Examples:
+        >>> import torch
+        >>> from hfprune.recovery.losses import UnitWeights
+        >>> from hfprune.recovery.losses.penalties import unit_group_lasso
+        >>> round(float(unit_group_lasso(UnitWeights(slices=[torch.tensor([[3.0, 4.0]])]))), 4)
+        7.0711
     """
     # the square root has no gradient at 0, where a unit is gone already
     norm = weights.squares.clamp(min=1e-24).sqrt().sum()

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
 from hfprune.structure.batches import Batch
+from hfprune.structure.registration import check_same
 
 #: What a term can be a mean over: the labels of a batch, or the tokens that one of its masks lets through.
 OVER_LABELS = "labels"
@@ -132,10 +133,12 @@ class Weighted:
     def setting(self) -> str:
         """How users write its weight, for messages.
 
-        >>> Weighted(name="logits", weight_field="logits_weight").setting
-        'logits_weight'
-        >>> Weighted(name="agreement").setting
-        "loss_weights['agreement']"
+        Examples:
+            >>> from hfprune.recovery.losses.registry import Weighted
+            >>> Weighted(name="logits", weight_field="logits_weight").setting
+            'logits_weight'
+            >>> Weighted(name="agreement").setting
+            "loss_weights['agreement']"
         """
         return self.weight_field or f"loss_weights[{self.name!r}]"
 
@@ -187,11 +190,25 @@ def register_loss(
         The decorator.
 
     Raises:
-        ValueError: The name is taken or cannot be one.
+        ValueError: Another function has that name, or it cannot be one. A function of the same module and name is
+            replaced, so that a cell of a notebook can be run again.
+
+    Examples:
+        >>> from hfprune import RecoveryArguments
+        >>> from hfprune.recovery.losses import Term, get_loss, register_loss
+        >>> @register_loss("agreement", needs=["teacher"])
+        ... def agreement(inputs):
+        ...     student = inputs.outputs.logits.softmax(-1)
+        ...     teacher = inputs.teacher_outputs.logits.softmax(-1)
+        ...     return [Term((student - teacher).abs().sum(-1).mean(), mean_over="labels")]
+        >>> args = RecoveryArguments("recovery", loss_weights={"agreement": 0.2}, use_cpu=True)
+        >>> get_loss("agreement").setting
+        "loss_weights['agreement']"
     """
     _check_name(name)
 
     def add(function: LossFunction) -> LossFunction:
+        _check_taken(name, function, _LOSSES, _PENALTIES)
         _LOSSES[name] = Loss(
             name=name,
             weight_field=weight_field,
@@ -215,34 +232,70 @@ def register_penalty(name: str, *, weight_field: str = "") -> Callable[[PenaltyF
         The decorator.
 
     Raises:
-        ValueError: The name is taken or cannot be one.
+        ValueError: Another function has that name, or it cannot be one. A function of the same module and name is
+            replaced, so that a cell of a notebook can be run again.
+
+    Examples:
+        >>> import torch
+        >>> from hfprune.recovery.losses import UnitWeights, register_penalty
+        >>> @register_penalty("unit_largest")
+        ... def unit_largest(weights):
+        ...     largest = [part.abs().amax(1) for part in weights.slices]
+        ...     return torch.stack(largest).amax(0).sum()
+        >>> unit_largest(UnitWeights(slices=[torch.tensor([[3.0, -4.0], [1.0, 0.0]])]))
+        tensor(5.)
     """
     _check_name(name)
 
     def add(function: PenaltyFunction) -> PenaltyFunction:
+        _check_taken(name, function, _PENALTIES, _LOSSES)
         _PENALTIES[name] = Penalty(name=name, weight_field=weight_field, function=function)
         return function
 
     return add
 
 
+def _check_taken(
+    name: str, function: Callable[..., Any], own: Mapping[str, Loss | Penalty], other: Mapping[str, Loss | Penalty]
+) -> None:
+    """Refuse a name that another function has, in its own registry or in the other one: the two share their names."""
+    what = "a loss or penalty"
+    if name in other:
+        raise ValueError(f"{what} named {name!r} is registered already.")
+    if name in own:
+        earlier: Callable[..., Any] = own[name].function
+        check_same(what, name, function, earlier)
+
+
 def _check_name(name: str) -> None:
-    if name in _LOSSES or name in _PENALTIES:
-        raise ValueError(f"a loss or penalty named {name!r} is registered already.")
     if not name.isidentifier():
         raise ValueError(f"the name of a loss is made of letters, digits and underscores, got {name!r}.")
 
 
 def known_losses() -> Mapping[str, Loss]:
-    """The losses known now, by name, in the order in which they are summed."""
+    """The losses known now, by name, in the order in which they are summed.
+
+    Returns:
+        A copy, with a `Loss` for each name; changing it registers nothing.
+
+    Examples:
+        >>> from hfprune.recovery.losses import known_losses
+        >>> list(known_losses())[:4]
+        ['task', 'logits', 'hidden_states', 'attention_outputs']
+    """
     return dict(_LOSSES)
 
 
 def known_penalties() -> Mapping[str, Penalty]:
     """The penalties known now, by name.
 
-    >>> list(known_penalties())[:3]
-    ['unit_l1', 'unit_l2', 'unit_group_lasso']
+    Returns:
+        A copy, with a `Penalty` for each name; changing it registers nothing.
+
+    Examples:
+        >>> from hfprune.recovery.losses import known_penalties
+        >>> list(known_penalties())[:3]
+        ['unit_l1', 'unit_l2', 'unit_group_lasso']
     """
     return dict(_PENALTIES)
 
@@ -258,6 +311,12 @@ def get_loss(name: str) -> Loss | Penalty:
 
     Raises:
         ValueError: There is none of that name; the message lists those there are.
+
+    Examples:
+        >>> from hfprune.recovery.losses import get_loss
+        >>> loss = get_loss("hidden_states")
+        >>> loss.setting, sorted(loss.needs)
+        ('hidden_states_weight', ['hidden_states', 'teacher'])
     """
     if name in _LOSSES:
         return _LOSSES[name]

@@ -42,6 +42,17 @@ def proven_entry(model: PreTrainedModel, model_type: str) -> Architecture:
         UnsupportedArchitectureError: No entry could be proven. The message lists what discovery found and holds the
             entry as far as it is known. Also raised where the model's class is neither one of transformers' nor
             registered with an Auto class.
+
+    Examples:
+        A model whose type is in the table serves as well. Its entry is found again without the table:
+
+        >>> from hfprune.structure import proven_entry
+        >>> entry = proven_entry(dense, "bert")
+        >>> for path, layer in entry.stacks.items():
+        ...     for name, specs in layer.items():
+        ...         print(f"{path}.*, {name}: the consumer is {specs[0].consumer}")
+        encoder.layer.*, attention: the consumer is attention.output.dense
+        encoder.layer.*, ffn: the consumer is output.dense
     """
     fields = json.dumps(dense_fields(model.config), sort_keys=True, default=repr)
     key = (base_class(type(model)), fields)

@@ -28,9 +28,10 @@ class Finding:
         specs: Its entry, proven or likely; empty if something is missing.
         problem: Why it was not proven; empty if it was.
 
-    >>> spec = BlockSpec(producers=("up",), consumer="down")
-    >>> print(Finding(stack="layers", name="ffn", specs=(spec,)))
-    layers: ffn (up -> down): proven
+    Examples:
+        >>> spec = BlockSpec(producers=("up",), consumer="down")
+        >>> print(Finding(stack="layers", name="ffn", specs=(spec,)))
+        layers: ffn (up -> down): proven
     """
 
     stack: str
@@ -60,16 +61,17 @@ def entry_text(model_type: str, findings: Sequence[Finding], unclaimed: Mapping[
     Returns:
         Python that runs as it stands if anything was proven.
 
-    >>> spec = BlockSpec(producers=("up",), consumer="down")
-    >>> print(entry_text("mine", [Finding(stack="layers", name="ffn", specs=(spec,))], {"layers": ["router"]}))
-    from hfprune.structure import Architecture, BlockSpec, register_architecture
-    <BLANKLINE>
-    register_architecture("mine", Architecture(stacks={
-        "layers": {
-            "ffn": BlockSpec(producers=('up',), consumer='down'),
-            # not in a block: router
-        },
-    }))
+    Examples:
+        >>> spec = BlockSpec(producers=("up",), consumer="down")
+        >>> print(entry_text("mine", [Finding(stack="layers", name="ffn", specs=(spec,))], {"layers": ["router"]}))
+        from hfprune.structure import Architecture, BlockSpec, register_architecture
+        <BLANKLINE>
+        register_architecture("mine", Architecture(stacks={
+            "layers": {
+                "ffn": BlockSpec(producers=('up',), consumer='down'),
+                # not in a block: router
+            },
+        }))
     """
     # a dict, as a set would lose the order
     stacks = dict.fromkeys(unclaimed)

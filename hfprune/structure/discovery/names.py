@@ -109,8 +109,10 @@ def says_head_width(attribute: str) -> bool:
 def says_head_count(attribute: str) -> bool:
     """Whether the name of an attribute says a number of heads.
 
-    >>> says_head_count("self.num_attention_heads"), says_head_count("self.n_head"), says_head_count("self.head_dim")
-    (True, True, False)
+    >>> says_head_count("self.num_attention_heads"), says_head_count("self.n_head")
+    (True, True)
+    >>> says_head_count("self.head_dim")
+    False
     """
     words = set(words_of(attribute))
     return "heads" in words or ("head" in words and bool(words & {"n", "num"}))

@@ -127,11 +127,12 @@ def propose(layer: nn.Module, projections: Sequence[Projection]) -> list[Proposa
     Returns:
         Attention first, then cross-attention, then feed-forwards.
 
-    >>> layer = nn.ModuleDict({"up": nn.Linear(4, 8), "down": nn.Linear(8, 4)})
-    >>> up = Projection(path="up", inputs=4, outputs=8, whole=True)
-    >>> down = Projection(path="down", inputs=8, outputs=4, whole=True)
-    >>> [(proposal.name, proposal.projections) for proposal in propose(layer, [up, down])]
-    [('ffn', ('up', 'down'))]
+    Examples:
+        >>> layer = nn.ModuleDict({"up": nn.Linear(4, 8), "down": nn.Linear(8, 4)})
+        >>> up = Projection(path="up", inputs=4, outputs=8, whole=True)
+        >>> down = Projection(path="down", inputs=8, outputs=4, whole=True)
+        >>> [(proposal.name, proposal.projections) for proposal in propose(layer, [up, down])]
+        [('ffn', ('up', 'down'))]
     """
     proposals: list[Proposal] = []
     for index, sublayer in enumerate(_attentions(projections)):

@@ -235,9 +235,10 @@ def stacks_of(base: nn.Module) -> list[Stack]:
     Returns:
         The lists, in the order in which the model holds them.
 
-    >>> base = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])})
-    >>> [(stack.path, list(stack.layers)) for stack in stacks_of(base)]
-    [('layers', ['layers.0', 'layers.1'])]
+    Examples:
+        >>> base = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])})
+        >>> [(stack.path, list(stack.layers)) for stack in stacks_of(base)]
+        [('layers', ['layers.0', 'layers.1'])]
     """
     stacks = []
     for path, entries in _outermost_lists(base):

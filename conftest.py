@@ -1,0 +1,58 @@
+"""Tests and the examples in docstrings run offline, seeded, without progress bars, and write into temporary folders."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import datasets
+import pytest
+import torch
+from transformers.utils import logging
+
+import hfprune  # noqa: F401 (registers pruned types with the Auto classes)
+from hfprune.publishing import verification
+from tests.support.examples import given
+from tests.support.registries import restored
+
+logging.disable_progress_bar()
+datasets.disable_progress_bars()
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _caches_in_tmp(tmp_path_factory, monkeypatch):
+    """Nothing is read from or written to the user's cache of data sets."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
+
+
+@pytest.fixture(autouse=True)
+def _marks_in_tmp(tmp_path_factory, monkeypatch):
+    """That a checkpoint was verified is not written into the user's cache."""
+    monkeypatch.setattr(verification, "HF_HOME", str(tmp_path_factory.getbasetemp() / "hf"))
+
+
+@pytest.fixture(autouse=True)
+def _examples(request):
+    """Every example gets models and data of its own, and an empty folder; what it registers is forgotten after it."""
+    if isinstance(request.node, pytest.DoctestItem):
+        request.getfixturevalue("_folder_of_example")
+        request.getfixturevalue("_registries_as_before")
+
+
+@pytest.fixture
+def _folder_of_example(doctest_namespace, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    doctest_namespace.update(given())
+
+
+@pytest.fixture
+def _registries_as_before():
+    with restored():
+        yield

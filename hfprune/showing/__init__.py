@@ -1,0 +1,1 @@
+"""How values look: tables, data frames and pictures, from plain numbers and texts."""
