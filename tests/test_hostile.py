@@ -1,6 +1,8 @@
 """What a stranger might put into a checkpoint: refused with a clear error, nothing executed or allocated."""
 
 import json
+import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from hfprune.errors import CheckpointError
 from hfprune.publishing import verification
 from hfprune.publishing.card import draw_card
 from hfprune.publishing.report import comparison_table
-from hfprune.publishing.verification import verify
+from hfprune.publishing.verification import verify, what_was_checked
 from tests.support.plans import quick_checkpoint
+from tests.support.tiny_data import tiny_tokenizer
 
 
 @pytest.fixture
@@ -143,7 +146,9 @@ class TestHostile:
 
     def test_another_loader(self, folder, caplog):
         (folder / "modeling_pruned.py").write_text("raise SystemExit('executed')")
-        hfprune.load(folder, trust_remote_code=True)  # with our own
+        with pytest.raises(CheckpointError, match="modeling_pruned.py is not the file that was saved: its SHA-256"):
+            hfprune.load(folder)
+        hfprune.load(folder, verify=False, trust_remote_code=True)  # with our own
         AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
         assert (
             "modeling_pruned.py is not the loader of this hfprune or of an earlier one; it was not run" in caplog.text
@@ -217,7 +222,9 @@ class TestHostile:
     def test_pickles_are_named_and_not_read(self, folder):
         (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
         assert verify(folder) == ["pytorch_model.bin is not part of what was saved. Remove it"]
-        hfprune.load(folder)  # reads the safetensors
+        with pytest.raises(CheckpointError, match="pytorch_model.bin is not part of what was saved"):
+            hfprune.load(folder)
+        hfprune.load(folder, verify=False)  # reads the safetensors
 
     @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", ".."])
     def test_a_record_that_names_files_elsewhere(self, name, folder):
@@ -304,3 +311,125 @@ class TestHostile:
         path = folder / "pruning_record.json"
         path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
         assert "format_version 2, this hfprune reads 1: upgrade it (pip install -U hfprune)" in verify(folder)[0]
+
+
+class TestContents:
+    """A closed list of files and settings: everything else is refused, at any depth and of any type."""
+
+    @pytest.mark.parametrize(
+        "auto_map",
+        [
+            {"": [0], "AutoConfig": "sub/x.C", "AutoModelForSequenceClassification": "sub/x.M"},
+            {"AutoModel": ["modeling_pruned.PrunedBertModel", None]},
+            {"AutoModel": 3},
+            ["evil/x--m.M"],
+            "evil/x--m.M",
+            7,
+            True,
+        ],
+    )
+    @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "generation_config.json"])
+    def test_an_auto_map_of_any_type(self, file, auto_map, folder):
+        _change(folder / file, auto_map=auto_map)
+        message = f"auto_map in {file} names code that hfprune does not write"
+        with pytest.raises(CheckpointError, match=message):
+            hfprune.load(folder, verify=False)
+        assert any(message in problem for problem in verify(folder))
+
+    @pytest.mark.parametrize(
+        ("file", "changes"),
+        [
+            ("config.json", {"custom_pipelines": {"x": {"impl": "evil.P", "pt": ["AutoModel"]}}}),
+            ("generation_config.json", {"custom_generate": "evil/x"}),
+            ("config.json", {"configuration_files": ["config.4.0.0.json"]}),
+            ("tokenizer_config.json", {"configuration_files": ["x.json"]}),
+            ("config.json", {"_attn_implementation": "evil/kernel"}),
+            ("config.json", {"text_config": {"_experts_implementation": {"": "evil/kernel"}}}),
+        ],
+    )
+    def test_settings_that_lead_elsewhere(self, file, changes, folder):
+        _change(folder / file, **changes)
+        with pytest.raises(CheckpointError, match="which leads elsewhere. Remove it"):
+            hfprune.load(folder, verify=False)
+        assert any("which leads elsewhere" in problem for problem in verify(folder))
+
+    @pytest.mark.parametrize(
+        "name",
+        ["custom_generate/generate.py", "more/deep/helper.py", "custom_generate/requirements.txt", "config.4.0.0.json"],
+    )
+    def test_files_that_are_not_ours(self, name, folder):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("raise SystemExit('executed')")
+        with pytest.raises(CheckpointError, match=f"{name} is "):
+            hfprune.load(folder, verify=False)
+        assert verify(folder)[0].startswith(f"{name} is ")
+
+    @pytest.mark.parametrize(
+        "name", ["chat_template.jinja", "added_tokens.json", "special_tokens_map.json", "generation_config.json"]
+    )
+    def test_files_that_the_record_does_not_have(self, name, folder):
+        (folder / name).write_text("{}")
+        assert verify(folder) == [f"{name} is not part of what was saved. Remove it"]
+        with pytest.raises(CheckpointError, match="is not part of what was saved. Remove it. To load it all the same"):
+            hfprune.load(folder)
+
+    def test_documents_and_what_trainer_leaves_are_no_part_of_it(self, folder):
+        for name in ("notes.txt", "LICENSE", "training_args.bin", "trainer_state.json", ".gitattributes"):
+            (folder / name).write_text("{}")
+        (folder / "runs").mkdir()
+        (folder / "runs" / "events.1").write_text("")
+        assert verify(folder) == []
+        hfprune.load(folder)
+
+    @pytest.mark.parametrize("name", ["tokenizer.json", "notes.txt", "extra/file"])
+    def test_a_pipe_is_not_opened(self, name, folder):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        assert any(f"{name} is no regular file" in problem for problem in verify(folder))
+        with pytest.raises(CheckpointError):
+            hfprune.load(folder)
+
+    def test_a_link_out_of_the_folder(self, folder, tmp_path):
+        secret = tmp_path / "secret.txt"
+        secret.write_text("mine")
+        (folder / "NOTICE").symlink_to(secret)
+        for use in (hfprune.load, lambda folder: hfprune.push_to_hub(folder, "me/x")):
+            with pytest.raises(CheckpointError, match="NOTICE is a link that leads out of the folder"):
+                use(folder)
+
+    def test_further_chat_templates_have_a_digest(self, folder):
+        small = hfprune.load(folder)
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = {"default": "{{ messages }}", "tools": "{{ tools }}"}
+        hfprune.save(small, folder, tokenizer=tokenizer, overwrite=True)
+        name = "additional_chat_templates/tools.jinja"
+        assert name in json.loads((folder / "pruning_record.json").read_text())["files"]
+        assert verify(folder) == []
+        (folder / name).write_text("{{ evil }}")
+        assert verify(folder) == [f"{name} is not the file that was saved: its SHA-256 differs"]
+
+    def test_load_compares_the_weights(self, folder):
+        path = folder / "model.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-5] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="model.safetensors is not the file that was saved"):
+            hfprune.load(folder)
+        hfprune.load(folder, verify=False)
+
+    def test_verify_says_what_it_checked(self, folder):
+        assert "every file but the card is the one that was saved, and the model computes" in what_was_checked(folder)
+        record = PruningRecord.from_json((folder / "pruning_record.json").read_text())
+        (folder / "pruning_record.json").write_text(replace(record, files={}).to_json())
+        assert verify(folder) == []
+        assert what_was_checked(folder) == (
+            "weights, config, plan and record agree; outputs were not saved to compare with"
+        )
+
+
+def _change(path, **changes):
+    settings = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**settings, **changes}))

@@ -161,8 +161,19 @@ class TestProbe:
         tensors = load_file(folder / "model.safetensors")
         tensors["classifier.bias"] += 1
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        hfprune.load(folder)
+        AutoModelForSequenceClassification.from_pretrained(folder)
         assert "never checked" in caplog.text, "these weights were not"
+
+    @pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "modeling_pruned.py"])
+    def test_the_proof_covers_settings_and_code(self, name, folder, tmp_path, caplog, monkeypatch):
+        monkeypatch.setattr(verification, "HF_HOME", str(tmp_path))
+        verification._warned.clear()
+        assert verify(folder) == []
+        with (folder / name).open("a") as file:
+            file.write("\n")
+        with caplog.at_level(logging.WARNING, logger="hfprune"):
+            AutoModelForSequenceClassification.from_pretrained(folder)
+        assert "never checked" in caplog.text
 
     def test_training_takes_the_proof_away(self, folder):
         """save_pretrained over a checkpoint leaves no probe of other weights behind."""

@@ -15,11 +15,12 @@ from hfprune.errors import CheckpointError
 from hfprune.measuring.size import Size, measure_size
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.checkpoint import save
+from hfprune.publishing.contents import PLAN_FILE
 from hfprune.publishing.hub import fetch
 from hfprune.publishing.legacy import load_legacy
 from hfprune.publishing.push import push_to_hub
-from hfprune.publishing.verification import PLAN_FILE, what_was_checked
 from hfprune.publishing.verification import verify as verify_folder
+from hfprune.publishing.verification import what_was_checked
 from hfprune.structure.anatomy import Anatomy, anatomy_of
 from hfprune.structure.blocks import Block
 

@@ -21,7 +21,8 @@ from hfprune.errors import HfpruneError
 from hfprune.measuring.perplexity import Perplexity, perplexity
 from hfprune.planning.costs import known_budgets
 from hfprune.publishing.checkpoint import load
-from hfprune.publishing.verification import PLAN_FILE, class_of
+from hfprune.publishing.contents import PLAN_FILE
+from hfprune.publishing.verification import class_of
 from hfprune.scoring.objectives import predicts_next_token
 
 # Typer makes the choices of an option from an Enum. This one has a member for every registered budget, so that the

@@ -29,8 +29,8 @@ from transformers.models.auto.modeling_auto import (
 
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.charts import KEPT_UNITS, draw_pictures, pictures_of
+from hfprune.publishing.contents import PLAN_FILE, RECORD_FILE
 from hfprune.publishing.record import PruningRecord
-from hfprune.publishing.verification import PLAN_FILE, RECORD_FILE
 from hfprune.showing.picture import can_draw
 from hfprune.showing.units import plural_of
 from hfprune.structure.modeling_pruned import PrunedModel

@@ -51,7 +51,7 @@ _DOCUMENTS_BY_NAME = re.compile(r"(LICEN[CS]E|NOTICE)[\w.-]*|\.gitattributes|\.g
 #: The one folder whose files transformers reads: a tokenizer's further chat templates.
 _TEMPLATES = re.compile(r"additional_chat_templates/[\w.-]+\.jinja")
 #: Folders that are not looked into: transformers reads nothing below them.
-_IGNORED_FOLDERS = re.compile(r"\.git|\.cache|runs|logs|onnx|openvino|coreml|checkpoint-\d+")
+_IGNORED_FOLDERS = re.compile(r"\.git|\.cache|runs|logs|onnx|openvino|coreml|(last-)?checkpoint(-\d+)?")
 #: The classes that `auto_map` in config.json may name.
 _LOADER_CLASS = re.compile(r"modeling_pruned\.Pruned\w+")
 #: Settings that make transformers run code, or read another file. hfprune writes none of them.

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import DryRunError, HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from hfprune.errors import CheckpointError, HfpruneError
-from hfprune.publishing.contents import may_hold, name_problems
+from hfprune.publishing.contents import is_covered, name_problems
 
 logger = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
@@ -53,13 +53,14 @@ def fetch(
     # None would take the place of the library's own default
     hub = {name: value for name, value in hub.items() if value is not None}
 
+    names = _names_on_the_hub(str(name_or_path), revision, prefix, hub)
+    if only_ours:
+        for problem in name_problems(names):
+            raise CheckpointError(f"{name_or_path}: {problem}")
+    # names are taken for patterns
+    wanted = [glob.escape(prefix + name) for name in names if "/" not in name or is_covered(name)]
+
     def download() -> str:
-        names = _names_on_the_hub(str(name_or_path), revision, prefix, hub)
-        if only_ours:
-            for problem in name_problems(names):
-                raise CheckpointError(f"{name_or_path}: {problem}")
-        # names are taken for patterns
-        wanted = [glob.escape(prefix + name) for name in names if "/" not in name or may_hold(name)]
         folder: str = snapshot_download(
             str(name_or_path),
             revision=revision,
@@ -82,12 +83,14 @@ def fetch(
 
 def _names_on_the_hub(repo: str, revision: str | None, prefix: str, hub: Mapping[str, Any]) -> list[str]:
     """The names of all files below a prefix in a repository; none where the Hub cannot be asked."""
+    if hub.get("local_files_only"):
+        return []
     try:
-        files = snapshot_download(repo, revision=revision, dry_run=True, **hub)
-    except DryRunError:
+        names = HfApi(token=hub.get("token")).list_repo_files(repo, revision=revision)
+    except (HFValidationError, OSError):
         # what is in the cache will have to do, and its names are checked there
         return []
-    return [file.filename.removeprefix(prefix) for file in files if file.filename.startswith(prefix)]
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
 
 def patiently(request: Callable[[], Answer]) -> Answer:
