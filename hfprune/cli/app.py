@@ -49,7 +49,7 @@ from hfprune.measuring.latency import measure_latency
 from hfprune.measuring.metrics import compute_metrics_for, default_metrics
 from hfprune.pruning.prune import prune as prune_model
 from hfprune.publishing.checkpoint import save
-from hfprune.publishing.record import public_name
+from hfprune.publishing.provenance import public_name
 from hfprune.publishing.report import command_line, comparison_table
 from hfprune.sweeping import correctness, prune_within
 

@@ -25,8 +25,8 @@ from hfprune.measuring.size import checkpoint_bytes
 from hfprune.pruning.prune import batches_for, check
 from hfprune.publishing.checkpoint import save
 from hfprune.publishing.hub import check_login
+from hfprune.publishing.provenance import public_name
 from hfprune.publishing.push import push_to_hub
-from hfprune.publishing.record import public_name
 from hfprune.publishing.report import command_line, comparison_table, headline
 from hfprune.recovery.arguments import RecoveryArguments, recovery_settings
 from hfprune.structure.anatomy import anatomy_of

@@ -16,7 +16,8 @@ from transformers.utils import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from hfprune.errors import CheckpointError
 from hfprune.measuring.size import dense_size, measure_size
 from hfprune.planning.plan import PruningPlan
-from hfprune.publishing.record import PruningRecord, blocks_of, public_name
+from hfprune.publishing.provenance import public_name
+from hfprune.publishing.record import PruningRecord, blocks_of
 from hfprune.publishing.verification import class_of, redirection_problems
 from hfprune.structure.anatomy import anatomy_of
 from hfprune.structure.blocks import Block

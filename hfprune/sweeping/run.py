@@ -18,7 +18,7 @@ from hfprune.planning import PruningPlan
 from hfprune.planning.allocation import get_allocator
 from hfprune.pruning.prune import Recover, batches_for, check, check_portable, recovered
 from hfprune.pruning.steps import apply_plan, plan, sparsity_of
-from hfprune.publishing.record import public_name
+from hfprune.publishing.provenance import public_name
 from hfprune.reconstruction.reconstruct import reconstruct
 from hfprune.scoring import CalibrationData, Collator, Scores, one_shot_form, score
 from hfprune.scoring.calibration import digest_of_batches
