@@ -25,10 +25,24 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 
 FORMAT_VERSION = 1
+
+
+def _record_without_digests(text: str) -> Any:
+    """A record as it is when its model may change: the SHA-256 of files and of the record itself are left out."""
+    record = json.loads(text)
+    for name in ("files", "digest"):
+        record.pop(name, None)
+    return record
+
+
 #: Files that travel with the weights: name -> (attribute of the model, how to read it, how to write it).
 ATTACHMENTS: dict[str, tuple[str, Callable[[str], Any], Callable[[Any], str]]] = {
     "pruning_plan.json": ("pruning_plan", json.loads, lambda value: json.dumps(value, indent=1) + "\n"),
-    "pruning_record.json": ("pruning_record", json.loads, lambda value: json.dumps(value, indent=1) + "\n"),
+    "pruning_record.json": (
+        "pruning_record",
+        _record_without_digests,
+        lambda value: json.dumps(value, indent=1) + "\n",
+    ),
 }
 #: Called with the folder that plan and record of a loaded model came from; hfprune adds to it.
 AFTER_LOADING: list[Callable[[Path], None]] = []
