@@ -90,7 +90,6 @@ def test_all_notebooks_are_known():
     assert set(NOTEBOOKS) == set(execute.NAMES) == set(SMALL)
 
 
-@pytest.mark.slow
 @pytest.mark.script
 @pytest.mark.parametrize("name", SMALL)
 def test_a_notebook_runs(name, home):
