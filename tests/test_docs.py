@@ -11,6 +11,7 @@ from hfprune.planning import allocation, costs
 from hfprune.recovery.losses import registry as loss_registry
 from hfprune.scoring import registry as scoring_registry
 from hfprune.structure import architectures
+from tests.support.registries import restored
 from tests.support.tiny import tiny_batch, tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +22,15 @@ def blocks_of(name: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL)
 
 
-def test_contributing(monkeypatch):
+@pytest.fixture
+def _registries_as_before():
+    """What the examples register is gone after them."""
+    with restored():
+        yield
+
+
+@pytest.mark.usefixtures("_registries_as_before")
+def test_contributing():
     registries = {
         (scoring_registry, "_SCORERS"),
         (scoring_registry, "_STATISTICS"),
@@ -31,8 +40,6 @@ def test_contributing(monkeypatch):
         (task_registry, "_TASKS"),
         (architectures, "_TABLE"),
     }
-    for module, name in registries:
-        monkeypatch.setattr(module, name, dict(getattr(module, name)))
     before = {(module, name): len(getattr(module, name)) for module, name in registries}
     for block in blocks_of("CONTRIBUTING.md"):
         exec(block, {"__name__": "contributing"})

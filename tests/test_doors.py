@@ -7,27 +7,22 @@ import torch
 
 import hfprune
 from hfprune import PruningConfig
-from hfprune.planning import allocation, costs, known_budgets, register_allocator, register_budget
+from hfprune.planning import known_budgets, register_allocator, register_budget
 from hfprune.planning.allocation import get_allocator
 from hfprune.pruning.steps import sparsity_of
 from hfprune.scoring import known_statistics, register_scorer, register_statistic, registry
 from hfprune.structure import Architecture, architectures, find_blocks, known_architectures, register_architecture
+from tests.support.registries import restored
 from tests.support.tiny import tiny_batch, tiny_model
 
 BATCHES = [tiny_batch(seed=seed) for seed in range(2)]
 
 
 @pytest.fixture(autouse=True)
-def _as_before(monkeypatch):
+def _as_before():
     """What a test registers is gone afterwards."""
-    for module, name in (
-        (registry, "_STATISTICS"),
-        (registry, "_SCORERS"),
-        (costs, "_BUDGETS"),
-        (allocation, "_ALLOCATORS"),
-        (architectures, "_TABLE"),
-    ):
-        monkeypatch.setattr(module, name, dict(getattr(module, name)))
+    with restored():
+        yield
 
 
 def test_a_statistic_and_a_scorer_of_it():

@@ -4,13 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hfprune.jobs import methods
-from hfprune.jobs.tasks import registry as task_registry
-from hfprune.planning import allocation, costs
-from hfprune.recovery.losses import registry as loss_registry
-from hfprune.scoring import registry as scoring_registry
-from hfprune.structure import architectures
 from tests.support.pages import ROOT, blocks_of, furnish, lines_of, read_page, run_block, run_line, run_page
+from tests.support.registries import restored
 
 PAGES = [read_page(path) for path in sorted((ROOT / "docs").rglob("*.md"))]
 WITH_CODE = [page for page in PAGES if page.blocks]
@@ -25,25 +20,11 @@ def furnished(tmp_path_factory):
     return folder
 
 
-#: What the code of a page may add a part to.
-REGISTRIES = (
-    (scoring_registry, "_SCORERS"),
-    (scoring_registry, "_STATISTICS"),
-    (costs, "_BUDGETS"),
-    (allocation, "_ALLOCATORS"),
-    (loss_registry, "_LOSSES"),
-    (loss_registry, "_PENALTIES"),
-    (task_registry, "_TASKS"),
-    (methods, "_METHODS"),
-    (architectures, "_TABLE"),
-)
-
-
 @pytest.fixture(autouse=True)
-def _registries_as_before(monkeypatch):
+def _registries_as_before():
     """What a page registers is gone after it: other tests list what is known."""
-    for module, name in REGISTRIES:
-        monkeypatch.setattr(module, name, dict(getattr(module, name)))
+    with restored():
+        yield
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from hfprune.structure import modeling_pruned
 PLAN_FILE = "pruning_plan.json"
 RECORD_FILE = "pruning_record.json"
 CONFIG_FILE = "config.json"
+ADAPTER_FILE = "adapter_config.json"
 LOADER_FILE = Path(modeling_pruned.__file__).name
 
 #: JSON files that transformers reads, and that could name code or files elsewhere.
@@ -119,7 +120,7 @@ def name_problems(names: Iterable[str]) -> Iterator[str]:
     for name in names:
         if may_hold(name):
             continue
-        if name == "adapter_config.json":
+        if name == ADAPTER_FILE:
             yield f"{name} leads to weights elsewhere. hfprune writes none: merge the adapter, or remove it"
         elif name.endswith(".py"):
             yield f"{name} is code that hfprune does not write; it was not run. Remove it, or do not trust this"

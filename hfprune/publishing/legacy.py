@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,9 +17,10 @@ from transformers.utils import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from hfprune.errors import CheckpointError
 from hfprune.measuring.size import dense_size, measure_size
 from hfprune.planning.plan import PruningPlan
+from hfprune.publishing.contents import ADAPTER_FILE, name_problems, setting_problems
 from hfprune.publishing.provenance import public_name
 from hfprune.publishing.record import PruningRecord, blocks_of
-from hfprune.publishing.verification import class_of, redirection_problems
+from hfprune.publishing.verification import class_of
 from hfprune.structure.anatomy import anatomy_of
 from hfprune.structure.blocks import Block
 from hfprune.structure.surgery import skeleton
@@ -49,7 +51,9 @@ def load_legacy(folder: str | Path, *, sequence_length: int = 128, pickled: bool
     config = _read_config(folder)
     pruned_heads = _read_pruned_heads(config.pop("pruned_heads", None), folder)
     _check_weights(folder, pickled=pickled)
-    for problem in redirection_problems(folder):
+    # beside a model of transformers 4 there may be files of any kind, but an adapter would change its weights
+    adapters = [ADAPTER_FILE] if (folder / ADAPTER_FILE).exists() else []
+    for problem in chain(name_problems(adapters), setting_problems(folder)):
         raise CheckpointError(f"{folder}: {problem}")
     # without weights: the dense model only says what the blocks were
     dense = anatomy_of(_empty_dense_model(config, folder))

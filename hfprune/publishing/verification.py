@@ -112,7 +112,7 @@ def check_loadable(folder: str | Path) -> None:
     # what may be hostile comes first: `_structure_problems` builds the model, and must not meet it
     problems = chain(
         file_problems(folder),
-        redirection_problems(folder),
+        setting_problems(folder),
         _structure_problems(folder),
         _record_problems(folder),
     )
@@ -174,7 +174,7 @@ def verify(folder: str | Path) -> list[str]:
         return strange
     problems = [
         *_record_and_digest_problems(folder),
-        *redirection_problems(folder),
+        *setting_problems(folder),
         *_loader_problems(folder),
         *_structure_problems(folder),
     ]
@@ -305,20 +305,6 @@ def _record_problems(folder: Path) -> Iterator[str]:
             PruningRecord.from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         yield f"{RECORD_FILE} cannot be read: {error}"
-
-
-def redirection_problems(folder: Path) -> Iterator[str]:
-    """Files and settings that would make transformers read weights or code from outside a checkpoint folder.
-
-    Args:
-        folder: The folder.
-
-    Yields:
-        One line for each.
-    """
-    if (folder / "adapter_config.json").exists():
-        yield "adapter_config.json leads to weights elsewhere. hfprune writes none: merge the adapter, or remove it"
-    yield from setting_problems(folder)
 
 
 def _loader_problems(folder: Path) -> Iterator[str]:
