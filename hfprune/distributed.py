@@ -108,7 +108,7 @@ def failing_together() -> Iterator[None]:
         HfpruneError: Another process had an error.
     """
     # How many processes failed, once it is added up. This one counts as failed until the body has ended.
-    failures = torch.ones(1)
+    failures = torch.ones(1, dtype=torch.float32, device="cpu")
     try:
         yield
         failures.zero_()

@@ -277,9 +277,9 @@ def self_generated(
             for start in range(0, samples, batch_size):
                 shape = (min(batch_size, samples - start), 1)
                 # Drawn also where it is not used, as all later draws, and so the texts of a seed, depend on it.
-                ids = torch.randint(vocabulary, shape, generator=generator)
+                ids = torch.randint(vocabulary, shape, dtype=torch.long, device="cpu", generator=generator)
                 if first is not None:
-                    ids = torch.full(shape, first)
+                    ids = torch.full(shape, first, dtype=torch.long, device="cpu")
                 for row in _continued(model, ids, tokens, generator, vocabulary).tolist():
                     yield {"input_ids": row}
 

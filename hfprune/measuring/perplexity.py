@@ -196,14 +196,14 @@ def _losses(model: PreTrainedModel, windows: Sequence[_Window]) -> Tensor:
         padded_ids.append([*ids, *padding])
         attention_mask.append([1] * len(ids) + padding)
     logits = model(
-        input_ids=torch.tensor(padded_ids, device=device),
-        attention_mask=torch.tensor(attention_mask, device=device),
+        input_ids=torch.tensor(padded_ids, dtype=torch.long, device=device),
+        attention_mask=torch.tensor(attention_mask, dtype=torch.long, device=device),
         use_cache=False,
     ).logits
     losses: list[Tensor] = []
     for window_logits, (ids, predicted) in zip(logits, windows, strict=True):
         first = len(ids) - predicted
-        targets = torch.tensor(ids[first:], device=window_logits.device)
+        targets = torch.tensor(ids[first:], dtype=torch.long, device=window_logits.device)
         # The logits at one position predict the token at the next. They become float32 a window at a time, as a whole
         # batch of logits in float32 would be the largest tensor of all.
         predictions = window_logits[first - 1 : len(ids) - 1].float()

@@ -164,7 +164,7 @@ def example_batch(model: PreTrainedModel, batch_size: int, sequence_length: int)
     """A batch of one repeated token, without padding, for measures that do not depend on the values."""
     # The first ids of most vocabularies are special tokens, such as the padding, which some models treat otherwise.
     ordinary_token = 5
-    ids = torch.full((batch_size, sequence_length), ordinary_token)
+    ids = torch.full((batch_size, sequence_length), ordinary_token, dtype=torch.long, device="cpu")
     return example_inputs(model, ids)
 
 

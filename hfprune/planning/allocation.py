@@ -428,4 +428,6 @@ def allocate(
 def _random_scores(blocks: Sequence[Block], seed: int) -> Mapping[str, Tensor]:
     """Seeded uniform random numbers, `(units,)` by block name."""
     generator = torch.Generator().manual_seed(seed)
-    return {block.name: torch.rand(block.units, generator=generator) for block in blocks}
+    return {
+        block.name: torch.rand(block.units, dtype=torch.float32, device="cpu", generator=generator) for block in blocks
+    }

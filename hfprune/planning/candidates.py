@@ -42,7 +42,7 @@ class Candidate:
     @property
     def totals(self) -> Tensor:
         """The total score of the best 0, 1, ... units, `(units + 1,)` float64."""
-        return torch.cat([torch.zeros(1, dtype=torch.float64), self.values.cumsum(0)])
+        return torch.cat([torch.zeros(1, dtype=torch.float64, device="cpu"), self.values.cumsum(0)])
 
     def steps(self) -> list[tuple[int, float]]:
         """`(cost, score)` of the units between each two neighbouring levels, from the lowest level up."""
@@ -142,7 +142,7 @@ def _ranked(block: Block, values: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     by_group = values.double().reshape(block.groups, -1)
     # stable: of equal scores the lower index comes first
     sorted_by_group, places_in_group = torch.sort(by_group, descending=True, stable=True)
-    first_of_group = torch.arange(block.groups)[:, None] * by_group.shape[1]
+    first_of_group = torch.arange(block.groups, dtype=torch.long, device="cpu")[:, None] * by_group.shape[1]
     order = (places_in_group + first_of_group).T.flatten()
     return sorted_by_group.T.flatten(), tuple(order.tolist())
 

@@ -50,7 +50,7 @@ def tabulate(candidates: Sequence[Candidate], limit: int) -> Table:
     common_divisor = math.gcd(*(candidate.unit_cost for candidate in candidates)) or 1
     bin_cost = common_divisor * max(1, math.ceil(limit / common_divisor / BINS))
     bins = limit // bin_cost
-    table = Table(best=torch.zeros(bins + 1, dtype=torch.float64), choices=[], bin_cost=bin_cost)
+    table = Table(best=torch.zeros(bins + 1, dtype=torch.float64, device="cpu"), choices=[], bin_cost=bin_cost)
     for candidate in candidates:
         table = _with_block(table, candidate)
     return table
@@ -61,7 +61,7 @@ def _with_block(table: Table, candidate: Candidate) -> Table:
     last_bin = len(table.best) - 1
     totals = candidate.totals
     best = torch.full_like(table.best, -torch.inf)
-    choice = torch.zeros(last_bin + 1, dtype=torch.long)
+    choice = torch.zeros(last_bin + 1, dtype=torch.long, device="cpu")
     for index, level in enumerate(candidate.levels):
         bins = table.bins_of(level * candidate.unit_cost)
         # levels increase, and so do their costs

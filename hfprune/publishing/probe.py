@@ -56,7 +56,7 @@ class Probe:
         embeddings = input_embeddings(model)
         # a model of pictures or speech gets noise; only its decoder, if there is one, reads ids: 0 and 1
         tokens = embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else 2
-        ids = torch.randint(0, tokens, (_SAMPLES, _TOKENS), generator=generator)
+        ids = torch.randint(0, tokens, (_SAMPLES, _TOKENS), dtype=torch.long, device="cpu", generator=generator)
         output = _run(model, ids)
         return cls(
             input_ids=ids.tolist(),
@@ -74,7 +74,7 @@ class Probe:
         Returns:
             One line about the difference; None if there is none beyond rounding.
         """
-        output = _run(model, torch.tensor(self.input_ids))
+        output = _run(model, torch.tensor(self.input_ids, dtype=torch.long, device="cpu"))
         if list(output.shape) != self.shape:
             return f"the model gives outputs of shape {list(output.shape)}, its author's gave {self.shape}"
         values = _sample(output)
@@ -124,7 +124,8 @@ class Probe:
 
 def _is_sound(probe: Probe) -> bool:
     """Whether the fields of a probe from a file have the types and sizes that `Probe.of` gives them."""
-    ids = torch.tensor(probe.input_ids)
+    # the dtype follows from the numbers: whole ones are wanted, and looked for
+    ids = torch.tensor(probe.input_ids, dtype=None, device="cpu")
     if ids.shape != (_SAMPLES, _TOKENS) or ids.is_floating_point():
         return False
     if len(probe.output) != min(_MOST_NUMBERS, math.prod(probe.shape)):
@@ -150,5 +151,5 @@ def _sample(output: Tensor) -> list[float]:
     flat = output.flatten()
     count = min(_MOST_NUMBERS, flat.numel())
     # in float64, as float32 rounds the positions in an output of more than 2²⁴ numbers
-    positions = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64).long()
+    positions = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64, device="cpu").long()
     return flat[positions].tolist()

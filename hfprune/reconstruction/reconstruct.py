@@ -332,7 +332,7 @@ def _with_held_out(batches: Sequence[Batch], masks: AbstractSet[str]) -> list[tu
     with_uses = []
     for batch in batches:
         # by the number of the sample among all, so that the choice does not depend on how samples are batched
-        samples = torch.arange(samples_before, samples_before + count_samples(batch))
+        samples = torch.arange(samples_before, samples_before + count_samples(batch), dtype=torch.long, device="cpu")
         is_held_out = samples % HELD_OUT == HELD_OUT - 1
         use_of_sample = 1 + is_held_out.long()[:, None]
         uses = {}

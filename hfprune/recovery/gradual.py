@@ -177,8 +177,8 @@ class GradualPruning(TrainerCallback):
         self.finished = False
         for block in anatomy.blocks:
             device = model.base_model.get_submodule(block.consumer).weight.device
-            self._gates[block.name] = torch.ones(block.units, device=device)
-            self._sums[block.name] = torch.zeros(3, block.units, dtype=torch.float64)
+            self._gates[block.name] = torch.ones(block.units, dtype=torch.float32, device=device)
+            self._sums[block.name] = torch.zeros(3, block.units, dtype=torch.float64, device="cpu")
         changes = {block: self._gate(block) for block in anatomy.blocks if block.units}
         self._hooks.enter_context(input_hooks(model, changes))
         counter = model.register_forward_pre_hook(self._count, with_kwargs=True)
@@ -206,7 +206,7 @@ class GradualPruning(TrainerCallback):
             gate = self._gates[block.name].to(x.dtype).repeat_interleave(block.width)
             if self.finished or not torch.is_grad_enabled():
                 return x * gate
-            anchor = torch.ones((), device=x.device, requires_grad=True)
+            anchor = torch.ones((), dtype=torch.float32, device=x.device, requires_grad=True)
             return gate_columns(x, gate, anchor=anchor, samples=self._samples, take=add)
 
         return change

@@ -37,7 +37,7 @@ def swap_tokens(ids: Tensor, share: float, *, keep: Collection[int]) -> Tensor:
         return ids
     spread = min(share, 1 - share)
     # one probability a text, in share ± spread
-    probability = share + spread * (2 * torch.rand(len(ids), 1, device=ids.device) - 1)
-    swapped = (torch.rand(ids.shape, device=ids.device) < probability) & replaceable
-    drawn = pool[torch.randint(len(pool), ids.shape, device=ids.device)]
+    probability = share + spread * (2 * torch.rand(len(ids), 1, dtype=torch.float32, device=ids.device) - 1)
+    swapped = (torch.rand(ids.shape, dtype=torch.float32, device=ids.device) < probability) & replaceable
+    drawn = pool[torch.randint(len(pool), ids.shape, dtype=torch.long, device=ids.device)]
     return torch.where(swapped, drawn, ids)

@@ -325,7 +325,11 @@ class RecoveryTrainer(Trainer):
         # Trainer divides by the number of micro-batches, and gradients are averaged over processes
         processes = self.args.world_size if self.args.average_tokens_across_devices else 1
         factor: int = self.current_gradient_accumulation_steps * processes
-        return count * factor / torch.as_tensor(total).clamp(min=1)
+        if isinstance(total, Tensor):
+            # whole numbers divided by whole numbers would have the default dtype
+            total = total.to(torch.float32)
+            return count * factor / total.clamp(min=1)
+        return count * factor / max(total, 1)
 
     def _labels(self, inputs: Batch) -> Tensor | int:
         """How many labels a micro-batch has; where nothing is named `labels`, its samples."""
@@ -368,7 +372,9 @@ class RecoveryTrainer(Trainer):
         for count in counts:
             if count is None:
                 return None
-            tensors.append(torch.as_tensor(count))
+            if not isinstance(count, Tensor):
+                count = torch.tensor(count, dtype=torch.long, device="cpu")
+            tensors.append(count)
         if not tensors:
             return None
         total = torch.stack(tensors).sum().to(device)

@@ -97,8 +97,8 @@ def read_activations(run: ScoringRun) -> Iterator[tuple[str, ActivationStatistic
     norms = {}
     for block in blocks:
         # the rows are Σx, Σx² and the number of zeros; float64, so that the number of tokens costs no precision
-        moments[block.name] = torch.zeros(3, block.units * block.width, dtype=torch.float64)
-        norms[block.name] = torch.zeros(block.units, dtype=torch.float64)
+        moments[block.name] = torch.zeros(3, block.units * block.width, dtype=torch.float64, device="cpu")
+        norms[block.name] = torch.zeros(block.units, dtype=torch.float64, device="cpu")
 
     def add(block: Block, x: Tensor, is_real: Tensor) -> None:
         # padding is zero in x, and must not count as a zero activation
@@ -148,7 +148,7 @@ def read_gram(
         grams = {}
         for block in group:
             size = block.units * block.width + 1
-            grams[block.name] = torch.zeros(size, size, device=consumer_device(model, block))
+            grams[block.name] = torch.zeros(size, size, dtype=torch.float32, device=consumer_device(model, block))
 
         _run(model, group, batches, partial(_add_to_gram, grams))
         add_over_processes(grams.values())
@@ -217,8 +217,8 @@ def _run(
         count; the tokens and samples of all processes do.
     """
     # tensors, so that they can be added up over processes
-    tokens = torch.zeros(len(blocks), dtype=torch.float64)
-    samples = torch.zeros(1, dtype=torch.float64)
+    tokens = torch.zeros(len(blocks), dtype=torch.float64, device="cpu")
+    samples = torch.zeros(1, dtype=torch.float64, device="cpu")
     with (
         frozen(model),
         torch.no_grad(),
@@ -255,7 +255,7 @@ class _BatchReader:
 
     def __init__(self, batch: Batch, index: int, blocks: Sequence[Block], add: AddInputs) -> None:
         self.samples = count_samples(batch)
-        self.tokens = torch.zeros(len(blocks), dtype=torch.float64)
+        self.tokens = torch.zeros(len(blocks), dtype=torch.float64, device="cpu")
         self._index = index
         self._add = add
         # blocks of one stack share a mask

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, default_data_collator
 
 from hfprune.errors import CalibrationError
 from hfprune.structure.batches import LABELS, Batch, count_samples, refuse_head_mask, token_mask
-from hfprune.structure.devices import check_tokens
+from hfprune.structure.devices import check_tokens, plain_tensors
 from hfprune.structure.store import sha256_of
 
 #: What scoring accepts as data.
@@ -69,10 +69,13 @@ def calibration_batches(
         )
     needed_samples = samples
     if isinstance(data, Dataset):
-        rows = _drawn_rows(data, model, samples, seed)
+        # the format of the data set may make tensors
+        with plain_tensors():
+            rows = _drawn_rows(data, model, samples, seed)
         batches = _collated(rows, batch_size, batch_tokens, collator or default_data_collator)
     elif isinstance(data, DataLoader):
-        batches = _first_batches(data, model, samples)
+        with plain_tensors():
+            batches = _first_batches(data, model, samples)
     elif isinstance(data, Sequence) and not isinstance(data, str):
         batches = list(data)
         needed_samples = 1
@@ -109,7 +112,7 @@ def _drawn_rows(data: Dataset, model: PreTrainedModel, samples: int, seed: int) 
             "truncation=True))."
         )
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(rows), generator=generator)[:samples].tolist()
+    order = torch.randperm(len(rows), dtype=torch.long, device="cpu", generator=generator)[:samples].tolist()
     # samples do not affect each other, so sorting by length changes no score and needs the least padding
     return sorted(rows.select(order), key=_length)
 
@@ -153,7 +156,8 @@ def collate(rows: list[Row], collator: Collator) -> Batch:
         CalibrationError: The collator failed.
     """
     try:
-        return collator(rows)
+        with plain_tensors():
+            return collator(rows)
     except ValueError as error:
         advice = ""
         if collator is default_data_collator:

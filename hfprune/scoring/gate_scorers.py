@@ -102,7 +102,7 @@ def _read_group(
 ) -> dict[str, GateStatistics]:
     """The moments of γ of some blocks, by block name, from one backward pass over the batches."""
     # the rows are Σγ, Σ|γ| and Σγ²; float64, so that the number of samples costs no precision
-    sums = {block.name: torch.zeros(3, block.units, dtype=torch.float64) for block in blocks}
+    sums = {block.name: torch.zeros(3, block.units, dtype=torch.float64, device="cpu") for block in blocks}
     device = input_device(run.model)
     with (
         frozen(run.model),

@@ -223,7 +223,7 @@ def _sampled_tokens(
     hidden = _real_tokens(model, before.hidden, inputs)
     head = before.head
     # all at once, so that the draw does not depend on how many tokens go at a time
-    uniform = torch.rand((len(hidden), 1), generator=generator)
+    uniform = torch.rand((len(hidden), 1), dtype=torch.float32, device="cpu", generator=generator)
     # None: the model is its own teacher, and its logits serve twice
     teacher_before = None if teacher is model else _teacher_before_head(teacher, inputs)
 
@@ -294,7 +294,7 @@ def _projected_tokens(model: PreTrainedModel, inputs: Batch, before: BeforeHead,
 
     def projection_of_tokens(states: Tensor, _: Tensor) -> Tensor:
         logits = head(states)
-        direction = torch.randn(logits.shape, generator=generator).to(logits.device)
+        direction = torch.randn(logits.shape, dtype=torch.float32, device="cpu", generator=generator).to(logits.device)
         centred = direction - direction.mean(-1, keepdim=True)
         return (centred * logits).sum()
 
@@ -316,7 +316,7 @@ def _projected(model: PreTrainedModel, logits: Tensor, weights: Tensor | None, g
     Returns:
         A scalar.
     """
-    direction = torch.randn(logits.shape, generator=generator).to(logits.device)
+    direction = torch.randn(logits.shape, dtype=torch.float32, device="cpu", generator=generator).to(logits.device)
     if weights is not None:
         direction.mul_(weights)
     if _has_softmax(model, logits):
@@ -388,13 +388,15 @@ def _loss_of_draw(
         source = source.reshape(-1, source.shape[-1])
     problem = _problem_type(model)
     if problem == "regression" or logits.shape[-1] == 1:
-        noise = torch.randn(source.shape, generator=generator).to(source.device)
+        noise = torch.randn(source.shape, dtype=torch.float32, device="cpu", generator=generator).to(source.device)
         return 0.5 * (logits - source.float() - noise).square().sum()
     if problem == "multi_label_classification":
-        uniform = torch.rand(source.shape, generator=generator).to(source.device)
+        uniform = torch.rand(source.shape, dtype=torch.float32, device="cpu", generator=generator).to(source.device)
         labels = (uniform < source.float().sigmoid()).float()
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
-    labels = _drawn_classes(source, torch.rand((*source.shape[:-1], 1), generator=generator))
+    labels = _drawn_classes(
+        source, torch.rand((*source.shape[:-1], 1), dtype=torch.float32, device="cpu", generator=generator)
+    )
     return F.cross_entropy(logits, labels, reduction="sum")
 
 

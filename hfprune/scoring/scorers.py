@@ -207,6 +207,6 @@ def hybrid(
 def _ranks(scores: dict[str, Tensor], blocks: Sequence[Block]) -> Tensor:
     """The rank, from 0 to 1, of every unit of the model, in the order of the blocks; equal units in their order."""
     density = torch.cat([scores[block.name].double() / block.unit_params for block in blocks])
-    ranks = torch.empty(len(density))
-    ranks[density.argsort(stable=True)] = torch.linspace(0, 1, len(density))
+    ranks = torch.empty(len(density), dtype=torch.float32, device="cpu")
+    ranks[density.argsort(stable=True)] = torch.linspace(0, 1, len(density), dtype=torch.float32, device="cpu")
     return ranks

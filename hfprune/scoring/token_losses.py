@@ -96,8 +96,8 @@ class _InParts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, loss: Callable[[Tensor, Tensor], Tensor], size: int) -> Tensor:
         gradient = torch.empty_like(hidden)
-        total = torch.zeros((), device=hidden.device)
-        for rows in torch.split(torch.arange(len(hidden), device=hidden.device), size):
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for rows in torch.split(torch.arange(len(hidden), dtype=torch.long, device=hidden.device), size):
             part = hidden[rows].requires_grad_()
             # autograd is off inside a Function's forward
             with torch.enable_grad():

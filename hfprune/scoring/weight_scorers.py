@@ -145,7 +145,7 @@ def _refuse_offloaded(run: ScoringRun) -> None:
 
 def _no_sums(blocks: Sequence[Block]) -> dict[str, Tensor]:
     """Zeros for the three sums of `_add`, `(3, units)` by block name."""
-    return {block.name: torch.zeros(3, block.units) for block in blocks}
+    return {block.name: torch.zeros(3, block.units, dtype=torch.float32, device="cpu") for block in blocks}
 
 
 @contextmanager
@@ -189,8 +189,8 @@ def _forget_gradients(parameters: Sequence[nn.Parameter]) -> None:
 def _add(sums: Mapping[str, Tensor], model: PreTrainedModel, blocks: Sequence[Block]) -> None:
     """Add the sums of one batch: Σ|g|, |Σ w·g| and Σ w·g over the weights w of every unit and their gradients g."""
     for block in blocks:
-        size = torch.zeros(block.units)
-        product = torch.zeros(block.units)
+        size = torch.zeros(block.units, dtype=torch.float32, device="cpu")
+        product = torch.zeros(block.units, dtype=torch.float32, device="cpu")
         weights = unit_slices(model, block)
         gradients = unit_slices(model, block, gradients=True)
         for weight, gradient in zip(weights, gradients, strict=True):
@@ -244,7 +244,7 @@ def sparsity_measure(statistics: WeightStatistics) -> Tensor:
 @register_scorer("random", reads="weights")
 def random(statistics: WeightStatistics) -> Tensor:
     """Seeded uniform random numbers: a baseline that every scorer must beat."""
-    return torch.rand(statistics.block.units, generator=statistics.generator)
+    return torch.rand(statistics.block.units, dtype=torch.float32, device="cpu", generator=statistics.generator)
 
 
 @register_scorer("gradient", reads="weight_gradients", labels="data")

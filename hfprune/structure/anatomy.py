@@ -109,7 +109,7 @@ class Anatomy:
 
     def zeros(self) -> dict[str, Tensor]:
         """`(units,)` zeros by block name: scores that favour no unit, enough to find how many may stay."""
-        return {block.name: torch.zeros(block.units) for block in self.blocks}
+        return {block.name: torch.zeros(block.units, dtype=torch.float32, device="cpu") for block in self.blocks}
 
 
 #: What the steps of pruning take: a model, which is then read, or what was read of it.

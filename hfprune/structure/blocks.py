@@ -110,7 +110,7 @@ def expanded(units: Tensor, width: int) -> Tensor:
     >>> expanded(torch.tensor([0, 2]), width=3).tolist()
     [0, 1, 2, 6, 7, 8]
     """
-    return (units[:, None] * width + torch.arange(width)).flatten()
+    return (units[:, None] * width + torch.arange(width, dtype=torch.long, device=units.device)).flatten()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,6 +84,29 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 @contextmanager
+def plain_tensors() -> Iterator[None]:
+    """New tensors are float32 on the CPU inside the `with`, whatever the user has set as default.
+
+    For code that is not ours: a collator, or the constructor of a model. Our own code says dtype and device.
+
+    Yields:
+        Nothing.
+
+    Examples:
+        >>> with torch.device("meta"), plain_tensors():
+        ...     torch.ones(2)
+        tensor([1., 1.])
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
 def loaded(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Bring offloaded weights to where their modules run, so that they can be read inside the `with`.
 

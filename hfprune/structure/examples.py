@@ -43,7 +43,7 @@ def example_inputs(model: PreTrainedModel, ids: Tensor) -> Batch:
             f"{type(model).__name__} takes {name!r}, and hfprune makes example inputs for texts, pictures and speech "
             "only. Its size, latency and probe cannot be had; scoring with your data can."
         )
-    noise = torch.randn(samples, *shape, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(samples, *shape, dtype=torch.float32, device="cpu", generator=torch.Generator().manual_seed(0))
     batch = {name: noise.to(device, model.dtype)}
     if _has_decoder(model):
         batch["decoder_input_ids"] = ids.to(device)

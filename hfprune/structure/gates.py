@@ -95,7 +95,7 @@ def gate_gradients(
     samples = count_samples(batch)
     gradients: dict[str, Tensor] = {}
     # what the backward pass is asked for, so that it comes to every gate although all weights are frozen
-    anchor = torch.ones((), requires_grad=True)
+    anchor = torch.ones((), dtype=torch.float32, device="cpu", requires_grad=True)
 
     def at_gate(block: Block) -> Callable[[Tensor], Tensor]:
         change = None if maps is None else maps[block.name]
@@ -115,7 +115,7 @@ def gate_gradients(
     for block in blocks:
         # a block that the loss does not depend on
         if block.name not in gradients:
-            gradients[block.name] = torch.zeros(samples, block.units)
+            gradients[block.name] = torch.zeros(samples, block.units, dtype=torch.float32, device="cpu")
     return {block.name: gradients[block.name] for block in blocks}
 
 

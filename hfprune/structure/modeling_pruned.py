@@ -373,7 +373,7 @@ def _select(value: torch.Tensor, rule: dict[str, Any]) -> torch.Tensor:
     if value.shape[dim] % heads:
         return value
     # heads may be repeated for every sample
-    starts = torch.arange(0, value.shape[dim], heads, device=value.device)
+    starts = torch.arange(0, value.shape[dim], heads, dtype=torch.long, device=value.device)
     index = torch.tensor(rule["index"], dtype=torch.long, device=value.device)
     selected = value.index_select(dim, (starts[:, None] + index).flatten())
     selected.of_all_heads = value  # type: ignore[attr-defined]

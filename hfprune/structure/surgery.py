@@ -114,7 +114,7 @@ def skeleton(
     indices: dict[str, Tensor] = {}
     for block in blocks:
         units = kept.get(block.name, range(block.units))
-        indices[block.name] = torch.as_tensor(list(units), dtype=torch.long)
+        indices[block.name] = torch.as_tensor(list(units), dtype=torch.long, device="cpu")
         _check_kept(block, indices[block.name], model.config.model_type)
     state = _sliced_state(model, blocks, indices)
     return _skeleton(model, blocks, indices, state), state

@@ -164,7 +164,7 @@ def _weights_of_tokens(model: PreTrainedModel, small: PreTrainedModel, kept: Seq
         A state dict for the small model.
     """
     small_state = small.state_dict()
-    rows = torch.as_tensor(kept, dtype=torch.long)
+    rows = torch.as_tensor(kept, dtype=torch.long, device="cpu")
     size = rows_of(model)
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():

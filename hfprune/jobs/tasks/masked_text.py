@@ -157,7 +157,7 @@ def _losses_and_choices(outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The loss of every token and the likeliest token: `(N, tokens)` each, from `(N, tokens, words)` logits."""
     logits = logits_of(outputs)
     is_masked = labels != -100
-    losses = torch.zeros(labels.shape, device=logits.device)
+    losses = torch.zeros(labels.shape, dtype=torch.float32, device=logits.device)
     # only logits of masked tokens become float32, as a copy of all logits would be large
     losses[is_masked] = F.cross_entropy(logits[is_masked].float(), labels[is_masked], reduction="none")
     return losses, logits.argmax(-1)

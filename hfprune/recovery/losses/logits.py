@@ -89,7 +89,7 @@ def _divergence(student: Tensor, teacher: Tensor, mask: Tensor | None, temperatu
     student = student.reshape(-1, student.shape[-1])
     teacher = teacher.detach().reshape(-1, teacher.shape[-1])
     if mask is None:
-        used = torch.arange(len(student), device=student.device)
+        used = torch.arange(len(student), dtype=torch.long, device=student.device)
     else:
         used = mask.bool().flatten().nonzero().flatten()
     divergence: Tensor = _Divergence.apply(student, teacher, used, temperature)  # type: ignore[no-untyped-call]
@@ -110,7 +110,7 @@ class _Divergence(torch.autograd.Function):
             # float16 would lose small gradients before the loss scale multiplies them
             wide = torch.float32 if student.dtype == torch.float16 else student.dtype
             gradient = torch.zeros_like(student, dtype=wide)
-        total = torch.zeros((), device=student.device)
+        total = torch.zeros((), dtype=torch.float32, device=student.device)
         count = max(1, len(used))
         rows_at_once = max(1, DIVERGENCE_NUMBERS // student.shape[-1])
         for rows in torch.split(used, rows_at_once):

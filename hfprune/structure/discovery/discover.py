@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from hfprune.errors import UnsupportedArchitectureError
 from hfprune.structure.architectures import register_finder
+from hfprune.structure.devices import plain_tensors
 from hfprune.structure.discovery.entry_text import Finding, entry_text
 from hfprune.structure.discovery.proving import Prover, StackFindings
 from hfprune.structure.discovery.twin import dense_fields, make_twin, stacks_of
@@ -57,7 +58,9 @@ def proven_entry(model: PreTrainedModel, model_type: str) -> Architecture:
     fields = json.dumps(dense_fields(model.config), sort_keys=True, default=repr)
     key = (base_class(type(model)), fields)
     if key not in _PROVEN:
-        _PROVEN[key] = _discover(model, model_type)
+        # what is proven must not depend on the dtype and device that the user has set as default
+        with plain_tensors():
+            _PROVEN[key] = _discover(model, model_type)
         # the Auto classes learn of the types of the table when hfprune is imported, of a proven type only here
         register_config(model_type)
     return _PROVEN[key]

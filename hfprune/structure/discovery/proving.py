@@ -144,7 +144,7 @@ class Prover:
             return _listed_problems(error)
         fewer = _fewer_units(blocks)
         # a block that may lose all its units must be right without any, too
-        none = {block.name: torch.arange(0) for block in blocks if block.least == 0}
+        none = {block.name: torch.arange(0, dtype=torch.long, device="cpu") for block in blocks if block.least == 0}
         return self._difference(blocks, fewer) or self._difference(blocks, none)
 
     def _runs(self, stack: Stack, traced: Trace) -> str:
@@ -211,7 +211,7 @@ class Prover:
         if not fewer or any(block.units != first.units for block in blocks):
             return False
         count = fewer[len(fewer) // 2]
-        kept = {block.name: torch.arange(count) for block in blocks}
+        kept = {block.name: torch.arange(count, dtype=torch.long, device="cpu") for block in blocks}
         return not self._difference(blocks, kept, stock=True)
 
     def _residual_sum(self, block: Block) -> str | None:
@@ -392,7 +392,9 @@ def _fewer_units(blocks: Iterable[Block]) -> dict[str, Tensor]:
         layers_before[name] += 1
         # a block that cannot shrink so far stays larger
         count = max(block.least, block.units - removed)
-        kept[block.name] = torch.randperm(block.units, generator=generator)[:count].sort().values
+        kept[block.name] = (
+            torch.randperm(block.units, dtype=torch.long, device="cpu", generator=generator)[:count].sort().values
+        )
     return kept
 
 
@@ -410,7 +412,7 @@ def _gates(blocks: Iterable[Block], kept: Mapping[str, Tensor]) -> dict[str, Ten
     for block in blocks:
         # a block that is not named stays whole
         if block.name in kept:
-            gate = torch.zeros(block.units).index_fill(0, kept[block.name], 1.0)
+            gate = torch.zeros(block.units, dtype=torch.float32, device="cpu").index_fill(0, kept[block.name], 1.0)
             if not gate.all():
                 gates[block.name] = gate
     return gates

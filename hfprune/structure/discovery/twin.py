@@ -114,7 +114,7 @@ def make_twin(model: PreTrainedModel) -> tuple[PreTrainedModel, Batch]:
         twin: PreTrainedModel = model_class(config)
         twin.to(torch.float32).eval()
         _randomise(twin)
-        ids = torch.randint(0, _known_tokens(twin), (_SAMPLES, _TOKENS))
+        ids = torch.randint(0, _known_tokens(twin), (_SAMPLES, _TOKENS), dtype=torch.long, device="cpu")
         return twin, example_inputs(twin, ids)
 
 
@@ -371,7 +371,7 @@ class _Notes:
         hidden = args[0] if args else kwargs.get("hidden_states")
         if not isinstance(hidden, Tensor):
             # no rows: equal to no output, and no projection reads all of them
-            hidden = torch.empty(0, 1)
+            hidden = torch.empty(0, 1, dtype=torch.float32, device="cpu")
         self.inputs.append(hidden)
 
     def _note_output(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
