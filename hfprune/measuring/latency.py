@@ -12,6 +12,7 @@ from hfprune.measuring.size import example_batch
 from hfprune.structure.batches import Batch
 from hfprune.structure.examples import check_length
 from hfprune.structure.running import frozen
+from hfprune.structure.wrapping import inner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +146,8 @@ def measure_latencies(
             runs=runs,
             batch_size=batch_size,
             sequence_length=sequence_length,
-            device=str(model.device),
-            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(inner(model).device),
+            dtype=str(inner(model).dtype).removeprefix("torch."),
             threads=torch.get_num_threads(),
         )
         latencies.append(latency)
@@ -155,10 +156,11 @@ def measure_latencies(
 
 def _seconds_of_one_pass(model: PreTrainedModel, inputs: Batch) -> float:
     # Kernels of a GPU run after the call that starts them has returned, so the clock waits for them at both ends.
-    _synchronize(model.device)
+    device = inner(model).device
+    _synchronize(device)
     start = time.perf_counter()
     model(**inputs)
-    _synchronize(model.device)
+    _synchronize(device)
     return time.perf_counter() - start
 
 

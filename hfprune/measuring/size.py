@@ -1,6 +1,5 @@
 """Parameters, multiply-adds and bytes of a whole model. Every figure of size in hfprune is defined here."""
 
-import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from hfprune.structure.batches import Batch
 from hfprune.structure.examples import check_length, example_inputs
 from hfprune.structure.running import frozen
 from hfprune.structure.specs import AttentionUnit
+from hfprune.structure.wrapping import argument_names, unwrapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +101,7 @@ def count_macs(model: PreTrainedModel, *, sequence_length: int) -> int:
     Raises:
         ValueError: The model has no positions for so long a sequence.
     """
+    model = unwrapped(model)
     check_length(model, sequence_length)
     inputs = example_batch(model, 1, sequence_length)
     counter = FlopCounterMode(display=False)
@@ -130,7 +131,7 @@ def kv_cache_bytes(model: PreTrainedModel) -> int:
         >>> kv_cache_bytes(GPT2Model(GPT2Config(vocab_size=50, n_embd=8, n_head=2, n_layer=2)))
         128
     """
-    if "use_cache" not in inspect.signature(model.forward).parameters:
+    if "use_cache" not in argument_names(model):
         return 0
     with frozen(model), torch.no_grad():
         cache = getattr(model(**example_batch(model, 1, 4), use_cache=True), "past_key_values", None)

@@ -25,6 +25,7 @@ from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import check_in_one_place
 from hfprune.structure.examples import check_length
 from hfprune.structure.modeling_pruned import PrunedModel
+from hfprune.structure.wrapping import inner, unwrapped
 
 logger = logging.getLogger(__name__)
 #: The sparsity after a round: one number for the whole model, or one by pattern of block names.
@@ -108,6 +109,7 @@ def prune(
         encoder.layer.1.ffn: 16 of 32
     """
     config = config or PruningConfig()
+    model = unwrapped(model)
     _check_before_reading(model, config)
     dense = anatomy_of(model, config.attention_unit)
     # training makes a round expensive, so there are fewer rounds
@@ -218,7 +220,7 @@ def recovered(small: PreTrainedModel, dense: PreTrainedModel, recover: Recover |
     """
     if recover is None:
         return small
-    returned = recover(small, dense)
+    returned = inner(recover(small, dense))
     if not isinstance(returned, PreTrainedModel):
         return small
     if getattr(returned, "pruning_plan", None) != small.pruning_plan:

@@ -27,6 +27,7 @@ from hfprune.structure.modeling_pruned import (
     read_attachments,
     write_attachments,
 )
+from hfprune.structure.wrapping import unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ def save(
         'PrunedBertForSequenceClassification'
     """
     path = Path(path).resolve()
+    model = unwrapped(model)
     if getattr(model, "pruning_plan", None) is None:
         raise CheckpointError(
             "the model has no pruning plan: it was not pruned by hfprune, or was loaded without its plan. Save a dense "

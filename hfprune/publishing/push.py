@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfprune.distributed import is_main_process
@@ -72,7 +73,7 @@ def push_to_hub(
     if not is_main_process():
         return None
     api = HfApi(token=token)
-    if isinstance(model, PreTrainedModel):
+    if isinstance(model, nn.Module):
         with tempfile.TemporaryDirectory() as scratch:
             # the card names the folder that it was saved in
             folder = save(model, Path(scratch) / repo_id.rpartition("/")[2], tokenizer=tokenizer)

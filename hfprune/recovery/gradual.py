@@ -28,6 +28,7 @@ from hfprune.structure.blocks import Block, check_in_one_place
 from hfprune.structure.examples import check_length
 from hfprune.structure.gates import gate_columns
 from hfprune.structure.running import input_hooks
+from hfprune.structure.wrapping import unwrapped
 
 logger = logging.getLogger(__name__)
 STATE_FILE = "gradual_pruning.safetensors"
@@ -166,6 +167,7 @@ class GradualPruning(TrainerCallback):
         """
         if self.attached:
             return
+        model = unwrapped(model)
         check_in_one_place(model)
         check_length(model, self.config.sequence_length)
         # gates change no shape, so what is read here holds until the model is cut

@@ -1,6 +1,5 @@
 """What the teacher predicts for the training data, computed once and kept in columns beside the data."""
 
-import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from hfprune.scoring.calibration import Collator, check_batch, collate
 from hfprune.structure.batches import LABELS, Batch
 from hfprune.structure.running import frozen, inputs_of
 from hfprune.structure.store import digest_of
+from hfprune.structure.wrapping import argument_names, unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,8 @@ def add_teacher_logits(
         3
     """
     collator = collator or default_data_collator
-    parameters = inspect.signature(teacher.forward).parameters
+    teacher = unwrapped(teacher)
+    parameters = argument_names(teacher)
     names = [name for name in data.column_names if name in parameters and name not in LABELS]
     # without any such column the rows stay as they are, and `check_batch` says what is missing
     collated = _collated_samples(data.select_columns(names) if names else data, collator)

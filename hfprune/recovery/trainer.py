@@ -35,6 +35,7 @@ from hfprune.recovery.token_dropout import swap_tokens
 from hfprune.structure.batches import Batch, count_samples, refuse_head_mask
 from hfprune.structure.modeling_pruned import write_attachments
 from hfprune.structure.running import same_use_cache
+from hfprune.structure.wrapping import argument_names, inner, label_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,8 @@ class RecoveryTrainer(Trainer):
         teacher: PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> None:
+        model = inner(model)
+        teacher = inner(teacher)
         check_trainer(model, args, teacher, kwargs)
         # raises now what it would raise when training begins
         learning_names(model, args.trainable, freeze_embeddings=args.freeze_embeddings)
@@ -108,6 +111,8 @@ class RecoveryTrainer(Trainer):
                 prepared.unload()
             restore_state(model, self._before)
             raise
+        # Trainer finds none where the model's class has a `forward` of `*args, **kwargs`
+        self.label_names: list[str] = self.label_names or label_arguments(model)
         if teacher is not None:
             teacher.eval()
             # accelerate has placed the parts of a model that is spread over devices
@@ -413,7 +418,8 @@ class RecoveryTrainer(Trainer):
         super()._set_signature_columns_if_needed()
         # Trainer drops the columns that the model does not take
         columns: list[str] = self._signature_columns
-        for name in TEACHER_COLUMNS:
+        # it does not see what a `forward` of `*args, **kwargs` hands on
+        for name in (*sorted(argument_names(self._plain_model())), *TEACHER_COLUMNS):
             if name not in columns:
                 columns.append(name)
 

@@ -1,7 +1,6 @@
 """Calibration batches: a fixed number of samples from the user's data, drawn by a seed."""
 
 import hashlib
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -15,6 +14,7 @@ from hfprune.errors import CalibrationError
 from hfprune.structure.batches import LABELS, Batch, count_samples, refuse_head_mask, token_mask
 from hfprune.structure.devices import check_tokens, plain_tensors
 from hfprune.structure.store import sha256_of
+from hfprune.structure.wrapping import argument_names, unwrapped
 
 #: What scoring accepts as data.
 CalibrationData: TypeAlias = Dataset | DataLoader[Any] | Sequence[Batch]
@@ -67,6 +67,7 @@ def calibration_batches(
         raise CalibrationError(
             f"samples, batch_size and batch_tokens must be at least 1, got {samples}, {batch_size} and {batch_tokens}."
         )
+    model = unwrapped(model)
     needed_samples = samples
     if isinstance(data, Dataset):
         # the format of the data set may make tensors
@@ -103,7 +104,7 @@ def _drawn_rows(data: Dataset, model: PreTrainedModel, samples: int, seed: int) 
     """Rows chosen by the seed, from the shortest to the longest, with only the columns that the model takes."""
     if len(data) < samples:
         raise _too_small(len(data), samples)
-    usable = {*_argument_names(model), *_LABEL_COLUMNS}
+    usable = {*argument_names(model), *_LABEL_COLUMNS}
     rows = data.remove_columns([name for name in data.column_names if name not in usable])
     if not {*rows.column_names} - {*LABELS, *_LABEL_COLUMNS}:
         raise CalibrationError(
@@ -230,7 +231,7 @@ def check_batch(batch: Batch, model: PreTrainedModel) -> Batch:
     if not isinstance(batch, Mapping):
         raise CalibrationError(f"a batch must be a dict of tensors, got {type(batch).__name__}.")
     refuse_head_mask(batch)
-    names = _argument_names(model)
+    names = argument_names(model)
     arguments = {name: value for name, value in batch.items() if name in names}
     _check_tensors(arguments, batch, model)
     ids = arguments.get("input_ids")
@@ -252,12 +253,6 @@ def _check_tensors(arguments: Batch, batch: Batch, model: PreTrainedModel) -> No
             f"a batch has no tensor beside labels that {type(model).__name__}.forward takes; its keys are "
             f"{', '.join(batch)}."
         )
-
-
-def _argument_names(model: PreTrainedModel) -> set[str]:
-    """The names of the arguments of a model's `forward`, without `**kwargs`."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    return {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}
 
 
 def total_samples(batches: Sequence[Batch]) -> int:

@@ -18,6 +18,7 @@ from hfprune.structure.blocks import Block
 from hfprune.structure.devices import check_can_run
 from hfprune.structure.running import recomputed
 from hfprune.structure.specs import AttentionUnit
+from hfprune.structure.wrapping import unwrapped
 
 #: How a hybrid joins two rankings of the units.
 Rule = Literal["any", "all", "rank"]
@@ -138,8 +139,7 @@ def score(
     # before the model is read, which takes seconds if its type is not in the table
     batches = check_batches(batches, model_of(model), taker="score")
     anatomy = anatomy_of(model, attention_unit)
-    if teacher is None:
-        teacher = anatomy.model
+    teacher = anatomy.model if teacher is None else unwrapped(teacher)
     check_can_run(anatomy.model)
     check_can_run(teacher)
     # a block that was removed has no units to score: it keeps its empty tensor

@@ -13,6 +13,7 @@ from hfprune.structure.architectures import Support, base_model_type, support_of
 from hfprune.structure.blocks import Block, attention_unit_of, check_attention_unit
 from hfprune.structure.reading import heads_in_group, read_blocks
 from hfprune.structure.specs import AttentionUnit
+from hfprune.structure.wrapping import unwrapped
 
 #: The cost of one unit of a block, in whatever a budget counts.
 UnitCost: TypeAlias = Callable[[Block], int]
@@ -120,7 +121,8 @@ def anatomy_of(model: ModelOrAnatomy, attention_unit: AttentionUnit | None = Non
     """Read the structure of a model.
 
     Args:
-        model: A transformers model, dense or pruned, with or without a task head. An anatomy is returned as it is.
+        model: A transformers model, dense or pruned, with or without a task head. An anatomy is returned as it is; of
+            a model that is compiled or made parallel, what is inside counts.
         attention_unit: What units of attention with shared key/value heads are: `group`, or `query` for blocks that are
             named `queries` instead of `attention`. None: what the model was pruned by, or else `group`.
 
@@ -149,6 +151,7 @@ def anatomy_of(model: ModelOrAnatomy, attention_unit: AttentionUnit | None = Non
     """
     if isinstance(model, Anatomy):
         return model
+    model = unwrapped(model)
     support = support_of(model)
     blocks = read_blocks(model, support.entry, _present_unit(model, attention_unit))
     return Anatomy(
@@ -160,10 +163,10 @@ def anatomy_of(model: ModelOrAnatomy, attention_unit: AttentionUnit | None = Non
 
 
 def model_of(model: ModelOrAnatomy) -> PreTrainedModel:
-    """The model itself, of a model or an anatomy."""
+    """The model itself, of a model, of one that is compiled or made parallel, or of an anatomy."""
     if isinstance(model, Anatomy):
         return model.model
-    return model
+    return unwrapped(model)
 
 
 def _present_unit(model: PreTrainedModel, asked: AttentionUnit | None) -> AttentionUnit:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hfprune.errors import StructureError
+from hfprune.structure.wrapping import inner
 
 #: Where tensors have a shape and no values.
 _META = torch.device("meta")
@@ -36,6 +37,7 @@ def running_device(module: nn.Module) -> torch.device:
 
 def input_embeddings(model: PreTrainedModel) -> nn.Module | None:
     """The module that embeds the inputs; None for a model, such as one of speech, for which transformers names none."""
+    model = inner(model)
     try:
         module: nn.Module = model.get_input_embeddings()
     except NotImplementedError:
@@ -73,6 +75,7 @@ def check_tokens(model: PreTrainedModel, largest: int) -> None:
 
 def input_device(model: PreTrainedModel) -> torch.device:
     """Where a model, or a base model called alone, takes its inputs: where its embeddings run."""
+    model = inner(model)
     embeddings = input_embeddings(model)
     device: torch.device = model.device
     if embeddings is not None:

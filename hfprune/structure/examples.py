@@ -1,7 +1,5 @@
 """Example inputs of the right kind and size for any model that hfprune supports."""
 
-import inspect
-
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
@@ -9,6 +7,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from hfprune.errors import UnsupportedArchitectureError
 from hfprune.structure.batches import Batch, on_device
 from hfprune.structure.devices import input_device
+from hfprune.structure.wrapping import argument_names, inner
 
 
 def example_inputs(model: PreTrainedModel, ids: Tensor) -> Batch:
@@ -32,6 +31,7 @@ def example_inputs(model: PreTrainedModel, ids: Tensor) -> Batch:
         >>> batch["input_ids"].tolist(), batch["attention_mask"].tolist()
         ([[5, 6, 7]], [[1, 1, 1]])
     """
+    model = inner(model)
     device = input_device(model)
     name = model.main_input_name
     if name == "input_ids":
@@ -114,11 +114,12 @@ def _text(model: PreTrainedModel, ids: Tensor) -> Batch:
 
 def _has_decoder(model: PreTrainedModel) -> bool:
     """Whether a model takes inputs of a decoder. Some encoder-decoders make them on their own."""
-    return model.config.is_encoder_decoder and "decoder_input_ids" in inspect.signature(model.forward).parameters
+    return model.config.is_encoder_decoder and "decoder_input_ids" in argument_names(model)
 
 
 def longest_sequence(model: PreTrainedModel) -> int | None:
     """How many tokens the model has positions for; None if its config does not say."""
+    model = inner(model)
     longest: int | None = getattr(model.config, "max_position_embeddings", None)
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:

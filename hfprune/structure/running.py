@@ -1,6 +1,5 @@
 """Run a model without changing it: frozen, with hooks, without a cache, or with layers that are computed again."""
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -13,6 +12,7 @@ from transformers import PreTrainedModel
 from hfprune.structure.batches import Batch, on_device
 from hfprune.structure.blocks import Block
 from hfprune.structure.devices import input_device
+from hfprune.structure.wrapping import argument_names
 
 
 class ForwardEnded(Exception):  # noqa: N818 (no error)
@@ -70,8 +70,8 @@ def inputs_of(module: PreTrainedModel, batch: Batch, *, labels: bool = False) ->
     Returns:
         Arguments by name.
     """
-    parameters = inspect.signature(module.forward).parameters
-    names = [name for name in batch if name in parameters]
+    taken = argument_names(module)
+    names = [name for name in batch if name in taken]
     if not labels:
         names = [name for name in names if name != "labels"]
     inputs = on_device({name: batch[name] for name in names}, input_device(module))
@@ -116,8 +116,7 @@ def without_cache(model: PreTrainedModel, batch: Batch) -> Batch:
     Returns:
         The arguments, with `use_cache=False` where the model takes that.
     """
-    takes_use_cache = "use_cache" in inspect.signature(model.forward).parameters
-    if takes_use_cache and "use_cache" not in batch:
+    if "use_cache" in argument_names(model) and "use_cache" not in batch:
         return {**batch, "use_cache": False}
     return batch
 

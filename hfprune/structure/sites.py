@@ -1,6 +1,5 @@
 """The places of a model where an entry of the table expects its blocks."""
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from hfprune.errors import StructureError
 from hfprune.structure.blocks import QUERIES
 from hfprune.structure.specs import Architecture, AttentionUnit, BlockSpec, specs_of
+from hfprune.structure.wrapping import argument_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def _layers(model: PreTrainedModel, stack: str, entry: Architecture) -> tuple[li
 def _is_cached(model: PreTrainedModel, stack: str) -> bool:
     """Whether attention in a stack of layers keeps keys and values while the model generates."""
     config = model.config
-    if "past_key_values" not in inspect.signature(model.base_model.forward).parameters:
+    if "past_key_values" not in argument_names(model.base_model):
         return False
     if config.is_encoder_decoder:
         return stack.startswith("decoder.")

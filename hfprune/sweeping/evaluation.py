@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from hfprune.scoring import Collator, calibration_batches
 from hfprune.structure.batches import Batch, on_device
 from hfprune.structure.running import frozen
+from hfprune.structure.wrapping import unwrapped
 
 
 def correctness(
@@ -36,6 +37,7 @@ def correctness(
     """
 
     def evaluate(model: PreTrainedModel) -> list[bool]:
+        model = unwrapped(model)
         batches = calibration_batches(
             data,
             model,

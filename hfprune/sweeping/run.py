@@ -27,6 +27,7 @@ from hfprune.structure.anatomy import Anatomy, anatomy_of
 from hfprune.structure.batches import Batch
 from hfprune.structure.running import frozen
 from hfprune.structure.store import sha256_of
+from hfprune.structure.wrapping import unwrapped
 from hfprune.sweeping.curve import Sweep, in_order
 from hfprune.sweeping.points import SweepPoint, outcome_of
 
@@ -118,6 +119,7 @@ def sweep(
         'logit_fisher'
     """
     config = one_shot_of(config or PruningConfig())
+    model = unwrapped(model)
     wanted = _in_order_without_zero(sparsities)
     _check_one_pass(config)
     dense = anatomy_of(model, config.attention_unit)

@@ -12,6 +12,7 @@ from hfprune.pruning.prune import Recover, batches_for, check, prune
 from hfprune.scoring import CalibrationData, Collator
 from hfprune.showing.progress import progress
 from hfprune.structure.anatomy import Anatomy, anatomy_of
+from hfprune.structure.wrapping import unwrapped
 from hfprune.sweeping.curve import Sweep, in_order
 from hfprune.sweeping.run import Evaluate, check_samples, measured_point, settings_of
 
@@ -77,6 +78,7 @@ def prune_within(
         0.5
     """
     config = config or PruningConfig()
+    model = unwrapped(model)
     _check_step(step)
     anatomy = anatomy_of(model, config.attention_unit)
     candidates = _candidates(anatomy, config, step)

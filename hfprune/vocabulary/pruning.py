@@ -10,6 +10,7 @@ from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.record import PruningRecord, record_of
 from hfprune.structure.anatomy import Anatomy, anatomy_of
 from hfprune.structure.examples import longest_sequence
+from hfprune.structure.wrapping import unwrapped
 from hfprune.vocabulary.counting import check_same_tokens, checked_texts, count_tokens, template_frames
 from hfprune.vocabulary.rows import fixed_ids, keep_tokens, named_ids, rows_of
 from hfprune.vocabulary.selection import Selection, Vocabulary
@@ -73,6 +74,7 @@ def prune_vocabulary(
     _check_positive("min_count", min_count)
     if pad_to_multiple_of is not None:
         _check_positive("pad_to_multiple_of", pad_to_multiple_of)
+    model = unwrapped(model)
     corpus = checked_texts(texts)
     data = tokenizer_data(tokenizer)
     rows = rows_of(model)
