@@ -49,7 +49,7 @@ def example_inputs(model: PreTrainedModel, ids: Tensor) -> Batch:
         )
     noise = torch.randn(samples, *shape, generator=torch.Generator().manual_seed(0))
     batch = {name: noise.to(device, model.dtype)}
-    if _has_decoder(model):
+    if has_decoder(model):
         batch["decoder_input_ids"] = ids.to(device)
     return batch
 
@@ -125,13 +125,20 @@ def _text(model: PreTrainedModel, ids: Tensor) -> Batch:
         ids = ids.clone()
         ids[..., -1] = model.config.eos_token_id
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if _has_decoder(model):
+    if has_decoder(model):
         batch["decoder_input_ids"] = ids
     return batch
 
 
-def _has_decoder(model: PreTrainedModel) -> bool:
-    """Whether a model takes inputs of a decoder. Some encoder-decoders make them on their own."""
+def has_decoder(model: PreTrainedModel) -> bool:
+    """Whether a model takes inputs of a decoder. Some encoder-decoders make them on their own.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Whether `decoder_input_ids` is an argument of it.
+    """
     return model.config.is_encoder_decoder and "decoder_input_ids" in inspect.signature(model.forward).parameters
 
 
@@ -139,7 +146,7 @@ def longest_sequence(model: PreTrainedModel) -> int | None:
     """How many tokens the model has positions for; None if its config does not say."""
     said = [getattr(model.config, field, None) for field in _POSITIONS]
     # a classifier of sounds may be the encoder of Whisper alone
-    if _has_decoder(model):
+    if has_decoder(model):
         said += [getattr(model.config, field, None) for field in _POSITIONS_OF_DECODER]
     longest = min((number for number in said if number), default=None)
     for name, module in model.named_modules():
