@@ -9,8 +9,7 @@ from typer.cli import get_docs_for_click
 from typer.main import get_command
 
 from hfprune.cli.app import app
-from hfprune.config import PruningConfig
-from hfprune.jobs.settings import DataArguments, MethodArguments, ModelArguments
+from hfprune.jobs.settings import DataArguments, MethodArguments, ModelArguments, PruningArguments
 from hfprune.jobs.tasks import CausalTextArguments, MaskedTextArguments, TextArguments, TokenArguments
 from hfprune.recovery.arguments import RecoveryArguments
 
@@ -40,7 +39,7 @@ JSON file, after which the command line can override single values. [Run the who
 file](../how-to/run-the-whole-job.md) shows how.
 
 The scripts also take all [arguments of `Trainer`](https://huggingface.co/docs/transformers/main_classes/trainer), such
-as `--learning_rate` or `--output_dir`. `--help` lists everything.
+as `--learning_rate`, `--output_dir` or `--seed`. `--help` lists everything.
 
 """
 #: The groups of arguments in the order of the page: heading, class, and the class whose arguments are left out.
@@ -51,7 +50,7 @@ GROUPS: tuple[tuple[str, type, type | None], ...] = (
     ("Data of token classification", TokenArguments, DataArguments),
     ("Data of masked language modelling", MaskedTextArguments, DataArguments),
     ("Data of causal language modelling", CausalTextArguments, DataArguments),
-    ("Pruning", PruningConfig, None),
+    ("Pruning", PruningArguments, None),
     ("When units are removed", MethodArguments, None),
     ("Recovery", RecoveryArguments, RecoveryArguments.__mro__[1]),
 )

@@ -58,7 +58,8 @@ class PruningConfig:
         budget: The cost that sparsity counts: `macs` (multiply-adds for a sequence), `params`, or for decoders
             `kv_cache` (bytes in the key/value cache for a token). Neurons have no part in that cache, so with it all of
             them stay.
-        sequence_length: Tokens in a sequence, for `macs`.
+        sequence_length: Tokens in a sequence, for `macs`. A model of pictures, or of spectrograms of one length, has a
+            number of its own, which counts instead.
         scorer: The scorer: `residual_logit_fisher` (needs no labels), another one that
             `hfprune.scoring.known_scorers()` lists, one that you registered, or `hybrid(a, b, rule)` of two.
         attention_unit: The unit of attention if query heads share key/value heads. `group`: a key/value head with its

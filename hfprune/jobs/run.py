@@ -151,7 +151,8 @@ def _check_texts(dense: PreTrainedModel, task: Task) -> None:
 
 
 def _latency_shape(data: DataArguments) -> dict[str, int]:
-    return {"batch_size": data.latency_batch_size, "sequence_length": data.latency_length}
+    length = data.max_length if data.latency_length is None else data.latency_length
+    return {"batch_size": data.latency_batch_size, "sequence_length": length}
 
 
 def _fine_tuned_metrics(task: Task, dense: PreTrainedModel, arguments: Arguments) -> dict[str, float]:

@@ -13,11 +13,24 @@ from transformers import HfArgumentParser
 from hfprune.config import PruningConfig
 from hfprune.recovery.arguments import RecoveryArguments
 
-#: The fields of PruningConfig without its seed: the parser takes one `--seed`, which training and pruning share.
-PruningArguments = make_dataclass(
-    "PruningArguments",
-    [(setting.name, setting.type, setting) for setting in fields(PruningConfig) if setting.name != "seed"],
-)
+
+def _pruning_fields() -> list[tuple[str, Any, Any]]:
+    """The fields of PruningConfig as the parser takes them."""
+    taken: list[tuple[str, Any, Any]] = []
+    for setting in fields(PruningConfig):
+        # one `--seed`, which training and pruning share
+        if setting.name == "seed":
+            continue
+        if setting.name == "sequence_length":
+            described = field(default=None, metadata={"help": f"{setting.metadata['help']} By default max_length."})
+            taken.append((setting.name, int | None, described))
+        else:
+            taken.append((setting.name, setting.type, setting))
+    return taken
+
+
+#: The fields of PruningConfig, for the parser.
+PruningArguments = make_dataclass("PruningArguments", _pruning_fields())
 
 
 @dataclass
@@ -69,12 +82,17 @@ class DataArguments:
     train_file: str | None = field(default=None, metadata={"help": "csv, tsv, json, jsonl, parquet or txt."})
     validation_file: str | None = field(default=None, metadata={"help": "The same; cut from train if not given."})
     test_file: str | None = field(default=None, metadata={"help": "The same; cut from train if not given."})
-    max_length: int = field(default=128, metadata={"help": "The most tokens in a sequence."})
+    max_length: int = field(
+        default=128,
+        metadata={"help": "The most tokens in a sequence, also where multiply-adds and latency are counted."},
+    )
     metrics: list[str] = field(
         default_factory=list, metadata={"help": "What is measured, the first is reported; by default what is usual."}
     )
     latency_batch_size: int = field(default=32, metadata={"help": "Batch size of the latency measurement."})
-    latency_length: int = field(default=64, metadata={"help": "Sequence length of the latency measurement."})
+    latency_length: int | None = field(
+        default=None, metadata={"help": "Sequence length of the latency measurement. By default max_length."}
+    )
 
     @property
     def files(self) -> dict[str, str]:
@@ -130,6 +148,8 @@ def parse(data: type[DataArguments], description: str | None, argv: Sequence[str
     groups = (RecoveryArguments, ModelArguments, data, PruningArguments, MethodArguments)
     parser = HfArgumentParser(groups, description=description)
     training, model, data_arguments, pruning, method = parser.parse_args_into_dataclasses(words)
+    if pruning.sequence_length is None:
+        pruning.sequence_length = data_arguments.max_length
     config = PruningConfig(**asdict(pruning), seed=training.seed)
     return Arguments(training=training, model=model, data=data_arguments, pruning=config, method=method)
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from hfprune.errors import StructureError, UnsupportedArchitectureError
 from hfprune.measuring.size import example_batch
+from hfprune.structure.anatomy import anatomy_of
 from hfprune.structure.batches import Batch
 from hfprune.structure.examples import check_length
 from hfprune.structure.running import frozen
@@ -145,13 +147,24 @@ def measure_latencies(
             high_ms=measured[-1 - tenth],
             runs=runs,
             batch_size=batch_size,
-            sequence_length=sequence_length,
+            sequence_length=_tokens_of(inner(model), sequence_length),
             device=str(inner(model).device),
             dtype=str(inner(model).dtype).removeprefix("torch."),
             threads=torch.get_num_threads(),
         )
         latencies.append(latency)
     return latencies
+
+
+def _tokens_of(model: PreTrainedModel, asked: int) -> int:
+    """How many tokens the sequences had that were timed: as many as asked for, or as the input of the model fixes."""
+    if model.main_input_name == "input_ids":
+        return asked
+    try:
+        return anatomy_of(model).sequence_length(asked)
+    except (StructureError, UnsupportedArchitectureError):
+        # a model that hfprune cannot prune can be timed all the same
+        return asked
 
 
 def _seconds_of_one_pass(model: PreTrainedModel, inputs: Batch) -> float:

@@ -25,7 +25,7 @@ class Size:
         prunable_params: Parameters of all units, which the budget `params` counts.
         macs: Multiply-adds of one forward pass over one sequence, of all operations.
         prunable_macs: Multiply-adds of all units for one sequence, which the budget `macs` counts.
-        sequence_length: Tokens in the sequence.
+        sequence_length: Tokens in the sequence; where the input of the model fixes their number, that number.
         weight_bytes: Bytes of all parameters and buffers in the present dtype.
     """
 
@@ -42,7 +42,8 @@ def measure_size(model: ModelOrAnatomy, *, sequence_length: int, attention_unit:
 
     Args:
         model: The model, dense or pruned, or its anatomy.
-        sequence_length: Tokens in a sequence, for the multiply-adds.
+        sequence_length: Tokens in a sequence, for the multiply-adds. A model of pictures, or of spectrograms of one
+            length, has a number of its own, which counts instead.
         attention_unit: What one unit of attention is, as for `anatomy_of`; the prunable counts depend on it.
 
     Returns:
@@ -67,11 +68,13 @@ def size_of(anatomy: Anatomy, sequence_length: int) -> Size:
 
     Args:
         anatomy: The anatomy of the model.
-        sequence_length: Tokens in a sequence, for the multiply-adds.
+        sequence_length: Tokens in a sequence, for the multiply-adds. A model of pictures, or of spectrograms of one
+            length, has a number of its own, which counts instead.
 
     Returns:
         The counts.
     """
+    sequence_length = anatomy.sequence_length(sequence_length)
     # `parameters` yields a tied parameter once, so it is counted once.
     parameters = list(anatomy.model.parameters())
     tensors = [*parameters, *anatomy.model.buffers()]

@@ -15,7 +15,7 @@ from hfprune.planning.compare import ComparedBlock, Comparison
 from hfprune.showing.picture import ThemeName, save_picture, theme_of
 from hfprune.showing.tables import Table, bar_of, data_frame
 from hfprune.showing.units import UnitRow, draw_kept, layer_number
-from hfprune.structure.blocks import Block, attention_unit_of, check_attention_unit
+from hfprune.structure.blocks import Block, attention_unit_of, check_attention_unit, sequence_length_of
 from hfprune.structure.specs import AttentionUnit, Kind
 
 if TYPE_CHECKING:
@@ -69,7 +69,11 @@ class PruningPlan:
     def keep(
         cls, blocks: Sequence[Block], kept: Mapping[str, Sequence[int]], *, model_type: str, sequence_length: int
     ) -> "PruningPlan":
-        """The plan that keeps these units. A block that `kept` does not name keeps all its units."""
+        """The plan that keeps these units. A block that `kept` does not name keeps all its units.
+
+        The plan counts for `sequence_length` tokens, or for as many as the input of the model fixes.
+        """
+        sequence_length = sequence_length_of(blocks, sequence_length)
         plans = {}
         for block in blocks:
             plans[block.name] = BlockPlan(

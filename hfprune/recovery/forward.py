@@ -1,14 +1,17 @@
 """How recovery calls the student and the teacher: with which arguments, and with which outputs kept."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from hfprune.structure.batches import Batch
-from hfprune.structure.running import without_cache
+from hfprune.structure.examples import has_decoder
+from hfprune.structure.running import ForwardEnded, without_cache
 
 
 def call_arguments(model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
@@ -46,11 +49,54 @@ def with_decoder_inputs(model: PreTrainedModel, batch: Mapping[str, Any]) -> Bat
     """
     batch = dict(batch)
     labels = batch.get("labels")
-    makes_them = model.config.is_encoder_decoder and hasattr(model, "prepare_decoder_input_ids_from_labels")
     has_them = "decoder_input_ids" in batch or "decoder_inputs_embeds" in batch
-    if makes_them and not has_them and isinstance(labels, Tensor):
+    if has_them or not has_decoder(model) or not isinstance(labels, Tensor):
+        return batch
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
         batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
+        return batch
+    # labels of samples, or of several classes, are no tokens
+    if labels.ndim == 2 and not labels.is_floating_point():
+        ids = _decoder_inputs_of_forward(model, batch)
+        if ids is not None:
+            batch["decoder_input_ids"] = ids
     return batch
+
+
+def _decoder_inputs_of_forward(model: PreTrainedModel, batch: Batch) -> Tensor | None:
+    """The tokens that a model gives its decoder where it is called with labels.
+
+    Not every model has a method for that, and their names differ: Whisper shifts the labels in the middle of its
+    forward pass. So the model is called, with zeros for what the encoder would give, and stopped before its decoder.
+
+    Args:
+        model: The model.
+        batch: The batch, with labels.
+
+    Returns:
+        `(samples, tokens)` ids; None if the decoder gets no tokens.
+    """
+    given: dict[str, Any] = {}
+
+    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given.update(kwargs)
+        if args:
+            given["input_ids"] = args[0]
+        raise ForwardEnded
+
+    labels = batch["labels"]
+    config = getattr(model.config, "encoder", model.config)
+    nothing = torch.zeros(len(labels), 1, config.hidden_size, dtype=model.dtype, device=labels.device)
+    # the mask is one of the tokens that the encoder would read
+    inputs = {name: value for name, value in batch.items() if name not in ("attention_mask", "encoder_outputs")}
+    hook = model.get_decoder().register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        with torch.no_grad(), suppress(ForwardEnded):
+            model(**inputs, encoder_outputs=BaseModelOutput(last_hidden_state=nothing))
+    finally:
+        hook.remove()
+    ids: Tensor | None = given.get("input_ids")
+    return ids
 
 
 @contextmanager

@@ -12,8 +12,10 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.recovery.columns import TEACHER_LOGITS, TEMPERATURE, TOP_IDS, TOP_LOG_PROBABILITIES
+from hfprune.recovery.forward import with_decoder_inputs
 from hfprune.scoring.calibration import Collator, check_batch, collate
 from hfprune.structure.batches import LABELS, Batch
+from hfprune.structure.examples import has_decoder
 from hfprune.structure.running import frozen, inputs_of
 from hfprune.structure.store import digest_of
 from hfprune.structure.wrapping import argument_names, unwrapped
@@ -44,7 +46,8 @@ def add_teacher_logits(
         data: A tokenized data set; with `top_k`, of texts of one length, such as packed windows.
         teacher: A model with one vector of logits a sample, or with `top_k` a token.
         collator: Makes a batch of rows, of those columns that are arguments of the teacher; texts of different lengths
-            need one that pads, such as `DataCollatorWithPadding(tokenizer)`.
+            need one that pads, such as `DataCollatorWithPadding(tokenizer)`. Labels are among them only where a decoder
+            reads them.
         batch_size: Samples in a batch. Logits take samples × tokens × vocabulary numbers.
         top_k: How many tokens to keep for every place.
         temperature: What the log-probabilities are softened with: that of `RecoveryArguments`.
@@ -71,12 +74,16 @@ def add_teacher_logits(
     teacher = unwrapped(teacher)
     parameters = argument_names(teacher)
     names = [name for name in data.column_names if name in parameters and name not in LABELS]
+    # the decoder reads the labels, as it does in training
+    reads_labels = has_decoder(teacher) and "labels" in data.column_names
+    if reads_labels:
+        names.append("labels")
     # without any such column the rows stay as they are, and `check_batch` says what is missing
     collated = _collated_samples(data.select_columns(names) if names else data, collator)
 
     def predict(columns: dict[str, list[Any]]) -> dict[str, Any]:
         rows = _rows_of(columns, names or list(columns))
-        batch = check_batch(collate(rows, collator), teacher)
+        batch = with_decoder_inputs(teacher, check_batch(collate(rows, collator), teacher))
         with torch.no_grad():
             logits = teacher(**inputs_of(teacher, batch)).get("logits")
         _check_shape(teacher, logits, top_k)

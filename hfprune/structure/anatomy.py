@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfprune.structure.architectures import Support, base_model_type, support_of
-from hfprune.structure.blocks import Block, attention_unit_of, check_attention_unit
+from hfprune.structure.blocks import Block, attention_unit_of, check_attention_unit, sequence_length_of
+from hfprune.structure.lengths import with_fixed_lengths
 from hfprune.structure.reading import heads_in_group, read_blocks
 from hfprune.structure.specs import AttentionUnit
 from hfprune.structure.wrapping import unwrapped
@@ -65,6 +66,17 @@ class Anatomy:
         check_attention_unit(attached.attention_unit, self.attention_unit)
         before: dict[str, int] = attached.units_before
         return before
+
+    def sequence_length(self, asked: int) -> int:
+        """The length of a sequence that counts for this model.
+
+        Args:
+            asked: Tokens in a sequence, where the model leaves that free.
+
+        Returns:
+            The number of tokens that the input of the model fixes, if it does, as a model of pictures; else `asked`.
+        """
+        return sequence_length_of(self.blocks, asked)
 
     def cost(self, unit_cost: UnitCost) -> int:
         """What all units together cost now.
@@ -154,6 +166,7 @@ def anatomy_of(model: ModelOrAnatomy, attention_unit: AttentionUnit | None = Non
     model = unwrapped(model)
     support = support_of(model)
     blocks = read_blocks(model, support.entry, _present_unit(model, attention_unit))
+    blocks = with_fixed_lengths(model, blocks)
     return Anatomy(
         model=model,
         support=support,

@@ -145,10 +145,15 @@ class Block:
         bypass: Path of the module that is left out of the pass if the block has no units. None if it can run so.
         unit_params: Parameters that are removed with one unit.
         unit_token_macs: Multiply-adds for one token in the projections of one unit, in all uses of the layer.
+        unit_source_macs: Those of them that are for a token of the source: of the projections to key and value.
         unit_pair_macs: Multiply-adds for one pair of tokens in the attention product of one unit, in all uses.
         unit_cache_bytes: Bytes that one unit keeps for every token in the key/value cache, in the model's dtype, in all
             uses of the layer; 0 without a cache. Cross-attention keeps them for every token of the source.
         portable_units: Numbers of units that the stock config can say, if all layers have the same number.
+        tokens: How many tokens of one sample the block sees, if the input of the model fixes that: the patches of a
+            picture, the frames of a spectrogram. None: as many as the sequence has.
+        source_tokens: The same for the tokens that key and value are made of. In cross-attention they are those of the
+            encoder, elsewhere the block's own.
     """
 
     name: str
@@ -174,13 +179,21 @@ class Block:
     unit_pair_macs: int
     portable_units: Sequence[int]
     unit_cache_bytes: int = 0
+    unit_source_macs: int = 0
+    tokens: int | None = None
+    source_tokens: int | None = None
 
     def unit_macs(self, sequence_length: int) -> int:
         """Multiply-adds of one unit for one sequence of `sequence_length` tokens.
 
-        Cross-attention is counted as if source and target were both of that length.
+        Where the input of the model fixes how many tokens the block sees, that number counts. Otherwise cross-attention
+        is counted as if source and target were both of the given length.
         """
-        return sequence_length * self.unit_token_macs + sequence_length**2 * self.unit_pair_macs
+        tokens = self.tokens or sequence_length
+        source_tokens = self.source_tokens or sequence_length
+        own = tokens * (self.unit_token_macs - self.unit_source_macs)
+        of_source = source_tokens * self.unit_source_macs
+        return own + of_source + tokens * source_tokens * self.unit_pair_macs
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -202,6 +215,30 @@ class Block:
     def consumer(self) -> str:
         """Path of the projection that reads the units."""
         return next(piece.module for piece in self.slices if piece.role == "consumer")
+
+
+def sequence_length_of(blocks: Sequence[Block], asked: int) -> int:
+    """The length of a sequence that counts for a model.
+
+    Args:
+        blocks: The blocks of the model.
+        asked: Tokens in a sequence, where the model leaves that free.
+
+    Returns:
+        The number of tokens that its input fixes: the largest of all blocks. If some block sees as many as are asked
+        for, as the decoder of Whisper does, that number.
+
+    Examples:
+        >>> from hfprune.structure import find_blocks
+        >>> from hfprune.structure.blocks import sequence_length_of
+        >>> sequence_length_of(find_blocks(dense), asked=8)
+        8
+    """
+    fixed = [block.tokens for block in blocks]
+    free = any(tokens is None for tokens in fixed)
+    if free or not fixed:
+        return asked
+    return max(tokens for tokens in fixed if tokens is not None)
 
 
 def attention_unit_of(units: Iterable[Unit | None]) -> AttentionUnit:

@@ -9,6 +9,10 @@ from hfprune.structure.batches import Batch, on_device
 from hfprune.structure.devices import input_device
 from hfprune.structure.wrapping import argument_names, inner
 
+#: Config fields with a number of positions; the second ones are those of a decoder of its own.
+_POSITIONS = ("max_position_embeddings", "max_encoder_position_embeddings")
+_POSITIONS_OF_DECODER = ("max_target_positions", "max_decoder_position_embeddings")
+
 
 def example_inputs(model: PreTrainedModel, ids: Tensor) -> Batch:
     """A batch for a model of any kind, without padding.
@@ -45,7 +49,7 @@ def example_inputs(model: PreTrainedModel, ids: Tensor) -> Batch:
         )
     noise = torch.randn(samples, *shape, dtype=torch.float32, device="cpu", generator=torch.Generator().manual_seed(0))
     batch = {name: noise.to(device, model.dtype)}
-    if _has_decoder(model):
+    if has_decoder(model):
         batch["decoder_input_ids"] = ids.to(device)
     return batch
 
@@ -62,16 +66,30 @@ def _shape_of_sample(config: PretrainedConfig, name: str, tokens: int) -> tuple[
         The shape; None for an argument that takes something else.
     """
     if name == "pixel_values":
-        size = config.image_size
-        if isinstance(size, int):
-            return (config.num_channels, size, size)
-        return (config.num_channels, *size)
-    if name == "input_features":
+        return _shape_of_picture(config)
+    if name == "input_features" and hasattr(config, "num_mel_bins"):
         # the encoder of Whisper takes spectrograms of one length only, and halves it
         return (config.num_mel_bins, 2 * config.max_source_positions)
     if name == "input_values" and hasattr(config, "conv_kernel"):
-        return (_samples_in_time(config, tokens),)
+        # SEW runs its layers on every second frame, or fewer
+        frames = tokens * getattr(config, "squeeze_factor", 1)
+        return (_samples_in_time(config, frames),)
+    if name == "input_values" and hasattr(config, "num_mel_bins"):
+        # AST cuts a spectrogram of one length into patches, as if it were a picture
+        return (config.max_length, config.num_mel_bins)
     return None
+
+
+def _shape_of_picture(config: PretrainedConfig) -> tuple[int, ...]:
+    """The shape of one picture, or of one film."""
+    size = config.image_size
+    if isinstance(size, int):
+        size = (size, size)
+    picture = (config.num_channels, *size)
+    frames = getattr(config, "num_frames", None)
+    if isinstance(frames, int):
+        return (frames, *picture)
+    return picture
 
 
 def _samples_in_time(config: PretrainedConfig, frames: int) -> int:
@@ -107,20 +125,31 @@ def _text(model: PreTrainedModel, ids: Tensor) -> Batch:
         ids = ids.clone()
         ids[..., -1] = model.config.eos_token_id
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if _has_decoder(model):
+    if has_decoder(model):
         batch["decoder_input_ids"] = ids
     return batch
 
 
-def _has_decoder(model: PreTrainedModel) -> bool:
-    """Whether a model takes inputs of a decoder. Some encoder-decoders make them on their own."""
+def has_decoder(model: PreTrainedModel) -> bool:
+    """Whether a model takes inputs of a decoder. Some encoder-decoders make them on their own.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Whether `decoder_input_ids` is an argument of it.
+    """
     return model.config.is_encoder_decoder and "decoder_input_ids" in argument_names(model)
 
 
 def longest_sequence(model: PreTrainedModel) -> int | None:
     """How many tokens the model has positions for; None if its config does not say."""
     model = inner(model)
-    longest: int | None = getattr(model.config, "max_position_embeddings", None)
+    said = [getattr(model.config, field, None) for field in _POSITIONS]
+    # a classifier of sounds may be the encoder of Whisper alone
+    if has_decoder(model):
+        said += [getattr(model.config, field, None) for field in _POSITIONS_OF_DECODER]
+    longest = min((number for number in said if number), default=None)
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             # RoBERTa numbers positions from behind the padding, so the rows up to it serve no token.

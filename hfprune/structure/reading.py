@@ -246,8 +246,10 @@ class _Reader:
         spec = self.spec
         weights = layout.width * consumer.outputs
         biases = 0
+        source_weights = 0
         for producer, rows in zip(layout.producers, layout.rows, strict=True):
             weights += sum(rows) * producer.inputs
+            source_weights += self._source_rows(producer, rows) * producer.inputs
             if producer.biased:
                 biases += sum(rows)
         heads = 0
@@ -278,6 +280,7 @@ class _Reader:
             unit_params=weights + biases,
             unit_token_macs=site.uses * weights,
             unit_pair_macs=site.uses * pair_macs,
+            unit_source_macs=site.uses * source_weights,
             unit_cache_bytes=site.uses * self._cached_features(layout.rows) * self._itemsize(consumer),
             portable_units=(layout.units,),
         )
@@ -317,6 +320,15 @@ class _Reader:
             return 0
         query = rows[0][0] // self.spec.interleaved
         return sum(sum(parts) for parts in rows) - query
+
+    def _source_rows(self, producer: _Projection, rows: Sequence[int]) -> int:
+        """Rows of one unit in a producer that make its key or value."""
+        if self.spec.of_neurons:
+            return 0
+        if producer.path != self.spec.producers[0]:
+            return sum(rows)
+        # the first projection makes the query, and the others too where they are stacked in one
+        return sum(rows) - rows[0] // self.spec.interleaved
 
     def _itemsize(self, consumer: _Projection) -> int:
         return self.site.layer.get_submodule(consumer.path).get_parameter("weight").dtype.itemsize

@@ -31,7 +31,9 @@ class CausalTextArguments(DataArguments):
         metadata={"help": "Configuration of a Hub data set; of state_of_the_union the first year to train on."},
     )
     text_column: str = field(default="text", metadata={"help": "Column with the text; a txt file is one text."})
-    max_length: int = field(default=256, metadata={"help": "Tokens in a window."})
+    max_length: int = field(
+        default=256, metadata={"help": "Tokens in a window, also where multiply-adds and latency are counted."}
+    )
     self_generated: int = field(
         default=0, metadata={"help": "Instead of texts to learn from: so many windows that the dense model writes."}
     )
