@@ -199,7 +199,7 @@ class TestDamage:
         assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
     def test_without_an_atomic_exchange(self, folder, monkeypatch):
-        monkeypatch.setattr("hfprune.publishing.checkpoint._exchange", lambda *_: False)
+        monkeypatch.setattr("hfprune.publishing.replacement._exchange", lambda *_: False)
         hfprune.save(pruned_model("distilbert"), folder, overwrite=True)
         assert type(hfprune.load(folder)).__name__ == "PrunedDistilBertForSequenceClassification"
         assert [path.name for path in folder.parent.iterdir()] == [folder.name]

@@ -1,9 +1,7 @@
 """Save and load pruned checkpoints: either whole or not at all."""
 
-import ctypes
 import logging
 import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from hfprune.publishing.contents import RECORD_FILE, names_in
 from hfprune.publishing.hub import fetch
 from hfprune.publishing.probe import PROBE_FILE, Probe
 from hfprune.publishing.record import PruningRecord, blocks_of
+from hfprune.publishing.replacement import draft_for, entries_of, finish_interrupted, put
 from hfprune.publishing.verification import check_digests, check_loadable, model_class, sha256
 from hfprune.structure.modeling_pruned import (
     FORMAT_VERSION,
@@ -31,10 +30,6 @@ from hfprune.structure.wrapping import unwrapped
 
 logger = logging.getLogger(__name__)
 
-# constants of Linux that Python does not name: the first is in linux/fs.h, the second in fcntl.h
-_RENAME_EXCHANGE = 2
-_AT_FDCWD = -100
-
 
 def save(
     model: PreTrainedModel,
@@ -45,8 +40,10 @@ def save(
 ) -> Path:
     """Write a checkpoint: weights, config, tokenizer, plan, record, card, and loader code where it is needed.
 
-    Everything is written into a folder beside `path`, which then takes the place of `path` in one step. A run that
-    fails or is killed therefore leaves either the old content or the whole new checkpoint.
+    Everything is written into a draft, a hidden folder beside `path`, which then takes the place of `path` in one step.
+    A run that fails or is killed therefore leaves either the old content or the whole new checkpoint. Where `path`
+    itself cannot be exchanged (a mount, a folder in one that is read-only, the working directory), its files are: then
+    `hfprune.load` and the next save finish what a killed run began. Several processes may save to one path.
 
     Of several processes only the main one writes; the others return at once and do not wait for it, so `save` may also
     be called in the main process alone. Wait (`accelerator.wait_for_everyone()`) before all of them read the folder.
@@ -62,7 +59,8 @@ def save(
 
     Raises:
         CheckpointError: The model was never pruned; or the path is a file, a folder with something in it that is to
-            be kept (`overwrite=False`), or a folder of something else than a checkpoint.
+            be kept (`overwrite=False`), or a folder of something else than a checkpoint, or it cannot be written to;
+            or the finished draft could not take its place, and then the message says where the draft is.
 
     Examples:
         >>> import hfprune
@@ -89,14 +87,9 @@ def save(
         return path
     _check_replaceable(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # the name is always the same, so that the next run clears what a killed run left
-    draft = path.parent / f".{path.name}.saving"
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
+    with draft_for(path) as draft:
         _write(model, draft, tokenizer, path.name)
-        _replace(draft, path)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        put(draft, path, overwrite=overwrite)
     return path
 
 
@@ -106,8 +99,7 @@ def _check_replaceable(path: Path, *, overwrite: bool) -> None:
         return
     if not path.is_dir():
         raise CheckpointError(f"{path} is a file; a checkpoint is a folder.")
-    is_empty = not any(path.iterdir())
-    if is_empty:
+    if not entries_of(path):
         return
     if not overwrite:
         raise CheckpointError(f"{path} exists and is not empty. Choose another folder, or pass overwrite=True.")
@@ -200,31 +192,6 @@ def summary(record: PruningRecord, plan: PruningPlan) -> dict[str, Any]:
     }
 
 
-def _replace(draft: Path, path: Path) -> None:
-    """Put the finished folder in the place of the old one, in one atomic exchange where the system can (Linux)."""
-    if not path.exists():
-        draft.rename(path)
-        return
-    if _exchange(draft, path):
-        # now the draft is the old checkpoint, which the caller removes
-        return
-    old = path.parent / f".{path.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    path.rename(old)
-    draft.rename(path)
-    shutil.rmtree(old)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Swap two folders in one system call; False where the system or the file system has no such call."""
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError, TypeError):
-        return False
-    result: int = renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
-    return result == 0
-
-
 def load(path: str | Path, *, verify: bool = True, **kwargs: Any) -> PreTrainedModel:
     """Load a pruned checkpoint, with `.pruning_plan` and `.pruning_record`, in the class that was saved.
 
@@ -250,6 +217,7 @@ def load(path: str | Path, *, verify: bool = True, **kwargs: Any) -> PreTrainedM
         True
     """
     hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+    finish_interrupted(Path(path).resolve())
     folder = fetch(path, **hub_arguments)
     check_loadable(folder)
     if verify:

@@ -36,8 +36,9 @@ _FILES = re.compile(
     r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
     rf"|{re.escape(PLAN_FILE)}|{re.escape(RECORD_FILE)}|{re.escape(PROBE_FILE)}|{re.escape(LOADER_FILE)}"
     # of tokenizers
-    r"|tokenizer\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|[\w.-]+\.(model|codes|tiktoken)"
-    r"|(emoji|normalizer|entity_vocab|phonemes)\.json|chat_template\.jinja"
+    r"|tokenizer\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|[\w.-]+\.(model|codes|tiktoken|spm)"
+    r"|(emoji|normalizer|entity_vocab|phonemes|vocab-src|vocab-tgt|target_vocab|byte_maps)\.json|dict\.txt"
+    r"|word_(shape|pronunciation)\.json|prophetnet\.tokenizer|chat_template\.jinja"
 )
 #: What Trainer and our scripts put beside a model; from_pretrained reads none of it.
 _OF_TRAINING = re.compile(
@@ -51,8 +52,14 @@ _DOCUMENTS = frozenset({".md", ".txt", ".csv", ".png", ".jpg", ".svg", ".log", "
 _DOCUMENTS_BY_NAME = re.compile(r"(LICEN[CS]E|NOTICE)[\w.-]*|\.gitattributes|\.gitignore")
 #: The one folder whose files transformers reads: a tokenizer's further chat templates.
 _TEMPLATES = re.compile(r"additional_chat_templates/[\w.-]+\.jinja")
+#: Folders of `save`, for the time that it exchanges the files of a checkpoint, or for a draft that it could not place.
+CONTAINER = re.compile(r"\.[0-9a-f]{12}\.(saving|kept)")
 #: Folders that are not looked into: transformers reads nothing below them.
-_IGNORED_FOLDERS = re.compile(r"\.git|\.cache|runs|logs|onnx|openvino|coreml|(last-)?checkpoint(-\d+)?")
+_IGNORED_FOLDERS = re.compile(
+    r"\.git|\.cache|runs|logs|onnx|openvino|coreml|(last-)?checkpoint(-\d+)?"
+    # at the root of a file system
+    rf"|lost\+found|{CONTAINER.pattern}"
+)
 #: The classes that `auto_map` in config.json may name.
 _LOADER_CLASS = re.compile(r"modeling_pruned\.Pruned\w+")
 #: Settings that make transformers run code, or read another file. hfprune writes none of them.
