@@ -104,7 +104,7 @@ def tokenize(
     *,
     text_column: str = "text",
     pair_column: str | None = None,
-    label_column: str = "label",
+    label_column: str | None = "label",
     max_length: int = 128,
 ) -> DatasetDict:
     """Make token ids and `labels`, unpadded; pad batches with `DataCollatorWithPadding(tokenizer)`.
@@ -114,11 +114,11 @@ def tokenize(
         tokenizer: The model's tokenizer.
         text_column: The column with the text.
         pair_column: The column with the second text of a pair, if there is one.
-        label_column: The column with the labels.
+        label_column: The column with the labels; None for texts without labels.
         max_length: Tokens at which longer texts are cut.
 
     Returns:
-        The same splits with the tokenizer's columns and `labels` only.
+        The same splits with the tokenizer's columns and, if they have labels, `labels` only.
 
     Raises:
         ValueError: A column is missing, or a text is empty.
@@ -136,13 +136,17 @@ def tokenize(
     text_columns = [text_column]
     if pair_column:
         text_columns.append(pair_column)
-    columns = [*text_columns, label_column]
+    columns = list(text_columns)
+    if label_column is not None:
+        columns.append(label_column)
     check_columns(data["train"].column_names, columns)
     check_filled(data, text_columns)
 
     def encode(rows: Mapping[str, list[Any]]) -> dict[str, Any]:
         texts = [rows[column] for column in text_columns]
         encoded = tokenizer(*texts, truncation=True, max_length=max_length)
+        if label_column is None:
+            return dict(encoded)
         return {**encoded, "labels": rows[label_column]}
 
     # Selected first, as splits may have different other columns, which `map` could not remove.

@@ -103,21 +103,15 @@ def read_file(
         raise ValueError(f"the {split} file {file!r} should end in one of {KINDS}.")
     loader = _LOADERS[kind]
     _check_options(file, loader, separator=separator, encoding=encoding)
-    if separator is not None:
-        # a shell passes a tab as these two characters
-        separator = separator.replace("\\t", "\t")
-    elif kind == ".tsv":
-        separator = "\t"
-    elif kind == ".csv":
-        _check_commas(path, encoding or "utf-8")
-        separator = ","
-    elif loader == "json":
-        _check_decodes(path, encoding or "utf-8")
     if loader == "conll":
-        return _read_conll(path, separator, encoding or "utf-8")
+        return _read_conll(path, _unescaped(separator), encoding or "utf-8")
+    if loader in ("json", "text"):
+        _check_decodes(path, encoding or "utf-8")
+    elif kind == ".csv" and separator is None:
+        _check_commas(path, encoding or "utf-8")
     options: dict[str, Any] = {}
     if loader == "csv":
-        options["sep"] = separator
+        options["sep"] = _unescaped(separator) or ("\t" if kind == ".tsv" else ",")
     elif loader == "text":
         options["sample_by"] = "document" if documents else "line"
     if encoding is not None:
@@ -145,6 +139,11 @@ def _kind_of(path: Path) -> str | None:
         name = name.removesuffix(compressed)
     suffix = Path(name).suffix
     return suffix if suffix in _LOADERS else None
+
+
+def _unescaped(separator: str | None) -> str | None:
+    r"""The separator that is meant: a shell passes a tab as the two characters `\t`."""
+    return None if separator is None else separator.replace("\\t", "\t")
 
 
 def _check_options(file: str, loader: str, *, separator: str | None, encoding: str | None) -> None:
