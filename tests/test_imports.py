@@ -36,6 +36,7 @@ MAY_IMPORT = {
     | {"showing", "sweeping", "vocabulary"},
     "deprecated": set(),
     "__init__": {"errors", "structure", "planning", "publishing", "deprecated"},
+    "__main__": {"cli"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: Imported inside functions: what takes long to import, or what users may not have.
@@ -50,6 +51,14 @@ LATE = {
 }
 #: It is there with datasets, but takes half a second to import.
 LATE |= {"pandas"}
+
+#: Files of the command line that say what a command takes. They import what it runs when it runs, as help and
+#: completion must not wait for torch and transformers.
+COMMANDS = {"__init__", "app", "options", "prune", "sweep", "vocabulary", "evaluate", "checkpoints"}
+
+
+def is_of_commands(path: Path) -> bool:
+    return path.parent == PACKAGE / "cli" and path.stem in COMMANDS
 
 
 def part_of(module: str) -> str:
@@ -134,9 +143,33 @@ def test_imports_stand_at_the_top(path):
             continue
         for node in ast.walk(function):
             if isinstance(node, ast.ImportFrom):
-                assert node.module in LATE, f"{path}: {node.module} is imported inside {function.name}"
+                of_command = is_of_commands(path) and node.module.startswith("hfprune.")
+                assert of_command or node.module in LATE, f"{path}: {node.module} is imported inside {function.name}"
             elif isinstance(node, ast.Import):
                 assert {alias.name for alias in node.names} <= LATE, f"{path}: an import inside {function.name}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "cli").glob("*.py")), ids=lambda p: p.stem)
+def test_commands_import_what_they_run_when_they_run(path):
+    """At the top of their files: typer, what the standard library has, and each other."""
+    if not is_of_commands(path):
+        return
+    light = {"typer", "hfprune.errors", *(f"hfprune.cli.{name}" for name in COMMANDS)}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module]
+        for name in names:
+            assert name in light or name.split(".")[0] in sys.stdlib_module_names, f"{path} imports {name} at the top"
+    for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        late = [node for node in ast.walk(function) if isinstance(node, ast.ImportFrom)]
+        # the package may not have been run yet, except in there
+        inside = [node for with_ in ast.walk(function) if isinstance(with_, ast.With) for node in with_.body]
+        assert set(late) <= set(inside), f"{path}: {function.name} imports outside of errors_in_one_line"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -164,7 +197,7 @@ def test_the_loader_needs_torch_and_transformers_only():
 def test_every_public_name_is_there_and_import_is_light():
     code = (
         "import sys, hfprune\n"
-        "heavy = [m for m in ('evaluate', 'transformers.trainer', 'sklearn') if m in sys.modules]\n"
+        "heavy = [m for m in ('evaluate', 'datasets', 'transformers.trainer', 'sklearn') if m in sys.modules]\n"
         "assert not heavy, heavy\n"
         "for name in hfprune.__all__: getattr(hfprune, name)\n"
     )

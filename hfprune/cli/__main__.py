@@ -2,4 +2,4 @@
 
 from hfprune.cli.app import app
 
-app()
+app(prog_name="hfprune")

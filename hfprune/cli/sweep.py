@@ -4,62 +4,74 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from transformers import DataCollatorWithPadding
 
 from hfprune.cli.options import (
-    DEFAULT_BUDGET,
     Budget,
+    BudgetChoice,
+    ClassifierName,
     DataName,
+    Encoding,
+    HeldOut,
     LabelColumn,
-    LabelledTexts,
+    LabelMap,
     MaxDrop,
     MaxLength,
     PairColumn,
+    Reconstruct,
+    SampleMetric,
+    Samples,
+    Scorer,
     Seed,
+    Separator,
     TextColumn,
     errors_in_one_line,
-    load_model,
-    split_of,
 )
-from hfprune.config import PruningConfig
-from hfprune.data.packages import resolve_model
-from hfprune.showing.picture import check_picture_path, require_matplotlib
-from hfprune.sweeping import Sweep, correctness
-from hfprune.sweeping import sweep as sweep_model
-from hfprune.sweeping.points import check_max_drop, paired_drop
 
 _SPARSITIES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
 def sweep(
-    model: Annotated[str, typer.Argument(help="A fine-tuned text classifier: folder or Hub name.")],
+    model: ClassifierName,
     data: DataName,
+    held_out: HeldOut = None,
     sparsities: Annotated[
         list[float] | None, typer.Option("--sparsity", help="Several may be given; by default 0.2, 0.3 ... 0.8.")
     ] = None,
     max_drop: MaxDrop = None,
+    metric: SampleMetric = None,
     output: Annotated[Path | None, typer.Option(help="JSON file; a sweep that it holds goes on.")] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Picture of accuracy against MACs kept and latency: .png, .svg or .pdf.")
+        Path | None, typer.Option(help="Picture of the metric against MACs kept and latency: .png, .svg or .pdf.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Where accuracy is measured: validation, test or train.")] = "validation",
-    budget: Budget = DEFAULT_BUDGET,
-    scorer: Annotated[str, typer.Option(help="Which units matter.")] = "logit_fisher",
-    reconstruct: Annotated[bool, typer.Option(help="Repair in closed form after every surgery.")] = True,
-    samples: Annotated[int, typer.Option(help="Calibration samples.")] = 512,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the metric is measured: validation, test or train; by default validation, or all rows of a "
+            "single file that calibration does not take."
+        ),
+    ] = None,
+    budget: Budget = BudgetChoice.macs,
+    scorer: Scorer = "logit_fisher",
+    reconstruct: Reconstruct = True,
+    samples: Samples = 512,
     latency_batch_size: Annotated[int, typer.Option(help="Sequences in a batch, for the latency.")] = 32,
     text_column: TextColumn = "text",
     pair_column: PairColumn = None,
     label_column: LabelColumn = "label",
+    label_map: LabelMap = None,
+    separator: Separator = None,
+    encoding: Encoding = None,
     max_length: MaxLength = 128,
     seed: Seed = 0,
 ) -> None:
     """Measure a text classifier at many sparsities, each pruned in one shot from one scoring pass."""
     with errors_in_one_line():
-        # the picture is drawn after the sweep, which takes long: what is wrong with it is reported before it
-        if plot is not None:
-            require_matplotlib()
-            check_picture_path(plot)
+        from hfprune.cli.sweeps import SweepRequest, swept
+        from hfprune.cli.texts import TextSource
+        from hfprune.config import PruningConfig
+
+        if held_out is not None and split is not None:
+            raise ValueError("--held-out is measured whole, --split names a part of --data: give one of them.")
         config = PruningConfig(
             budget=budget.value,
             sequence_length=max_length,
@@ -69,46 +81,28 @@ def sweep(
             calibration_samples=samples,
             seed=seed,
         )
-        labelled_texts = LabelledTexts(
+        texts = TextSource(
             name=data,
             text_column=text_column,
             pair_column=pair_column,
             label_column=label_column,
+            label_map=label_map,
+            separator=separator,
+            encoding=encoding,
             max_length=max_length,
             seed=seed,
         )
-        splits, tokenizer = labelled_texts.tokenized_for(resolve_model(model))
-        samples_to_evaluate = split_of(splits, split)
-        if max_drop is not None:
-            _check_enough_samples(max_drop, len(samples_to_evaluate))
-        collator = DataCollatorWithPadding(tokenizer)
-        curve = sweep_model(
-            load_model(model),
-            splits["train"],
-            config,
-            sparsities=sparsities or _SPARSITIES,
-            evaluate=correctness(samples_to_evaluate, collator=collator),
-            collator=collator,
+        request = SweepRequest(
+            model=model,
+            texts=texts,
+            held_out=held_out,
+            split=split,
+            sparsities=tuple(sparsities or _SPARSITIES),
+            max_drop=max_drop,
+            metric=metric,
             latency_batch_size=latency_batch_size,
-            metric="accuracy",
             save_to=output,
+            plot=plot,
         )
-        typer.echo(curve.table())
-        if plot is not None:
-            curve.plot(plot)
-            typer.echo(f"drawn in {plot}")
-        if max_drop is not None:
-            typer.echo(_verdict(curve, max_drop))
-
-
-def _check_enough_samples(max_drop: float, samples: int) -> None:
-    """Refuse, before the work, a limit that not even a model without any drop could be shown to keep."""
-    all_right = [1.0] * samples
-    check_max_drop(max_drop, paired_drop(all_right, all_right))
-
-
-def _verdict(curve: Sweep, max_drop: float) -> str:
-    """Which sparsity keeps to the limit, as a line of text."""
-    largest = curve.within(max_drop)
-    verdict = "no point" if largest is None else f"sparsity {largest.sparsity:g}"
-    return f"largest with a drop below {max_drop:g} (95 % confidence): {verdict}"
+        for line in swept(request, config):
+            typer.echo(line)

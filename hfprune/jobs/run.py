@@ -103,7 +103,9 @@ def _prepare(load_task: TaskLoader, arguments: Arguments) -> Job:
     config = arguments.pruning
     task = _load_task(load_task, arguments)
     dense = task.model(
-        fine_tuned=Path(training.output_dir) / "dense", trust_remote_code=arguments.model.trust_remote_code
+        fine_tuned=Path(training.output_dir) / "dense",
+        trust_remote_code=arguments.model.trust_remote_code,
+        will_be_fine_tuned=arguments.model.dense_epochs > 0,
     )
     _check_texts(dense, task)
     check_timing(dense, **_latency_shape(arguments.data))

@@ -32,6 +32,12 @@ def _pruning_fields() -> list[tuple[str, Any, Any]]:
 #: The fields of PruningConfig, for the parser.
 PruningArguments = make_dataclass("PruningArguments", _pruning_fields())
 
+#: Of the tasks that read labels.
+LABEL_MAP_HELP = (
+    "For every label of the data a number or name of the model, such as good=1,poor=0, where the names do not tell; of "
+    "a model that is fine-tuned here first, the numbers that it shall give."
+)
+
 
 @dataclass
 class ModelArguments:
@@ -79,9 +85,11 @@ class DataArguments:
 
     dataset: str | None = field(default=None, metadata={"help": "Hub name, or trec, movie_reviews, sms_spam."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    train_file: str | None = field(default=None, metadata={"help": "csv, tsv, json, jsonl, parquet or txt."})
+    train_file: str | None = field(default=None, metadata={"help": "csv, tsv, json, jsonl, parquet, txt or conll."})
     validation_file: str | None = field(default=None, metadata={"help": "The same; cut from train if not given."})
     test_file: str | None = field(default=None, metadata={"help": "The same; cut from train if not given."})
+    separator: str | None = field(default=None, metadata={"help": "Between the columns of csv files; by default ','."})
+    encoding: str | None = field(default=None, metadata={"help": "Of the texts in files; by default UTF-8."})
     max_length: int = field(
         default=128,
         metadata={"help": "The most tokens in a sequence, also where multiply-adds and latency are counted."},

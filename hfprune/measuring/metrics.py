@@ -9,12 +9,16 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 from sklearn import metrics as sk
 
 # Types of the columns that a metric compares. Whether a metric suits a regression is told by its columns.
 _LABELS = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
 _NUMBERS = {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
+_SCORES = {
+    "prediction_scores": datasets.Sequence(datasets.Value("float64")),
+    "references": datasets.Value("int64"),
+}
 _TAG_LISTS = datasets.Sequence(datasets.Value("string"))
 _TAGS = {"predictions": _TAG_LISTS, "references": _TAG_LISTS}
 
@@ -48,19 +52,102 @@ class Accuracy(_Metric):
         return {"accuracy": float(sk.accuracy_score(references, predictions))}
 
 
-class F1(_Metric):
-    """The harmonic mean of precision and recall: of class 1 if there are two classes, else the mean over classes."""
+class _OfClasses(_Metric):
+    """Base of the metrics that are computed for one class, or for each class and then averaged.
 
-    title = "f1"
+    Attributes:
+        score: The function of sklearn.
+        average: How the classes are averaged; None: class 1 counts if there are two classes, else their mean.
+    """
+
     columns = _LABELS
+    score: Callable[..., Any]
+    average: str | None = None
 
     def _compute(
         self, predictions: Sequence[int], references: Sequence[int], average: str | None = None
     ) -> dict[str, float]:
+        average = average or self.average
         if not average:
             classes = set(np.unique([*references, *predictions]).tolist())
             average = "binary" if classes <= {0, 1} else "macro"
-        return {"f1": float(sk.f1_score(references, predictions, average=average, zero_division=0))}
+        value = type(self).score(references, predictions, average=average, zero_division=0)
+        return {self.title: float(value)}
+
+
+class F1(_OfClasses):
+    """The harmonic mean of precision and recall: of class 1 if there are two classes, else the mean over classes."""
+
+    title = "f1"
+    score = sk.f1_score
+
+
+class F1Macro(F1):
+    """The mean of the F1 of all classes, each of the same weight."""
+
+    title = "f1_macro"
+    average = "macro"
+
+
+class F1Weighted(F1):
+    """The mean of the F1 of all classes, weighted by how many samples are of each."""
+
+    title = "f1_weighted"
+    average = "weighted"
+
+
+class Precision(_OfClasses):
+    """How many of the samples that are said to be of a class are: of class 1 if there are two, else the mean."""
+
+    title = "precision"
+    score = sk.precision_score
+
+
+class PrecisionMacro(Precision):
+    """The mean of the precision of all classes."""
+
+    title = "precision_macro"
+    average = "macro"
+
+
+class Recall(_OfClasses):
+    """How many of the samples of a class are found: of class 1 if there are two classes, else the mean over classes."""
+
+    title = "recall"
+    score = sk.recall_score
+
+
+class RecallMacro(Recall):
+    """The mean of the recall of all classes: the balanced accuracy."""
+
+    title = "recall_macro"
+    average = "macro"
+
+
+class RocAuc(_Metric):
+    """The area under the receiver operating characteristic, from the probabilities of the classes.
+
+    Of two classes it is how often a sample of class 1 gets a higher probability of it than a sample of class 0. Of more
+    it is the mean over classes, each against all others.
+    """
+
+    title = "roc_auc"
+    columns = _SCORES
+
+    def _compute(self, prediction_scores: Sequence[Sequence[float]], references: Sequence[int]) -> dict[str, float]:
+        scores = np.asarray(prediction_scores, dtype=np.float64)
+        real = np.asarray(references)
+        areas: list[float] = []
+        # of two classes both areas are the same one
+        for number in range(scores.shape[1]):
+            is_of_class = real == number
+            if is_of_class.all() or not is_of_class.any():
+                raise ValueError(
+                    f"roc_auc compares samples of a class with all others, but of class {number} there are "
+                    f"{int(is_of_class.sum())} of {len(real)}. Evaluate on more samples, or take another metric."
+                )
+            areas.append(float(sk.roc_auc_score(is_of_class, scores[:, number])))
+        return {"roc_auc": float(np.mean(areas))}
 
 
 class MatthewsCorrelation(_Metric):
@@ -103,6 +190,13 @@ def _correlation(coefficient: Callable[..., Any], predictions: Sequence[float], 
 METRICS: dict[str, type[_Metric]] = {
     "accuracy": Accuracy,
     "f1": F1,
+    "f1_macro": F1Macro,
+    "f1_weighted": F1Weighted,
+    "precision": Precision,
+    "precision_macro": PrecisionMacro,
+    "recall": Recall,
+    "recall_macro": RecallMacro,
+    "roc_auc": RocAuc,
     "matthews_correlation": MatthewsCorrelation,
     "pearson": Pearson,
     "spearman": Spearman,
@@ -110,21 +204,26 @@ METRICS: dict[str, type[_Metric]] = {
 
 
 def load_metric(name: str) -> evaluate.EvaluationModule:
-    """Load a metric by name: one of `METRICS`, or else the Hub's metric of that name.
+    """Load a metric by name.
+
+    Nothing is loaded from the Hub or from a file of that name: a metric there is code, which would run.
 
     Args:
-        name: Such as `accuracy`.
+        name: One of `METRICS`, such as `accuracy`.
 
     Returns:
         A metric with `compute` and `add_batch`.
+
+    Raises:
+        ValueError: There is none of that name; the message lists those that there are.
 
     Examples:
         >>> load_metric("f1").compute(predictions=[0, 1, 1, 0], references=[0, 1, 0, 0])
         {'f1': 0.6666666666666666}
     """
-    if name in METRICS:
-        return METRICS[name]()
-    return evaluate.load(name)
+    if name not in METRICS:
+        raise ValueError(f"unknown metric {name!r}; there are: {', '.join(METRICS)}.")
+    return METRICS[name]()
 
 
 def default_metrics(num_labels: int) -> list[str]:
@@ -161,28 +260,34 @@ def compute_metrics_for(names: Sequence[str], *, regression: bool = False) -> Ca
     metrics = list(map(load_metric, names))
 
     def compute(prediction: Any) -> dict[str, float]:
-        predicted = _predictions_in(prediction.predictions, regression=regression)
+        outputs = prediction.predictions
+        # Models that return more than logits, such as hidden states, return the logits first.
+        logits = outputs[0] if isinstance(outputs, tuple) else outputs
         results: dict[str, float] = {}
         for metric in metrics:
-            results.update(metric.compute(predictions=predicted, references=prediction.label_ids))
+            inputs = _inputs_of(metric, logits)
+            results.update(metric.compute(**inputs, references=prediction.label_ids))
         return results
 
     return compute
 
 
-def _predictions_in(outputs: Any, *, regression: bool) -> Any:
-    """`(N,)` numbers of a regression, or the class of the largest logit, from what a model returned."""
-    # Models that return more than logits, such as hidden states, return the logits first.
-    logits = outputs[0] if isinstance(outputs, tuple) else outputs
-    if regression:
-        return np.squeeze(logits, -1)
-    return np.argmax(logits, axis=-1)
+def _inputs_of(metric: evaluate.EvaluationModule, logits: Any) -> dict[str, Any]:
+    """What a metric compares with the labels: numbers, probabilities, or the class of the largest logit."""
+    if metric.columns is _NUMBERS:
+        return {"predictions": np.squeeze(logits, -1)}
+    if metric.columns is _SCORES:
+        return {"prediction_scores": special.softmax(np.asarray(logits, dtype=np.float64), axis=-1)}
+    inputs: dict[str, Any] = {"predictions": np.argmax(logits, axis=-1)}
+    if isinstance(metric, _OfClasses):
+        # the model's number of classes counts, not how many of them occur among these samples
+        inputs["average"] = metric.average or ("binary" if logits.shape[-1] == 2 else "macro")
+    return inputs
 
 
 def _check_suits(name: str, *, regression: bool) -> None:
-    """Refuse a metric of classes for a regression, and a metric of numbers for a classification."""
-    # Nothing is known beforehand of the Hub's metrics.
-    if name not in METRICS or _is_for_regression(METRICS[name]) == regression:
+    """Refuse an unknown metric, one of classes for a regression, and one of numbers for a classification."""
+    if name in METRICS and _is_for_regression(METRICS[name]) == regression:
         return
     suitable: list[str] = []
     for other, metric in METRICS.items():

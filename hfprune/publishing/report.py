@@ -98,7 +98,9 @@ def comparison_table(record: PruningRecord, checkpoint_bytes: Mapping[str, int] 
         MACs (128 tokens)   2,000   1,050     −47.5%
           prunable          1,900     950     −50.0%
     """
-    rows = [("", *_STAGES), *_metric_rows(record), *_size_rows(record, checkpoint_bytes)]
+    # without a recovery the last column has changes only
+    last = "recovered" if record.metrics.get("recovered") else ""
+    rows = [("", "dense", "pruned", last), *_metric_rows(record), *_size_rows(record, checkpoint_bytes)]
     note = ""
     dense_latency = record.latencies.get("dense")
     pruned_latency = record.latencies.get("pruned")

@@ -1,11 +1,11 @@
 """Calibration batches: a fixed number of samples from the user's data, drawn by a seed."""
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, default_data_collator
@@ -16,8 +16,11 @@ from hfprune.structure.devices import check_tokens, plain_tensors
 from hfprune.structure.store import sha256_of
 from hfprune.structure.wrapping import argument_names, unwrapped
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 #: What scoring accepts as data.
-CalibrationData: TypeAlias = Dataset | DataLoader[Any] | Sequence[Batch]
+CalibrationData: TypeAlias = "Dataset | DataLoader[Any] | Sequence[Batch]"
 #: A row of a data set.
 Row: TypeAlias = dict[str, Any]
 #: Makes a batch from a list of rows.
@@ -69,7 +72,7 @@ def calibration_batches(
         )
     model = unwrapped(model)
     needed_samples = samples
-    if isinstance(data, Dataset):
+    if _is_dataset(data):
         # the format of the data set may make tensors
         with plain_tensors():
             rows = _drawn_rows(data, model, samples, seed)
@@ -91,6 +94,13 @@ def calibration_batches(
     return batches
 
 
+def _is_dataset(data: object) -> "TypeGuard[Dataset]":
+    """Whether data is a `datasets.Dataset`; `import hfprune` comes by here, and must not import that package."""
+    # whoever has such an object has imported the package
+    package = sys.modules.get("datasets")
+    return package is not None and isinstance(data, package.Dataset)
+
+
 def _too_small(available: int, needed: int) -> CalibrationError:
     if available == 0:
         return CalibrationError("the calibration data is empty: scoring needs at least one sample.")
@@ -100,7 +110,7 @@ def _too_small(available: int, needed: int) -> CalibrationError:
     )
 
 
-def _drawn_rows(data: Dataset, model: PreTrainedModel, samples: int, seed: int) -> list[Row]:
+def _drawn_rows(data: "Dataset", model: PreTrainedModel, samples: int, seed: int) -> list[Row]:
     """Rows chosen by the seed, from the shortest to the longest, with only the columns that the model takes."""
     if len(data) < samples:
         raise _too_small(len(data), samples)

@@ -130,7 +130,7 @@ def sweep(
     settings = settings_of(model, batches, config, metric=metric, recover=recover is not None)
     settings["latency_batch_size"] = latency_batch_size
     settings["latency_runs"] = latency_runs
-    earlier = _earlier(save_to, settings)
+    earlier = earlier_sweep(save_to, settings)
     known = _by_sparsity(earlier)
     if earlier is not None and known.keys() >= {0.0, *wanted}:
         logger.info("all %d points are in %s already", len(earlier.points), save_to)
@@ -298,8 +298,19 @@ def _check_one_pass(config: PruningConfig) -> None:
         )
 
 
-def _earlier(path: str | Path | None, settings: Mapping[str, Any]) -> Sweep | None:
-    """The sweep in a file, if there is a file; it must have been made with the same settings."""
+def earlier_sweep(path: str | Path | None, settings: Mapping[str, Any]) -> Sweep | None:
+    """The sweep in a file, if there is a file.
+
+    Args:
+        path: The file; None for none.
+        settings: Those of the present sweep, as `settings_of` gives them.
+
+    Returns:
+        The sweep, or None.
+
+    Raises:
+        ValueError: The file holds something else, or a sweep with other settings.
+    """
     if path is None or not Path(path).is_file():
         return None
     earlier = Sweep.from_json(Path(path).read_text(encoding="utf-8"))

@@ -1,8 +1,10 @@
 """prune_within(): search for the smallest model whose metric is shown to drop by less than a limit."""
 
 import logging
+import math
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from transformers import PreTrainedModel
 
@@ -14,7 +16,8 @@ from hfprune.showing.progress import progress
 from hfprune.structure.anatomy import Anatomy, anatomy_of
 from hfprune.structure.wrapping import unwrapped
 from hfprune.sweeping.curve import Sweep, in_order
-from hfprune.sweeping.run import Evaluate, check_samples, measured_point, settings_of
+from hfprune.sweeping.points import SweepPoint
+from hfprune.sweeping.run import Evaluate, check_samples, earlier_sweep, measured_point, settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +34,7 @@ def prune_within(
     recover: Recover | None = None,
     collator: Collator | None = None,
     metric: str = "metric",
+    save_to: str | Path | None = None,
 ) -> tuple[PreTrainedModel, Sweep]:
     """Prune as much as a limit on the drop of a metric allows, by bisection over sparsities.
 
@@ -51,6 +55,8 @@ def prune_within(
         recover: Trains a little after every round of every candidate, as for `prune`.
         collator: Makes a batch of rows of a Dataset.
         metric: The name of what `evaluate` measures, for the table.
+        save_to: A JSON file, written after every model. If it exists, its models are not pruned and measured again,
+            except for the one that is returned.
 
     Returns:
         The pruned model, and a sweep of all models that were measured, without latencies.
@@ -62,7 +68,8 @@ def prune_within(
         StructureError: The model does not look as the table says.
         NonFiniteScoreError: A score is NaN or infinite.
         ValueError: A limit or step that cannot be, an `evaluate` that gives one number a model or too few samples to
-            show the limit, or an unknown scorer, allocation or schedule.
+            show the limit, or an unknown scorer, allocation or schedule; or `save_to` holds a search with other
+            settings or on other samples.
 
     Examples:
         >>> import hfprune
@@ -84,12 +91,22 @@ def prune_within(
     candidates = _candidates(anatomy, config, step)
     batches = batches_for(model, data, config, collator=collator)
     settings = settings_of(model, batches, config, metric=metric, recover=recover is not None)
+    earlier = earlier_sweep(save_to, settings)
     attached = getattr(model, "pruning_plan", None)
     began = time.perf_counter()
     dense = measured_point(anatomy, attached, config, sparsity=0.0, evaluate=evaluate, began=began)
+    logger.info("dense: %s %.4f, %.1f s", metric, dense.metric, dense.seconds)
     search = Sweep(points=(dense,), settings=settings)
     # raises an error, before anything is pruned, if too few samples were evaluated to show any drop below the limit
     search.within(max_drop, confidence=confidence)
+    if earlier is not None:
+        _check_same_samples(earlier, dense, save_to)
+        search = replace(search, points=in_order([dense, *earlier.points[1:]]))
+    known = {point.sparsity: point for point in search.points[1:]}
+
+    def pruned_to(sparsity: float) -> PreTrainedModel:
+        return prune(model, batches, replace(config, sparsity=sparsity), recover=recover)
+
     best: PreTrainedModel | None = None
     # indices of candidates: all up to `low` are within the limit, all from `high` on are not
     low = -1
@@ -97,35 +114,55 @@ def prune_within(
     with progress(len(candidates).bit_length(), desc="Searching", unit="model") as counted:
         while high - low > 1:
             middle = (low + high) // 2
-            candidate = replace(config, sparsity=candidates[middle])
-            began = time.perf_counter()
-            small = prune(model, batches, candidate, recover=recover)
-            point = measured_point(
-                anatomy_of(small, candidate.attention_unit),
-                small.pruning_plan,
-                candidate,
-                sparsity=candidate.sparsity,
-                evaluate=evaluate,
-                began=began,
+            sparsity = candidates[middle]
+            small = None
+            if sparsity not in known:
+                began = time.perf_counter()
+                small = pruned_to(sparsity)
+                pruned_anatomy = anatomy_of(small, config.attention_unit)
+                known[sparsity] = measured_point(
+                    pruned_anatomy, small.pruning_plan, config, sparsity=sparsity, evaluate=evaluate, began=began
+                )
+                check_samples(dense, known[sparsity])
+                search = replace(search, points=in_order([*search.points, known[sparsity]]))
+                if save_to is not None:
+                    search.save(save_to)
+            drop = search.drop(known[sparsity], confidence=confidence)
+            is_within = drop.upper < max_drop
+            logger.info(
+                "sparsity %.2f: %s drops by %.4f, at most %.4f: %s%s",
+                sparsity,
+                metric,
+                drop.mean,
+                drop.upper,
+                "within the limit" if is_within else "too much",
+                f", {known[sparsity].seconds:.1f} s" if small is not None else f" (from {save_to})",
             )
-            check_samples(dense, point)
-            search = replace(search, points=in_order([*search.points, point]))
-            drop = search.drop(point, confidence=confidence)
-            logger.info("sparsity %.2f: %s drops by %.4f, at most %.4f", point.sparsity, metric, drop.mean, drop.upper)
-            if drop.upper < max_drop:
+            if is_within:
                 low = middle
                 best = small
             else:
                 high = middle
             counted.update()
-    if best is None:
+    if low < 0:
         # the lowest candidate was tried last, so `drop` is its drop
         raise BudgetError(
             f"even sparsity {candidates[0]:g} lets {metric} drop by {drop.mean:.4f}, at most {drop.upper:.4f} with "
             f"{confidence:.0%} confidence ({drop.samples} samples), which is not below max_drop={max_drop:g}. Accept a "
             "larger drop, evaluate on more samples (the interval narrows), or pass recover."
         )
-    return best, search
+    # a model that an earlier search measured is made again
+    return best if best is not None else pruned_to(candidates[low]), search
+
+
+def _check_same_samples(earlier: Sweep, dense: SweepPoint, path: str | Path | None) -> None:
+    """Refuse a search on other samples, as far as the dense model shows it."""
+    before = earlier.dense
+    if before.samples != dense.samples or not math.isclose(before.metric, dense.metric, rel_tol=1e-3, abs_tol=1e-6):
+        raise ValueError(
+            f"{path} holds a search on other samples: its dense model has {before.metric:.4f} on {before.samples}, now "
+            f"{dense.metric:.4f} on {dense.samples}. Choose another file, or delete this one."
+        )
 
 
 def _check_step(step: float) -> None:

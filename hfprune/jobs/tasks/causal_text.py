@@ -98,7 +98,13 @@ def causal_language_modelling(model: ModelArguments, data: CausalTextArguments, 
 def _loaded_windows(tokenizer: PreTrainedTokenizerBase, data: CausalTextArguments, seed: int) -> DatasetDict:
     """The user's text in windows."""
     documents = load_documents(
-        data.dataset, config_name=data.dataset_config, files=data.files, text_column=data.text_column, seed=seed
+        data.dataset,
+        config_name=data.dataset_config,
+        files=data.files,
+        text_column=data.text_column,
+        seed=seed,
+        separator=data.separator,
+        encoding=data.encoding,
     )
     return _packed(documents, tokenizer, data)
 
@@ -125,7 +131,12 @@ def _generated_windows(
     if data.files:
         # loading needs a train split, so one of the files stands in for it and is dropped again
         some_file = next(iter(data.files.values()))
-        documents = load_documents(files={"train": some_file, **data.files}, text_column=data.text_column)
+        documents = load_documents(
+            files={"train": some_file, **data.files},
+            text_column=data.text_column,
+            separator=data.separator,
+            encoding=data.encoding,
+        )
         del documents["train"]
         windows = _packed(documents, tokenizer, data)
     writer = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=model.trust_remote_code)

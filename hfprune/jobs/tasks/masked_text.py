@@ -72,7 +72,13 @@ def masked_language_modelling(model: ModelArguments, data: MaskedTextArguments, 
     """
     metrics = choose_metrics(data.metrics, METRICS, task="masked language modelling")
     raw = load_splits(
-        data.dataset, config_name=data.dataset_config, files=data.files, columns=[data.text_column], seed=seed
+        data.dataset,
+        config_name=data.dataset_config,
+        files=data.files,
+        columns=[data.text_column],
+        seed=seed,
+        separator=data.separator,
+        encoding=data.encoding,
     )
     source = resolve_model(model.model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)

@@ -9,6 +9,7 @@ from datasets import Dataset, DatasetDict
 from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from hfprune.data.models import load_whole
 from hfprune.data.packages import resolve_model
 from hfprune.errors import HfpruneError
 from hfprune.jobs.settings import ModelArguments
@@ -47,15 +48,21 @@ class Task:
     compute_metrics: Callable[[Any], dict[str, float]]
     preprocess_logits: Callable[[Any, Any], Any] | None = None
 
-    def model(self, *, fine_tuned: Path, trust_remote_code: bool = False) -> PreTrainedModel:
+    def model(
+        self, *, fine_tuned: Path, trust_remote_code: bool = False, will_be_fine_tuned: bool = False
+    ) -> PreTrainedModel:
         """Load the dense model.
 
         Args:
             fine_tuned: The folder where an earlier run keeps a dense model that it fine-tuned. It is preferred.
             trust_remote_code: Whether code that comes with the model may run.
+            will_be_fine_tuned: Whether it is trained before it is used, so that it may begin with a new head.
 
         Returns:
             The fine-tuned model if its folder is there, or else the model that the user named.
+
+        Raises:
+            CheckpointError: The checkpoint lacks weights, and the model is used as it is.
         """
         if fine_tuned.is_dir():
             source: str | Path = fine_tuned
@@ -64,6 +71,8 @@ class Task:
         else:
             source = self.source
             labels = self.labels
+        if not will_be_fine_tuned:
+            return load_whole(self.auto_class, str(source), **labels, trust_remote_code=trust_remote_code)
         model: PreTrainedModel = self.auto_class.from_pretrained(source, **labels, trust_remote_code=trust_remote_code)
         return model
 
@@ -78,12 +87,15 @@ class Task:
             The teacher.
 
         Raises:
-            HfpruneError: The teacher has other labels than the dense model, or another vocabulary.
+            HfpruneError: The teacher has other labels than the dense model, or another vocabulary, or its checkpoint
+                lacks weights.
         """
         if named.teacher_model is None:
             return dense
         source = resolve_model(named.teacher_model)
-        teacher: PreTrainedModel = self.auto_class.from_pretrained(source, trust_remote_code=named.trust_remote_code)
+        teacher = load_whole(
+            self.auto_class, source, name=named.teacher_model, trust_remote_code=named.trust_remote_code
+        )
         _check_labels(named.teacher_model, dense.config, teacher.config)
         if not self._has_same_vocabulary(source, dense.config, teacher.config):
             raise HfpruneError(

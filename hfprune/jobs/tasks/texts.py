@@ -3,12 +3,18 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PretrainedConfig,
+)
 
 from hfprune.data.classification import load_text_dataset, tokenize
-from hfprune.data.labels import align_labels, label_arguments
+from hfprune.data.labels import align_labels, label_arguments, parse_label_map
 from hfprune.data.packages import resolve_model
-from hfprune.jobs.settings import DataArguments, ModelArguments
+from hfprune.jobs.settings import LABEL_MAP_HELP, DataArguments, ModelArguments
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.task import Task
 from hfprune.measuring.metrics import compute_metrics_for, default_metrics
@@ -21,6 +27,7 @@ class TextArguments(DataArguments):
     text_column: str = field(default="text", metadata={"help": "Column with the text."})
     pair_column: str | None = field(default=None, metadata={"help": "Column with the second text of a pair."})
     label_column: str = field(default="label", metadata={"help": "Column with the labels; floats: a regression."})
+    label_map: str | None = field(default=None, metadata={"help": LABEL_MAP_HELP})
 
 
 @register_task("text_classification", arguments=TextArguments)
@@ -53,17 +60,24 @@ def text_classification(model: ModelArguments, data: TextArguments, *, seed: int
         ({'train': 14, 'validation': 2, 'test': 2}, ['accuracy'])
     """
     raw = load_text_dataset(
-        data.dataset, config_name=data.dataset_config, files=data.files, label_column=data.label_column, seed=seed
+        data.dataset,
+        config_name=data.dataset_config,
+        files=data.files,
+        label_column=data.label_column,
+        seed=seed,
+        separator=data.separator,
+        encoding=data.encoding,
     )
     source = resolve_model(model.model_name_or_path)
     labels: dict[str, Any] = {}
+    label_map = parse_label_map(data.label_map)
     if model.dense_epochs > 0:
-        labels = label_arguments(raw, data.label_column)
-        classes: int = labels["num_labels"]
+        labels = label_arguments(raw, data.label_column, label_map=label_map)
+        config = PretrainedConfig(**labels)
     else:
         config = AutoConfig.from_pretrained(source, trust_remote_code=model.trust_remote_code)
-        raw = align_labels(raw, config, data.label_column)
-        classes = config.num_labels
+    raw = align_labels(raw, config, data.label_column, label_map=label_map)
+    classes: int = config.num_labels
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
     tokenized = tokenize(
         raw,

@@ -14,10 +14,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hfprune.data.labels import named_labels, numbers_of
+from hfprune.data.labels import has_names, named_labels, numbers_of, ordered_classes, parse_label_map
 from hfprune.data.loading import load_splits
 from hfprune.data.packages import resolve_model
-from hfprune.jobs.settings import DataArguments, ModelArguments
+from hfprune.jobs.settings import LABEL_MAP_HELP, DataArguments, ModelArguments
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.task import Task, logits_of
 from hfprune.measuring.metrics import entity_metrics_for
@@ -35,6 +35,7 @@ class TokenArguments(DataArguments):
 
     token_column: str = field(default="tokens", metadata={"help": "Column with the words of a text, a list."})
     tag_column: str = field(default="ner_tags", metadata={"help": "Column with the tag of each word, a list."})
+    label_map: str | None = field(default=None, metadata={"help": LABEL_MAP_HELP})
 
 
 @register_task("token_classification", arguments=TokenArguments)
@@ -72,21 +73,28 @@ def token_classification(model: ModelArguments, data: TokenArguments, *, seed: i
         files=data.files,
         columns=[data.token_column, data.tag_column],
         seed=seed,
+        separator=data.separator,
+        encoding=data.encoding,
     )
     source = resolve_model(model.model_name_or_path)
     config = AutoConfig.from_pretrained(source, trust_remote_code=model.trust_remote_code)
     names = _tag_names(raw, data.tag_column)
     distinct = list(dict.fromkeys(names.values()))
+    label_map = parse_label_map(data.label_map)
     if model.dense_epochs > 0:
+        distinct = ordered_classes(distinct, label_map)
         labels = named_labels(distinct)
         numbers = {name: number for number, name in enumerate(distinct)}
         name_of_number: dict[int, str] = {}
     else:
         labels = {}
-        numbers = numbers_of(config, distinct)
+        have_numbers = _has_named_numbers(raw, data.tag_column)
+        numbers = numbers_of(config, distinct, label_map=label_map, have_numbers=have_numbers)
         # the model may predict tags that the data lacks, so the metrics need their names too
         name_of_number = {int(number): str(name) for number, name in config.id2label.items()}
-    name_of_number |= {number: name for name, number in numbers.items()}
+    # bare numbers of the data are no names
+    if model.dense_epochs > 0 or not has_names(config):
+        name_of_number |= {number: name for name, number in numbers.items()}
     tokenizer = _load_tokenizer(source, config.model_type, trust_remote_code=model.trust_remote_code)
     metrics, compute_metrics = entity_metrics_for(data.metrics, name_of_number)
     tokenized = tokenize_words(
@@ -123,6 +131,11 @@ def _load_tokenizer(source: str, model_type: str, *, trust_remote_code: bool) ->
 def _likeliest_tags(outputs: Any, labels: Tensor) -> Tensor:  # noqa: ARG001 (Trainer passes both)
     """The number of the likeliest tag of every token, `(N, tokens)`: all that the metrics need of the logits."""
     return logits_of(outputs).argmax(-1)
+
+
+def _has_named_numbers(data: DatasetDict, column: str) -> bool:
+    """Whether the tags of the data are numbers that have names."""
+    return isinstance(getattr(data["train"].features[column], "feature", None), ClassLabel)
 
 
 def _tag_names(data: DatasetDict, column: str) -> dict[Any, str]:

@@ -1,0 +1,121 @@
+"""The work of `hfprune sweep`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from hfprune.cli.held_out import calibration_and_rest, log_lines, needs_no_data
+from hfprune.cli.models import check_classifier, load_model
+from hfprune.cli.texts import TextSource, split_of
+from hfprune.config import PruningConfig
+from hfprune.data.packages import resolve_model
+from hfprune.showing.picture import check_picture_path, require_matplotlib
+from hfprune.sweeping import Sweep
+from hfprune.sweeping import sweep as sweep_model
+from hfprune.sweeping.points import check_max_drop, paired_drop
+from hfprune.sweeping.samples import per_sample, sample_metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRequest:
+    """What a user asks `hfprune sweep` for, beside the config.
+
+    Attributes:
+        model: Folder or repository of the model.
+        texts: Texts to calibrate on.
+        held_out: The name of texts to measure on; None: a part of `texts`.
+        split: Which part, unless `texts` is a file, of which all rows measure that calibration does not take.
+        sparsities: The points.
+        max_drop: The most of the metric that may be lost; None: nothing is said about it.
+        metric: The metric of single samples; None: the usual one.
+        latency_batch_size: Sequences in a batch, for the latency.
+        save_to: The file that the sweep writes, and goes on from.
+        plot: The picture.
+    """
+
+    model: str
+    texts: TextSource
+    held_out: str | None
+    split: str | None
+    sparsities: tuple[float, ...]
+    max_drop: float | None
+    metric: str | None
+    latency_batch_size: int
+    save_to: Path | None
+    plot: Path | None
+
+
+def swept(request: SweepRequest, config: PruningConfig) -> Iterator[str]:
+    """Measure a text classifier at many sparsities.
+
+    Args:
+        request: What to measure, and on which texts.
+        config: How to prune.
+
+    Yields:
+        What to print.
+
+    Raises:
+        CheckpointError: The model is no text classifier, or lacks its head.
+        ValueError: Texts, labels, metric or config do not fit.
+    """
+    # the picture is drawn after the sweep, which takes long: what is wrong with it is reported before it
+    if request.plot is not None:
+        require_matplotlib()
+        check_picture_path(request.plot)
+    check_classifier(request.model)
+    calibration, measured, tokenizer = _rows(request, config)
+    if request.max_drop is not None:
+        _check_enough_samples(request.max_drop, len(measured))
+    collator = DataCollatorWithPadding(tokenizer)
+    model = load_model(request.model)
+    outputs = model.config.num_labels
+    metric = request.metric or sample_metrics(outputs)[0]
+    with log_lines("hfprune.sweeping.run"):
+        curve = sweep_model(
+            model,
+            calibration,
+            config,
+            sparsities=request.sparsities,
+            evaluate=per_sample(metric, outputs, measured, collator=collator),
+            collator=collator,
+            latency_batch_size=request.latency_batch_size,
+            metric=metric,
+            save_to=request.save_to,
+        )
+    yield curve.table()
+    if request.plot is not None:
+        curve.plot(request.plot)
+        yield f"drawn in {request.plot}"
+    if request.max_drop is not None:
+        yield _verdict(curve, request.max_drop)
+
+
+def _rows(request: SweepRequest, config: PruningConfig) -> tuple[Dataset, Dataset, PreTrainedTokenizerBase]:
+    """The rows to calibrate on, those to measure on, and the tokenizer."""
+    source = resolve_model(request.model)
+    cuts_file = request.texts.is_file and request.split is None
+    splits, tokenizer = request.texts.tokenized_for(source, whole=cuts_file, needs_labels=request.held_out is None)
+    if request.held_out is not None:
+        held_out, _ = request.texts.called(request.held_out).tokenized_for(source, whole=True)
+        return splits["train"], held_out["test"], tokenizer
+    if cuts_file:
+        calibration, measured = calibration_and_rest(splits["train"], config, shared=needs_no_data(config))
+        return calibration, measured, tokenizer
+    return splits["train"], split_of(splits, request.split or "validation"), tokenizer
+
+
+def _check_enough_samples(max_drop: float, samples: int) -> None:
+    """Refuse, before the work, a limit that not even a model without any drop could be shown to keep."""
+    all_right = [1.0] * samples
+    check_max_drop(max_drop, paired_drop(all_right, all_right))
+
+
+def _verdict(curve: Sweep, max_drop: float) -> str:
+    """Which sparsity keeps to the limit, as a line of text."""
+    largest = curve.within(max_drop)
+    verdict = "no point" if largest is None else f"sparsity {largest.sparsity:g}"
+    return f"largest with a drop below {max_drop:g} (95 % confidence): {verdict}"

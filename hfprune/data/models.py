@@ -1,0 +1,80 @@
+"""Models as their checkpoints hold them: none with a weight that nobody trained."""
+
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+from hfprune.errors import CheckpointError
+
+#: The most weights that a message names.
+_NAMED = 6
+
+
+def load_whole(model_class: Any, source: str, *, name: str | None = None, **options: Any) -> PreTrainedModel:
+    """Load a model, and refuse a checkpoint that lacks some of its weights.
+
+    transformers fills such weights, usually those of a head, with random numbers and a warning. Whatever is measured
+    then means nothing.
+
+    Args:
+        model_class: A model class or an Auto class.
+        source: Folder or repository.
+        name: What the user calls it, for the message.
+        **options: As for `from_pretrained`.
+
+    Returns:
+        The model.
+
+    Raises:
+        CheckpointError: The checkpoint lacks weights; the message names them.
+
+    Examples:
+        >>> from transformers import AutoModelForSequenceClassification
+        >>> from hfprune.data.models import load_whole
+        >>> dense.base_model.save_pretrained("body")
+        >>> load_whole(AutoModelForSequenceClassification, "body")
+        Traceback (most recent call last):
+        ...
+        hfprune.errors.CheckpointError: body lacks 2 weights of a BertForSequenceClassification: ...
+    """
+    loaded = model_class.from_pretrained(source, output_loading_info=True, **options)
+    model: PreTrainedModel = loaded[0]
+    missing = sorted(loaded[1]["missing_keys"])
+    if missing:
+        listed = ", ".join(missing[:_NAMED])
+        more = " ..." if len(missing) > _NAMED else ""
+        raise CheckpointError(
+            f"{name or source} lacks {len(missing)} weights of a {type(model).__name__}: {listed}{more}. They would be "
+            "random numbers. Take the fine-tuned checkpoint, or fine-tune this one first (dense_epochs in the script)."
+        )
+    return model
+
+
+def check_text_classifier(model_class: type, config: PretrainedConfig, name: str) -> None:
+    """Refuse a checkpoint of another kind than a text classifier, before it is loaded.
+
+    Args:
+        model_class: The class that the config names.
+        config: The model's config.
+        name: What the user calls the model.
+
+    Raises:
+        CheckpointError: It has no head for the classes of texts.
+
+    Examples:
+        >>> from transformers import BertForMaskedLM
+        >>> from hfprune.data.models import check_text_classifier
+        >>> check_text_classifier(BertForMaskedLM, dense.config, "me/pretrained")
+        Traceback (most recent call last):
+        ...
+        hfprune.errors.CheckpointError: me/pretrained is a BertForMaskedLM, which does not classify texts. ...
+    """
+    # a lazy mapping: this imports one model of transformers, a look at all values would import every one
+    classifiers = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), ())
+    if not issubclass(model_class, classifiers):
+        raise CheckpointError(
+            f"{name} is a {model_class.__name__}, which does not classify texts. Take a fine-tuned "
+            "...ForSequenceClassification, or fine-tune this one first (dense_epochs in "
+            "scripts/run_text_classification.py). Models of other kinds are pruned with hfprune.prune in Python."
+        )
