@@ -176,8 +176,7 @@ class GradualPruning(TrainerCallback):
         self._anatomy = anatomy
         self.finished = False
         for block in anatomy.blocks:
-            device = model.base_model.get_submodule(block.consumer).weight.device
-            self._gates[block.name] = torch.ones(block.units, device=device)
+            self._gates[block.name] = torch.ones(block.units, device=model.device)
             self._sums[block.name] = torch.zeros(3, block.units, dtype=torch.float64)
         changes = {block: self._gate(block) for block in anatomy.blocks if block.units}
         self._hooks.enter_context(input_hooks(model, changes))
