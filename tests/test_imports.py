@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import hfprune
+from hfprune.structure.modeling_pruned import loader_text
 
 PACKAGE = Path(hfprune.__file__).parent
 #: By package (or file at the root): what of the rest of hfprune its files may import.
@@ -184,7 +185,7 @@ def test_planning_has_no_modules_of_torch_nn():
 
 
 def test_the_loader_needs_torch_and_transformers_only():
-    tree = ast.parse((PACKAGE / "structure" / "modeling_pruned.py").read_text())
+    tree = ast.parse(loader_text())
     roots = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -116,7 +116,7 @@ def test_left_padding():
     assert torch.equal(pruned.generate(**options, cache_implementation="static"), expected)
 
 
-def test_a_removed_attention_leaves_one_number_a_token_in_the_cache():
+def test_a_removed_attention_leaves_a_key_and_a_value_of_one_number_a_token_in_the_cache():
     model = tiny_model("llama", "AutoModelForCausalLM")
     pruned = hfprune.apply_plan(model, without(model, (0,)))
     ids = tiny_batch("llama")["input_ids"]
@@ -125,7 +125,7 @@ def test_a_removed_attention_leaves_one_number_a_token_in_the_cache():
         pruned(ids, past_key_values=cache)
         assert int(cache.get_seq_length()) == 7
         shapes = [(tuple(layer.keys.shape), tuple(layer.values.shape)) for layer in cache.layers]
-        assert shapes == [((4, 1, length, 1), (4, 1, length, 0)), ((4, 4, length, 4), (4, 4, length, 4))]
+        assert shapes == [((4, 1, length, 1), (4, 1, length, 1)), ((4, 4, length, 4), (4, 4, length, 4))]
 
 
 def test_pruning_to_almost_nothing_and_repair():

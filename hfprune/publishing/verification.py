@@ -20,7 +20,15 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from hfprune.errors import CheckpointError, HfpruneError
 from hfprune.planning.plan import PruningPlan
-from hfprune.publishing.contents import PLAN_FILE, RECORD_FILE, file_problems, is_covered, names_in, setting_problems
+from hfprune.publishing.contents import (
+    LOADER_FILE,
+    PLAN_FILE,
+    RECORD_FILE,
+    file_problems,
+    is_covered,
+    names_in,
+    setting_problems,
+)
 from hfprune.publishing.probe import PROBE_FILE, Probe
 from hfprune.publishing.record import PruningRecord, blocks_of
 from hfprune.structure import modeling_pruned
@@ -35,10 +43,10 @@ EARLIER_LOADERS: frozenset[str] = frozenset(
         "9b5cd39facadf7ce37a509e1226dcb7259505e4fab09ad55b49872e0aac30325",
         # before it left the digests of files out of a record that is saved again
         "2b68cf1bf119400d94ff573c77dca6308aef03b82f6bd6732801b642e4bcca90",
+        # before emptied blocks left no module with a size of 0
+        "c72c7ee0c19cea6ada81a652d30caa79e5163513bcd151f85cc87e79e8a4b205",
     }
 )
-#: The loader of this release, which checkpoints carry a copy of.
-_LOADER = Path(modeling_pruned.__file__)
 #: The name of a weight file, without a path to another folder.
 _WEIGHT_FILE_NAME = re.compile(r"\w[\w.-]*\.safetensors")
 #: Marks of the checkpoints that this process has warned about already.
@@ -309,10 +317,11 @@ def _record_problems(folder: Path) -> Iterator[str]:
 
 def _loader_problems(folder: Path) -> Iterator[str]:
     """A loader that is not the one of any release; hfprune compares it and never runs it."""
-    path = folder / _LOADER.name
+    path = folder / LOADER_FILE
     if not path.is_file():
         return
-    if sha256(path) not in {sha256(_LOADER), *EARLIER_LOADERS}:
+    present = hashlib.sha256(modeling_pruned.loader_text().encode()).hexdigest()
+    if sha256(path) not in {present, *EARLIER_LOADERS}:
         yield (
             f"{path.name} is not the loader of this hfprune or of an earlier one; it was not run. If the record names "
             "a newer hfprune, upgrade; else do not trust this checkpoint with trust_remote_code=True"
@@ -459,6 +468,9 @@ def _shape_problems(skeleton: PreTrainedModel, stored: Mapping[str, tuple[int, .
         elif name not in stored and name in required:
             yield f"{name} is missing from the weights"
     for name in sorted(set(stored) - set(expected)):
+        # earlier versions saved the weights of removed blocks, which hold no number
+        if 0 in stored[name]:
+            continue
         yield f"{name} is in the weights, but the model has no such tensor"
 
 

@@ -398,7 +398,8 @@ def _accumulate(
     consumer = stream.model.base_model.get_submodule(block.consumer)
     columns, outputs = features_of(consumer)
     has_bias = consumer.bias is not None
-    device = consumer.weight.device
+    # of the layer, as an emptied consumer may have no parameter
+    device = next(stream.model.base_model.get_submodule(block.layer).parameters()).device
     fit = Gram.zeros(columns + has_bias, outputs, device)
     held_out = Gram.zeros(columns + has_bias, outputs, device)
     for index, (target, use) in enumerate(zip(targets, uses, strict=True)):

@@ -178,7 +178,9 @@ class GradualPruning(TrainerCallback):
         self._anatomy = anatomy
         self.finished = False
         for block in anatomy.blocks:
-            device = model.base_model.get_submodule(block.consumer).weight.device
+            # the consumer of an emptied block has no weight
+            weight = getattr(model.base_model.get_submodule(block.consumer), "weight", None)
+            device = model.device if weight is None else weight.device
             self._gates[block.name] = torch.ones(block.units, dtype=torch.float32, device=device)
             self._sums[block.name] = torch.zeros(3, block.units, dtype=torch.float64, device="cpu")
         changes = {block: self._gate(block) for block in anatomy.blocks if block.units}

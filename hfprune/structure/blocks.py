@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hfprune.errors import PlanMismatchError, StructureError
+from hfprune.structure.pruned_parts import Emptied
 from hfprune.structure.specs import AttentionUnit, HeadInput, Kind, Role, Unit
 
 #: The name, in its layer, of a block whose units are single query heads. Plans and checkpoints hold it.
@@ -269,7 +270,9 @@ def check_attention_unit(of_plan: AttentionUnit, wanted: AttentionUnit) -> None:
 
 
 def features_of(module: nn.Module) -> tuple[int, int]:
-    """`(in_features, out_features)` of a `torch.nn.Linear` or transformers' `Conv1D`."""
+    """`(in_features, out_features)` of a `torch.nn.Linear`, transformers' `Conv1D`, or what an emptied block left."""
+    if isinstance(module, Emptied):
+        return module.inputs, module.outputs
     if isinstance(module, Conv1D):
         return module.nx, module.nf
     if isinstance(module, nn.Linear):
@@ -285,6 +288,13 @@ def weight_dimensions(module: nn.Module) -> tuple[int, int]:
     """
     # Conv1D of GPT-2 is a Linear whose weight is transposed
     return (0, 1) if isinstance(module, Conv1D) else (1, 0)
+
+
+def is_biased(module: nn.Module) -> bool:
+    """Whether a projection has a bias, or had one before its block lost all of its units."""
+    if isinstance(module, Emptied):
+        return module.is_biased
+    return module.bias is not None
 
 
 def base_model_prefix(model: PreTrainedModel) -> str:
@@ -305,6 +315,9 @@ def unit_slices(model: PreTrainedModel, block: Block, *, gradients: bool = False
     Returns:
         For every slice of the block, in order, `(units, weights of one unit)`.
     """
+    if not block.units:
+        # no unit, and no weight that could be one's
+        return [next(model.parameters()).new_zeros(0, 1)] * len(block.slices)
     by_slice = []
     for piece in block.slices:
         value: Tensor = model.base_model.get_parameter(piece.path)

@@ -1,15 +1,15 @@
 """Load a structurally pruned transformer whose layers have different widths.
 
 This file knows no architecture: config.json carries a table of shapes, and the modules named there are resized before
-the weights are loaded, strictly. It needs torch and transformers only, and the same file is part of every published
-checkpoint that needs it, so `from_pretrained(..., trust_remote_code=True)` works without hfprune.
+the weights are loaded, strictly. It needs torch and transformers only. Every checkpoint that needs it carries it, in
+one file with `pruned_parts.py`, so `from_pretrained(..., trust_remote_code=True)` works without hfprune.
 
 `PrunedBertConfig`, `PrunedBertForSequenceClassification` and so on are made on demand from the classes of transformers.
 """
 
 import inspect
 import json
-import shutil
+import re
 from collections.abc import Callable
 from functools import cache, partial
 from itertools import pairwise
@@ -23,6 +23,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, Cache, PretrainedConfig, Pr
 from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
+
+from hfprune.structure.pruned_parts import Emptied, LayerConfig, check_shape
 
 FORMAT_VERSION = 1
 
@@ -88,6 +90,11 @@ class PrunedModel:
         if base is self or not isinstance(base, PrunedModel):
             resize(self, config)
 
+    def _init_weights(self, module: nn.Module) -> None:
+        """Fill the weights of a module as the stock class does; of one whose projections are gone there are none."""
+        if not any(isinstance(child, Emptied) for child in module.children()):
+            super()._init_weights(module)  # type: ignore[misc]
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load weights, plan and record; refuse what would leave weights at random values."""
@@ -117,9 +124,21 @@ class PrunedModel:
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
 
 
+def loader_text() -> str:
+    """This file as checkpoints carry it: on its own, with `pruned_parts.py` in the place where it is imported."""
+    text = Path(__file__).read_text(encoding="utf-8")
+    # the copy in a checkpoint imports nothing of hfprune, and is written as it is
+    found = re.search(r"^from hfprune\.structure\.pruned_parts import (\([^)]*\)|.*)\n", text, flags=re.MULTILINE)
+    if found is None:
+        return text
+    parts = Path(__file__).with_name("pruned_parts.py").read_text(encoding="utf-8")
+    return f"{text[: found.start()]}{parts}{text[found.end() :]}"
+
+
 def write_loader(folder: Path) -> None:
-    """Copy this file into a folder."""
-    shutil.copyfile(__file__, folder / "modeling_pruned.py")
+    """Write this file into a folder, on its own."""
+    # bytes, so that it is the same file on every system
+    (folder / "modeling_pruned.py").write_bytes(loader_text().encode())
 
 
 def read_attachments(model: Any, name_or_path: Any, **kwargs: Any) -> None:
@@ -173,7 +192,12 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
         )
     base = model.base_model
     for path, shape in table["shapes"].items():
-        _resize(base.get_submodule(path), shape["in_features"], shape["out_features"], model._init_weights)
+        _resize(base, path, shape["in_features"], shape["out_features"], model._init_weights)
+        # earlier versions saved tensors without numbers for a projection that has no inputs or no outputs
+        if 0 in shape.values():
+            without_numbers = rf"(^|\.){re.escape(path)}\.(weight|bias)$"
+            known = model._keys_to_ignore_on_load_unexpected or ()
+            model._keys_to_ignore_on_load_unexpected = {*known, without_numbers}
     for path, value in table["attributes"].items():
         _set_size(base, path, value)
     for path, arguments in table.get("inputs", {}).items():
@@ -187,13 +211,8 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
 def owner_of(base: nn.Module, path: str) -> tuple[Any, str]:
     """The object that has an attribute, and the attribute's name.
 
-    Args:
-        base: The module that the path starts from.
-        path: Such as `layers.0.self_attn.num_heads`, or `layers.0.self_attn.config.num_heads` for an attribute of a
-            module's config.
-
-    Returns:
-        A module or its config, and a name.
+    The path is such as `layers.0.self_attn.num_heads`, or `layers.0.self_attn.config.num_heads` for an attribute of a
+    module's config.
     """
     owner, _, attribute = path.rpartition(".")
     module, _, last = owner.rpartition(".")
@@ -214,22 +233,9 @@ def _set_size(base: nn.Module, path: str, value: Any) -> None:
     # all layers share one config, so a layer with a size of its own gets a view of its own
     if isinstance(owner, PretrainedConfig):
         module: Any = base.get_submodule(path.rpartition(".")[0].rpartition(".")[0])
-        owner = _LayerConfig(owner)
+        owner = LayerConfig(owner)
         module.config = owner
     setattr(owner, attribute, value)
-
-
-class _LayerConfig:
-    """A layer's view of the model's config: it gives what the config has, but for the sizes that are set on it."""
-
-    def __init__(self, shared: Any) -> None:
-        self.shared = shared
-
-    def __getattr__(self, name: str) -> Any:
-        # copy and pickle ask for these before there is a shared config
-        if name == "shared" or name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.shared, name)
 
 
 def _bypass(module: Any) -> Any:
@@ -247,48 +253,40 @@ def _replicate(module: Any, again: Callable[[Any], Any]) -> Any:
 def _without_heads(
     module: Any, hidden_states: torch.Tensor, *_: Any, **given: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`forward` of an attention module that has no heads left.
+    """`forward` of an attention module that has no heads left, from `(samples, tokens, features)`.
 
-    Args:
-        module: The module.
-        hidden_states: `(samples, tokens, features)`.
-        **given: Other arguments, a cache perhaps among them.
-
-    Returns:
-        No features, `(samples, tokens, 0)`, or what the consumer inside the module makes of no features; and attention
-        weights of no heads.
+    It returns no features, `(samples, tokens, 0)`, or what the consumer inside the module makes of no features; and
+    attention weights of no heads.
     """
     samples, tokens = hidden_states.shape[:2]
-    nothing = hidden_states.new_zeros(samples, tokens, 0)
+    nothing = hidden_states[..., :0]
     weights = hidden_states.new_zeros(samples, 0, tokens, tokens)
     cache = given.get("past_key_values", given.get("layer_past"))
     if isinstance(cache, Cache):
-        # caches take the length of a text from any of their layers: one number a token as keys, and no values
+        # caches take the length of a text from any of their layers: a key and a value of one number for every token
         seen = hidden_states.new_ones(samples, 1, tokens, 1)
         layer = module.layer_idx if hasattr(module, "layer_idx") else module.layer_id
-        cache.update(seen, seen[..., :0], layer)
+        cache.update(seen, seen, layer)
     if not module.bypassed_consumer:
         return nothing, weights
     consumer = module.get_submodule(module.bypassed_consumer)
     return consumer(nothing), weights
 
 
-def _resize(module: nn.Module, in_features: int, out_features: int, initialize: Callable[[nn.Module], None]) -> None:
-    """Give a projection other numbers of features, with new weights.
-
-    Args:
-        module: A Linear or Conv1D.
-        in_features: Its inputs.
-        out_features: Its outputs.
-        initialize: Fills the new weights as the model's class does.
-    """
+def _resize(base: nn.Module, path: str, in_features: int, out_features: int, initialize: Callable[..., None]) -> None:
+    """Give a Linear or Conv1D other numbers of features, with new weights; leave an `Emptied` where one is 0."""
+    module = base.get_submodule(path)
     if isinstance(module, Conv1D):
         shape = (in_features, out_features)
     elif isinstance(module, nn.Linear):
         shape = (out_features, in_features)
     else:
         raise TypeError(f"cannot resize a {type(module).__name__}, only Linear and Conv1D")
-    _check_shape(shape, tuple(module.weight.shape))
+    check_shape(shape, tuple(module.weight.shape))
+    if 0 in shape:
+        parent, _, name = path.rpartition(".")
+        setattr(base.get_submodule(parent), name, Emptied(in_features, out_features, module.bias))
+        return
     if tuple(module.weight.shape) == shape:
         return
     if isinstance(module, Conv1D):
@@ -297,25 +295,12 @@ def _resize(module: nn.Module, in_features: int, out_features: int, initialize: 
     else:
         module.in_features = in_features
         module.out_features = out_features
-    has_weights = in_features > 0 and out_features > 0
-    module.weight = nn.Parameter(module.weight.new_empty(shape), requires_grad=has_weights)
+    module.weight = nn.Parameter(module.weight.new_empty(shape))
     if module.bias is not None:
-        module.bias = nn.Parameter(module.bias.new_zeros(out_features), requires_grad=out_features > 0)
-    # torch warns of initialising nothing, and on the meta device it is slow
-    if has_weights and not module.weight.is_meta:
+        module.bias = nn.Parameter(module.bias.new_zeros(out_features))
+    # on the meta device it is slow
+    if not module.weight.is_meta:
         initialize(module)
-
-
-def _check_shape(shape: tuple[Any, ...], dense: tuple[int, ...]) -> None:
-    """Refuse a shape that no pruning of the dense model gives."""
-    if not all(type(size) is int for size in shape):
-        raise ValueError(f"pruning_config asks for a weight of shape {shape!r:.100}; sizes are whole numbers.")
-    grows = any(new > old for new, old in zip(shape, dense, strict=True))
-    if min(shape) < 0 or grows:
-        raise ValueError(
-            f"pruning_config asks for a weight of shape {shape} where the dense model has {dense};"
-            " pruning only makes them smaller. The config is damaged, or not to be trusted."
-        )
 
 
 def _follow_heads(module: Any, arguments: dict[str, dict[str, Any]]) -> None:

@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from hfprune.errors import StructureError
-from hfprune.structure.blocks import Amount, Block, Slice, features_of, weight_dimensions
+from hfprune.structure.blocks import Amount, Block, Slice, features_of, is_biased, weight_dimensions
 from hfprune.structure.modeling_pruned import owner_of
-from hfprune.structure.sites import Site, sites_of
+from hfprune.structure.pruned_parts import Emptied
+from hfprune.structure.sites import Site, has_module, sites_of
 from hfprune.structure.specs import Architecture, AttentionUnit, HeadInput, Quantity, Unit
 from hfprune.structure.stock import Sizes, with_portable_units
 
@@ -142,9 +143,8 @@ class _Reader:
         return self._attribute(self.spec.head_dim)
 
     def _refuse_absent(self) -> None:
-        names = {name for name, _ in self.site.layer.named_modules()}
         for path in self.spec.absent:
-            if path in names:
+            if has_module(self.site.layer, path):
                 self.problems.append(f"{self.site.inside(path)}: not supported")
 
     def _parts(self, producer: _Projection, columns: int) -> tuple[int, ...]:
@@ -331,7 +331,11 @@ class _Reader:
         return sum(rows) - rows[0] // self.spec.interleaved
 
     def _itemsize(self, consumer: _Projection) -> int:
-        return self.site.layer.get_submodule(consumer.path).get_parameter("weight").dtype.itemsize
+        """Bytes of one number of the block's weights; of the model's where the block has none left."""
+        module = self.site.layer.get_submodule(consumer.path)
+        if isinstance(module, Emptied):
+            return self.site.dtype.itemsize
+        return module.get_parameter("weight").dtype.itemsize
 
     def _mask(self) -> str:
         """The argument that says which tokens are no padding."""
@@ -348,9 +352,9 @@ class _Reader:
         if self.spec.bypass is not None:
             # BERT as a decoder has a key/value cache, which a module that is left out would not fill
             return int(getattr(self.site.config, "is_decoder", False))
-        # a Linear gives its bias if it reads nothing; Conv1D fails, and so does attention without heads
-        is_linear = isinstance(self.site.layer.get_submodule(consumer.path), nn.Linear)
-        can_be_empty = self.spec.of_neurons and is_linear
+        # GPT-2's blocks keep a unit, and so does attention that cannot run without heads
+        is_transposed = isinstance(self.site.layer.get_submodule(consumer.path), Conv1D)
+        can_be_empty = self.spec.of_neurons and not is_transposed
         return 0 if can_be_empty else 1
 
     def _projection(self, path: str) -> _Projection | None:
@@ -369,8 +373,8 @@ class _Reader:
         expected = (outputs, inputs)
         if input_dimension == 0:
             expected = (inputs, outputs)
-        shape = tuple(module.get_parameter("weight").shape)
         # a quantized or otherwise replaced module says one size and holds another
+        shape = expected if isinstance(module, Emptied) else tuple(module.get_parameter("weight").shape)
         if shape != expected:
             self.problems.append(f"{where}.weight is {shape}, expected {expected}")
             return None
@@ -378,7 +382,7 @@ class _Reader:
             path=path,
             inputs=inputs,
             outputs=outputs,
-            biased=module.bias is not None,
+            biased=is_biased(module),
             input_dimension=input_dimension,
             output_dimension=output_dimension,
         )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -18,6 +19,7 @@ class Site:
 
     Attributes:
         config: Of the model.
+        dtype: Of the model.
         layer: The layer that holds the block.
         path: Path of the layer, from the base model.
         name: The block's name in the layer.
@@ -28,6 +30,7 @@ class Site:
     """
 
     config: PretrainedConfig
+    dtype: torch.dtype
     layer: nn.Module
     path: str
     name: str
@@ -73,6 +76,7 @@ def sites_of(model: PreTrainedModel, entry: Architecture, attention_unit: Attent
                     name = QUERIES
                 yield Site(
                     config=model.config,
+                    dtype=model.dtype,
                     layer=layer,
                     path=path,
                     name=name,
@@ -123,8 +127,16 @@ def _is_cached(model: PreTrainedModel, stack: str) -> bool:
 
 def _fitting(layer: nn.Module, choices: Sequence[BlockSpec]) -> BlockSpec:
     """The first spec whose projections the layer has; the first of all if none fits."""
-    names = {name for name, _ in layer.named_modules()}
     for spec in choices:
-        if names.issuperset({*spec.producers, spec.consumer}):
+        if all(has_module(layer, path) for path in (*spec.producers, spec.consumer)):
             return spec
     return choices[0]
+
+
+def has_module(layer: nn.Module, path: str) -> bool:
+    """Whether a layer has a module there, also one that an emptied block left, which `named_modules` does not list."""
+    try:
+        layer.get_submodule(path)
+    except AttributeError:
+        return False
+    return True

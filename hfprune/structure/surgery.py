@@ -86,8 +86,7 @@ def fill(small: PreTrainedModel, state: Mapping[str, Tensor], model: PreTrainedM
     _copy_buffers(model, small)
     trainable = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in small.named_parameters():
-        # a parameter without any number cannot learn
-        parameter.requires_grad_(trainable[name].requires_grad and parameter.numel() > 0)
+        parameter.requires_grad_(trainable[name].requires_grad)
     for name, module in small.named_modules():
         module.training = model.get_submodule(name).training
     if getattr(model, "generation_config", None) is not None:
@@ -144,6 +143,9 @@ def _sliced_state(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapp
     for block in blocks:
         for piece in block.slices:
             name = f"{prefix}{piece.path}"
+            if not block.units:
+                # an emptied block has no such parameter
+                continue
             # a parameter that several blocks have slices of is cut by each of them
             before = sliced.get(name, whole[name])
             index = piece.index(indices[block.name], block.units)
@@ -151,7 +153,10 @@ def _sliced_state(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapp
     # the order of the model's own state dict, and copies of all that is not cut
     state: dict[str, Tensor] = {}
     for name, tensor in whole.items():
-        state[name] = sliced[name] if name in sliced else tensor.clone()
+        part = sliced[name] if name in sliced else tensor.clone()
+        # an emptied projection has no weight, not one without numbers
+        if part.numel() or not tensor.numel():
+            state[name] = part
     return state
 
 
