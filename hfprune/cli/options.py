@@ -23,7 +23,7 @@ from hfprune.planning.costs import known_budgets
 from hfprune.publishing.checkpoint import load
 from hfprune.publishing.contents import PLAN_FILE
 from hfprune.publishing.verification import class_of
-from hfprune.scoring.objectives import predicts_next_token
+from hfprune.structure.predictions import predicts_next_token
 
 # Typer makes the choices of an option from an Enum. This one has a member for every registered budget, so that the
 # names are written in the registry only; mypy wants to see the members written out.

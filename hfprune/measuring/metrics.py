@@ -144,7 +144,8 @@ def compute_metrics_for(names: Sequence[str], *, regression: bool = False) -> Ca
         regression: Whether the model predicts one number instead of a class.
 
     Returns:
-        A function from `EvalPrediction` to a mapping from metric to value.
+        A function from `EvalPrediction` to a mapping from metric to value. It raises a ValueError where predictions
+        and labels are not one class, or one number, a sample.
 
     Raises:
         ValueError: A metric compares classes where numbers are predicted, or the other way round.
@@ -161,6 +162,7 @@ def compute_metrics_for(names: Sequence[str], *, regression: bool = False) -> Ca
     metrics = list(map(load_metric, names))
 
     def compute(prediction: Any) -> dict[str, float]:
+        _check_shapes(prediction.predictions, prediction.label_ids, regression=regression)
         predicted = _predictions_in(prediction.predictions, regression=regression)
         results: dict[str, float] = {}
         for metric in metrics:
@@ -175,8 +177,25 @@ def _predictions_in(outputs: Any, *, regression: bool) -> Any:
     # Models that return more than logits, such as hidden states, return the logits first.
     logits = outputs[0] if isinstance(outputs, tuple) else outputs
     if regression:
-        return np.squeeze(logits, -1)
+        return np.reshape(logits, -1)
     return np.argmax(logits, axis=-1)
+
+
+def _check_shapes(outputs: Any, labels: Any, *, regression: bool) -> None:
+    """Refuse logits and labels that are not one class, or one number, a sample."""
+    logits = outputs[0] if isinstance(outputs, tuple) else outputs
+    samples = len(labels)
+    one_number = np.shape(logits) in ((samples, 1), (samples,))
+    one_of_classes = np.ndim(logits) == 2 and not one_number
+    fits = one_number if regression else one_of_classes
+    # several labels of a sample, as of a multi-label task, or a class for every token
+    if fits and np.shape(labels) in ((samples,), (samples, 1)):
+        return
+    expected = "(N, 1) with one number" if regression else "(N, classes) with one class"
+    raise ValueError(
+        f"these metrics take logits {expected} a sample as labels, got logits of shape {np.shape(logits)} and labels "
+        f"of shape {np.shape(labels)}. For other tasks write a compute_metrics function of your own."
+    )
 
 
 def _check_suits(name: str, *, regression: bool) -> None:
