@@ -23,8 +23,8 @@ from hfprune.measuring.size import measure_size
 from hfprune.publishing.report import command_line
 from hfprune.publishing.verification import verify
 from hfprune.scoring import calibration_batches
-from hfprune.scoring.objectives import predicts_next_token
 from hfprune.structure.examples import check_length
+from hfprune.structure.predictions import predicts_next_token
 from tests.support.plans import uneven_plan
 from tests.support.tiny import tiny_batch, tiny_model
 

@@ -16,7 +16,7 @@ from hfprune.data.packages import resolve_model
 from hfprune.measuring.latency import measure_latency
 from hfprune.measuring.metrics import compute_metrics_for, default_metrics
 from hfprune.measuring.perplexity import Perplexity, perplexity
-from hfprune.scoring.objectives import predicts_next_token
+from hfprune.structure.predictions import predicts_next_token
 
 
 def classifier_metrics(

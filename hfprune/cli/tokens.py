@@ -12,7 +12,7 @@ from hfprune.measuring.size import checkpoint_bytes
 from hfprune.publishing.checkpoint import save
 from hfprune.publishing.provenance import public_name
 from hfprune.publishing.report import command_line, comparison_table
-from hfprune.scoring.objectives import predicts_next_token
+from hfprune.structure.predictions import predicts_next_token
 from hfprune.vocabulary import prune_vocabulary
 
 

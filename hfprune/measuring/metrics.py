@@ -243,7 +243,8 @@ def compute_metrics_for(names: Sequence[str], *, regression: bool = False) -> Ca
         regression: Whether the model predicts one number instead of a class.
 
     Returns:
-        A function from `EvalPrediction` to a mapping from metric to value.
+        A function from `EvalPrediction` to a mapping from metric to value. It raises a ValueError where predictions
+        and labels are not one class, or one number, a sample.
 
     Raises:
         ValueError: A metric compares classes where numbers are predicted, or the other way round.
@@ -260,6 +261,7 @@ def compute_metrics_for(names: Sequence[str], *, regression: bool = False) -> Ca
     metrics = list(map(load_metric, names))
 
     def compute(prediction: Any) -> dict[str, float]:
+        _check_shapes(prediction.predictions, prediction.label_ids, regression=regression)
         outputs = prediction.predictions
         # Models that return more than logits, such as hidden states, return the logits first.
         logits = outputs[0] if isinstance(outputs, tuple) else outputs
@@ -275,7 +277,7 @@ def compute_metrics_for(names: Sequence[str], *, regression: bool = False) -> Ca
 def _inputs_of(metric: evaluate.EvaluationModule, logits: Any) -> dict[str, Any]:
     """What a metric compares with the labels: numbers, probabilities, or the class of the largest logit."""
     if metric.columns is _NUMBERS:
-        return {"predictions": np.squeeze(logits, -1)}
+        return {"predictions": np.reshape(logits, -1)}
     if metric.columns is _SCORES:
         return {"prediction_scores": special.softmax(np.asarray(logits, dtype=np.float64), axis=-1)}
     inputs: dict[str, Any] = {"predictions": np.argmax(logits, axis=-1)}
@@ -283,6 +285,23 @@ def _inputs_of(metric: evaluate.EvaluationModule, logits: Any) -> dict[str, Any]
         # the model's number of classes counts, not how many of them occur among these samples
         inputs["average"] = metric.average or ("binary" if logits.shape[-1] == 2 else "macro")
     return inputs
+
+
+def _check_shapes(outputs: Any, labels: Any, *, regression: bool) -> None:
+    """Refuse logits and labels that are not one class, or one number, a sample."""
+    logits = outputs[0] if isinstance(outputs, tuple) else outputs
+    samples = len(labels)
+    one_number = np.shape(logits) in ((samples, 1), (samples,))
+    one_of_classes = np.ndim(logits) == 2 and not one_number
+    fits = one_number if regression else one_of_classes
+    # several labels of a sample, as of a multi-label task, or a class for every token
+    if fits and np.shape(labels) in ((samples,), (samples, 1)):
+        return
+    expected = "(N, 1) with one number" if regression else "(N, classes) with one class"
+    raise ValueError(
+        f"these metrics take logits {expected} a sample as labels, got logits of shape {np.shape(logits)} and labels "
+        f"of shape {np.shape(labels)}. For other tasks write a compute_metrics function of your own."
+    )
 
 
 def _check_suits(name: str, *, regression: bool) -> None:

@@ -1,6 +1,7 @@
 """RecoveryArguments: `TrainingArguments`, and how much each part of the recovery loss weighs."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
@@ -103,6 +104,7 @@ class RecoveryArguments(TrainingArguments):
         if isinstance(self.trainable, str):
             self.trainable = [self.trainable]
         self.loss_weights = _loss_weights(self.loss_weights)
+        self._check_finite()
         self._check_weights()
         self._check_fractions()
         self._check_top_k()
@@ -134,6 +136,23 @@ class RecoveryArguments(TrainingArguments):
             Whether it does.
         """
         return any(need in loss.needs and self.weight_of(loss) > 0 for loss in known_losses().values())
+
+    def _check_finite(self) -> None:
+        """Refuse NaN and infinity, in the arguments of any Trainer too."""
+        assert isinstance(self.loss_weights, dict)
+        numbers = {f"loss_weights[{name!r}]": weight for name, weight in self.loss_weights.items()}
+        for setting in fields(self):
+            numbers[setting.name] = getattr(self, setting.name)
+        for name, value in numbers.items():
+            if not isinstance(value, float) or math.isfinite(value):
+                continue
+            # an infinite norm is how Trainer is told not to clip gradients
+            if name == "max_grad_norm" and value > 0:
+                continue
+            raise ValueError(
+                f"{name} must be a finite number, got {value}: every weight that learns would become NaN. Leave it out "
+                "for the default."
+            )
 
     def _check_weights(self) -> None:
         losses = list(known_losses().values())

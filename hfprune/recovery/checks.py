@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfprune.recovery.arguments import RecoveryArguments
+from hfprune.recovery.finite import check_finite_weights
 from hfprune.recovery.gradual import GradualPruning
 
 
@@ -42,7 +43,7 @@ def check_trainer(model: Any, args: Any, teacher: PreTrainedModel | None, kwargs
 
     Raises:
         TypeError: Arguments or model are of another kind.
-        ValueError: Settings that would have no effect, or do not go together.
+        ValueError: Settings that would have no effect, or do not go together; or weights that are NaN or infinite.
     """
     if not isinstance(args, RecoveryArguments):
         raise TypeError(
@@ -55,6 +56,10 @@ def check_trainer(model: Any, args: Any, teacher: PreTrainedModel | None, kwargs
     _check_dtype(args, model)
     if teacher is model:
         raise ValueError("the teacher is the model itself; pass the dense model that was pruned.")
+    check_finite_weights(model, "model")
+    if teacher is not None:
+        check_finite_weights(teacher, "teacher")
+    check_heads(args, model, teacher)
     check_vocabularies(args, model, teacher)
     if args.token_dropout > 0 and not hasattr(kwargs.get("processing_class"), "all_special_ids"):
         raise ValueError(
@@ -110,6 +115,28 @@ def check_one_gpu(args: RecoveryArguments) -> None:
             f"this process sees {args.n_gpu} GPUs, and Trainer would split every batch over copies of the model, whose "
             "losses cannot be put together. Start with `accelerate launch` or torchrun, a process for each GPU, or set "
             "CUDA_VISIBLE_DEVICES=0."
+        )
+
+
+def check_heads(args: RecoveryArguments, model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
+    """Refuse a teacher without a head where logits are compared.
+
+    Args:
+        args: The arguments.
+        model: The model.
+        teacher: The teacher, if there is one.
+
+    Raises:
+        ValueError: The teacher has none.
+    """
+    if teacher is None or not args.needs("teacher_logits"):
+        return
+    # a model without a head is its own base model
+    if teacher.base_model is teacher and model.base_model is not model:
+        raise ValueError(
+            f"the teacher, {type(teacher).__name__}, has no head, so it gives no logits to learn from, and the model "
+            f"is a {type(model).__name__}. Load the dense model with the head that it was trained with, as the model "
+            "was; or set logits_weight=0 to learn from its hidden states only."
         )
 
 

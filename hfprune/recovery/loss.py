@@ -1,6 +1,6 @@
 """The recovery loss of a micro-batch: all losses that have a weight, from one pass of student and teacher each."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.recovery.columns import TEACHER_COLUMNS
+from hfprune.recovery.finite import check_finite_terms
 from hfprune.recovery.forward import call_arguments, outputs_of, with_decoder_inputs
 from hfprune.recovery.losses.penalties import unit_penalties
 from hfprune.recovery.losses.registry import (
@@ -23,10 +24,10 @@ from hfprune.recovery.losses.registry import (
     known_losses,
     known_penalties,
 )
-from hfprune.scoring.objectives import predicts_next_token
 from hfprune.structure.anatomy import anatomy_of
 from hfprune.structure.batches import Batch, token_mask
 from hfprune.structure.blocks import Block
+from hfprune.structure.predictions import judges_every_token, predicts_next_token
 
 
 class BatchLoss(NamedTuple):
@@ -111,6 +112,7 @@ class RecoveryLoss:
         self.teacher = teacher
         # Trainer does not know that the LMHeadModels shift their labels
         self.shifts_labels = predicts_next_token(student)
+        self._judges_every_token = judges_every_token(student)
         self._losses = known_losses()
         self._penalties = [penalty for penalty in known_penalties().values() if args.weight_of(penalty) > 0]
         keeps_attention_outputs = self._needs("attention_outputs")
@@ -150,7 +152,7 @@ class RecoveryLoss:
             The terms of every loss, their weights, and the student's outputs.
 
         Raises:
-            ValueError: There is nothing to learn from.
+            ValueError: There is nothing to learn from, or a loss is NaN or infinite.
         """
         batch = with_decoder_inputs(student, inputs)
         columns = {name: batch.pop(name) for name in TEACHER_COLUMNS if name in batch}
@@ -180,7 +182,23 @@ class RecoveryLoss:
             attention_masks=self._attention_masks,
             shifts_labels=self.shifts_labels,
         )
-        return BatchLoss(self._ask(weights, loss_inputs), weights, outputs)
+        terms = self._ask(weights, loss_inputs)
+        check_finite_terms(terms, self._teacher_says(loss_inputs), allow_overflow=self.args.fp16)
+        return BatchLoss(terms, weights, outputs)
+
+    def _teacher_says(self, inputs: LossInputs) -> Iterator[tuple[str, str, Any]]:
+        """All that the losses may take from the teacher: its name, where it is from, and its value."""
+        for name, value in inputs.teacher_columns.items():
+            yield name, "the data", value
+        if inputs.teacher_outputs is None:
+            return
+        source = type(self.teacher).__name__
+        for name, value in inputs.teacher_outputs.items():
+            parts = value if isinstance(value, tuple) else (value,)
+            for part in parts:
+                yield name, source, part
+        for name, value in inputs.teacher_attention_outputs.items():
+            yield name, source, value
 
     def _runs_teacher(self, columns: Mapping[str, Tensor]) -> bool:
         """Whether the teacher runs over a batch; columns of the data with its logits can spare that."""
@@ -263,6 +281,9 @@ class RecoveryLoss:
         labels: Tensor | None = batch.get("labels")
         if labels is None:
             return None
+        mask = token_mask(batch)
+        if self._judges_every_token and mask is not None:
+            return mask.sum()
         if self.shifts_labels:
             # no token predicts the first label
             labels = labels[..., 1:]

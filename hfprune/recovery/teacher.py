@@ -1,6 +1,7 @@
 """What the teacher predicts for the training data, computed once and kept in columns beside the data."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,10 +13,12 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.recovery.columns import TEACHER_LOGITS, TEMPERATURE, TOP_IDS, TOP_LOG_PROBABILITIES
+from hfprune.recovery.finite import check_finite_teacher
 from hfprune.recovery.forward import with_decoder_inputs
 from hfprune.scoring.calibration import Collator, check_batch, collate
 from hfprune.structure.batches import LABELS, Batch
 from hfprune.structure.examples import has_decoder
+from hfprune.structure.predictions import predictions_of
 from hfprune.structure.running import frozen, inputs_of
 from hfprune.structure.store import digest_of
 from hfprune.structure.wrapping import argument_names, unwrapped
@@ -58,8 +61,8 @@ def add_teacher_logits(
 
     Raises:
         ValueError: The teacher gives logits token by token and there is no `top_k`, or the other way round, or none;
-            `top_k` is not below the number of words, the collator changes texts at random, or weights of the teacher
-            are not in memory.
+            `top_k` is not below the number of words, the temperature is not a positive number, the teacher's logits are
+            NaN or infinite, the collator changes texts at random, or weights of the teacher are not in memory.
         CalibrationError: No column is an argument of the teacher, or the collator could not make a batch.
 
     Examples:
@@ -70,6 +73,8 @@ def add_teacher_logits(
         >>> len(data[0]["teacher_logits"])
         3
     """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {temperature}; 2.0 is usual.")
     collator = collator or default_data_collator
     teacher = unwrapped(teacher)
     parameters = argument_names(teacher)
@@ -85,8 +90,9 @@ def add_teacher_logits(
         rows = _rows_of(columns, names or list(columns))
         batch = with_decoder_inputs(teacher, check_batch(collate(rows, collator), teacher))
         with torch.no_grad():
-            logits = teacher(**inputs_of(teacher, batch)).get("logits")
-        _check_shape(teacher, logits, top_k)
+            output = teacher(**inputs_of(teacher, batch))
+        logits = _logits_to_keep(teacher, output, batch, top_k)
+        check_finite_teacher(logits, "logits", type(teacher).__name__)
         return _columns_of(logits, top_k, temperature)
 
     with frozen(teacher):
@@ -108,24 +114,29 @@ def _rows_of(columns: Mapping[str, Sequence[Any]], names: Sequence[str]) -> list
     return rows
 
 
-def _check_shape(teacher: PreTrainedModel, logits: Tensor | None, top_k: int | None) -> None:
-    """Refuse logits that are not of samples, or with `top_k` not of tokens."""
+def _logits_to_keep(teacher: PreTrainedModel, output: Any, batch: Batch, top_k: int | None) -> Tensor:
+    """The logits of samples, or with `top_k` of tokens; other logits are refused."""
+    predictions = predictions_of(teacher, output, batch, taker="add_teacher_logits")
+    if len(predictions) > 1 or predictions[0].field != "logits":
+        names = " and ".join(prediction.field for prediction in predictions)
+        raise ValueError(
+            f"{type(teacher).__name__} gives {names}; one vector of logits a sample (or with top_k a token) is kept "
+            "beside the data. Pass the teacher to RecoveryTrainer instead."
+        )
+    prediction = predictions[0]
     if top_k is None:
-        dimensions = 2
+        fits = prediction.subject == "sample"
         advice = (
             "only `(samples, classes)` is kept beside the data. Pass the teacher to RecoveryTrainer instead, or keep "
             "the likeliest tokens with top_k."
         )
     else:
-        dimensions = 3
+        fits = prediction.subject == "token" and prediction.link == "softmax"
         advice = "top_k keeps a part of `(samples, tokens, words)`. Leave it out."
-    if logits is None:
-        shape = "no logits"
-    elif logits.ndim != dimensions:
-        shape = f"logits of shape {tuple(logits.shape)}"
-    else:
-        return
-    raise ValueError(f"{type(teacher).__name__} gives {shape}; {advice}")
+    logits: Tensor = output["logits"]
+    if not fits:
+        raise ValueError(f"{type(teacher).__name__} gives logits of shape {tuple(logits.shape)}; {advice}")
+    return logits
 
 
 def _columns_of(logits: Tensor, top_k: int | None, temperature: float) -> dict[str, Any]:

@@ -4,7 +4,7 @@ It is the loss against the labels of the data, the loss against labels drawn fro
 projection of the logits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,19 +12,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 from hfprune.errors import CalibrationError
 from hfprune.scoring.registry import Labels
 from hfprune.scoring.token_losses import BeforeHead, before_head, summed_in_parts
 from hfprune.structure.batches import LABELS, Batch, count_samples, on_device, predicted_tokens
 from hfprune.structure.devices import input_device
+from hfprune.structure.predictions import (
+    Prediction,
+    counting_mask,
+    predicted_logits,
+    prediction_fields,
+    predictions_of,
+    predicts_next_token,
+    without_padding,
+)
 from hfprune.structure.running import without_cache
 
 #: The label of tokens that no loss is computed for, as everywhere in transformers.
 _NO_LABEL = -100
-#: Fields of an output that hold logits. Those of question answering are over the tokens of a text, not over classes.
-_LOGITS = ("logits", "start_logits", "end_logits")
+#: Who asks what a model predicts, for messages.
+_TAKER = "this scorer"
 
 
 def summed_loss(
@@ -72,7 +81,7 @@ def labelled_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     token_loss = _labelled_tokens(model, batch)
     if token_loss is not None:
         return token_loss
-    problem = _problem_type(model)
+    problem = model.config.problem_type
     try:
         output = model(**without_cache(model, batch))
     finally:
@@ -84,9 +93,30 @@ def labelled_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
             f"{type(model).__name__} gives no loss for these labels. Load the model with its task head, for example "
             "AutoModelForSequenceClassification, or use kl_fisher with a model that has logits."
         )
+    predictions: list[Prediction] = []
+    # a model without logits may still have a loss of its own
+    if prediction_fields(output):
+        predictions = predictions_of(model, output, batch, taker=_TAKER)
+    # the loss of a span is one mean over samples, although start and end have logits of their own
+    are_of_samples = all(prediction.subject == "sample" for prediction in predictions)
+    if len(predictions) > 1 and not are_of_samples:
+        return _loss_of_all(predictions, output, batch)
     # the model's loss is a mean
-    total: Tensor = loss.float() * _count(model, batch, output)
+    total: Tensor = loss.float() * _count(model, batch, output, predictions)
     return total
+
+
+def _loss_of_all(predictions: Sequence[Prediction], output: Any, batch: Batch) -> Tensor:
+    """The cross-entropies of several predictions, summed: of words and of pairs of sentences.
+
+    The model's own loss is a sum of means over different things, which no single factor makes a sum over samples.
+    """
+    losses = []
+    for prediction in predictions:
+        logits = output[prediction.field].float()
+        labels = batch[prediction.labels].flatten().to(logits.device)
+        losses.append(F.cross_entropy(logits.reshape(len(labels), -1), labels, reduction="sum"))
+    return torch.stack(losses).sum()
 
 
 def _labelled_tokens(model: PreTrainedModel, batch: Batch) -> Tensor | None:
@@ -126,24 +156,24 @@ def _vocabulary_size(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
-def _problem_type(model: PreTrainedModel) -> str | None:
-    """What a classifier predicts: `regression`, `multi_label_classification`, one class, or unknown (None)."""
-    problem: str | None = getattr(model.config, "problem_type", None)
-    return problem
-
-
 def _real_tokens(model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
     """Hidden states without padding: `(samples, tokens, features)` -> `(real tokens, features)`."""
     mask = predicted_tokens(model, batch, hidden)
     return hidden.flatten(0, 1) if mask is None else hidden[mask]
 
 
-def _count(model: PreTrainedModel, batch: Batch, output: Any) -> int:
+def _count(model: PreTrainedModel, batch: Batch, output: Any, predictions: Sequence[Prediction]) -> int:
     """The number of terms that the model's mean loss averages: labelled tokens, or samples."""
     labels = batch.get("labels")
     if not isinstance(labels, Tensor):
         return count_samples(batch)
-    if _are_token_labels(labels, output.get("logits")):
+    of_tokens = [prediction for prediction in predictions if prediction.subject == "token"]
+    if of_tokens and _loss_is_of_sounds(model):
+        # the likelihood of a sound's text, of which transformers takes the sum, or the mean over samples
+        return 1 if model.config.ctc_loss_reduction == "sum" else count_samples(batch)
+    if of_tokens and of_tokens[0].axis is None:
+        return _real_numbers(of_tokens[0], model, batch, output)
+    if of_tokens and labels.ndim == 2:
         if predicts_next_token(model):
             # the first token is predicted by none
             labels = labels[:, 1:]
@@ -154,32 +184,32 @@ def _count(model: PreTrainedModel, batch: Batch, output: Any) -> int:
     return count_samples(batch)
 
 
-def _are_token_labels(labels: Tensor, logits: Tensor | None) -> bool:
-    """Whether labels are classes of tokens. Several float labels of a sample are coins or numbers."""
-    if logits is None or labels.is_floating_point():
-        return False
-    return logits.ndim == 3 and labels.ndim == 2
+def _loss_is_of_sounds(model: PreTrainedModel) -> bool:
+    """Whether the loss compares the frames of a sound with a text of another length (CTC)."""
+    return hasattr(model.config, "ctc_loss_reduction") and any(
+        "ForCTC" in ancestor.__name__ for ancestor in type(model).__mro__
+    )
 
 
-def predicts_next_token(model: PreTrainedModel) -> bool:
-    """Whether logits at position i are for token i + 1 (a causal language model, not an encoder-decoder)."""
-    has_causal_loss = LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss
-    # GPT-2's class and some others have no loss_type
-    is_lm_head_model = type(model).__name__.endswith("LMHeadModel")
-    return (has_causal_loss or is_lm_head_model) and not model.config.is_encoder_decoder
+def _real_numbers(prediction: Prediction, model: PreTrainedModel, batch: Batch, output: Any) -> int:
+    """How many tokens with a single number each are not padding."""
+    logits = predicted_logits(prediction, output, model, who="the model")
+    mask = counting_mask(prediction, model, batch, logits)
+    return logits.numel() if mask is None else int(mask.sum())
 
 
 def sampled_loss(model: PreTrainedModel, batch: Batch, *, teacher: PreTrainedModel, seed: int) -> Tensor:
     """The negative log-likelihood of labels that are drawn from a teacher's predictions, summed over samples.
 
     A classifier draws one label for each sample, and a token-level task one for each token that is no padding. A
-    multi-label task flips one coin for each label, question answering draws a start and an end, and a regression adds
-    N(0, 1) noise to the prediction. With the model as its own teacher, the mean square of this loss's gate gradients is
-    in expectation the diagonal of the Hessian of KL(dense ‖ gated): the Fisher information of the natural gradient.
+    multi-label task flips one coin for each label, and ELECTRA's detector one for each token; question answering draws
+    a start and an end, and a regression adds N(0, 1) noise to the prediction. `hfprune.structure.predictions` says
+    which model predicts what. With the model as its own teacher, the mean square of this loss's gate gradients is in
+    expectation the diagonal of the Hessian of KL(dense ‖ gated): the Fisher information of the natural gradient.
 
     Args:
         model: A model with logits.
-        batch: Its arguments; labels are not used.
+        batch: Its arguments. Labels say at most whether a classifier gives several to a sample.
         teacher: The model that draws the labels: the model itself, or the dense model.
         seed: The seed of the draw; the same seed and batch give the same labels on every device.
 
@@ -187,7 +217,7 @@ def sampled_loss(model: PreTrainedModel, batch: Batch, *, teacher: PreTrainedMod
         A scalar.
 
     Raises:
-        CalibrationError: The model has no logits.
+        CalibrationError: The model has no logits, or such whose meaning is not known.
     """
     inputs = _without_labels(model, batch)
     generator = torch.Generator().manual_seed(seed)
@@ -201,14 +231,12 @@ def sampled_loss(model: PreTrainedModel, batch: Batch, *, teacher: PreTrainedMod
         with torch.no_grad():
             teacher_output = teacher(**without_cache(teacher, on_device(inputs, input_device(teacher))))
     losses = []
-    for name in _logits_in(model, output):
-        logits = output[name]
-        source = teacher_output[name].detach().to(logits.device)
-        if name != "logits":
-            # an answer neither starts nor ends in padding
-            logits = without_padding(logits, inputs)
-            source = without_padding(source, inputs)
-        losses.append(_loss_of_draw(model, inputs, logits, source, generator))
+    for prediction in predictions_of(model, output, batch, taker=_TAKER):
+        logits = predicted_logits(prediction, output, model, who="the model")
+        source = predicted_logits(prediction, teacher_output, teacher, who="the teacher")
+        source = source.detach().to(logits.device)
+        mask = counting_mask(prediction, model, inputs, logits)
+        losses.append(_loss_of_draw(prediction, logits, source, mask, generator))
     return torch.stack(losses).sum()
 
 
@@ -259,14 +287,14 @@ def projected_loss(model: PreTrainedModel, batch: Batch, *, seed: int) -> Tensor
 
     Args:
         model: A model with logits.
-        batch: Its arguments; labels are not used.
+        batch: Its arguments. Labels say at most whether a classifier gives several to a sample.
         seed: The seed of the draw; the same seed and batch give the same projection on every device.
 
     Returns:
         A scalar.
 
     Raises:
-        CalibrationError: The model has no logits.
+        CalibrationError: The model has no logits, or such whose meaning is not known.
     """
     inputs = _without_labels(model, batch)
     generator = torch.Generator().manual_seed(seed)
@@ -275,16 +303,16 @@ def projected_loss(model: PreTrainedModel, batch: Batch, *, seed: int) -> Tensor
         return _projected_tokens(model, inputs, before, generator)
     output = model(**without_cache(model, inputs))
     losses = []
-    for name in _logits_in(model, output):
-        logits = output[name].float()
-        mask = predicted_tokens(model, batch, logits)
+    for prediction in predictions_of(model, output, batch, taker=_TAKER):
+        logits = predicted_logits(prediction, output, model, who="the model").float()
+        mask = counting_mask(prediction, model, batch, logits)
         weights = None
-        if mask is not None and name != "logits":
-            # of question answering: one vector over the tokens of a text, so padding must stay in its place
+        if mask is not None and prediction.axis == "tokens":
+            # one vector over the tokens of a text, so padding must stay in its place
             weights = mask.to(logits)
-        elif mask is not None and logits.ndim == 3:
+        elif mask is not None:
             logits = logits[mask]
-        losses.append(_projected(model, logits, weights, generator))
+        losses.append(_projected(prediction, logits, weights, generator))
     return torch.stack(losses).sum()
 
 
@@ -302,13 +330,13 @@ def _projected_tokens(model: PreTrainedModel, inputs: Batch, before: BeforeHead,
     return summed_in_parts(hidden, projection_of_tokens, _vocabulary_size(model))
 
 
-def _projected(model: PreTrainedModel, logits: Tensor, weights: Tensor | None, generator: torch.Generator) -> Tensor:
+def _projected(prediction: Prediction, logits: Tensor, weights: Tensor | None, generator: torch.Generator) -> Tensor:
     """Logits, projected on one random direction.
 
     Logits are large, and so is every copy of them: the direction changes in place, and a dot product makes no copy.
 
     Args:
-        model: The model.
+        prediction: What the logits mean.
         logits: Float32 logits.
         weights: 0 for the entries that do not count and 1 for the others, in the shape of the logits; None: all count.
         generator: Draws the direction.
@@ -319,7 +347,7 @@ def _projected(model: PreTrainedModel, logits: Tensor, weights: Tensor | None, g
     direction = torch.randn(logits.shape, dtype=torch.float32, device="cpu", generator=generator).to(logits.device)
     if weights is not None:
         direction.mul_(weights)
-    if _has_softmax(model, logits):
+    if prediction.link == "softmax":
         if weights is None:
             direction.sub_(direction.sum(-1, keepdim=True) / logits.shape[-1])
         else:
@@ -338,59 +366,35 @@ def _without_labels(model: PreTrainedModel, batch: Batch) -> Batch:
     return {name: value for name, value in batch.items() if name not in LABELS}
 
 
-def _logits_in(model: PreTrainedModel, output: Any) -> list[str]:
-    """The names of the fields of an output that hold logits."""
-    names = [name for name in _LOGITS if output.get(name) is not None]
-    if not names:
-        raise CalibrationError(
-            f"this scorer goes by the model's logits, and {type(model).__name__} has none. Load the model with "
-            "a head: AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForCausalLM ..."
-        )
-    return names
-
-
-def _has_softmax(model: PreTrainedModel, logits: Tensor) -> bool:
-    """Whether the logits go through a softmax: not in a regression, and not where every label is a coin of its own."""
-    return logits.shape[-1] > 1 and _problem_type(model) not in ("regression", "multi_label_classification")
-
-
-def without_padding(logits: Tensor, batch: Batch) -> Tensor:
-    """Set logits over the tokens of a text so low at padding that padding is never chosen.
+def _loss_of_draw(
+    prediction: Prediction, logits: Tensor, source: Tensor, mask: Tensor | None, generator: torch.Generator
+) -> Tensor:
+    """The negative log-likelihood, summed over samples, of labels that are drawn from the logits `source`.
 
     Args:
-        logits: `(samples, tokens)`.
-        batch: The arguments of the model. Without a mask of the same shape the logits are returned as they are.
+        prediction: What the logits mean.
+        logits: The model's, with the outcomes last.
+        source: The teacher's, of the same shape.
+        mask: Which tokens have a prediction, or can be chosen, `(samples, tokens)`; None: all.
+        generator: Of the draw.
 
     Returns:
-        `(samples, tokens)`.
-
-    Examples:
-        >>> without_padding(torch.tensor([[1.0, 2.0]]), {"attention_mask": torch.tensor([[1, 0]])}).softmax(-1)
-        tensor([[1., 0.]])
+        A scalar.
     """
-    mask = batch.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.shape != logits.shape:
-        return logits
-    return logits.masked_fill(mask.to(logits.device) == 0, torch.finfo(logits.dtype).min)
-
-
-def _loss_of_draw(
-    model: PreTrainedModel, batch: Batch, logits: Tensor, source: Tensor, generator: torch.Generator
-) -> Tensor:
-    """The negative log-likelihood, summed over samples, of labels that are drawn from the logits `source`."""
     logits = logits.float()
-    if logits.ndim == 3:
-        mask = predicted_tokens(model, batch, logits)
-        if mask is not None:
-            logits = logits[mask]
-            source = source[mask]
-        logits = logits.reshape(-1, logits.shape[-1])
-        source = source.reshape(-1, source.shape[-1])
-    problem = _problem_type(model)
-    if problem == "regression" or logits.shape[-1] == 1:
+    if prediction.axis == "tokens":
+        # an answer neither starts nor ends in padding
+        logits = without_padding(logits, mask)
+        source = without_padding(source, mask)
+    elif mask is not None:
+        logits = logits[mask]
+        source = source[mask]
+    logits = logits.reshape(-1, logits.shape[-1])
+    source = source.reshape(-1, source.shape[-1])
+    if prediction.link == "identity":
         noise = torch.randn(source.shape, dtype=torch.float32, device="cpu", generator=generator).to(source.device)
         return 0.5 * (logits - source.float() - noise).square().sum()
-    if problem == "multi_label_classification":
+    if prediction.link == "sigmoid":
         uniform = torch.rand(source.shape, dtype=torch.float32, device="cpu", generator=generator).to(source.device)
         labels = (uniform < source.float().sigmoid()).float()
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 Batch = dict[str, Any]
 #: Arguments of models that are labels.
-LABELS = ("labels", "start_positions", "end_positions", "next_sentence_label")
+LABELS = ("labels", "start_positions", "end_positions", "next_sentence_label", "sentence_order_label")
 
 
 def refuse_head_mask(batch: Mapping[str, Any]) -> None:

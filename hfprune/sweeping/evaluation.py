@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfprune.scoring import Collator, calibration_batches
-from hfprune.structure.batches import Batch, on_device
+from hfprune.structure.batches import LABELS, Batch, on_device
+from hfprune.structure.predictions import predictions_of
 from hfprune.structure.running import frozen
 from hfprune.structure.wrapping import unwrapped
 
@@ -65,9 +66,19 @@ def _right(model: PreTrainedModel, batch: Batch) -> list[bool]:
             "own evaluate: a function from a model to a number, or to one number a sample; higher is better."
         )
     # without labels, for which the model would compute a loss
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    logits = model(**inputs).logits
-    right: list[bool] = (logits.argmax(-1) == labels).tolist()
+    inputs = {name: value for name, value in batch.items() if name not in LABELS}
+    output = model(**inputs)
+    predictions = predictions_of(model, output, batch, taker="correctness")
+    prediction = predictions[0]
+    has_one_class = prediction.subject == "sample" and prediction.link == "softmax" and prediction.labels == "labels"
+    if len(predictions) > 1 or not has_one_class:
+        fields = " and ".join(each.field for each in predictions)
+        raise ValueError(
+            f"correctness looks for the likeliest class of a sample, and {type(model).__name__} with problem_type="
+            f"{model.config.problem_type!r} predicts {fields} with a {prediction.link} for every {prediction.subject}. "
+            "Write your own evaluate: a function from a model to a number, or to one number a sample; higher is better."
+        )
+    right: list[bool] = (output["logits"].argmax(-1) == labels).tolist()
     return right
 
 

@@ -1,6 +1,8 @@
 """The loss that compares logits: with a teacher that runs, with its logits, or with its likeliest tokens only."""
 
+import logging
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,15 +20,30 @@ from hfprune.recovery.losses.registry import (
     Term,
     register_loss,
 )
-from hfprune.scoring.objectives import without_padding
-from hfprune.structure.batches import predicted_tokens
+from hfprune.structure.predictions import (
+    Link,
+    Prediction,
+    counting_mask,
+    predicted_logits,
+    prediction_fields,
+    predictions_of,
+    without_padding,
+)
+
+logger = logging.getLogger(__name__)
 
 #: How many logits are compared at a time: few enough to nearly fit caches, and for allocators to reuse the buffers.
 DIVERGENCE_NUMBERS = 2**22
 #: Stands for log 0, which would be NaN in a product with 0.
 _LOG_ZERO = -1e30
-#: Where the outputs of a model have logits: of classes or tokens; or of the places where a span starts and ends.
-_LOGITS = ("logits", "start_logits", "end_logits")
+#: The words of transformers for what logits mean, by their link.
+_PROBLEMS: dict[Link, str] = {
+    "softmax": "single_label_classification",
+    "sigmoid": "multi_label_classification",
+    "identity": "regression",
+}
+#: What terms of samples are means over, in a batch whose labels are of tokens. Batches count alike.
+_OVER_SAMPLES = "samples"
 
 
 def logits_loss(
@@ -201,7 +218,10 @@ def _check_top_k(student: Tensor, ids: Tensor, log_probabilities: Tensor) -> Non
 
 @register_loss("logits", weight_field="logits_weight", needs=["teacher_logits"])
 def compare_logits(inputs: LossInputs) -> list[Term]:
-    """The divergence from what the teacher says of this batch, or said of it before."""
+    """The divergence from what the teacher says of this batch, or said of it before; none of a model without logits."""
+    if not prediction_fields(inputs.outputs):
+        _say_that_there_are_none(type(inputs.student).__name__, inputs.args.logits_weight)
+        return []
     if inputs.teacher_outputs is not None:
         return _against(inputs, inputs.teacher_outputs)
     if TEACHER_LOGITS in inputs.teacher_columns:
@@ -209,25 +229,37 @@ def compare_logits(inputs: LossInputs) -> list[Term]:
     return _against_likeliest(inputs)
 
 
-def _against(inputs: LossInputs, teacher: Mapping[str, Tensor]) -> list[Term]:
-    """A term for every kind of logits that the student has: two of a model that finds spans, else one."""
-    problem = _problem(inputs)
-    mask = _counted_tokens(inputs)
-    mean_over = _mean_over(inputs)
+@cache
+def _say_that_there_are_none(model: str, weight: float) -> None:
+    """Once for every kind of model, the warning that it has no logits."""
+    logger.warning(
+        "%s has no logits, so logits_weight=%g has no effect: it learns from the other losses only. Load it with a "
+        "head, or set logits_weight=0.",
+        model,
+        weight,
+    )
+
+
+def _against(inputs: LossInputs, teacher_output: Mapping[str, Tensor]) -> list[Term]:
+    """A term for every prediction that the student makes: two of a model that finds spans, else mostly one."""
+    teacher = inputs.teacher or inputs.student
     terms = []
-    for name in _LOGITS:
-        student_logits = inputs.outputs.get(name)
-        if student_logits is None:
-            continue
-        teacher_logits = teacher[name]
-        if name != "logits":
+    for prediction in _predictions(inputs):
+        student_logits = predicted_logits(prediction, inputs.outputs, inputs.student, who="the student")
+        teacher_logits = predicted_logits(prediction, teacher_output, teacher, who="the teacher")
+        mask = _counted_tokens(prediction, inputs, student_logits)
+        if prediction.axis == "tokens":
             # of a span the softmax goes over the tokens of a text, where padding must not be chosen
-            student_logits = without_padding(student_logits, inputs.batch)
-            teacher_logits = without_padding(teacher_logits, inputs.batch)
+            student_logits = without_padding(student_logits, mask)
+            teacher_logits = without_padding(teacher_logits, mask)
         value = logits_loss(
-            student_logits, teacher_logits, temperature=inputs.args.temperature, problem=problem, mask=mask
+            student_logits,
+            teacher_logits,
+            temperature=inputs.args.temperature,
+            problem=_PROBLEMS[prediction.link],
+            mask=mask,
         )
-        terms.append(Term(value, mean_over))
+        terms.append(Term(value, _mean_over(prediction, inputs)))
     return terms
 
 
@@ -241,57 +273,56 @@ def _against_likeliest(inputs: LossInputs) -> list[Term]:
             f"the teacher's log-probabilities in the data are softened with a temperature of {float(kept_with[0]):g}, "
             f"and temperature={temperature:g}. Set that, or keep them anew: add_teacher_logits(temperature=...)."
         )
+    (prediction,) = _predictions(inputs)
+    logits = predicted_logits(prediction, inputs.outputs, inputs.student, who="the student")
     value = top_k_logits_loss(
-        inputs.outputs["logits"],
+        logits,
         columns[TOP_IDS],
         columns[TOP_LOG_PROBABILITIES],
         temperature=temperature,
-        mask=_counted_tokens(inputs),
+        mask=_counted_tokens(prediction, inputs, logits),
     )
-    return [Term(value, mean_over=_mean_over(inputs))]
+    return [Term(value, mean_over=_mean_over(prediction, inputs))]
 
 
-def _problem(inputs: LossInputs) -> str:
-    """What kind of task it is, as `logits_loss` wants to know it."""
-    logits = inputs.outputs.get("logits")
-    if logits is not None and logits.shape[-1] == 1:
-        return "regression"
-    for model in (inputs.student, inputs.teacher):
-        if model is not None and model.config.problem_type:
-            problem: str = model.config.problem_type
-            return problem
-    # where no config says it transformers goes by the labels, and so must we
-    labels = inputs.batch.get("labels")
-    a_vector_for_each_sample = logits is not None and logits.ndim == 2
-    if a_vector_for_each_sample and isinstance(labels, Tensor) and labels.is_floating_point():
-        return "multi_label_classification"
-    return "single_label_classification"
+def _predictions(inputs: LossInputs) -> list[Prediction]:
+    """What the student predicts, by the config of the teacher where its own does not say it."""
+    return predictions_of(
+        inputs.student, inputs.outputs, inputs.batch, taker="logits_weight above 0", teacher=inputs.teacher
+    )
 
 
-def _of_tokens(inputs: LossInputs) -> bool:
-    """Whether the student has a vector of logits for every token."""
-    logits = inputs.outputs.get("logits")
-    return logits is not None and logits.ndim >= 3
-
-
-def _mean_over(inputs: LossInputs) -> str:
-    """What the terms are means over: the labels, or the tokens where logits are of tokens and nothing is labelled."""
-    if inputs.batch.get("labels") is not None or not _of_tokens(inputs):
+def _mean_over(prediction: Prediction, inputs: LossInputs) -> str:
+    """What a term is a mean over: the labels, or the tokens where it is of tokens and they are not labelled."""
+    if prediction.subject != "token":
+        labels = inputs.batch.get(prediction.labels)
+        has_token_labels = isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point()
+        # the labels that are counted are those named `labels`
+        is_alone = prediction.labels == "labels" or "labels" not in inputs.batch
+        return OVER_LABELS if is_alone and not has_token_labels else _OVER_SAMPLES
+    if _labels_of(prediction, inputs) is not None:
         return OVER_LABELS
     if inputs.student.config.is_encoder_decoder:
         return OVER_DECODER_TOKENS
     return OVER_TOKENS
 
 
-def _counted_tokens(inputs: LossInputs) -> Tensor | None:
-    """Which tokens' predictions count: the labelled ones, else those that are not padding. None: there is no choice."""
-    if not _of_tokens(inputs):
+def _labels_of(prediction: Prediction, inputs: LossInputs) -> Tensor | None:
+    """Labels that say which tokens count."""
+    # a detector judges all tokens, whatever it is told of them
+    if prediction.axis is None:
         return None
-    logits = inputs.outputs["logits"]
-    labels: Tensor | None = inputs.batch.get("labels")
+    labels: Tensor | None = inputs.batch.get(prediction.labels)
+    return labels
+
+
+def _counted_tokens(prediction: Prediction, inputs: LossInputs, logits: Tensor) -> Tensor | None:
+    """Which tokens' predictions count: the labelled ones, else those that are not padding. None: there is no choice."""
+    labels = _labels_of(prediction, inputs)
+    of_tokens = prediction.subject == "token"
     # a label for something else than a token, such as a sentence, says nothing of single tokens
-    if labels is None or labels.is_floating_point() or labels.shape != logits.shape[:2]:
-        return predicted_tokens(inputs.student, inputs.batch, logits)
+    if not of_tokens or labels is None or labels.is_floating_point() or labels.shape != logits.shape[:2]:
+        return counting_mask(prediction, inputs.student, inputs.batch, logits)
     labelled = labels != IGNORED_LABEL
     if not inputs.shifts_labels:
         return labelled
