@@ -148,9 +148,9 @@ class TestThreeWaysIn:
             assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
         assert hfprune.load(folder).pruning_record == hfprune.load(tmp_path / "again").pruning_record
 
-    def test_mismatched_sizes_are_never_ignored(self, folder):
-        with pytest.raises(ValueError, match="would put random weights where shapes differ"):
-            AutoModelForSequenceClassification.from_pretrained(folder, ignore_mismatched_sizes=True)
+    def test_where_everything_fits_ignoring_mismatches_changes_nothing(self, folder):
+        model = AutoModelForSequenceClassification.from_pretrained(folder, ignore_mismatched_sizes=True)
+        assert torch.equal(model(IDS).logits, hfprune.load(folder)(IDS).logits)
 
     @pytest.mark.parametrize("model_type", ["bert", "gpt2", "t5", "vit"])
     def test_a_stock_class_never_loads_it_with_random_weights(self, model_type, client, tmp_path):

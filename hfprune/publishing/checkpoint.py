@@ -17,6 +17,7 @@ from hfprune.publishing.hub import fetch
 from hfprune.publishing.probe import PROBE_FILE, Probe
 from hfprune.publishing.record import PruningRecord, blocks_of
 from hfprune.publishing.replacement import draft_for, entries_of, finish_interrupted, put
+from hfprune.publishing.saveable import check_draft, check_saveable, untied_state
 from hfprune.publishing.verification import check_digests, check_loadable, model_class, sha256
 from hfprune.structure.modeling_pruned import (
     FORMAT_VERSION,
@@ -58,7 +59,8 @@ def save(
         The folder.
 
     Raises:
-        CheckpointError: The model was never pruned; or the path is a file, a folder with something in it that is to
+        CheckpointError: The model was never pruned, is quantized, or has weights that are NaN or infinite, or `load`
+            would refuse what was written; or the path is a file, a folder with something in it that is to
             be kept (`overwrite=False`), or a folder of something else than a checkpoint, or it cannot be written to;
             or the finished draft could not take its place, and then the message says where the draft is.
 
@@ -86,9 +88,11 @@ def save(
         logger.info("the main process writes %s", path)
         return path
     _check_replaceable(path, overwrite=overwrite)
+    check_saveable(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     with draft_for(path) as draft:
         _write(model, draft, tokenizer, path.name)
+        check_draft(draft, path, model)
         put(draft, path, overwrite=overwrite)
     return path
 
@@ -113,7 +117,7 @@ def _check_replaceable(path: Path, *, overwrite: bool) -> None:
 def _write(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None, name: str) -> None:
     """Write all files of a checkpoint into a folder; `name` is the location that its card gives."""
     _update_record(model)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=untied_state(model))
     write_attachments(model, folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

@@ -43,7 +43,7 @@ EARLIER_LOADERS: frozenset[str] = frozenset(
         "9b5cd39facadf7ce37a509e1226dcb7259505e4fab09ad55b49872e0aac30325",
         # before it left the digests of files out of a record that is saved again
         "2b68cf1bf119400d94ff573c77dca6308aef03b82f6bd6732801b642e4bcca90",
-        # before emptied blocks left no module with a size of 0
+        # before emptied blocks left no module with a size of 0, and a new head could be put on a pruned body
         "c72c7ee0c19cea6ada81a652d30caa79e5163513bcd151f85cc87e79e8a4b205",
     }
 )

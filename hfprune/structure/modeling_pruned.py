@@ -97,18 +97,17 @@ class PrunedModel:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load weights, plan and record; refuse what would leave weights at random values."""
-        if kwargs.get("ignore_mismatched_sizes"):
-            raise ValueError(
-                "ignore_mismatched_sizes=True would put random weights where shapes differ. A pruned checkpoint "
-                "records its shapes and loads without it; leave it out."
-            )
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        """Load weights, plan and record; with `ignore_mismatched_sizes` only what is not pruned may be random."""
+        wants_report = kwargs.pop("output_loading_info", False)
+        loaded = super().from_pretrained(  # type: ignore[misc]
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        model, report = loaded
+        _check_mismatches(model, report["mismatched_keys"])
         # without a name the weights come from the argument `state_dict`, and nothing lies beside them
         if pretrained_model_name_or_path is not None:
             read_attachments(model, pretrained_model_name_or_path, **kwargs)
-        return loaded
+        return loaded if wants_report else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save like transformers does, with plan, record and this file beside the weights."""
@@ -133,6 +132,17 @@ def loader_text() -> str:
         return text
     parts = Path(__file__).with_name("pruned_parts.py").read_text(encoding="utf-8")
     return f"{text[: found.start()]}{parts}{text[found.end() :]}"
+
+
+def _check_mismatches(model: Any, mismatched: Any) -> None:
+    """Refuse weights of pruned modules that do not fit: with `ignore_mismatched_sizes` they are random now."""
+    pruned = tuple(f"{path}." for path in model.config.pruning_config["shapes"])
+    for name, stored, expected in sorted(mismatched):
+        if name.removeprefix(f"{model.base_model_prefix}.").startswith(pruned):
+            raise ValueError(
+                f"{name} is {tuple(stored)} in the weights, and {tuple(expected)} in the model: a pruned module would "
+                "be random. ignore_mismatched_sizes is for new heads; leave out what changes the size of other modules."
+            )
 
 
 def write_loader(folder: Path) -> None:
