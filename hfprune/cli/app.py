@@ -17,6 +17,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.utils import cached_file
 
 from hfprune.cli.checkpoints import diff, import_, inspect, push, verify
 from hfprune.cli.options import (
@@ -48,7 +49,8 @@ from hfprune.data.packages import resolve_model
 from hfprune.measuring.latency import measure_latency
 from hfprune.measuring.metrics import compute_metrics_for, default_metrics
 from hfprune.pruning.prune import prune as prune_model
-from hfprune.publishing.checkpoint import save
+from hfprune.publishing.checkpoint import load, save
+from hfprune.publishing.contents import PLAN_FILE
 from hfprune.publishing.provenance import public_name
 from hfprune.publishing.report import command_line, comparison_table
 from hfprune.sweeping import correctness, prune_within
@@ -195,7 +197,7 @@ def evaluate(
             typer.echo(json.dumps(asdict(text_result), indent=1))
             return
         source = resolve_model(model)
-        classifier = AutoModelForSequenceClassification.from_pretrained(source)
+        classifier = _classifier(model)
         labelled_texts = LabelledTexts(
             name=data,
             text_column=text_column,
@@ -219,6 +221,21 @@ def evaluate(
             # Trainer may have moved the model to an accelerator; the command reports the latency of the CPU
             results["latency"] = asdict(measure_latency(classifier.to("cpu"), sequence_length=max_length))
         typer.echo(json.dumps(results, indent=1))
+
+
+def _classifier(name: str) -> PreTrainedModel:
+    """A text classifier; a pruned one is checked as `hfprune.load` checks it, before anything of it is read."""
+    source = resolve_model(name)
+    plan_file = cached_file(source, PLAN_FILE, _raise_exceptions_for_missing_entries=False)
+    if plan_file is None:
+        return AutoModelForSequenceClassification.from_pretrained(source, trust_remote_code=False)
+    classifier = load(source)
+    if "ForSequenceClassification" not in type(classifier).__name__:
+        raise ValueError(
+            f"{name} is a {type(classifier).__name__}, which has no classifier head; --data needs a text classifier. "
+            "For a causal language model give --text."
+        )
+    return classifier
 
 
 def _check_evaluation(

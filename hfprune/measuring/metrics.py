@@ -3,7 +3,9 @@
 They are `evaluate.Metric` modules, so `evaluate.combine` combines them with the Hub's.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -112,11 +114,16 @@ METRICS: dict[str, type[_Metric]] = {
 def load_metric(name: str) -> evaluate.EvaluationModule:
     """Load a metric by name: one of `METRICS`, or else the Hub's metric of that name.
 
+    A name never leads to a script on this machine or in somebody's repository, whose code would run.
+
     Args:
         name: Such as `accuracy`.
 
     Returns:
         A metric with `compute` and `add_batch`.
+
+    Raises:
+        ValueError: It is no name but a path, or a file or folder of that name lies in the working folder.
 
     Examples:
         >>> load_metric("f1").compute(predictions=[0, 1, 1, 0], references=[0, 1, 0, 0])
@@ -124,6 +131,17 @@ def load_metric(name: str) -> evaluate.EvaluationModule:
     """
     if name in METRICS:
         return METRICS[name]()
+    if not re.fullmatch(r"\w[\w-]*", name):
+        raise ValueError(
+            f"the metric {name!r} is no name of a metric but a path, and would run the code there. Known: "
+            f"{', '.join(METRICS)}, and the names of the Hub's metrics. Call evaluate.load yourself for other code."
+        )
+    # `evaluate` looks here before it asks the Hub
+    if Path(name).exists():
+        raise ValueError(
+            f"{name!r} lies in the working folder, and a metric of that name would run the code in it. Known: "
+            f"{', '.join(METRICS)}. Work in another folder to get the Hub's metric {name!r}."
+        )
     return evaluate.load(name)
 
 
