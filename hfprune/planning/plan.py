@@ -16,6 +16,7 @@ from hfprune.showing.picture import ThemeName, save_picture, theme_of
 from hfprune.showing.tables import Table, bar_of, data_frame
 from hfprune.showing.units import UnitRow, draw_kept, layer_number
 from hfprune.structure.blocks import Block, attention_unit_of, check_attention_unit, sequence_length_of
+from hfprune.structure.json_text import read_json
 from hfprune.structure.specs import AttentionUnit, Kind
 
 if TYPE_CHECKING:
@@ -190,7 +191,10 @@ class PruningPlan:
             ValueError: The text is not a plan, has a newer format, or its digest does not match its content.
         """
         try:
-            data = json.loads(text)
+            data = read_json(text)
+        except ValueError as error:
+            raise ValueError(f"not a pruning plan: {type(error).__name__}: {error}") from error
+        try:
             version = data["format_version"]
             if version != FORMAT_VERSION:
                 raise ValueError(
@@ -203,7 +207,7 @@ class PruningPlan:
                 blocks[name] = BlockPlan.from_fields(name, fields, heads=heads.get(name))
             plan = cls(model_type=data["model_type"], sequence_length=data["sequence_length"], blocks=blocks)
         # files come from strangers, so every way in which their JSON can be wrong gets the same clear error
-        except (AttributeError, KeyError, RecursionError, TypeError, json.JSONDecodeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"not a pruning plan: {type(error).__name__}: {error}") from error
         for name, block in plan.blocks.items():
             _check_values(name, block, plan.sequence_length)

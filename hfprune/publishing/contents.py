@@ -3,7 +3,6 @@
 Whatever is not in the lists, or is of an unexpected type, is a problem; nothing is passed over. Files are read as data.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from hfprune.publishing.probe import PROBE_FILE
 from hfprune.structure import modeling_pruned
+from hfprune.structure.json_text import read_json
 
 PLAN_FILE = "pruning_plan.json"
 RECORD_FILE = "pruning_record.json"
@@ -148,6 +148,19 @@ def file_problems(folder: Path) -> Iterator[str]:
         return
     names = names_in(folder)
     yield from name_problems(names)
+    yield from irregular(folder, names)
+
+
+def irregular(folder: Path, names: Iterable[str]) -> Iterator[str]:
+    """Entries of a folder that are no regular files, such as a pipe or a device, or that lead out of the folder.
+
+    Args:
+        folder: The folder.
+        names: Paths in it.
+
+    Yields:
+        One line for each.
+    """
     for name in names:
         if not (folder / name).is_file():
             yield f"{name} is no regular file, so it was not opened. Remove it"
@@ -182,7 +195,7 @@ def setting_problems(folder: Path) -> Iterator[str]:
             continue
         try:
             settings = _settings(path.read_text(encoding="utf-8"))
-        except (OSError, RecursionError, ValueError) as error:
+        except (OSError, ValueError) as error:
             yield f"{name} cannot be read: {type(error).__name__}: {error!s:.150}"
             continue
         for key, value in settings:
@@ -202,7 +215,7 @@ def _settings(text: str) -> list[tuple[str, Any]]:
         settings.extend(pairs)
         return dict(pairs)
 
-    content = json.loads(text, object_pairs_hook=collect)
+    content = read_json(text, object_pairs_hook=collect)
     if not isinstance(content, dict):
         raise ValueError(f"expected names and values, got {content!r:.50}")
     return settings

@@ -1,12 +1,10 @@
 """Read checkpoints of models that transformers 4 pruned, with `pruned_heads` in the config; TextPruner writes such."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -17,12 +15,15 @@ from transformers.utils import WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from hfprune.errors import CheckpointError
 from hfprune.measuring.size import dense_size, measure_size
 from hfprune.planning.plan import PruningPlan
-from hfprune.publishing.contents import ADAPTER_FILE, name_problems, setting_problems
+from hfprune.publishing.bounds import check_sizes, few_modules
+from hfprune.publishing.contents import ADAPTER_FILE, irregular, is_covered, name_problems, setting_problems
 from hfprune.publishing.provenance import public_name
 from hfprune.publishing.record import PruningRecord, blocks_of
 from hfprune.publishing.verification import class_of
+from hfprune.publishing.weights import Shapes, stored_shapes
 from hfprune.structure.anatomy import anatomy_of
 from hfprune.structure.blocks import Block
+from hfprune.structure.json_text import read_json
 from hfprune.structure.surgery import skeleton
 
 logger = logging.getLogger(__name__)
@@ -48,15 +49,21 @@ def load_legacy(folder: str | Path, *, sequence_length: int = 128, pickled: bool
         UnsupportedArchitectureError: The model type is not in the table, and no entry could be proven.
     """
     folder = Path(folder)
+    # first, as no later step may open what is no regular file; other files of any kind are never opened
+    for problem in irregular(folder, _names_to_read(folder)):
+        raise CheckpointError(f"{folder}: {problem}")
     config = _read_config(folder)
     pruned_heads = _read_pruned_heads(config.pop("pruned_heads", None), folder)
-    _check_weights(folder, pickled=pickled)
+    stored = _shapes_of_weights(folder, pickled=pickled)
     # beside a model of transformers 4 there may be files of any kind, but an adapter would change its weights
     adapters = [ADAPTER_FILE] if (folder / ADAPTER_FILE).exists() else []
     for problem in chain(name_problems(adapters), setting_problems(folder)):
         raise CheckpointError(f"{folder}: {problem}")
     # without weights: the dense model only says what the blocks were
-    dense = anatomy_of(_empty_dense_model(config, folder))
+    check_sizes(config, stored)
+    with few_modules(stored):
+        dense_model = _empty_dense_model(config, folder)
+    dense = anatomy_of(dense_model)
     kept = _kept_heads(dense.blocks, pruned_heads)
     small, _ = skeleton(dense.model, kept, blocks=dense.blocks)
     model = _load_weights(small, folder, pickled=pickled)
@@ -67,10 +74,17 @@ def load_legacy(folder: str | Path, *, sequence_length: int = 128, pickled: bool
     return model
 
 
+def _names_to_read(folder: Path) -> list[str]:
+    """The names of the files in a folder that loading a model and its tokenizer may open."""
+    if not folder.is_dir():
+        return []
+    return [path.name for path in sorted(folder.iterdir()) if not path.is_dir() and is_covered(path.name)]
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     """The fields of config.json, where it is a config of transformers."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} has no config.json that can be read: {error}") from error
     if not isinstance(config, dict) or "model_type" not in config:
@@ -96,8 +110,8 @@ def _read_pruned_heads(value: Any, folder: Path) -> dict[int, set[int]]:
     return pruned_heads
 
 
-def _check_weights(folder: Path, *, pickled: bool) -> None:
-    """Refuse a folder without weights in the format that the user allows."""
+def _shapes_of_weights(folder: Path, *, pickled: bool) -> Shapes:
+    """The shapes of the weights in the format that the user allows, by name; refuses a folder that has none."""
     if pickled:
         names = (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
         hint = ""
@@ -107,6 +121,10 @@ def _check_weights(folder: Path, *, pickled: bool) -> None:
     has_weights = any((folder / name).is_file() for name in names)
     if not has_weights:
         raise CheckpointError(f"{folder} has no {names[0]}.{hint}")
+    try:
+        return stored_shapes(folder, pickled=pickled)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}.{hint}") from error
 
 
 def _empty_dense_model(config: dict[str, Any], folder: Path) -> PreTrainedModel:
@@ -166,8 +184,6 @@ def _load_weights(small: PreTrainedModel, folder: Path, *, pickled: bool) -> Pre
         model, report = type(small).from_pretrained(
             folder, config=small.config, output_loading_info=True, use_safetensors=not pickled, weights_only=True
         )
-    except UnpicklingError as error:
-        raise CheckpointError(f"{folder}/{WEIGHTS_NAME} holds more than tensors and is not read: {error}") from error
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"the weights in {folder} do not have the shapes that its pruned_heads and intermediate_size say: {error}"

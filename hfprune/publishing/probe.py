@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from hfprune.structure.devices import input_embeddings
 from hfprune.structure.examples import example_inputs
+from hfprune.structure.json_text import read_json
 from hfprune.structure.modeling_pruned import PROOF
 from hfprune.structure.running import frozen
 
@@ -110,7 +111,7 @@ class Probe:
             ValueError: The text is no probe, or has a newer format.
         """
         try:
-            data = json.loads(text)
+            data = read_json(text)
             version = data.pop("format_version")
             if version != FORMAT_VERSION:
                 raise ValueError(f"format_version {version!r:.50}, this hfprune reads {FORMAT_VERSION}: upgrade it")

@@ -16,6 +16,7 @@ from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.provenance import public_name, revision_of, versions
 from hfprune.showing.tables import Table, data_frame
 from hfprune.structure.anatomy import Anatomy
+from hfprune.structure.json_text import read_json
 from hfprune.structure.modeling_pruned import base_class
 
 if TYPE_CHECKING:
@@ -238,9 +239,9 @@ class PruningRecord:
             ValueError: The text is no record, has a newer format, breaks the schema, or was changed by hand.
         """
         try:
-            data = json.loads(text, parse_constant=_refuse_constant)
+            data = read_json(text, parse_constant=_refuse_constant)
             version = data["format_version"]
-        except (KeyError, RecursionError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a pruning record: {type(error).__name__}: {error}") from error
         if version != FORMAT_VERSION:
             raise ValueError(

@@ -4,23 +4,23 @@ A check yields its problems, one line each. It reads files as data and never run
 """
 
 import hashlib
-import json
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub.constants import HF_HOME, SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
-from safetensors import SafetensorError, safe_open
+from huggingface_hub.constants import HF_HOME
 from transformers import AutoConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from hfprune.errors import CheckpointError, HfpruneError
 from hfprune.planning.plan import PruningPlan
+from hfprune.publishing.bounds import check_sizes, check_table, few_modules
 from hfprune.publishing.contents import (
+    CONFIG_FILE,
     LOADER_FILE,
     PLAN_FILE,
     RECORD_FILE,
@@ -31,8 +31,10 @@ from hfprune.publishing.contents import (
 )
 from hfprune.publishing.probe import PROBE_FILE, Probe
 from hfprune.publishing.record import PruningRecord, blocks_of
+from hfprune.publishing.weights import stored_shapes
 from hfprune.structure import modeling_pruned
 from hfprune.structure.anatomy import anatomy_of
+from hfprune.structure.json_text import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +45,11 @@ EARLIER_LOADERS: frozenset[str] = frozenset(
         "9b5cd39facadf7ce37a509e1226dcb7259505e4fab09ad55b49872e0aac30325",
         # before it left the digests of files out of a record that is saved again
         "2b68cf1bf119400d94ff573c77dca6308aef03b82f6bd6732801b642e4bcca90",
-        # before emptied blocks left no module with a size of 0, and a new head could be put on a pruned body
+        # before emptied blocks left no module with a size of 0, a new head could be put on a pruned body, and slices of
+        # what is no number of heads were refused
         "c72c7ee0c19cea6ada81a652d30caa79e5163513bcd151f85cc87e79e8a4b205",
     }
 )
-#: The name of a weight file, without a path to another folder.
-_WEIGHT_FILE_NAME = re.compile(r"\w[\w.-]*\.safetensors")
 #: Marks of the checkpoints that this process has warned about already.
 _warned: set[Path] = set()
 
@@ -65,15 +66,22 @@ def model_class(folder: str | Path) -> type[PreTrainedModel]:
     Raises:
         CheckpointError: There is no config.json, or it names no class of transformers.
     """
-    path = Path(folder) / "config.json"
+    config = _read_config(Path(folder))
+    return class_of(config.get("architectures") or [], str(folder))
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The content of config.json."""
+    path = folder / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json: it is not the folder of a checkpoint.")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        names = config.get("architectures") or []
+        config = read_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}). Download or save the checkpoint again.") from error
-    return class_of(names, str(folder))
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds {config!r:.50} where names and values are expected.")
+    return config
 
 
 def class_of(architectures: list[str], where: str) -> type[PreTrainedModel]:
@@ -274,7 +282,7 @@ def _record_and_digest_problems(folder: Path) -> Iterator[str]:
     try:
         text = (folder / RECORD_FILE).read_text(encoding="utf-8")
         record = PruningRecord.from_json(text)
-    except (OSError, RecursionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         yield f"{RECORD_FILE} cannot be read: {error}"
         return
     # the digest covers the values, the text covers how they are written
@@ -362,9 +370,12 @@ def _structure_problems(folder: Path) -> Iterator[str]:
         return
     try:
         plan = PruningPlan.from_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
-        shapes = _stored_shapes(folder)
-        skeleton = _skeleton(folder, plan, tensors=len(shapes))
-        units = anatomy_of(skeleton).units
+        shapes = stored_shapes(folder)
+        skeleton = _skeleton(folder, plan, shapes)
+        anatomy = anatomy_of(skeleton)
+        # a stock config has no table
+        check_table(getattr(skeleton.config, "pruning_config", None) or {}, anatomy.blocks)
+        units = anatomy.units
     except (HfpruneError, ValueError) as error:
         yield str(error)
         return
@@ -380,66 +391,28 @@ def _structure_problems(folder: Path) -> Iterator[str]:
     yield from _shape_problems(skeleton, shapes)
 
 
-def _skeleton(folder: Path, plan: PruningPlan, *, tensors: int) -> PreTrainedModel:
+def _skeleton(folder: Path, plan: PruningPlan, stored: Mapping[str, tuple[int, ...]]) -> PreTrainedModel:
     """The model that the config describes, without weights, on the meta device.
 
     Args:
         folder: The checkpoint folder.
         plan: Its plan, which says whether units of attention are groups or query heads.
-        tensors: The number of tensors in its weight files.
+        stored: The shapes in its weight files, by name.
 
     Returns:
         The empty model, with the plan.
 
     Raises:
-        CheckpointError: The config asks for more layers than there are tensors, or names no class of transformers.
+        CheckpointError: The config asks for sizes that the weights do not have, or names no class of transformers.
     """
+    check_sizes(_read_config(folder), stored)
     cls = model_class(folder)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     # modules take memory even without weights, so a hostile number of layers could use up all of it
-    if getattr(config, "num_hidden_layers", 0) > tensors:
-        raise CheckpointError(f"config.json asks for {config.num_hidden_layers} layers, of {tensors} tensors")
-    with torch.device("meta"):
+    with few_modules(stored), torch.device("meta"):
         skeleton = cls(config)
     skeleton.pruning_plan = plan
     return skeleton
-
-
-def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
-    """The weight files, and the names of the tensors that the index takes from each; None stands for all tensors."""
-    single_file = folder / SAFETENSORS_SINGLE_FILE
-    if single_file.is_file():
-        return {single_file: None}
-    index = folder / SAFETENSORS_INDEX_FILE
-    if not index.is_file():
-        raise CheckpointError("there are no .safetensors files: the weights are missing. Download or save it again")
-    files: dict[Path, set[str] | None] = {}
-    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    for tensor, name in weight_map.items():
-        # the name comes from a stranger: it must not lead out of the folder
-        if not _WEIGHT_FILE_NAME.fullmatch(str(name)) or not (folder / name).is_file():
-            raise CheckpointError(
-                f"{index.name} takes {tensor} from {name!r:.100}, which is no weight file of this folder"
-            )
-        names_before = files.get(folder / name) or set()
-        files[folder / name] = {*names_before, tensor}
-    return files
-
-
-def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors in the files that transformers will read, and in no others."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path, indexed in _weight_files(folder).items():
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    if indexed is None or name in indexed:
-                        shapes[name] = tuple(file.get_slice(name).get_shape())
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"{path.name} is damaged or cut short ({path.stat().st_size} bytes): {error}. Download or save it again"
-            ) from error
-    return shapes
 
 
 def _shape_problems(skeleton: PreTrainedModel, stored: Mapping[str, tuple[int, ...]]) -> Iterator[str]:

@@ -334,13 +334,19 @@ def _follow_heads(module: Any, arguments: dict[str, dict[str, Any]]) -> None:
 
 
 def _check_heads(name: str, rule: dict[str, Any]) -> None:
-    """Refuse indices of heads that do not increase, or that no dense model has."""
+    """Refuse indices of heads that do not increase, or that no dense model has, and what is no number of heads."""
     index = rule.get("index", [])
+    dim = rule.get("dim")
+    heads = rule.get("of")
+    counts_heads = type(dim) is int and type(heads) is int and heads > 0
+    # without a dimension of heads there is nothing to select
+    if dim is not None and not counts_heads:
+        raise ValueError(f"pruning_config gives slices of {name!r:.50} along {dim!r:.50}, of {heads!r:.50} heads.")
     whole = all(type(head) is int for head in index)
     if whole and not index:
         return
     increasing = whole and all(first < second for first, second in pairwise(index))
-    if not increasing or not 0 <= index[0] <= index[-1] < rule["of"]:
+    if not increasing or not 0 <= index[0] <= index[-1] < (heads or 0):
         raise ValueError(f"pruning_config gives slices of {name!r:.50} that are not increasing or not there.")
 
 

@@ -1,0 +1,193 @@
+"""What a stranger's config may ask for: nothing that its weights do not have, and no change but those of pruning.
+
+The header of the weights is read first; what it says bounds what the config can make transformers build.
+"""
+
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from transformers import CONFIG_MAPPING
+
+from hfprune.errors import CheckpointError
+from hfprune.publishing.contents import CONFIG_FILE
+from hfprune.structure.architectures import base_model_type
+from hfprune.structure.blocks import Block
+
+#: Sizes up to this cost nothing worth the name, even where the weights have none as large: a config also says sizes of
+#: the dense model, and of parts that this model lacks.
+_SMALL = 65_536
+#: Fields that count layers. Every layer has weights.
+_LAYERS = re.compile(r"n_layers?|(num_)?((encoder|decoder|hidden)_)*layers")
+#: Fields with numbers that count nothing that is built.
+_NO_SIZES = re.compile(r".*(theta|token_id|sampling_rate|transformers_version)s?")
+#: Fields that count positions. Rotary embeddings build nothing of that size.
+_POSITIONS = re.compile(r".*position.*|.*window.*|n_ctx|.*seq.*len.*|max_length")
+#: Modules that a model may have for every tensor, and besides: activations, dropouts and containers have no tensors.
+_MODULES_PER_TENSOR = 20
+_MODULES_BESIDES = 200
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def check_sizes(config: Mapping[str, Any], stored: Shapes) -> None:
+    """Refuse a config that asks for sizes or numbers of layers that the weights do not have.
+
+    Args:
+        config: The content of config.json, of which no object was made yet.
+        stored: The shapes in the weight files, by name.
+
+    Raises:
+        CheckpointError: With the first such field.
+    """
+    largest = max((size for shape in stored.values() for size in shape if 0 not in shape), default=0)
+    rotary = _is_rotary(config.get("model_type"))
+    for field, number in _numbers(config, "", positions_cost=not rotary):
+        name = field.rpartition(".")[2]
+        if _LAYERS.fullmatch(name) and number > len(stored):
+            raise CheckpointError(
+                f"{CONFIG_FILE} asks for {number} layers ({field}), of {len(stored)} tensors in the weights. The "
+                "config is damaged, or not to be trusted."
+            )
+        if abs(number) > max(largest, _SMALL):
+            raise CheckpointError(
+                f"{CONFIG_FILE} sets {field} to {number:.6g}, but no tensor of the weights is longer than {largest}. "
+                "The config is damaged, or not to be trusted."
+            )
+
+
+def _numbers(values: Mapping[str, Any], path: str, *, positions_cost: bool) -> Iterator[tuple[str, int | float]]:
+    """All numbers of a config that may be sizes, with the path of their field. The table of shapes is not among them.
+
+    Args:
+        values: Names and values.
+        path: Where they stand in the config.
+        positions_cost: Whether a number of positions is a size.
+
+    Yields:
+        A path such as `text_config.vocab_size`, and a number.
+    """
+    for name, value in values.items():
+        # the table is held against the model itself, by `check_table` and while it is resized
+        if (not path and name == "pruning_config") or _NO_SIZES.fullmatch(name):
+            continue
+        if _POSITIONS.fullmatch(name) and not positions_cost:
+            continue
+        where = f"{path}{name}"
+        if isinstance(value, dict):
+            # a part of a model, such as its decoder, may have a type of its own
+            rotary = _is_rotary(value["model_type"]) if "model_type" in value else not positions_cost
+            yield from _numbers(value, f"{where}.", positions_cost=not rotary)
+        else:
+            for number in _flat(value):
+                yield where, number
+
+
+def _flat(value: Any) -> Iterator[int | float]:
+    """The numbers in a value, or in lists within lists."""
+    if isinstance(value, list):
+        for item in value:
+            # names and numbers in dictionaries within lists are those of tasks, such as `id2label` of a head
+            yield from _flat(list(item.values()) if isinstance(item, dict) else item)
+    elif isinstance(value, (int, float)):
+        yield value
+
+
+def _is_rotary(model_type: Any) -> bool:
+    """Whether models of a type have rotary positions, for which nothing of their number is built."""
+    stock = base_model_type(str(model_type))
+    return stock in CONFIG_MAPPING and hasattr(CONFIG_MAPPING[stock], "rope_parameters")
+
+
+@contextmanager
+def few_modules(stored: Shapes) -> Iterator[None]:
+    """Within it, building more modules than a model of these weights can have is an error, whatever field asked.
+
+    Args:
+        stored: The shapes in the weight files, by name.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        CheckpointError: Far more modules than tensors are built.
+    """
+    most = _MODULES_PER_TENSOR * len(stored) + _MODULES_BESIDES
+    thread = threading.get_ident()
+    built = 0
+
+    def count(_: nn.Module, __: str, ___: nn.Module | None) -> None:
+        nonlocal built
+        # other threads may build models of their own
+        if threading.get_ident() != thread:
+            return
+        built += 1
+        if built > most:
+            raise CheckpointError(
+                f"{CONFIG_FILE} asks for more than {most} modules, of {len(stored)} tensors in the weights. The config "
+                "is damaged, or not to be trusted."
+            )
+
+    hook = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def check_table(table: Mapping[str, Any], blocks: Iterable[Block]) -> None:
+    """Refuse a shape table that changes anything but what the entry of the model type names.
+
+    Args:
+        table: `pruning_config` of the config.
+        blocks: The blocks of the model.
+
+    Raises:
+        CheckpointError: With the first such change.
+    """
+    attributes: set[str] = set()
+    projections: set[str] = set()
+    bypasses: set[str] = set()
+    inputs: dict[tuple[str, str], dict[str, Any]] = {}
+    for block in blocks:
+        attributes.update(f"{path}.{attribute}" for path, attribute, _ in block.sizes)
+        projections.update(block.modules)
+        if block.bypass is not None:
+            bypasses.add(block.bypass)
+        for path, argument, where in block.head_inputs:
+            inputs[path, argument] = {
+                "dim": where.dimension,
+                "made_by": where.made_by or None,
+                "returned": where.returned,
+            }
+    _check_named("attributes", table.get("attributes", {}), attributes)
+    _check_named("shapes", table.get("shapes", {}), projections)
+    _check_named("bypassed", table.get("bypassed", {}), bypasses)
+    for path, rules in table.get("inputs", {}).items():
+        for argument, rule in rules.items():
+            _check_rule(path, argument, rule, inputs.get((path, argument)))
+
+
+def _check_named(kind: str, entries: Iterable[str], named: set[str]) -> None:
+    """Refuse a path that is not among those of the model's blocks."""
+    for path in entries:
+        if path not in named:
+            raise CheckpointError(
+                f"pruning_config changes {path!r:.150} ({kind}), which is no part of what pruning cuts from this model "
+                "type. The config is damaged, or not to be trusted."
+            )
+
+
+def _check_rule(path: str, argument: str, rule: Mapping[str, Any], entry: Mapping[str, Any] | None) -> None:
+    """Refuse a rule for the slices of an argument that is not the one of the model type."""
+    given = {name: rule.get(name) or None for name in ("made_by",)}
+    given.update(dim=rule.get("dim"), returned=rule.get("returned"))
+    if entry is None or given != entry:
+        raise CheckpointError(
+            f"pruning_config selects slices of the argument {argument!r:.50} of {path!r:.100} in a way that the entry "
+            "of this model type does not name. The config is damaged, or not to be trusted."
+        )
