@@ -37,3 +37,27 @@ class CheckpointError(HfpruneError, OSError):
 
 class MissingDependencyError(HfpruneError, ImportError):
     """An optional package is needed and not installed; the message has the command that installs it."""
+
+
+#: What a command and a script report in one line: mistakes of a user, and what cannot be had. transformers raises an
+#: ImportError where quantized weights need a backend that is not installed, and a RuntimeError where shapes differ;
+#: memory that is used up is one too.
+MISTAKES = (HfpruneError, ValueError, OSError, ImportError, RuntimeError)
+
+
+def one_line(error: BaseException) -> str:
+    r"""The message of an error; those of other libraries come with line breaks and indentation.
+
+    >>> one_line(OSError("no such file.\n    Look elsewhere."))
+    'no such file. Look elsewhere.'
+
+    Args:
+        error: The error.
+
+    Returns:
+        Its text.
+    """
+    # ours list one problem a line where there are several
+    if isinstance(error, HfpruneError):
+        return str(error)
+    return " ".join(str(error).split()) or type(error).__name__

@@ -21,21 +21,7 @@ all tokens but the first of each window, before pruning, after it and recovered.
 run_text_classification.py.
 """
 
-import logging
-
-from hfprune.jobs.run import run
-from hfprune.jobs.tasks import get_task, parse
-
-
-def main() -> None:
-    """Parse the arguments and run the job."""
-    task = get_task("causal_language_modelling")
-    arguments = parse(task.arguments, __doc__)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    outcome = run(task.load, arguments, script=__file__)
-    # of several processes only the main one has an outcome
-    print(outcome or "")
-
+from hfprune.jobs.script import main
 
 if __name__ == "__main__":
-    main()
+    main("causal_language_modelling", __doc__, script=__file__)

@@ -21,21 +21,7 @@ The folder `output_dir/model` holds the result; a run that was cut goes on with 
 `true` for the last one). --teacher_model names another teacher than the dense model, --push_to_hub uploads the result.
 """
 
-import logging
-
-from hfprune.jobs.run import run
-from hfprune.jobs.tasks import get_task, parse
-
-
-def main() -> None:
-    """Parse the arguments and run the job."""
-    task = get_task("text_classification")
-    arguments = parse(task.arguments, __doc__)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    outcome = run(task.load, arguments, script=__file__)
-    # of several processes only the main one has an outcome
-    print(outcome or "")
-
+from hfprune.jobs.script import main
 
 if __name__ == "__main__":
-    main()
+    main("text_classification", __doc__, script=__file__)

@@ -13,21 +13,7 @@ Everything else is as in run_text_classification.py: one YAML file for all argum
 --teacher_model, --early_stopping_patience, --push_to_hub. The folder `output_dir/model` holds the result.
 """
 
-import logging
-
-from hfprune.jobs.run import run
-from hfprune.jobs.tasks import get_task, parse
-
-
-def main() -> None:
-    """Parse the arguments and run the job."""
-    task = get_task("token_classification")
-    arguments = parse(task.arguments, __doc__)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    outcome = run(task.load, arguments, script=__file__)
-    # of several processes only the main one has an outcome
-    print(outcome or "")
-
+from hfprune.jobs.script import main
 
 if __name__ == "__main__":
-    main()
+    main("token_classification", __doc__, script=__file__)

@@ -139,7 +139,7 @@ class TestCommand:
             (("--text", tmp_path / "text.txt", "--metric", "bleu"), "the metric of --text is perplexity, got bleu"),
             (("--text", tmp_path / "text.txt", "--latency"), "--latency and --split go with --data"),
             (("--text", tmp_path / "text.txt", "--batch-size", 0), "--batch-size must be at least 1, got 0"),
-            (("--text", tmp_path / "latin.txt"), "latin.txt' cannot be read: 'utf-8' codec can't decode"),
+            (("--text", tmp_path / "latin.txt"), "latin.txt' is not in utf-8: the byte 0xe9 in it is none"),
         ):
             done = self.run(tmp_path / "model", *arguments)
             assert done.exit_code == 1

@@ -137,7 +137,7 @@ class TestScript:
         ],
     )
     def test_mistakes_are_found_before_the_dense_model_is_trained(self, home, run_here, changes, message):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(SystemExit, match=f"^run_text_classification.py: .*{message}"):
             run_here(write(home, settings(home, dense_epochs=1, **HERE, **changes)))
         assert not (home / "out" / "dense_training").exists()
         assert not (home / "out" / "dense").exists()

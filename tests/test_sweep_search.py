@@ -281,7 +281,9 @@ class TestCommand:
 
     def test_sweep(self, home):
         files = ["--output", home / "sweep.json", "--plot", home / "sweep.png", "--latency-batch-size", 2]
-        done = self.cli(home, "sweep", "--sparsity", 0.3, "--sparsity", 0.6, "--max-drop", 1.5, *files)
+        done = self.cli(
+            home, "sweep", "--sparsity", 0.3, "--sparsity", 0.6, "--max-drop", 1.5, "--split", "validation", *files
+        )
         assert done.exit_code == 0, done.output
         found = Sweep.from_json((home / "sweep.json").read_text())
         assert found.table() in done.stdout
@@ -300,7 +302,7 @@ class TestCommand:
     def test_prune_within_a_drop(self, home):
         done = self.cli(home, "prune", home / "small", "--max-drop", 2, "--schedule", "one_shot")
         assert done.exit_code == 0, done.output
-        assert "mean over 11 samples" in done.stdout
+        assert "mean over 104 samples" in done.stdout  # all that calibration does not take
         small = hfprune.load(home / "small")
         assert small.pruning_record.config["sparsity"] == 0.8
 
@@ -311,8 +313,8 @@ class TestCommand:
             ("sweep", ["--sparsity", 50], "sparsity must be in [0, 1), got 50"),
             ("sweep", ["--plot", "sweep.jpg"], "a picture is saved as .png, .svg, .pdf, got 'sweep.jpg'"),
             ("prune", ["--sparsity", 0.5, "--max-drop", 0.1], "--max-drop has it found: give one of them"),
-            ("prune", ["--max-drop", 0.01], "11 samples cannot show a drop below 0.01"),
-            ("sweep", ["--max-drop", 0.01], "11 samples cannot show a drop below 0.01"),
+            ("prune", ["--max-drop", 0.01], "104 samples cannot show a drop below 0.01"),
+            ("sweep", ["--max-drop", 0.01], "104 samples cannot show a drop below 0.01"),
         ],
     )
     def test_mistakes_are_one_line(self, home, command, extra, message):

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from hfprune.errors import HfpruneError
+from hfprune.errors import MISTAKES, HfpruneError, one_line
 
 
 class BudgetChoice(StrEnum):
@@ -89,32 +89,12 @@ def errors_in_one_line() -> Iterator[None]:
     try:
         _run_facade()
         yield
-    # transformers raises an ImportError where quantized weights need a backend that is not installed, and a
-    # RuntimeError where shapes differ; memory that is used up is one too
-    except (HfpruneError, ValueError, OSError, ImportError, RuntimeError) as error:
+    except MISTAKES as error:
         # these end a command that has said everything
         if isinstance(error, typer.Exit | typer.Abort) or os.environ.get("HFPRUNE_TRACEBACK") == "1":
             raise
         typer.echo(f"hfprune: {one_line(error)}", err=True)
         raise typer.Exit(1) from None
-
-
-def one_line(error: BaseException) -> str:
-    r"""The message of an error; those of other libraries come with line breaks and indentation.
-
-    >>> one_line(OSError("no such file.\n    Look elsewhere."))
-    'no such file. Look elsewhere.'
-
-    Args:
-        error: The error.
-
-    Returns:
-        Its text.
-    """
-    # ours list one problem a line where there are several
-    if isinstance(error, HfpruneError):
-        return str(error)
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _run_facade() -> None:

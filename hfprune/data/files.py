@@ -164,7 +164,7 @@ def _check_options(file: str, loader: str, *, separator: str | None, encoding: s
 
 def _not_decoded(file: str, encoding: str, error: UnicodeDecodeError) -> ValueError:
     return ValueError(
-        f"{file!r} is not in {encoding}: byte {error.object[error.start]:#04x} at {error.start:,} is none. "
+        f"{file!r} is not in {encoding}: the byte {error.object[error.start]:#04x} in it is none. "
         "Say how it is encoded, such as --encoding latin-1 or cp1252 (encoding in Python)."
     )
 
