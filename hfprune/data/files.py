@@ -109,6 +109,11 @@ def read_file(
         _check_decodes(path, encoding or "utf-8")
     elif kind == ".csv" and separator is None:
         _check_commas(path, encoding or "utf-8")
+    return _load(loader, file, split, _options_of(loader, kind, documents, separator, encoding))
+
+
+def _options_of(loader: str, kind: str, documents: bool, separator: str | None, encoding: str | None) -> dict[str, Any]:
+    """The options of a loader of `datasets` for a file of some kind."""
     options: dict[str, Any] = {}
     if loader == "csv":
         options["sep"] = _unescaped(separator) or ("\t" if kind == ".tsv" else ",")
@@ -116,7 +121,7 @@ def read_file(
         options["sample_by"] = "document" if documents else "line"
     if encoding is not None:
         options["encoding"] = encoding
-    return _load(loader, file, split, options)
+    return options
 
 
 def _load(loader: str, file: str, split: str, options: dict[str, Any]) -> Dataset:
