@@ -26,7 +26,10 @@ def test_a_txt_file_is_one_document_and_other_files_have_one_a_row(tmp_path):
 
 def test_windows_are_whole():
     texts = DatasetDict(train=Dataset.from_dict({"text": tiny_texts(20)["text"]}))
-    windows = pack(texts, tiny_tokenizer(), max_length=8, whole=True)["train"]["input_ids"][:]
+    tokenizer = tiny_tokenizer()
+    # every row would begin with it
+    tokenizer.bos_token = None
+    windows = pack(texts, tokenizer, max_length=8, whole=True)["train"]["input_ids"][:]
     whole = [token for text in texts["train"]["text"] for token in tiny_tokenizer()(text)["input_ids"]]
     assert {len(row) for row in windows} == {8}
     assert [token for row in windows for token in row] == whole[: 8 * (len(whole) // 8)]

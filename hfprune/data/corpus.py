@@ -19,6 +19,7 @@ from hfprune.structure.devices import input_device
 from hfprune.structure.examples import check_length
 from hfprune.structure.running import frozen
 from hfprune.structure.store import digest_of
+from hfprune.structure.windows import added_bos, windows_of
 
 # The State of the Union addresses are split by their year: all of test are later than all of train.
 _FIRST_YEAR = 1790
@@ -155,19 +156,23 @@ def pack(
 ) -> DatasetDict:
     """Tokenize all texts and put them one after the other into rows of `max_length` tokens.
 
+    Where the tokenizer puts BOS, the token that begins texts, in front of every text, every row begins with it too, as
+    every text did that the model was trained on.
+
     Args:
         data: Splits with a text column; empty texts are skipped.
         tokenizer: The model's tokenizer; each text keeps its special tokens.
         text_column: The column with the text.
-        max_length: Tokens in a row. Every 1,000 texts are packed together, and their last tokens make a shorter row. It
-            is dropped if it has less than half as many.
+        max_length: Tokens in a row, BOS included. Every 1,000 texts are packed together, and their last tokens make a
+            shorter row. It is dropped if it has less than half as many.
         whole: Always drop shorter rows: all rows have `max_length` tokens.
 
     Returns:
         The same splits with `input_ids` only.
 
     Raises:
-        ValueError: A split has too little text for half a row, or with `whole` for one; or `max_length` is below 1.
+        ValueError: A split has too little text for half a row, or with `whole` for one; or `max_length` is below 1, or
+            below 2 where a row begins with BOS.
 
     Examples:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -182,6 +187,7 @@ def pack(
     if max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}: it is the number of tokens in a row.")
     shortest = max_length if whole else max_length / 2
+    bos = added_bos(tokenizer)
 
     def encode(rows: Mapping[str, list[Any]]) -> dict[str, Any]:
         texts = [text for text in rows[text_column] if text and text.strip()]
@@ -190,12 +196,8 @@ def pack(
         if texts:
             for text_ids in tokenizer(texts, verbose=False)["input_ids"]:
                 ids.extend(text_ids)
-        windows: list[list[int]] = []
-        for start in range(0, len(ids), max_length):
-            window = ids[start : start + max_length]
-            if len(window) >= shortest:
-                windows.append(window)
-        return {"input_ids": windows}
+        windows = windows_of(ids, max_length, bos=bos)
+        return {"input_ids": [window for window in windows if len(window) >= shortest]}
 
     # Selected first, as splits may have different other columns, which `map` could not remove.
     selected = data.select_columns([text_column])

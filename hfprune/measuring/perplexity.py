@@ -14,6 +14,7 @@ from hfprune.showing.progress import tracked
 from hfprune.structure.devices import check_tokens, input_device
 from hfprune.structure.examples import check_length
 from hfprune.structure.running import frozen
+from hfprune.structure.windows import added_bos
 
 #: exp of more than about 709 is too large for a float, and `math.exp` raises an error for it.
 _LARGEST_EXPONENT = 700
@@ -28,9 +29,10 @@ class Perplexity:
         nll: Mean negative log-likelihood of a token, in nats.
         tokens: Number of predicted tokens.
         window: Tokens that the model sees at a time.
-        stride: Tokens from the start of one window to the start of the next.
+        stride: Tokens of the text from the start of one window to the start of the next.
         tokenizer: Name of the tokenizer, or its class, and its size. Perplexities under different tokenizers cannot be
             compared.
+        bos: The token that every window begins with, as the tokenizer puts it in front of every text; None: none.
     """
 
     perplexity: float
@@ -39,11 +41,13 @@ class Perplexity:
     window: int
     stride: int
     tokenizer: str
+    bos: str | None = None
 
     def __str__(self) -> str:
+        front = f", {self.bos} in front of each" if self.bos else ""
         return (
             f"perplexity {self.perplexity:.2f} over {self.tokens:,} tokens of {self.tokenizer} (windows of "
-            f"{self.window}, stride {self.stride})"
+            f"{self.window}, stride {self.stride}{front})"
         )
 
 
@@ -73,13 +77,16 @@ def perplexity(
     A text is read in windows, each `stride` tokens after the one before. Every token is predicted once, in the first
     window that reaches it, so with a stride below the window it has at least window − stride tokens before it, if the
     text has. The first token of a text is not predicted, and with stride = window neither is the first of any window.
+    Where the tokenizer puts BOS, the token that begins texts, in front of every text, every window begins with it: it
+    takes one of the window's tokens, and all tokens of the text are predicted.
 
     Args:
         model: A causal language model, dense or pruned. It is left as it was.
         tokenizer: Its tokenizer.
         texts: Texts, or lists of token ids (the `input_ids` of windows that were packed). Empty texts are skipped.
-        window: Tokens that the model sees at a time.
-        stride: Tokens from the start of one window to the start of the next; by default as many as in the window.
+        window: Tokens that the model sees at a time, BOS included.
+        stride: Tokens of the text from the start of one window to the start of the next; by default, and at most, as
+            many as there are in the window.
         batch_size: Windows in a batch. Logits take batch_size × window × vocabulary numbers.
 
     Returns:
@@ -107,9 +114,16 @@ def perplexity(
     if isinstance(texts, str):
         raise ValueError("perplexity takes a list of texts, got one text: write [text].")
     ids_by_text = _token_ids(tokenizer, texts)
+    bos = added_bos(tokenizer)
+    if bos is not None:
+        # BOS takes one place of the window, and a larger stride would leave a token out
+        stride = min(stride, window - 1)
     windows: list[_Window] = []
     for ids in ids_by_text:
-        windows.extend(_windows(ids, window, stride))
+        if bos is None:
+            windows.extend(_windows(ids, window, stride))
+        else:
+            windows.extend(_windows_behind(bos, ids, window, stride))
     if not windows:
         raise ValueError(f"none of the {len(texts)} texts has two tokens: there is nothing to predict.")
     check_length(model, _longest(windows), option="window")
@@ -122,6 +136,7 @@ def perplexity(
         window=window,
         stride=stride,
         tokenizer=tokenizer_name(tokenizer),
+        bos=None if bos is None else str(tokenizer.bos_token),
     )
 
 
@@ -161,6 +176,20 @@ def _windows(ids: Sequence[int], window: int, stride: int) -> Iterator[_Window]:
             yield _Window(window_ids, predicted)
         reached = end
         if reached == len(ids):
+            return
+
+
+def _windows_behind(bos: int, ids: Sequence[int], window: int, stride: int) -> Iterator[_Window]:
+    """The windows of one text, in order, each with BOS in front."""
+    text = ids[1:] if list(ids[:1]) == [bos] else ids
+    # Tokens up to here are predicted. With BOS in front, the first one is predicted too.
+    reached = 0
+    for start in range(0, len(text), stride):
+        stretch = text[start : start + window - 1]
+        end = start + len(stretch)
+        yield _Window([bos, *stretch], end - reached)
+        reached = end
+        if reached == len(text):
             return
 
 

@@ -81,7 +81,8 @@ class _Merges:
             merged = symbols[place] + symbols[place + 1][len(self.prefix) :]
             symbols[place : place + 2] = [merged]
             needed.add(merged)
-        return needed.intersection(self.vocabulary)
+        # an intersection with a dict would go through all of its tokens, for every token that is asked
+        return {part for part in needed if part in self.vocabulary}
 
     def _characters(self, token: str) -> list[str]:
         """The symbols that BPE starts from: characters, with the marks of the inside and of the end of a word."""

@@ -117,7 +117,8 @@ class Vocabulary:
             if token in tokens:
                 continue
             # A token comes with the tokens that form it, or not at all.
-            added = self._chain(token) - tokens.keys()
+            # one by one: a difference from the keys would go through all that are kept, for every token
+            added = {part for part in self._chain(token) if part not in tokens}
             have_rows = all(self.ids[part] < rows for part in added)
             if have_rows and len(added) <= free:
                 for part in added:

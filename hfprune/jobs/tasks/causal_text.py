@@ -44,8 +44,9 @@ class CausalTextArguments(DataArguments):
 def causal_language_modelling(model: ModelArguments, data: CausalTextArguments, *, seed: int) -> Task:
     """Load text and pack it into windows of `max_length` tokens. Every token of a window but the first is predicted.
 
-    The perplexity equals that of `hfprune.perplexity` with window = stride = `max_length`. Splits that the data lacks
-    are cut from the windows of train. With `self_generated` the dense model writes the windows of train.
+    Where the tokenizer puts BOS, the token that begins texts, in front of every text, every window begins with it.
+    The perplexity equals that of `hfprune.perplexity` of these windows, with window = `max_length`. Splits that the
+    data lacks are cut from the windows of train. With `self_generated` the dense model writes the windows of train.
 
     Args:
         model: The model.
