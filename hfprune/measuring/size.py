@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, UnitCost, anatomy_of
 from hfprune.structure.batches import Batch
+from hfprune.structure.devices import input_embeddings
 from hfprune.structure.examples import check_length, example_inputs
 from hfprune.structure.running import frozen
 from hfprune.structure.specs import AttentionUnit
@@ -168,6 +170,9 @@ def example_batch(model: PreTrainedModel, batch_size: int, sequence_length: int)
     """A batch of one repeated token, without padding, for measures that do not depend on the values."""
     # The first ids of most vocabularies are special tokens, such as the padding, which some models treat otherwise.
     ordinary_token = 5
+    embeddings = input_embeddings(model)
+    if isinstance(embeddings, nn.Embedding):
+        ordinary_token = min(ordinary_token, embeddings.num_embeddings - 1)
     ids = torch.full((batch_size, sequence_length), ordinary_token, dtype=torch.long, device="cpu")
     return example_inputs(model, ids)
 

@@ -14,7 +14,7 @@ from hfprune.measuring.size import size_of
 from hfprune.planning import sparsities
 from hfprune.planning.allocation import get_allocator
 from hfprune.planning.schedule import ROUND_KEEPS, TRAINED_ROUND_KEEPS
-from hfprune.pruning.steps import check_target, cut, plan_units, unit_cost_of, zero_scores
+from hfprune.pruning.steps import check_plan, check_target, cut, plan_units, unit_cost_of, zero_scores
 from hfprune.publishing.record import record_of
 from hfprune.reconstruction.reconstruct import repair_model
 from hfprune.scoring import CalibrationData, Collator, calibration_batches, score, scorers_in
@@ -25,6 +25,7 @@ from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import check_in_one_place
 from hfprune.structure.examples import check_length
 from hfprune.structure.modeling_pruned import PrunedModel
+from hfprune.structure.running import outside_inference_mode
 from hfprune.structure.wrapping import inner, unwrapped
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ Step = float | dict[str, float]
 Recover = Callable[[PreTrainedModel, PreTrainedModel], object]
 
 
+@outside_inference_mode
 def prune(
     model: PreTrainedModel,
     data: CalibrationData,
@@ -256,6 +258,7 @@ def batches_for(
         batch_tokens=config.calibration_batch_tokens,
         seed=config.seed,
         collator=collator,
+        needs_labels=any(scorer.labels == "data" for scorer in scorers_in(config.scorer)[0]),
     )
 
 
@@ -301,8 +304,7 @@ def _checked_steps(
             f"sparsity of prune is a mapping from patterns of block names to fractions, got {sparsity!r}. One "
             "number for the whole model goes into PruningConfig(sparsity=...)."
         )
-    # a plan from scores of zero raises the errors that the plan of a round would raise
-    plan_units(anatomy, zero_scores(anatomy, config), config, sparsity)
+    check_plan(anatomy, config, sparsity)
     return _steps_by_pattern(config, sparsity, keeps=keeps)
 
 

@@ -18,7 +18,9 @@ from hfprune.scoring import Scores
 from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, UnitCost, anatomy_of, model_of
 from hfprune.structure.architectures import base_model_type
 from hfprune.structure.blocks import check_attention_unit
-from hfprune.structure.surgery import keep_units
+from hfprune.structure.running import outside_inference_mode
+from hfprune.structure.stock import stock_config
+from hfprune.structure.surgery import keep_units, pruned_class_for
 
 
 @overload
@@ -182,6 +184,7 @@ def _limit(cost: int, sparsity: float) -> int:
     return int(share_kept * cost + Fraction(1, 1_000_000))
 
 
+@outside_inference_mode
 def apply_plan(model: ModelOrAnatomy, plan: PruningPlan) -> PreTrainedModel:
     """Make a smaller model, with only the units that the plan keeps.
 
@@ -338,9 +341,34 @@ def check_target(anatomy: Anatomy, config: PruningConfig) -> float:
             f"the model has {start:.1%} of its dense {config.budget} removed already, and sparsity={config.sparsity:g} "
             "asks for no more than that. Sparsity always counts from the dense model: ask for a higher one."
         )
-    # a plan from scores of zero raises the errors that the later plan would raise
-    plan_units(anatomy, zero_scores(anatomy, config), config, config.sparsity)
+    check_plan(anatomy, config, config.sparsity)
     return start
+
+
+def check_plan(anatomy: Anatomy, config: PruningConfig, sparsity: float | Mapping[str, float]) -> None:
+    """Raise what a plan and its surgery would raise, as far as that does not depend on scores.
+
+    Args:
+        anatomy: The anatomy of the model.
+        config: The config.
+        sparsity: As for `plan_units`.
+
+    Raises:
+        BudgetError: As for `plan`.
+        PlanMismatchError: As for `plan`.
+        UnsupportedArchitectureError: The smaller model could not be built, nor loaded again: its class is neither one
+            of transformers' nor registered, and the stock config cannot say the widths.
+        ValueError: As for `plan`.
+    """
+    # a plan from scores of zero raises the errors that the later plan would raise
+    plan = plan_units(anatomy, zero_scores(anatomy, config), config, sparsity)
+    counts = [len(plan.kept[block.name]) for block in anatomy.blocks]
+    is_sayable = stock_config(anatomy.model.config, anatomy.blocks, counts) is not None
+    for block, count in zip(anatomy.blocks, counts, strict=True):
+        if count not in (block.units, *block.portable_units):
+            is_sayable = False
+    if not is_sayable:
+        pruned_class_for(anatomy.model)
 
 
 def no_scores(model: ModelOrAnatomy, config: PruningConfig) -> Scores:

@@ -22,7 +22,7 @@ from hfprune.showing.progress import Progress, progress
 from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, anatomy_of
 from hfprune.structure.batches import Batch, count_samples, token_mask
 from hfprune.structure.blocks import Block, check_in_one_place, features_of
-from hfprune.structure.running import frozen
+from hfprune.structure.running import frozen, outside_inference_mode
 from hfprune.structure.store import Store
 
 #: The ridges to try, as multiples of the mean of the Gram matrix's diagonal.
@@ -39,6 +39,7 @@ Uses = dict[str, Tensor]
 Write = Callable[[Mapping[str, Tensor]], None]
 
 
+@outside_inference_mode
 def reconstruct(
     pruned: ModelOrAnatomy,
     dense: ModelOrAnatomy,

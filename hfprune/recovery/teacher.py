@@ -16,6 +16,8 @@ from hfprune.recovery.columns import TEACHER_LOGITS, TEMPERATURE, TOP_IDS, TOP_L
 from hfprune.recovery.finite import check_finite_teacher
 from hfprune.recovery.forward import with_decoder_inputs
 from hfprune.scoring.calibration import Collator, check_batch, collate
+from hfprune.scoring.checks import all_empty, warn_of_empty
+from hfprune.scoring.rows import is_empty
 from hfprune.structure.batches import LABELS, Batch
 from hfprune.structure.examples import has_decoder
 from hfprune.structure.predictions import predictions_of
@@ -83,6 +85,7 @@ def add_teacher_logits(
     reads_labels = has_decoder(teacher) and "labels" in data.column_names
     if reads_labels:
         names.append("labels")
+    data = _with_tokens(data)
     # without any such column the rows stay as they are, and `check_batch` says what is missing
     collated = _collated_samples(data.select_columns(names) if names else data, collator)
 
@@ -103,6 +106,18 @@ def add_teacher_logits(
             desc="Teacher logits",
             new_fingerprint=Hasher.hash((data._fingerprint, digest_of(teacher), top_k, temperature, collated)),
         )
+
+
+def _with_tokens(data: Dataset) -> Dataset:
+    """The rows that have a token: of the others, a teacher has nothing to say."""
+    if "input_ids" not in data.column_names:
+        return data
+    columns = data.select_columns([name for name in ("input_ids", "attention_mask") if name in data.column_names])
+    kept = [index for index, row in enumerate(columns) if not is_empty(row)]
+    if not kept:
+        raise all_empty(len(data))
+    warn_of_empty(len(data) - len(kept))
+    return data if len(kept) == len(data) else data.select(kept)
 
 
 def _rows_of(columns: Mapping[str, Sequence[Any]], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,34 +1,55 @@
 """Calibration batches: a fixed number of samples from the user's data, drawn by a seed."""
 
 import hashlib
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, default_data_collator
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from transformers import PreTrainedModel
 
 from hfprune.errors import CalibrationError
-from hfprune.structure.batches import LABELS, Batch, count_samples, refuse_head_mask, token_mask
-from hfprune.structure.devices import check_tokens, plain_tensors
+from hfprune.scoring.checks import (
+    all_empty,
+    check_batch,
+    check_batches,
+    check_decoder_inputs,
+    rows_of,
+    slice_samples,
+    warn_of_empty,
+    with_tokens,
+    without_empty,
+)
+from hfprune.scoring.rows import Batching, Collator, Row, batches_of_rows, collate, is_from_datasets, is_row, too_small
+from hfprune.structure.batches import Batch, count_samples, token_mask
+from hfprune.structure.devices import plain_tensors
+from hfprune.structure.running import outside_inference_mode
 from hfprune.structure.store import sha256_of
-from hfprune.structure.wrapping import argument_names, unwrapped
+from hfprune.structure.wrapping import unwrapped
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    import datasets
 
-#: What scoring accepts as data.
-CalibrationData: TypeAlias = "Dataset | DataLoader[Any] | Sequence[Batch]"
-#: A row of a data set.
-Row: TypeAlias = dict[str, Any]
-#: Makes a batch from a list of rows.
-Collator: TypeAlias = Callable[[list[dict[str, Any]]], Batch]
-#: Columns of labels that collators of transformers rename to `labels`.
-_LABEL_COLUMNS = ("label", "label_ids")
+__all__ = [
+    "CalibrationData",
+    "Collator",
+    "Row",
+    "calibration_batches",
+    "check_batch",
+    "check_batches",
+    "collate",
+    "describe",
+    "digest_of_batches",
+    "total_samples",
+]
+
+#: What scoring accepts as data: what `Trainer` accepts, and batches.
+CalibrationData: TypeAlias = (
+    "datasets.Dataset | datasets.IterableDataset | Dataset[Any] | DataLoader[Any] | Sequence[Mapping[str, Any]]"
+)
 
 
+@outside_inference_mode
 def calibration_batches(
     data: CalibrationData,
     model: PreTrainedModel,
@@ -38,26 +59,32 @@ def calibration_batches(
     batch_tokens: int = 512,
     seed: int = 0,
     collator: Collator | None = None,
+    needs_labels: bool = False,
 ) -> list[Batch]:
     """Draw a fixed number of samples and put them into batches.
 
     Args:
-        data: A tokenized `datasets.Dataset`, a DataLoader, or a list of batches (dicts of tensors).
+        data: What `Trainer` takes: a tokenized `datasets.Dataset`, one with a transform, any data set of PyTorch, or a
+            list of samples; or a DataLoader, or a list of batches (dicts of tensors). Of a data set that can only be
+            gone through, the first samples are taken.
         model: The model that will get the batches; columns that its `forward` does not take are left out.
-        samples: The number of samples to draw. A list of batches is used as a whole, whatever this number is.
-        batch_size: The most samples in a batch, for a Dataset.
-        batch_tokens: The most tokens in a batch, padding included, for a Dataset. A longer sample is alone in its
+        samples: The number of samples to draw. A list of batches is used as a whole, whatever this number is. Samples
+            without any token are left out, with a warning that says how many.
+        batch_size: The most samples in a batch, for a data set.
+        batch_tokens: The most tokens in a batch, padding included, for a data set. A longer sample is alone in its
             batch. This bounds the memory of scoring, while a GPU is used better with more tokens. Scores depend on it
             only through what is drawn at random.
-        seed: Chooses the samples of a Dataset.
-        collator: Makes a batch from a list of rows, for a Dataset. None: `transformers.default_data_collator`, which
-            does not pad.
+        seed: Chooses the samples of a data set.
+        collator: Makes a batch from a list of samples, for a data set. None: `transformers.default_data_collator`,
+            which does not pad. One that calls a processor gets all columns, if the model takes none of them.
+        needs_labels: Whether labels that no batch can be made of (texts, None, lists of different lengths) are an
+            error. Without it they are left out, with a warning.
 
     Returns:
-        The batches, on the CPU. Those of a Dataset go from the shortest samples to the longest.
+        The batches, on the CPU. Those of a data set go from the shortest samples to the longest.
 
     Raises:
-        CalibrationError: The data is empty, too small, not tokenized, or of an unknown kind.
+        CalibrationError: The data is empty, too small, not tokenized, or of an unknown kind, or a batch cannot be used.
 
     Examples:
         >>> from hfprune.scoring import calibration_batches
@@ -71,198 +98,78 @@ def calibration_batches(
             f"samples, batch_size and batch_tokens must be at least 1, got {samples}, {batch_size} and {batch_tokens}."
         )
     model = unwrapped(model)
-    needed_samples = samples
-    if _is_dataset(data):
-        # the format of the data set may make tensors
-        with plain_tensors():
-            rows = _drawn_rows(data, model, samples, seed)
-        batches = _collated(rows, batch_size, batch_tokens, collator or default_data_collator)
-    elif isinstance(data, DataLoader):
-        with plain_tensors():
-            batches = _first_batches(data, model, samples)
-    elif isinstance(data, Sequence) and not isinstance(data, str):
-        batches = list(data)
-        needed_samples = 1
+    how = Batching(
+        samples=samples,
+        batch_size=batch_size,
+        batch_tokens=batch_tokens,
+        seed=seed,
+        collator=collator,
+        needs_labels=needs_labels,
+    )
+    if isinstance(data, DataLoader):
+        batches = _first_batches(data, model, how)
+    elif _has_rows(data, model):
+        batches = [check_batch(batch, model, needs_labels=needs_labels) for batch in batches_of_rows(data, model, how)]
+        batches = without_empty(batches)
     else:
-        raise CalibrationError(
-            f"calibration data is a datasets.Dataset, a DataLoader or a list of batches, not {type(data).__name__}."
-        )
-    batches = [check_batch(batch, model) for batch in batches]
-    drawn_samples = total_samples(batches)
-    if drawn_samples < needed_samples:
-        raise _too_small(drawn_samples, needed_samples)
+        given: Sequence[Any] = data  # type: ignore[assignment]
+        batches = without_empty([check_batch(batch, model, needs_labels=needs_labels) for batch in given])
+    if not batches:
+        raise too_small(0, samples)
+    check_decoder_inputs(batches, model)
     return batches
 
 
-def _is_dataset(data: object) -> "TypeGuard[Dataset]":
-    """Whether data is a `datasets.Dataset`; `import hfprune` comes by here, and must not import that package."""
-    # whoever has such an object has imported the package
-    package = sys.modules.get("datasets")
-    return package is not None and isinstance(data, package.Dataset)
-
-
-def _too_small(available: int, needed: int) -> CalibrationError:
-    if available == 0:
-        return CalibrationError("the calibration data is empty: scoring needs at least one sample.")
-    return CalibrationError(
-        f"calibration needs {needed} samples, the data has {available}. "
-        f"Pass more data, or set calibration_samples={available} (fewer than about 100 make noisy scores)."
+def _has_rows(data: Any, model: PreTrainedModel) -> bool:
+    """Whether data is of rows, which need a collator, and not of batches."""
+    if isinstance(data, Sequence) and not isinstance(data, str):
+        return len(data) > 0 and is_row(data[0], model)
+    if isinstance(data, Mapping):
+        raise CalibrationError(
+            f"calibration data is one data set, not a {type(data).__name__} of {', '.join(map(str, data))}. Choose a "
+            "split (data['train']), or put a batch into a list: [batch]."
+        )
+    has_numbers = hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str)
+    if has_numbers or isinstance(data, IterableDataset) or is_from_datasets(data, "IterableDataset"):
+        return True
+    raise CalibrationError(
+        "calibration data is a data set (datasets.Dataset, torch.utils.data.Dataset, a list of samples), a DataLoader "
+        f"or a list of batches, not {type(data).__name__}."
     )
 
 
-def _drawn_rows(data: "Dataset", model: PreTrainedModel, samples: int, seed: int) -> list[Row]:
-    """Rows chosen by the seed, from the shortest to the longest, with only the columns that the model takes."""
-    if len(data) < samples:
-        raise _too_small(len(data), samples)
-    usable = {*argument_names(model), *_LABEL_COLUMNS}
-    rows = data.remove_columns([name for name in data.column_names if name not in usable])
-    if not {*rows.column_names} - {*LABELS, *_LABEL_COLUMNS}:
-        raise CalibrationError(
-            f"no column of the data set but labels is an argument of {type(model).__name__}.forward: it has "
-            f"{', '.join(data.column_names)}. Tokenize it first: dataset.map(lambda row: tokenizer(row['text'], "
-            "truncation=True))."
-        )
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(rows), dtype=torch.long, device="cpu", generator=generator)[:samples].tolist()
-    # samples do not affect each other, so sorting by length changes no score and needs the least padding
-    return sorted(rows.select(order), key=_length)
-
-
-def _length(row: Row) -> int:
-    """The tokens of a sample; of a multiple choice, the tokens of all its choices together. At least 1."""
-    ids = row.get("input_ids", ())
-    # a sample without text, such as a picture, counts as one token
-    if len(ids) == 0:
-        return 1
-    has_choices = isinstance(ids[0], list) or getattr(ids[0], "ndim", 0) > 0
-    if has_choices:
-        return sum(len(choice) for choice in ids) or 1
-    return len(ids)
-
-
-def _collated(rows: list[Row], batch_size: int, batch_tokens: int, collator: Collator) -> list[Batch]:
-    """Batches of consecutive rows, which must be sorted by length."""
-    groups: list[list[Row]] = [[]]
-    for row in rows:
-        is_full = len(groups[-1]) == batch_size
-        # the new row is the longest so far, and the others are padded to its length
-        padded_tokens = (len(groups[-1]) + 1) * _length(row)
-        if is_full or (groups[-1] and padded_tokens > batch_tokens):
-            groups.append([])
-        groups[-1].append(row)
-    return [collate(group, collator) for group in groups]
-
-
-def collate(rows: list[Row], collator: Collator) -> Batch:
-    """Make a batch from rows.
-
-    Args:
-        rows: The rows.
-        collator: Makes the batch.
-
-    Returns:
-        The batch.
-
-    Raises:
-        CalibrationError: The collator failed.
-    """
-    try:
-        with plain_tensors():
-            return collator(rows)
-    except ValueError as error:
-        advice = ""
-        if collator is default_data_collator:
-            advice = " Rows of different lengths need padding: pass collator=DataCollatorWithPadding(tokenizer)."
-        raise CalibrationError(f"the collator could not make a batch: {error}{advice}") from error
-
-
-def _first_batches(loader: Iterable[Batch], model: PreTrainedModel, samples: int) -> list[Batch]:
+def _first_batches(loader: Iterable[Batch], model: PreTrainedModel, how: Batching) -> list[Batch]:
     """The first batches of a loader, up to a number of samples; the last batch is shortened to fit."""
     batches: list[Batch] = []
-    missing = samples
-    for batch in loader:
-        batch = check_batch(batch, model)
-        if count_samples(batch) > missing:
-            batch = _shortened(batch, missing)
-        batches.append(dict(batch))
-        missing -= count_samples(batch)
-        if missing <= 0:
-            break
+    missing = how.samples
+    empty = 0
+    with plain_tensors():
+        for batch in loader:
+            batch, empty_here = with_tokens(check_batch(batch, model, needs_labels=how.needs_labels))
+            empty += empty_here
+            if not rows_of(batch):
+                continue
+            if count_samples(batch) > missing:
+                batch = _shortened(batch, missing)
+            batches.append(batch)
+            missing -= count_samples(batch)
+            if missing <= 0:
+                break
+    # data that is large enough but for what is empty is used, and a warning says what was empty
+    if missing > empty:
+        raise too_small(how.samples - missing, how.samples)
+    if not batches:
+        raise all_empty(empty)
+    warn_of_empty(empty)
     return batches
 
 
 def _shortened(batch: Batch, samples: int) -> Batch:
     """The first samples of a batch. The choices of a question stay together, so there may be a few more."""
-    rows = next(len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim)
+    rows = rows_of(batch)
     # rounded up
     kept_rows = -(-samples * rows // count_samples(batch))
-    shortened = {}
-    for name, value in batch.items():
-        has_rows = isinstance(value, Tensor) and value.ndim
-        shortened[name] = value[:kept_rows] if has_rows else value
-    return shortened
-
-
-def check_batches(batches: Sequence[Batch], model: PreTrainedModel, *, taker: str) -> list[Batch]:
-    """`check_batch` for every batch of a list.
-
-    Args:
-        batches: At least one batch.
-        model: The model.
-        taker: The name of the function that was called with the batches, for the message.
-
-    Returns:
-        For each batch, the arguments of the model.
-
-    Raises:
-        CalibrationError: It is no list or is empty, or a batch cannot be used.
-    """
-    if not isinstance(batches, Sequence) or not batches:
-        raise CalibrationError(
-            f"{taker} takes a list of at least one batch; calibration_batches makes one of a data set or DataLoader."
-        )
-    return [check_batch(batch, model) for batch in batches]
-
-
-def check_batch(batch: Batch, model: PreTrainedModel) -> Batch:
-    """The arguments of the model in a batch, without all entries that its `forward` does not take.
-
-    Args:
-        batch: A dict of tensors.
-        model: The model.
-
-    Returns:
-        The arguments.
-
-    Raises:
-        CalibrationError: It is not a dict, or holds no tensor that the model takes.
-        ValueError: `head_mask` is in it, or token ids that the model has no embedding for.
-    """
-    if not isinstance(batch, Mapping):
-        raise CalibrationError(f"a batch must be a dict of tensors, got {type(batch).__name__}.")
-    refuse_head_mask(batch)
-    names = argument_names(model)
-    arguments = {name: value for name, value in batch.items() if name in names}
-    _check_tensors(arguments, batch, model)
-    ids = arguments.get("input_ids")
-    if isinstance(ids, Tensor) and ids.numel():
-        check_tokens(model, int(ids.max()))
-    return arguments
-
-
-def _check_tensors(arguments: Batch, batch: Batch, model: PreTrainedModel) -> None:
-    """Refuse arguments that are lists, and a batch with nothing but labels."""
-    lists = [name for name, value in arguments.items() if isinstance(value, list)]
-    if lists:
-        raise CalibrationError(
-            f"{', '.join(lists)} in a batch is a list, not a tensor. Give the DataLoader a collate_fn that makes "
-            "tensors, such as DataCollatorWithPadding(tokenizer), or call dataset.set_format('torch')."
-        )
-    if not any(isinstance(value, Tensor) for name, value in arguments.items() if name not in LABELS):
-        raise CalibrationError(
-            f"a batch has no tensor beside labels that {type(model).__name__}.forward takes; its keys are "
-            f"{', '.join(batch)}."
-        )
+    return slice_samples(batch, range(kept_rows))
 
 
 def total_samples(batches: Sequence[Batch]) -> int:

@@ -9,14 +9,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfprune.distributed import from_main_process
+from hfprune.errors import CalibrationError
 from hfprune.scoring.calibration import check_batches, total_samples
+from hfprune.scoring.label_checks import labelled_batches
 from hfprune.scoring.registry import Scorer, ScoringRun, get_scorer, get_statistic
 from hfprune.scoring.scores import Scores
 from hfprune.structure.anatomy import ModelOrAnatomy, anatomy_of, model_of
 from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import Block
 from hfprune.structure.devices import check_can_run
-from hfprune.structure.running import recomputed
+from hfprune.structure.running import outside_inference_mode, recomputed
 from hfprune.structure.specs import AttentionUnit
 from hfprune.structure.wrapping import unwrapped
 
@@ -80,6 +82,7 @@ def one_shot_form(scorer: str) -> str:
     return scorers[0].one_shot
 
 
+@outside_inference_mode
 def score(
     model: ModelOrAnatomy,
     batches: Sequence[Batch],
@@ -137,7 +140,10 @@ def score(
     """
     entries, rule = scorers_in(scorer)
     # before the model is read, which takes seconds if its type is not in the table
-    batches = check_batches(batches, model_of(model), taker="score")
+    needs_labels = any(entry.labels == "data" for entry in entries)
+    batches = check_batches(batches, model_of(model), taker="score", needs_labels=needs_labels)
+    if needs_labels:
+        batches = labelled_batches(batches, model_of(model))
     anatomy = anatomy_of(model, attention_unit)
     teacher = anatomy.model if teacher is None else unwrapped(teacher)
     check_can_run(anatomy.model)
@@ -168,6 +174,11 @@ def _scores_by(run: ScoringRun) -> dict[str, Tensor]:
     # Gram matrices are large: their pass gives one block after the other, and each goes before the next one comes
     for name, statistics in get_statistic(run.scorer.reads).read(run):
         scores[name] = run.scorer.function(statistics).float()
+    if run.scorer.needs and not any(values.any() for values in scores.values()):
+        raise CalibrationError(
+            f"all scores of {run.scorer.name} are 0: in these batches no unit changes what the scorer measures, so it "
+            "cannot tell which to keep. Look at the labels and masks of the batches, and at the weights of the head."
+        )
     return scores
 
 

@@ -137,8 +137,13 @@ def check_can_run(model: PreTrainedModel) -> None:
         model: The model, in one place, spread over devices or offloaded.
 
     Raises:
-        StructureError: Some of its weights are on `meta`, and no hook loads them.
+        StructureError: Some of its weights are on `meta`, and no hook loads them; or they are inference tensors.
     """
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise StructureError(
+            "the model's weights were made inside torch.inference_mode: no gradient can pass them, and they cannot be "
+            "frozen. Load or build the model outside of it; torch.no_grad would do."
+        )
     loadable = set(offloaded(model))
     lost = []
     for name, parameter in model.named_parameters():

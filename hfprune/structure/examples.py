@@ -1,7 +1,7 @@
 """Example inputs of the right kind and size for any model that hfprune supports."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hfprune.errors import UnsupportedArchitectureError
@@ -155,6 +155,26 @@ def longest_sequence(model: PreTrainedModel) -> int | None:
             # RoBERTa numbers positions from behind the padding, so the rows up to it serve no token.
             longest = module.num_embeddings - module.padding_idx - 1
     return longest
+
+
+def learned_positions(model: PreTrainedModel, *, decoder: bool = False) -> int | None:
+    """How many tokens a model has rows of position embeddings for.
+
+    Args:
+        model: The model.
+        decoder: Whether the tokens are those of the decoder of an encoder-decoder.
+
+    Returns:
+        The number; None where positions are computed, so that a text can be of any length.
+    """
+    for name, module in model.named_modules():
+        leaf = name.rpartition(".")[2]
+        if isinstance(module, nn.Embedding) and ("position" in leaf or leaf == "wpe"):
+            longest = longest_sequence(model)
+            if decoder:
+                return getattr(model.config, "max_target_positions", longest)
+            return longest
+    return None
 
 
 def check_length(model: PreTrainedModel, sequence_length: int, *, option: str = "sequence_length") -> None:

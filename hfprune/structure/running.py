@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -14,9 +15,32 @@ from hfprune.structure.blocks import Block
 from hfprune.structure.devices import input_device
 from hfprune.structure.wrapping import argument_names
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
 
 class ForwardEnded(Exception):  # noqa: N818 (no error)
     """Ends a forward pass early: a hook raises it when the pass has given all that its caller wants."""
+
+
+def outside_inference_mode(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """A function that works as ever inside `torch.inference_mode`, in which no gradient flows.
+
+    Args:
+        function: The function.
+
+    Returns:
+        The same, which leaves that mode for as long as it runs.
+    """
+
+    @wraps(function)
+    def outside(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        if not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        with torch.inference_mode(mode=False):
+            return function(*args, **kwargs)
+
+    return outside
 
 
 @contextmanager

@@ -47,6 +47,7 @@ def correctness(
             # room for samples of 512 tokens, the most that BERT takes, so that `batch_size` alone decides
             batch_tokens=batch_size * 512,
             collator=collator,
+            needs_labels=True,
         )
         all_right: list[bool] = []
         with frozen(model), torch.inference_mode():

@@ -25,7 +25,7 @@ from hfprune.scoring.calibration import digest_of_batches
 from hfprune.showing.progress import tracked
 from hfprune.structure.anatomy import Anatomy, anatomy_of
 from hfprune.structure.batches import Batch
-from hfprune.structure.running import frozen
+from hfprune.structure.running import frozen, outside_inference_mode
 from hfprune.structure.store import sha256_of
 from hfprune.structure.wrapping import unwrapped
 from hfprune.sweeping.curve import Sweep, in_order
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 Evaluate: TypeAlias = Callable[[PreTrainedModel], Any]
 
 
+@outside_inference_mode
 def sweep(
     model: PreTrainedModel,
     data: CalibrationData,

@@ -14,6 +14,7 @@ from hfprune.pruning.prune import Recover, batches_for, check, prune
 from hfprune.scoring import CalibrationData, Collator
 from hfprune.showing.progress import progress
 from hfprune.structure.anatomy import Anatomy, anatomy_of
+from hfprune.structure.running import outside_inference_mode
 from hfprune.structure.wrapping import unwrapped
 from hfprune.sweeping.curve import Sweep, in_order
 from hfprune.sweeping.points import SweepPoint
@@ -22,6 +23,7 @@ from hfprune.sweeping.run import Evaluate, check_samples, earlier_sweep, measure
 logger = logging.getLogger(__name__)
 
 
+@outside_inference_mode
 def prune_within(
     model: PreTrainedModel,
     data: CalibrationData,

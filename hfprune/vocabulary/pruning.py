@@ -10,6 +10,7 @@ from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.record import PruningRecord, record_of
 from hfprune.structure.anatomy import Anatomy, anatomy_of
 from hfprune.structure.examples import longest_sequence
+from hfprune.structure.running import outside_inference_mode
 from hfprune.structure.wrapping import unwrapped
 from hfprune.vocabulary.counting import check_same_tokens, checked_texts, count_tokens, template_frames
 from hfprune.vocabulary.rows import fixed_ids, keep_tokens, named_ids, rows_of
@@ -20,6 +21,7 @@ from hfprune.vocabulary.tokenizer import smaller_tokenizer, tokenizer_data
 _SEQUENCE_LENGTH = 128
 
 
+@outside_inference_mode
 def prune_vocabulary(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

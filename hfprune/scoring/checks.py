@@ -1,0 +1,287 @@
+"""Checks of batches before any of them runs: each mistake by its name, and not as an error from inside a model."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hfprune.errors import CalibrationError
+from hfprune.structure.batches import LABELS, Batch, refuse_head_mask
+from hfprune.structure.devices import check_tokens
+from hfprune.structure.examples import learned_positions
+from hfprune.structure.running import frozen, inputs_of
+from hfprune.structure.wrapping import argument_names, unwrapped
+
+logger = logging.getLogger(__name__)
+#: The dimensions of an argument of a model for a batch; a row of a data set has one less.
+DIMENSIONS = {"input_ids": 2, "input_values": 2, "input_features": 3, "inputs_embeds": 3, "pixel_values": 3}
+#: Arguments with a row for each sample, next to those of `DIMENSIONS`.
+_ROW_BY_ROW = ("attention_mask", "token_type_ids", "decoder_input_ids", "decoder_attention_mask", *LABELS)
+#: Arguments that hold token ids.
+_IDS = ("input_ids", "decoder_input_ids")
+
+
+def check_batches(
+    batches: Sequence[Batch], model: PreTrainedModel, *, taker: str, needs_labels: bool = False
+) -> list[Batch]:
+    """`check_batch` for every batch of a list; samples without any token are left out.
+
+    Args:
+        batches: At least one batch.
+        model: The model.
+        taker: The name of the function that was called with the batches, for the message.
+        needs_labels: Whether labels that cannot be used are refused; else they are left out.
+
+    Returns:
+        For each batch with a token, the arguments of the model.
+
+    Raises:
+        CalibrationError: It is no list or is empty, or a batch cannot be used.
+    """
+    if not isinstance(batches, Sequence) or not batches:
+        raise CalibrationError(
+            f"{taker} takes a list of at least one batch; calibration_batches makes one of a data set or DataLoader."
+        )
+    model = unwrapped(model)
+    checked = without_empty([check_batch(batch, model, needs_labels=needs_labels) for batch in batches])
+    check_decoder_inputs(checked, model)
+    return checked
+
+
+def check_batch(batch: Batch, model: PreTrainedModel, *, needs_labels: bool = False) -> Batch:
+    """The arguments of the model in a batch, without all entries that its `forward` does not take.
+
+    Args:
+        batch: A dict of tensors, or of arrays of NumPy.
+        model: The model.
+        needs_labels: Whether labels that are no tensor are refused; else they are left out.
+
+    Returns:
+        The arguments, as tensors.
+
+    Raises:
+        CalibrationError: It is not a dict, or holds no tensor that the model takes, or tensors of shapes, dtypes or ids
+            that the model cannot take.
+        ValueError: `head_mask` is in it, or token ids that the model has no embedding for.
+    """
+    if not isinstance(batch, Mapping):
+        raise CalibrationError(f"a batch must be a dict of tensors, got {type(batch).__name__}.")
+    refuse_head_mask(batch)
+    names = argument_names(model)
+    arguments = {name: _as_tensor(value) for name, value in batch.items() if name in names and value is not None}
+    if not needs_labels and not model.config.is_encoder_decoder:
+        _leave_out_labels(arguments)
+    _check_tensors(arguments, batch, model)
+    _check_shapes(arguments, model)
+    for name in _IDS:
+        ids = arguments.get(name)
+        if isinstance(ids, Tensor):
+            arguments[name] = _checked_ids(name, ids, model)
+    return arguments
+
+
+def _as_tensor(value: Any) -> Any:
+    """A tensor of an array of NumPy, or of a tensor from `torch.inference_mode`, which no gradient can pass."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return torch.from_numpy(np.ascontiguousarray(value))
+    if isinstance(value, Tensor) and value.is_inference():
+        with torch.inference_mode(mode=False):
+            return value.clone()
+    return value
+
+
+def _leave_out_labels(arguments: Batch) -> None:
+    """Take labels that are no tensor, such as names of classes, out of a batch that is used without labels."""
+    for name in LABELS:
+        if name in arguments and not isinstance(arguments[name], Tensor):
+            kind = type(arguments.pop(name)).__name__
+            logger.warning("%s in a batch is a %s, not a tensor: left out, as no label is needed", name, kind)
+
+
+def _check_tensors(arguments: Batch, batch: Batch, model: PreTrainedModel) -> None:
+    """Refuse arguments that are lists, and a batch with nothing but labels."""
+    lists = [name for name, value in arguments.items() if isinstance(value, list)]
+    if lists:
+        raise CalibrationError(
+            f"{', '.join(lists)} in a batch is a list, not a tensor. Give the DataLoader a collate_fn that makes "
+            "tensors, such as DataCollatorWithPadding(tokenizer), or call dataset.set_format('torch')."
+        )
+    if not any(isinstance(value, Tensor) for name, value in arguments.items() if name not in LABELS):
+        raise CalibrationError(
+            f"a batch has no tensor beside labels that {type(model).__name__}.forward takes; its keys are "
+            f"{', '.join(batch)}."
+        )
+
+
+def _check_shapes(arguments: Batch, model: PreTrainedModel) -> None:
+    """Refuse inputs without a dimension of samples, and arguments that are not of as many samples."""
+    rows: dict[str, int] = {}
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor) or name not in (*DIMENSIONS, *_ROW_BY_ROW):
+            continue
+        least = DIMENSIONS.get(name, 0)
+        if value.ndim < least:
+            raise CalibrationError(
+                f"{name} has the shape {tuple(value.shape)}: one sample without a dimension of samples, where "
+                f"{type(model).__name__} takes {least} dimensions. Write {name}[None] for a batch of one, give the "
+                "DataLoader a batch_size, or pass the samples as a data set or a list."
+            )
+        if value.ndim:
+            rows[name] = len(value)
+    if len(set(rows.values())) > 1:
+        counts = ", ".join(f"{name} of {count}" for name, count in rows.items())
+        raise CalibrationError(
+            f"the arguments of a batch are of different numbers of samples: {counts}. The first dimension of each must "
+            "be the samples; look at the collator."
+        )
+
+
+def _checked_ids(name: str, ids: Tensor, model: PreTrainedModel) -> Tensor:
+    """Token ids as whole numbers, in the vocabulary, and of texts that the model has positions for."""
+    whole = ids.long()
+    if not torch.equal(whole.to(ids.dtype), ids):
+        raise CalibrationError(f"{name} are {ids.dtype} with fractions; token ids are whole numbers.")
+    ids = whole
+    if not ids.numel():
+        return ids
+    check_tokens(model, int(ids.max()))
+    if int(ids.min()) < 0:
+        raise CalibrationError(
+            f"{name} hold {int(ids.min())}, which is no token id. Only labels mark tokens by -100; pad {name} with "
+            "the tokenizer's pad_token_id."
+        )
+    longest = learned_positions(model, decoder=name != "input_ids")
+    if longest is not None and ids.shape[-1] > longest:
+        raise CalibrationError(
+            f"{name} are of {ids.shape[-1]} tokens, and the model has positions for {longest}. Truncate the texts: "
+            f"tokenizer(..., truncation=True, max_length={longest})."
+        )
+    return ids
+
+
+def check_decoder_inputs(batches: Sequence[Batch], model: PreTrainedModel) -> None:
+    """Refuse batches that say nothing of the decoder's tokens, for an encoder-decoder that does not make them itself.
+
+    Args:
+        batches: Batches, checked one by one.
+        model: The model.
+
+    Raises:
+        CalibrationError: The decoder has no inputs.
+    """
+    given = ("labels", "decoder_input_ids", "decoder_inputs_embeds")
+    if not model.config.is_encoder_decoder or any(name in batches[0] for name in given):
+        return
+    first_sample = slice_samples(batches[0], [0])
+    try:
+        with frozen(model), torch.no_grad():
+            model(**inputs_of(model, first_sample, labels=True))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CalibrationError(
+            f"{type(model).__name__} has a decoder, and the batch has only {', '.join(batches[0])}. Pass labels (the "
+            "token ids of the texts that the model shall write, with -100 for padding), from which it makes the "
+            f"decoder's inputs, or decoder_input_ids. The model says: {error}"
+        ) from error
+
+
+def without_empty(batches: Sequence[Batch]) -> list[Batch]:
+    """Batches without samples that have no token: texts without a word, or with a mask of zeros only.
+
+    They show nothing of any unit, and a batch of nothing else stops most models. A warning says how many there were.
+
+    Args:
+        batches: Batches, checked one by one.
+
+    Returns:
+        The batches that have a sample left.
+
+    Raises:
+        CalibrationError: None has.
+    """
+    kept = []
+    empty = 0
+    for batch in batches:
+        batch, empty_here = with_tokens(batch)
+        empty += empty_here
+        if rows_of(batch):
+            kept.append(batch)
+    if batches and not kept:
+        raise all_empty(empty)
+    warn_of_empty(empty)
+    return kept
+
+
+def with_tokens(batch: Batch) -> tuple[Batch, int]:
+    """A batch without samples that have no token, and how many those were."""
+    places = _places_with_tokens(batch)
+    rows = rows_of(batch)
+    if len(places) < rows:
+        batch = slice_samples(batch, places)
+    return batch, rows - len(places)
+
+
+def all_empty(samples: int) -> CalibrationError:
+    """The error for data in which no sample has a token."""
+    return CalibrationError(
+        f"all {samples} samples of the calibration data are empty: they have no token, or an attention_mask of zeros "
+        "only. Pass texts with words in them; look at the tokenizer and the collator."
+    )
+
+
+def warn_of_empty(empty: int) -> None:
+    """Say how many samples were left out, if there were any."""
+    if empty:
+        logger.warning("%d samples without any token were left out", empty)
+
+
+def rows_of(batch: Batch) -> int:
+    """The leading size of the inputs of a batch: its samples, or the questions of a multiple choice."""
+    sizes = [len(value) for name, value in batch.items() if isinstance(value, Tensor) and _is_by_row(name, value)]
+    return sizes[0] if sizes else 0
+
+
+def _is_by_row(name: str, value: Tensor) -> bool:
+    return value.ndim > 0 and name not in ("position_ids", "cache_position")
+
+
+def _places_with_tokens(batch: Batch) -> list[int]:
+    """The places of the samples that have a token."""
+    rows = rows_of(batch)
+    for name in DIMENSIONS:
+        value = batch.get(name)
+        if isinstance(value, Tensor) and not value.numel():
+            return []
+    mask = batch.get("attention_mask")
+    # a mask of pairs of tokens says nothing of single ones
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 3) or len(mask) != rows:
+        return list(range(rows))
+    has_tokens = mask.flatten(1).ne(0).any(1)
+    places: list[int] = has_tokens.nonzero().flatten().tolist()
+    return places
+
+
+def slice_samples(batch: Batch, places: Sequence[int]) -> Batch:
+    """Some samples of a batch.
+
+    Args:
+        batch: The batch.
+        places: Which, in order. The choices of a question stay together.
+
+    Returns:
+        A batch of them; what has no row for each sample stays as it is.
+
+    Examples:
+        >>> slice_samples({"input_ids": torch.tensor([[1], [2], [3]])}, [0, 2])["input_ids"].tolist()
+        [[1], [3]]
+    """
+    rows = rows_of(batch)
+    sliced = dict(batch)
+    for name, value in batch.items():
+        if isinstance(value, Tensor) and value.ndim and len(value) == rows and _is_by_row(name, value):
+            index = torch.tensor(places, dtype=torch.long, device=value.device)
+            sliced[name] = value.index_select(0, index)
+    return sliced
