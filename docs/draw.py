@@ -124,8 +124,9 @@ BY_PROOF = """
 
 For a model type that is not in the table, hfprune proposes blocks from the structure of a layer. It proves them on a
 small random model of the same class and config: gating units must give the same outputs as removing them. Attention
-then keeps at least one head. If the proof fails, hfprune refuses the model, and the error shows its findings and the
-entry to write. `hfprune inspect` says whether a model is supported by the table or by proof.
+then keeps at least one head. A block whose proof fails is left out, with a warning that shows the findings and the
+entry to write; `PruningConfig(all_blocks=True)` refuses the model instead. If no block can be proven, hfprune refuses
+the model. `hfprune inspect` says whether a model is supported by the table or by proof.
 
 A model type of your own is proven in the same way, if its classes are registered with the Auto classes. Import its
 module before you load a checkpoint. `hfprune.load` needs nothing else. The Auto classes know `pruned_<type>` after such

@@ -81,6 +81,8 @@ class PruningConfig:
             removed if the architecture can run without them.
         round_to: Neurons are kept in multiples of this number; 16 or 32 suits most kernels.
         exclude: Shell-style patterns of block names, such as `*.0.attention`: blocks that keep all their units.
+        all_blocks: Refuse a model if hfprune cannot cut all attention and feed-forward blocks of its layers. By default
+            such blocks are left out, with a warning.
         portable: Keep only widths that the stock config can say, so that the result loads without hfprune.
         seed: The seed of all random draws.
 
@@ -127,6 +129,9 @@ class PruningConfig:
     )
     round_to: int = field(default=1, metadata={"help": "Keep neurons in multiples of this."})
     exclude: list[str] = field(default_factory=list, metadata={"help": "Patterns of block names to leave whole."})
+    all_blocks: bool = field(
+        default=False, metadata={"help": "Refuse a model with blocks that cannot be cut, instead of leaving them out."}
+    )
     portable: bool = field(default=False, metadata={"help": "Only widths that the stock config can say."})
     seed: int = field(default=0, metadata={"help": "Seed of everything that pruning draws."})
 

@@ -1,6 +1,7 @@
 """Blocks of model types that the table lacks: proposed from the structure of a layer, and proven."""
 
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import nn
 
 import hfprune
 from hfprune.errors import UnsupportedArchitectureError
-from hfprune.structure import architectures, find_blocks, gated, known_architectures, support_of
+from hfprune.structure import anatomy_of, architectures, find_blocks, gated, known_architectures, support_of
 from hfprune.structure.discovery import discover as discovery
 from hfprune.structure.examples import example_inputs
 from hfprune.structure.modeling_pruned import PrunedModel
@@ -23,9 +24,11 @@ from tests.support.tiny import SIZES, tiny_model
 REFUSED = {
     "bloom": "self_attention.query_key_value -> self_attention.dense",
     "falcon": "self_attention.query_key_value -> self_attention.dense",
+    "mpt": "attn.Wqkv -> attn.out_proj",
     "mpnet": "attention.attn.q, attention.attn.k, attention.attn.v -> attention.attn.o",
     "mt5": "layer.0.SelfAttention.q, layer.0.SelfAttention.k, layer.0.SelfAttention.v -> layer.0.SelfAttention.o",
     "olmo2": "self_attn.q_proj, self_attn.k_proj, self_attn.v_proj -> self_attn.o_proj",
+    "olmo3": "self_attn.q_proj, self_attn.k_proj, self_attn.v_proj -> self_attn.o_proj",
     "t5": "layer.0.SelfAttention.q, layer.0.SelfAttention.k, layer.0.SelfAttention.v -> layer.0.SelfAttention.o",
 }
 #: Attention that reads its number of heads from the config of the whole model: only the rest is found.
@@ -88,16 +91,22 @@ def test_discovery_alone_finds_the_blocks_of_the_table(model_type, without):
 
 
 @pytest.mark.parametrize("model_type", some(REFUSED, {"bloom", "olmo2", "t5"}))
-def test_what_structure_does_not_tell_is_refused_with_the_entry_to_write(model_type, without):
+def test_what_structure_does_not_tell_is_left_out_with_the_entry_to_write(model_type, without, caplog):
     model = tiny_model(model_type, "AutoModel")
     table = find_blocks(model)
     without(model_type)
-    with pytest.raises(UnsupportedArchitectureError, match=f"no architecture entry for model_type '{model_type}'") as e:
-        find_blocks(model)
-    message = str(e.value)
-    assert re.search(re.escape(f"attention ({REFUSED[model_type]}): without some units it does not run"), message)
-    exec(message[message.index("from hfprune") :], {})  # what is proven can be pruned
+    with caplog.at_level(logging.WARNING):
+        found = anatomy_of(model)
+    reason = re.escape(f"attention ({REFUSED[model_type]}): without some units it does not run")
+    assert re.search(reason, found.left_out)
+    assert "not proven, so not pruned: attention" in found.support.entry.note
+    message = next(record.getMessage() for record in caplog.records if "from hfprune" in record.getMessage())
+    assert message.startswith(f"model_type '{model_type}' is not in the table")
+    assert re.search(reason, message)
     ffns = [block for block in table if block.kind == "ffn"]
+    assert [parts(block) for block in found.blocks] == [parts(block) for block in ffns]
+    exec(message[message.index("from hfprune") :], {})  # what is proven can be pruned
+    assert support_of(model).by == "table"
     assert [parts(block) for block in find_blocks(model)] == [parts(block) for block in ffns]
 
 
@@ -174,12 +183,13 @@ class NoHeads(own_model.Layer):
         self.mixer.per_lane = None
 
 
-def test_a_unit_whose_removal_is_not_its_gate_is_refused(monkeypatch):
+def test_a_unit_whose_removal_is_not_its_gate_is_left_out(monkeypatch, caplog):
     monkeypatch.setattr(own_model.OwnModel, "layer_class", NormedLayer)
-    with pytest.raises(UnsupportedArchitectureError, match="removing units is not gating them: outputs differ by") as e:
-        find_blocks(own_model.OwnModel(own_model.OwnConfig(norm="all heads")))
-    message = str(e.value)
-    assert "pile: ffn (open, signal -> close): proven" in message
+    with caplog.at_level(logging.WARNING):
+        found = anatomy_of(own_model.OwnModel(own_model.OwnConfig(norm="all heads")))
+    assert {block.kind for block in found.blocks} == {"ffn"}
+    assert "removing units is not gating them: outputs differ by" in found.left_out
+    message = caplog.text
     assert "# \"attention\": BlockSpec(producers=('mixer.Wq', 'mixer.Wkeys', 'mixer.to_values')" in message
     assert "\"ffn\": BlockSpec(producers=('open', 'signal'), consumer='close'" in message
 

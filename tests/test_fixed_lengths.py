@@ -197,3 +197,10 @@ class TestOneLengthOfTheScripts:
         found = parse(TextArguments, None, [str(file)])
         assert found.pruning.sequence_length == 16
         assert _latency_shape(found.data) == {"batch_size": 32, "sequence_length": 8}
+
+
+@pytest.mark.parametrize("model_type", ["vit", "hubert"])
+def test_a_model_without_weights_is_read_and_not_run(model_type):
+    model = (vit() if model_type == "vit" else untabled_model(model_type)).to("meta")
+    assert len(anatomy_of(model).blocks) == 4
+    assert all(block.tokens is None for block in anatomy_of(model).blocks)

@@ -8,7 +8,7 @@ from typing import overload
 from transformers import PreTrainedModel
 
 from hfprune.config import PruningConfig, check_sparsity
-from hfprune.errors import BudgetError, PlanMismatchError
+from hfprune.errors import BudgetError, PlanMismatchError, UnsupportedArchitectureError
 from hfprune.planning import PruningPlan, TradeOff, allocate, trade_off_curve
 from hfprune.planning.candidates import candidates_of, units_by_pattern
 from hfprune.planning.costs import get_budget
@@ -64,6 +64,7 @@ def plan(
     Raises:
         BudgetError: The sparsity cannot be reached under the constraints.
         PlanMismatchError: The model was pruned by another `attention_unit` than the config's.
+        UnsupportedArchitectureError: Blocks of the model are left out, and the config has `all_blocks`.
         ValueError: A sparsity is not in [0, 1), the allocation is unknown, a pattern matches no block, a list does not
             increase, a mapping is combined with `portable`, or the scores belong to another model or to other units.
 
@@ -117,6 +118,7 @@ def plan_units(
     Raises:
         BudgetError: As for `plan`.
         PlanMismatchError: As for `plan`.
+        UnsupportedArchitectureError: As for `plan`.
         ValueError: As for `plan`.
     """
     if not isinstance(sparsity, Mapping):
@@ -155,6 +157,7 @@ def _plan(
     at_most: Mapping[str, int] | None = None,
 ) -> PruningPlan:
     check_sparsity(sparsity)
+    _check_all_blocks(anatomy, config)
     return allocate(
         anatomy.blocks,
         scores,
@@ -170,6 +173,16 @@ def _plan(
         at_most=at_most,
         seed=config.seed,
     )
+
+
+def _check_all_blocks(anatomy: Anatomy, config: PruningConfig) -> None:
+    """Refuse a model with blocks that are left out, if the config asks for all."""
+    if config.all_blocks and anatomy.left_out:
+        raise UnsupportedArchitectureError(
+            f"all_blocks=True was asked for, and blocks of {type(anatomy.model).__name__} are left out:\n"
+            f"{anatomy.left_out}\nPrune the other blocks (all_blocks=False), or write an entry that handles all "
+            '(CONTRIBUTING.md, "Add an architecture").'
+        )
 
 
 def _limit(cost: int, sparsity: float) -> int:

@@ -24,6 +24,7 @@ from hfprune.publishing.weights import Shapes, stored_shapes
 from hfprune.structure.anatomy import anatomy_of
 from hfprune.structure.blocks import Block
 from hfprune.structure.json_text import read_json
+from hfprune.structure.lengths import with_fixed_lengths
 from hfprune.structure.surgery import skeleton
 
 logger = logging.getLogger(__name__)
@@ -67,9 +68,9 @@ def load_legacy(folder: str | Path, *, sequence_length: int = 128, pickled: bool
     kept = _kept_heads(dense.blocks, pruned_heads)
     small, _ = skeleton(dense.model, kept, blocks=dense.blocks)
     model = _load_weights(small, folder, pickled=pickled)
-    model.pruning_plan = PruningPlan.keep(
-        dense.blocks, kept, model_type=dense.model_type, sequence_length=sequence_length
-    )
+    # how many tokens a picture has shows only where the model runs
+    blocks = with_fixed_lengths(model, dense.blocks)
+    model.pruning_plan = PruningPlan.keep(blocks, kept, model_type=dense.model_type, sequence_length=sequence_length)
     model.pruning_record = _record_of(model, config, type(dense.model).__name__)
     return model
 

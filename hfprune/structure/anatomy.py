@@ -1,8 +1,9 @@
 """Everything that is known of the structure of one model, read once and handed on."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TypeAlias
 
 import torch
@@ -12,10 +13,12 @@ from transformers import PreTrainedModel
 from hfprune.structure.architectures import Support, base_model_type, support_of
 from hfprune.structure.blocks import Block, attention_unit_of, check_attention_unit, sequence_length_of
 from hfprune.structure.lengths import with_fixed_lengths
-from hfprune.structure.reading import heads_in_group, read_blocks
+from hfprune.structure.reading import heads_in_group, left_out_of, read_blocks
+from hfprune.structure.sites import sites_of
 from hfprune.structure.specs import AttentionUnit
 from hfprune.structure.wrapping import unwrapped
 
+logger = logging.getLogger(__name__)
 #: The cost of one unit of a block, in whatever a budget counts.
 UnitCost: TypeAlias = Callable[[Block], int]
 
@@ -33,12 +36,14 @@ class Anatomy:
         support: How it is known where its blocks are: by the table, or by proof.
         attention_unit: What units of attention with shared key/value heads are. `group` too where none are shared.
         blocks: In the order in which they run, encoders first.
+        left_out: Which blocks are left out because hfprune cannot cut them, and why; empty if none is.
     """
 
     model: PreTrainedModel
     support: Support
     attention_unit: AttentionUnit
     blocks: tuple[Block, ...]
+    left_out: str = ""
 
     @property
     def model_type(self) -> str:
@@ -165,14 +170,26 @@ def anatomy_of(model: ModelOrAnatomy, attention_unit: AttentionUnit | None = Non
         return model
     model = unwrapped(model)
     support = support_of(model)
-    blocks = read_blocks(model, support.entry, _present_unit(model, attention_unit))
-    blocks = with_fixed_lengths(model, blocks)
+    unit = _present_unit(model, attention_unit)
+    blocks = with_fixed_lengths(model, read_blocks(model, support.entry, unit))
+    left_out = support.entry.left_out
+    not_handled = left_out_of(sites_of(model, support.entry, unit))
+    if not_handled:
+        left_out = not_handled
+        _warn_once(f"{type(model).__name__}: {left_out} The other blocks can be pruned.")
     return Anatomy(
         model=model,
         support=support,
         attention_unit=attention_unit_of(block.unit for block in blocks),
         blocks=blocks,
+        left_out=left_out,
     )
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """Log a warning, once in a process: a model is read again after every round."""
+    logger.warning(message)
 
 
 def model_of(model: ModelOrAnatomy) -> PreTrainedModel:

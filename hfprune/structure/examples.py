@@ -120,10 +120,11 @@ def _text(model: PreTrainedModel, ids: Tensor) -> Batch:
     if "MultipleChoice" in type(model).__name__:
         # one choice for each sample
         ids = ids[:, None]
-    if model.config.is_encoder_decoder and isinstance(model.config.eos_token_id, int):
+    end = getattr(model.config, "eos_token_id", None)
+    if model.config.is_encoder_decoder and isinstance(end, int):
         # BART and its kin classify at the end-of-text token, and fail without one
         ids = ids.clone()
-        ids[..., -1] = model.config.eos_token_id
+        ids[..., -1] = end
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if has_decoder(model):
         batch["decoder_input_ids"] = ids
@@ -145,10 +146,14 @@ def has_decoder(model: PreTrainedModel) -> bool:
 def longest_sequence(model: PreTrainedModel) -> int | None:
     """How many tokens the model has positions for; None if its config does not say."""
     model = inner(model)
-    said = [getattr(model.config, field, None) for field in _POSITIONS]
+    fields: tuple[str, ...] = _POSITIONS
     # a classifier of sounds may be the encoder of Whisper alone
     if has_decoder(model):
-        said += [getattr(model.config, field, None) for field in _POSITIONS_OF_DECODER]
+        fields += _POSITIONS_OF_DECODER
+    config = model.config
+    # a model made of two models has a config of each
+    parts = [config, getattr(config, "encoder", None), getattr(config, "decoder", None)]
+    said = [getattr(part, name, None) for part in parts for name in fields]
     longest = min((number for number in said if number), default=None)
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hfprune.errors import UnsupportedArchitectureError
+from hfprune.errors import StructureError, UnsupportedArchitectureError
 from hfprune.structure.blocks import Block
+from hfprune.structure.devices import check_can_run
 from hfprune.structure.examples import example_inputs
 from hfprune.structure.running import frozen, without_cache
 
@@ -30,13 +31,18 @@ def with_fixed_lengths(model: PreTrainedModel, blocks: Sequence[Block]) -> tuple
     """Find out which blocks see a fixed number of tokens, by running a model of pictures or sounds on two lengths.
 
     Args:
-        model: The model. A model of texts is not run: its blocks see as many tokens as the text has.
+        model: The model. A model of texts is not run: its blocks see as many tokens as the text has. Nor is a model
+            without weights, which is only read.
         blocks: Its blocks.
 
     Returns:
         The blocks. Those that see equally many tokens in both runs have their `tokens` and `source_tokens`.
     """
     if model.main_input_name == "input_ids":
+        return tuple(blocks)
+    try:
+        check_can_run(model)
+    except StructureError:
         return tuple(blocks)
     try:
         runs = [_tokens_seen(model, blocks, length) for length in _LENGTHS]

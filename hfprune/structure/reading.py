@@ -1,16 +1,16 @@
 """Read the blocks of a model by an entry of the table: every path and size is checked before anything is done."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hfprune.errors import StructureError
+from hfprune.errors import StructureError, UnsupportedArchitectureError
 from hfprune.structure.blocks import Amount, Block, Slice, features_of, is_biased, weight_dimensions
 from hfprune.structure.modeling_pruned import owner_of
 from hfprune.structure.pruned_parts import Emptied
-from hfprune.structure.sites import Site, has_module, sites_of
+from hfprune.structure.sites import Site, sites_of
 from hfprune.structure.specs import Architecture, AttentionUnit, HeadInput, Quantity, Unit
 from hfprune.structure.stock import Sizes, with_portable_units
 
@@ -27,15 +27,19 @@ def read_blocks(
             named `queries` instead of `attention`.
 
     Returns:
-        Two blocks a layer, three where there is cross-attention; fewer where the entry says so.
+        Two blocks a layer, three where there is cross-attention; fewer where the entry says so, and without those that
+        have modules which the entry does not handle.
 
     Raises:
         StructureError: The model does not look as the entry says; all problems are listed together.
+        UnsupportedArchitectureError: All blocks are left out: they have modules that the entry does not handle.
     """
     problems: list[str] = []
     blocks: list[Block] = []
     sayable: dict[Sizes, bool] = {}
-    for site in sites_of(model, entry, attention_unit):
+    sites = list(sites_of(model, entry, attention_unit))
+    taken = [site for site in sites if not site.unsupported]
+    for site in taken:
         reader = _Reader(site)
         block = reader.block()
         problems.extend(reader.problems)
@@ -48,6 +52,10 @@ def read_blocks(
             f"  {listed}\nIf modules were replaced (LoRA, quantization), merge or undo that first; "
             "if transformers changed the model, the entry in hfprune/structure/table needs an update."
         )
+    if sites and not taken:
+        raise UnsupportedArchitectureError(
+            f"{type(model).__name__} has no block that hfprune can cut. {left_out_of(sites)}"
+        )
     if not blocks:
         raise StructureError(
             f"{type(model).__name__} has no layers at {' or '.join(map(repr, entry.stacks))}, where its "
@@ -57,10 +65,28 @@ def read_blocks(
     return tuple(blocks)
 
 
+def left_out_of(sites: Iterable[Site]) -> str:
+    """Which blocks are left out, and why; empty if none is."""
+    layers: dict[tuple[str, str], int] = {}
+    for site in sites:
+        if site.unsupported:
+            reason = (site.name, site.unsupported)
+            layers[reason] = layers.get(reason, 0) + 1
+    sentences = []
+    for (name, module), count in layers.items():
+        sentences.append(f"{name} of {count} layers is left out: hfprune cannot cut {module}.")
+    return " ".join(sentences)
+
+
 def heads_in_group(config: PretrainedConfig) -> int:
     """Query heads for each key/value head, by the config; 1 where it does not say."""
     heads: int = getattr(config, "num_attention_heads", None) or 1
     shared: int = getattr(config, "num_key_value_heads", None) or heads
+    # Falcon has other names
+    if getattr(config, "new_decoder_architecture", False):
+        shared = config.num_kv_heads
+    elif getattr(config, "multi_query", False):
+        shared = 1
     return heads // shared
 
 
@@ -120,7 +146,6 @@ class _Reader:
 
     def block(self) -> Block | None:
         """The block, or None with `problems` filled."""
-        self._refuse_absent()
         consumer = self._projection(self.spec.consumer)
         producers = [self._projection(path) for path in self.spec.producers]
         head_dim = self._head_dim()
@@ -141,11 +166,6 @@ class _Reader:
         if self.spec.head_dim is None:
             return 1
         return self._attribute(self.spec.head_dim)
-
-    def _refuse_absent(self) -> None:
-        for path in self.spec.absent:
-            if has_module(self.site.layer, path):
-                self.problems.append(f"{self.site.inside(path)}: not supported")
 
     def _parts(self, producer: _Projection, columns: int) -> tuple[int, ...]:
         """The sizes of the parts that a producer stacks."""
@@ -168,8 +188,7 @@ class _Reader:
     ) -> _Layout | None:
         """What the units are; None where sizes do not fit."""
         columns = consumer.inputs
-        smallest = min(min(sizes) for sizes in parts)
-        units = smallest // (head_dim * self.spec.interleaved)
+        units = self._count_units(columns, parts, head_dim)
         is_removed = columns == 0 and not any(sum(sizes) for sizes in parts)
         if not is_removed:
             for producer, sizes in zip(producers, parts, strict=True):
@@ -203,6 +222,14 @@ class _Reader:
             },
         )
 
+    def _count_units(self, columns: int, parts: Sequence[tuple[int, ...]], head_dim: int) -> int:
+        """How many neurons, heads or groups of heads there are: as many as there are neurons, keys or values."""
+        if self.spec.interleaved > 1:
+            # what is behind the queries of a group: a key and a value
+            others = self.spec.interleaved - 1
+            return (parts[0][0] - columns) // (others * head_dim)
+        return min(min(sizes) for sizes in parts) // head_dim
+
     def _unit(self) -> Unit:
         if self.spec.of_neurons:
             return "neuron"
@@ -224,7 +251,7 @@ class _Reader:
 
     def _rows_of_removed(self, parts: Sequence[tuple[int, ...]], width: int, head_dim: int) -> list[tuple[int, ...]]:
         """Rows of one unit of such a block: the first part is the query's, the others have one head each."""
-        first = width * self.spec.interleaved
+        first = width + (self.spec.interleaved - 1) * head_dim
         rows = []
         for number, sizes in enumerate(parts):
             own = [head_dim] * len(sizes)
@@ -247,9 +274,13 @@ class _Reader:
         weights = layout.width * consumer.outputs
         biases = 0
         source_weights = 0
+        position_weights = 0
         for producer, rows in zip(layout.producers, layout.rows, strict=True):
             weights += sum(rows) * producer.inputs
-            source_weights += self._source_rows(producer, rows) * producer.inputs
+            if producer.path in spec.of_positions:
+                position_weights += sum(rows) * producer.inputs
+            else:
+                source_weights += self._source_rows(producer, rows, layout.width) * producer.inputs
             if producer.biased:
                 biases += sum(rows)
         heads = 0
@@ -278,10 +309,10 @@ class _Reader:
             residual_sum=site.inside_if_any(spec.residual_sum),
             bypass=site.inside_if_any(spec.bypass or None),
             unit_params=weights + biases,
-            unit_token_macs=site.uses * weights,
+            unit_token_macs=site.uses * (weights - position_weights),
             unit_pair_macs=site.uses * pair_macs,
             unit_source_macs=site.uses * source_weights,
-            unit_cache_bytes=site.uses * self._cached_features(layout.rows) * self._itemsize(consumer),
+            unit_cache_bytes=site.uses * self._cached_features(layout) * self._itemsize(consumer),
             portable_units=(layout.units,),
         )
 
@@ -314,21 +345,25 @@ class _Reader:
                 inputs.append((self.site.inside(path), argument, where))
         return tuple(inputs)
 
-    def _cached_features(self, rows: Sequence[Sequence[int]]) -> int:
+    def _cached_features(self, layout: _Layout) -> int:
         """Features of key and value of one unit, of the rows that make it; 0 without a cache."""
         if self.spec.of_neurons or not self.site.cached:
             return 0
-        query = rows[0][0] // self.spec.interleaved
-        return sum(sum(parts) for parts in rows) - query
+        by_head = self.spec.cached_by_head
+        if by_head is not None:
+            owner, attribute = owner_of(self.site.layer, by_head)
+            if getattr(owner, attribute):
+                return 2 * layout.width
+        return sum(sum(parts) for parts in layout.rows) - layout.width
 
-    def _source_rows(self, producer: _Projection, rows: Sequence[int]) -> int:
+    def _source_rows(self, producer: _Projection, rows: Sequence[int], query: int) -> int:
         """Rows of one unit in a producer that make its key or value."""
         if self.spec.of_neurons:
             return 0
         if producer.path != self.spec.producers[0]:
             return sum(rows)
         # the first projection makes the query, and the others too where they are stacked in one
-        return sum(rows) - rows[0] // self.spec.interleaved
+        return sum(rows) - query
 
     def _itemsize(self, consumer: _Projection) -> int:
         """Bytes of one number of the block's weights; of the model's where the block has none left."""

@@ -39,6 +39,12 @@ class Site:
     cached: bool
     by_query: bool
 
+    @property
+    def unsupported(self) -> str:
+        """The first module of the layer that the entry does not handle; empty if there is none."""
+        names = {name for name, _ in self.layer.named_modules()}
+        return next((path for path in self.spec.absent if path in names), "")
+
     def inside(self, path: str) -> str:
         """A path in the layer, from the base model; the layer's own for an empty path."""
         return f"{self.path}.{path}".rstrip(".")

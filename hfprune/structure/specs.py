@@ -48,8 +48,8 @@ class BlockSpec:
         consumer: The projection whose input columns read them.
         fused: How many parts each producer stacks along its output: 3 for a query-key-value projection. The first part
             has as many features as the consumer reads; the other parts are of one size.
-        interleaved: How many head widths one head has in a row in each producer: 3 if the rows of query, key and value
-            stand head by head.
+        interleaved: How many kinds of head stand in a row in each producer: 3 if the rows of query, key and value stand
+            head by head. Where heads share a key and a value, the row has the queries of all of them, then the two.
         head_dim: Attribute that holds the width of one head; None if a unit is a neuron.
         sizes: Attributes of modules that must follow the number of units, and what each counts.
         config_fields: Fields of the stock config that set this block's size for all layers at once, and what each
@@ -58,7 +58,11 @@ class BlockSpec:
         residual_sum: The module that reads the sum of the consumer's output and the residual stream, before any
             normalisation. Empty if that sum is the output of the layer. None if no module reads it: reconstruction
             then aims at the consumer's own output.
-        absent: Modules that the entry does not handle: a model that has one of them is refused.
+        absent: Modules that the entry does not handle: the block of a layer that has one of them is left out.
+        of_positions: Producers that read no tokens, but embeddings of positions, so that their multiply-adds do not
+            follow the length of a sequence.
+        cached_by_head: Attribute that says whether the key/value cache holds key and value once for every query head,
+            also where heads share them. None: once for those that share them.
         bypass: The module that is left out of the pass if the block has lost all its units, because it cannot run
             without any. It takes the hidden states as its first argument and returns a tuple. The consumer reads the
             first item of that tuple, or is itself inside the module. None for a module that runs without units.
@@ -77,6 +81,8 @@ class BlockSpec:
     residual_sum: str | None = None
     bypass: str | None = None
     absent: tuple[str, ...] = ()
+    of_positions: tuple[str, ...] = ()
+    cached_by_head: str | None = None
 
     @property
     def of_neurons(self) -> bool:
@@ -108,11 +114,14 @@ class Architecture:
             encoder-decoder.
         runs: For models that share layers, the config field that says how often the outermost list runs in one pass.
         note: Which parts of the model are not pruned, and why, in a few words.
+        left_out: Which blocks are not here although the layers have their projections, and why: what discovery could
+            not prove.
     """
 
     stacks: Mapping[str, Layer]
     runs: str = ""
     note: str = ""
+    left_out: str = ""
 
 
 def specs_of(layer: Layer) -> dict[str, tuple[BlockSpec, ...]]:

@@ -11,13 +11,13 @@ from hfprune.errors import UnsupportedArchitectureError
 from hfprune.structure import find_blocks, gated, support_of
 from hfprune.structure.examples import example_inputs
 from tests.support.plans import as_gates, uneven_plan
-from tests.support.tiny import _BART, _BERT, _COMMON, _GROUPED, _T5, SIZES
+from tests.support.tiny import _BART, _BERT, _COMMON, _GROUPED, _LOCAL, _T5, SIZES, VOCABULARY
 
 _GPT = {**_COMMON, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 40}
 _NAMES = {
-    "decoders": """apertus arcee biogpt bitnet cohere2 cwm diffllama doge ernie4_5 exaone4 flex_olmo glm glm4 gpt_oss
-        granitemoe helium hunyuan_v1_dense jais2 jamba lfm2 ministral ministral3 nanochat nemotron olmo olmo3 olmoe
-        persimmon phimoe seed_oss vaultgemma""",
+    "decoders": """apertus arcee biogpt bitnet cohere2 cwm diffllama doge ernie4_5 exaone4 flex_olmo gemma4_text glm
+        glm4 gpt_oss granitemoe helium hunyuan_v1_dense jais2 jamba lfm2 ministral ministral3 nanochat nemotron olmo
+        olmoe persimmon phimoe seed_oss vaultgemma""",
     "encoders": """bert-generation big_bird canine convbert deberta fnet jina_embeddings_v3 longformer markuplm
         megatron-bert mobilebert modernbert-decoder mra nystromformer rembert roformer splinter tapas yoso""",
     "pictures": """aimv2_vision_model beit chinese_clip_vision_model clip_vision_model data2vec-vision deit dinov2
@@ -41,6 +41,7 @@ BY_PROOF: dict[str, dict] = {
     **{name: _SIZES[kind] for kind, names in _NAMES.items() for name in names.split()},
     "codegen": {**_GPT, "rotary_dim": 4},
     "esm": {**_BERT, "mask_token_id": 4, "position_embedding_type": "rotary"},
+    "gemma4_text": {**_GROUPED, **_LOCAL, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY},
     "gptj": {**_GPT, "rotary_dim": 4},
     "xglm": {**_COMMON, "d_model": 32, "ffn_dim": 40, "num_layers": 2, "attention_heads": 4},
     "xmod": {**_BERT, "languages": ["en_XX"], "default_language": "en_XX"},

@@ -92,7 +92,9 @@ SIZES: dict[str, dict] = {
     "mpnet": _BERT,
     "mt5": {**_T5, "feed_forward_proj": "gated-gelu"},
     "nomic_bert": _BERT,
+    "mpt": {**_COMMON, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 160},
     "olmo2": _GROUPED,
+    "olmo3": {**_GROUPED, "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]},
     "opt": {
         **_COMMON,
         "hidden_size": 32,
@@ -134,7 +136,9 @@ DECODERS = (
     "llama",
     "mistral",
     "mixtral",
+    "mpt",
     "olmo2",
+    "olmo3",
     "opt",
     "phi",
     "phi3",
@@ -147,13 +151,13 @@ DECODERS = (
 )
 ENCODER_DECODERS = ("bart", "marian", "mbart", "mt5", "pegasus", "t5", "whisper")
 #: Types whose entry has no attention, and those that have nothing else.
-FFN_ONLY = ("olmo2",)
+FFN_ONLY = ("olmo2", "olmo3")
 ATTENTION_ONLY = ("mixtral", "qwen3_moe")
 #: Types whose attention cannot run without heads; nor can that of decoders of encoder-decoders.
 KEEPS_ATTENTION = ("albert", "bloom", "gpt2", "modernbert", "mt5", "t5")
 
 #: Types that transformers has no sdpa attention for.
-EAGER_ONLY = ("bloom", "deberta-v2", "gemma2", "gpt_neo", "mpnet")
+EAGER_ONLY = ("bloom", "deberta-v2", "gemma2", "gpt_neo", "mpnet", "mpt")
 
 
 def has_head(model_type: str, head: str) -> bool:

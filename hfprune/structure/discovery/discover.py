@@ -108,20 +108,36 @@ class _Report:
                 del self.unclaimed[path]
 
     def entry(self) -> Architecture:
-        """The entry of all blocks, with a note of the projections that are in none."""
+        """The entry of all proven blocks, with a note of the other ones and of the projections that are in none."""
         stacks: dict[str, dict[str, tuple[BlockSpec, ...]]] = {}
+        not_proven: list[Finding] = []
         for finding in self.findings:
-            stacks.setdefault(finding.stack, {})[finding.name] = finding.specs
+            if finding.problem:
+                not_proven.append(finding)
+            else:
+                stacks.setdefault(finding.stack, {})[finding.name] = finding.specs
         unclaimed: set[str] = set()
         for names in self.unclaimed.values():
             unclaimed.update(names)
-        note = ""
+        notes = []
         if unclaimed:
-            note = f"not recognised, so not pruned: {', '.join(sorted(unclaimed))}"
-        return Architecture(stacks=stacks, runs=self.runs, note=note)
+            notes.append(f"not recognised, so not pruned: {', '.join(sorted(unclaimed))}")
+        if not_proven:
+            places = [f"{finding.name} of {finding.stack}" for finding in not_proven]
+            notes.append(f"not proven, so not pruned: {', '.join(places)}")
+        left_out = "\n".join(f"  {finding}" for finding in not_proven)
+        return Architecture(stacks=stacks, runs=self.runs, note="; ".join(notes), left_out=left_out)
+
+    def advice(self) -> str:
+        """What to do about blocks that are not proven: the entry to write, as far as it is known."""
+        return (
+            "Write the entry: correct what failed, or leave it out to prune the rest (CONTRIBUTING.md, "
+            '"Add an architecture"). As far as it is known:\n\n'
+            f"{entry_text(self.model_type, self.findings, self.unclaimed)}"
+        )
 
     def refusal(self, failure: str = "") -> UnsupportedArchitectureError:
-        """The error for a model whose blocks could not all be proven.
+        """The error for a model of which no block could be proven.
 
         Args:
             failure: What failed besides the findings; empty if the findings say all.
@@ -136,9 +152,7 @@ class _Report:
         class_name = base_class(type(self.model)).__name__
         return UnsupportedArchitectureError(
             f"no architecture entry for model_type {self.model_type!r}, and none could be proven from the structure of "
-            f"{class_name}:\n{listed}\nWrite the entry: correct what failed, or leave it out to prune "
-            'the rest (CONTRIBUTING.md, "Add an architecture"). As far as it is known:\n\n'
-            f"{entry_text(self.model_type, self.findings, self.unclaimed)}"
+            f"{class_name}:\n{listed}\n{self.advice()}"
         )
 
 
@@ -172,18 +186,21 @@ def _discover(model: PreTrainedModel, model_type: str) -> Architecture:
         raise report.refusal(
             "no list of layers of one kind was found that holds the projections of attention or of a feed-forward"
         )
-    if any(finding.problem for finding in report.findings):
+    if all(finding.problem for finding in report.findings):
         raise report.refusal()
     entry = report.entry()
     # every block was proven alone so far, and blocks may still depend on each other's sizes
     problem = prover.problem(entry)
     if problem:
         raise report.refusal(f"all blocks together: {problem}")
-    _log(model_type, entry)
+    _log(report, entry)
     return entry
 
 
-def _log(model_type: str, entry: Architecture) -> None:
-    """Say that the blocks were found by proof: a warning where parts of the model are not recognised."""
+def _log(report: _Report, entry: Architecture) -> None:
+    """Say that the blocks were found by proof: a warning where parts of the model are left out."""
     level = logging.WARNING if entry.note else logging.INFO
-    logger.log(level, "model_type %r is not in the table; its blocks were found by proof. %s", model_type, entry.note)
+    message = f"model_type {report.model_type!r} is not in the table; its blocks were found by proof. {entry.note}"
+    if entry.left_out:
+        message += f"\n{entry.left_out}\n{report.advice()}"
+    logger.log(level, "%s", message)

@@ -169,12 +169,26 @@ class Prover:
             problem = self.problem(candidate.entry())
             if not problem:
                 return self._completed(candidate).finding()
-            failed.append(candidate.finding(problem))
+            failed.append(candidate.finding(problem + self._own_parameters(stack, specs)))
         # an entry whose pruned model runs is nearer to the truth than one that fails, so its problem says more
         for finding in failed:
             if finding.problem.startswith(_NOT_ITS_GATE):
                 return finding
         return failed[0]
+
+    def _own_parameters(self, stack: str, specs: Sequence[BlockSpec]) -> str:
+        """A remark on parameters beside the projections of attention, such as one number for every head."""
+        holder, _, _ = specs[0].consumer.rpartition(".")
+        try:
+            first_layer = self.twin.base_model.get_submodule(f"{stack}.0")
+            module = first_layer.get_submodule(holder)
+        except AttributeError:
+            # layers in lists inside of lists, or of different kinds
+            return ""
+        names = [name for name, _ in module.named_parameters(recurse=False)]
+        if specs[0].of_neurons or not holder or not names:
+            return ""
+        return f"; {holder} has parameters of its own, which hfprune cannot cut: {', '.join(names)}"
 
     def _completed(self, candidate: _Candidate) -> _Candidate:
         """A proven entry with the fields of the stock config, and with the place that reconstruction aims at."""

@@ -74,18 +74,25 @@ _OPT = Architecture(
 # it together.
 NO_SUM = changed(LLAMA, attention={"residual_sum": None}, ffn={"residual_sum": None})
 
-_COHERE = changed(NO_SUM, attention={"absent": ("self_attn.q_norm",)})  # a norm for every head
+# A norm for every head (`use_qk_norm`) is not cut: only the feed-forward units can go then.
+_COHERE = replace(
+    changed(NO_SUM, attention={"absent": ("self_attn.q_norm",)}),
+    note="with `use_qk_norm` the feed-forward only: each head has a norm of its own",
+)
 
-_STABLELM = changed(
-    LLAMA,
-    attention={
-        "absent": ("self_attn.q_layernorm",),  # a norm for every head
-        "sizes": {
-            "self_attn.num_heads": "heads",
-            "self_attn.num_key_value_heads": "units",
-            "self_attn.num_key_value_groups": "group",
+_STABLELM = replace(
+    changed(
+        LLAMA,
+        attention={
+            "absent": ("self_attn.q_layernorm",),
+            "sizes": {
+                "self_attn.num_heads": "heads",
+                "self_attn.num_key_value_heads": "units",
+                "self_attn.num_key_value_groups": "group",
+            },
         },
-    },
+    ),
+    note="with `qk_layernorm` the feed-forward only: each head has a norm of its own",
 )
 
 _STARCODER2 = changed(LLAMA, ffn={"producers": ("mlp.c_fc",), "consumer": "mlp.c_proj", "sizes": {}})
@@ -123,6 +130,24 @@ _PHI3 = Architecture(
 
 # It normalises over all heads together: only the feed-forward units can go.
 _OLMO2 = replace(NO_SUM, stacks={"layers": {"ffn": NO_SUM.stacks["layers"]["ffn"]}})
+
+_MPT = Architecture(
+    stacks={
+        "blocks": {
+            "attention": BlockSpec(
+                producers=("attn.Wqkv",),
+                consumer="attn.out_proj",
+                fused=3,
+                residual_sum="norm_2",
+                bypass="attn",
+                head_dim="attn.head_dim",
+                sizes={"attn.n_heads": "heads"},
+                head_inputs={"attn": {"position_bias": HeadInput(dimension=0)}},
+            ),
+            "ffn": BlockSpec(producers=("ffn.up_proj",), consumer="ffn.down_proj", residual_sum=""),
+        }
+    },
+)
 
 _GPT_NEO = Architecture(
     stacks={
@@ -182,7 +207,8 @@ _BLOOM = Architecture(
     note="attention keeps a head: its module adds the residual stream",
 )
 
-# Falcon's first layout: a key and a value for every head. The others are refused: their sizes do not fit.
+# A key and a value stand behind every head, behind the heads of every group (the new decoder architecture), or behind
+# all heads (multi-query: one unit).
 _FALCON = Architecture(
     stacks={
         "h": {
@@ -193,6 +219,7 @@ _FALCON = Architecture(
                 bypass="self_attention",
                 head_dim="self_attention.head_dim",
                 sizes={"self_attention.num_heads": "heads", "self_attention.num_kv_heads": "units"},
+                cached_by_head="self_attention.new_decoder_architecture",
                 head_inputs={
                     "self_attention": {"alibi": HeadInput(dimension=1), "attention_mask": HeadInput(dimension=1)}
                 },
@@ -204,6 +231,7 @@ _FALCON = Architecture(
             ),
         }
     },
+    note="multi-query attention is one unit: all its heads share a key and a value",
 )
 
 _MIXTURE = replace(
@@ -227,7 +255,9 @@ DECODERS: dict[str, Architecture] = {
     "llama": LLAMA,
     "mistral": LLAMA,
     "mixtral": _MIXTURE,
+    "mpt": _MPT,
     "olmo2": _OLMO2,
+    "olmo3": _OLMO2,
     "opt": _OPT,
     "phi": _PHI,
     "phi3": _PHI3,

@@ -1,6 +1,8 @@
 """Encoders of text."""
 
-from hfprune.structure.specs import Architecture, BlockSpec, HeadInput, changed
+from dataclasses import replace
+
+from hfprune.structure.specs import Architecture, BlockSpec, HeadInput, changed, specs_of
 from hfprune.structure.table.decoders import LLAMA
 
 _BERT = Architecture(
@@ -94,13 +96,29 @@ _MODERNBERT = Architecture(
     },
 )
 
-# Positions have projections of their own unless they share those of the contents, as in all published models. MACs of
-# the products with positions are not in the costs of a head.
-_DEBERTA_V2 = changed(
-    _BERT,
-    attention={
-        "absent": ("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
-        "producers": ("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
+
+def _deberta_attention(*of_positions: str) -> BlockSpec:
+    """Positions have projections of their own unless they share those of the contents (`share_att_key`).
+
+    MACs of the products with positions are not in the costs of a head.
+    """
+    contents = ("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj")
+    (attention,) = specs_of(_BERT.stacks["encoder.layer"])["attention"]
+    return replace(attention, producers=(*contents, *of_positions), of_positions=of_positions)
+
+
+_DEBERTA_V2 = Architecture(
+    stacks={
+        "encoder.layer": {
+            **_BERT.stacks["encoder.layer"],
+            # the first whose projections a layer has: contents to positions, positions to contents, or both
+            "attention": (
+                _deberta_attention("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
+                _deberta_attention("attention.self.pos_key_proj"),
+                _deberta_attention("attention.self.pos_query_proj"),
+                _deberta_attention(),
+            ),
+        }
     },
 )
 
