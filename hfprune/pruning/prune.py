@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -110,6 +111,7 @@ def prune(
         encoder.layer.1.attention: 3 of 4
         encoder.layer.1.ffn: 16 of 32
     """
+    began = time.perf_counter()
     config = config or PruningConfig()
     model = unwrapped(model)
     _check_before_reading(model, config)
@@ -156,7 +158,8 @@ def prune(
     pruned = small.model
     # recover may have left it in training mode
     pruned.train(model.training)
-    pruned.pruning_record = record_of(dense, before, small, asked, rounds, describe(batches))
+    record = record_of(dense, before, small, asked, rounds, describe(batches))
+    pruned.pruning_record = replace(record, seconds=round(time.perf_counter() - began, 3))
     return pruned
 
 

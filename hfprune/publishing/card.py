@@ -42,6 +42,14 @@ logger = logging.getLogger(__name__)
 _FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
 #: Locations that may stand inside the quotes of the card's code; any other could end them.
 _QUOTABLE_LOCATION = re.compile(r"[\w. -]+(/[\w.-]+)?", re.ASCII)
+#: Names of folders that say nothing about the model in them: those that scripts and `Trainer` give, and the stand-in.
+_PLAIN_NAME = re.compile(r"model|pruned|dense|output|\d+|((last-)?checkpoint(-\d+)?)|PATH")
+#: Tasks of the Hub whose pipeline takes pruned classes; transformers 5 has no pipeline for questions any more.
+_PIPELINES = frozenset(
+    {"text-classification", "token-classification", "fill-mask", "text-generation", "image-classification"}
+)
+#: What a pipeline needs beside the weights: the settings of a tokenizer, or of a processor of pictures.
+_PROCESSORS = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 #: How the card calls the published model at each stage.
 _PUBLISHED = {"pruned": "pruned", "recovered": "pruned and recovered"}
 
@@ -81,7 +89,14 @@ def write_card(model: PreTrainedModel, folder: Path, *, location: str) -> None:
     else:
         logger.info("The card has no pictures: pip install matplotlib")
     portable = not isinstance(model, PrunedModel)
-    text = draw_card(model.pruning_record, model.pruning_plan, portable=portable, location=location, pictures=pictures)
+    text = draw_card(
+        model.pruning_record,
+        model.pruning_plan,
+        portable=portable,
+        location=location,
+        pictures=pictures,
+        has_processor=_has_processor(folder),
+    )
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -100,11 +115,24 @@ def card_of(folder: Path, *, location: str) -> str:
     # only a checkpoint that plain transformers cannot load brings its loader
     portable = not (folder / "modeling_pruned.py").is_file()
     pictures = "" if (folder / KEPT_UNITS).is_file() else None
-    return draw_card(record, plan, portable=portable, location=location, pictures=pictures)
+    return draw_card(
+        record, plan, portable=portable, location=location, pictures=pictures, has_processor=_has_processor(folder)
+    )
+
+
+def _has_processor(folder: Path) -> bool:
+    """Whether a checkpoint brings its tokenizer or processor."""
+    return any((folder / name).is_file() for name in _PROCESSORS)
 
 
 def draw_card(
-    record: PruningRecord, plan: PruningPlan, *, portable: bool, location: str, pictures: str | None = None
+    record: PruningRecord,
+    plan: PruningPlan,
+    *,
+    portable: bool,
+    location: str,
+    pictures: str | None = None,
+    has_processor: bool = True,
 ) -> str:
     """The card as text.
 
@@ -115,13 +143,14 @@ def draw_card(
         location: The folder or repository that the card's code loads the model from. Where its name has characters
             that code cannot quote, the card says PATH instead.
         pictures: The path before the names of the pictures, such as `pictures/`; None if there are no pictures.
+        has_processor: Whether the checkpoint brings its tokenizer or processor, which a pipeline needs.
 
     Returns:
         Markdown with a YAML head.
     """
     if not _QUOTABLE_LOCATION.fullmatch(location):
         location = "PATH"
-    name = location.rpartition("/")[2]
+    name = _title(record, location)
     task, auto_class = task_of(record.model_class)
     stage = _published_stage(record)
     # a card of vocabulary pruning alone would otherwise say that 0.0 % of the units were removed
@@ -139,12 +168,26 @@ def draw_card(
         location=location,
         portable=portable,
         auto_class=auto_class,
+        pipeline=task if has_processor and task in _PIPELINES else None,
         published=_PUBLISHED[stage],
         rows=_rows(record, stage),
         pictures=picture_names,
         pictures_path=pictures,
         versions=", ".join(f"{package} {version}" for package, version in record.versions.items()),
     )
+
+
+def _title(record: PruningRecord, location: str) -> str:
+    """The name of the published model: that of its folder or repository, or else of what it was cut from.
+
+    >>> record = PruningRecord(base_model="google/bert", model_class="BertModel", config={}, plan_digest="")
+    >>> _title(record, "me/small-bert"), _title(record, "model")
+    ('small-bert', 'bert')
+    """
+    name = location.rpartition("/")[2]
+    if not _PLAIN_NAME.fullmatch(name):
+        return name
+    return record.base_model.rpartition("/")[2] or record.model_class
 
 
 def _published_stage(record: PruningRecord) -> str:

@@ -18,7 +18,7 @@ from hfprune.publishing.probe import PROBE_FILE, Probe
 from hfprune.publishing.record import PruningRecord, blocks_of
 from hfprune.publishing.replacement import draft_for, entries_of, finish_interrupted, put
 from hfprune.publishing.saveable import check_draft, check_saveable, untied_state
-from hfprune.publishing.verification import check_digests, check_loadable, model_class, sha256
+from hfprune.publishing.verification import check_digests, check_loadable, model_class, remember_checked, sha256
 from hfprune.structure.modeling_pruned import (
     FORMAT_VERSION,
     HUB_ARGUMENTS,
@@ -94,6 +94,8 @@ def save(
         _write(model, draft, tokenizer, path.name)
         check_draft(draft, path, model)
         put(draft, path, overwrite=overwrite)
+    # its outputs for the probe were computed here a moment ago
+    remember_checked(path)
     return path
 
 

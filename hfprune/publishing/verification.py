@@ -207,12 +207,21 @@ def verify(folder: str | Path) -> list[str]:
         problem = _probe_problem(folder)
         if problem is not None:
             return [problem]
+    remember_checked(folder)
+    return []
+
+
+def remember_checked(folder: Path) -> None:
+    """Note that a checkpoint computes, on this machine, what its author saw: `verify` found so, or it was saved here.
+
+    Args:
+        folder: The checkpoint's folder.
+    """
     # a home that cannot be written to is no problem of the checkpoint
     with suppress(OSError):
         mark = _mark_of(folder)
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
-    return []
 
 
 def what_was_checked(folder: Path) -> str:
