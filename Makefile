@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup data demo test test-all docs notebooks contract lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery benchmark-memory benchmark-language-models model-cards clean
+.PHONY: help setup data demo test test-all lowest docs notebooks contract lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery benchmark-memory benchmark-language-models model-cards clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -46,6 +46,14 @@ test: setup ## lint, types, docstrings and all tests (those marked slow apart), 
 
 test-all: setup ## every test, the slow ones too
 	$(PYTEST)
+
+# What a user may have who has what pyproject.toml asks for and nothing newer. Warnings of old versions are no errors.
+LOWEST := .venv-lowest/bin
+lowest: ## the lowest versions that pyproject.toml allows, in .venv-lowest, and the tests that need no more than these
+	test -x $(LOWEST)/uv || { $(PYTHON) -m venv .venv-lowest && $(LOWEST)/pip install --quiet uv; }
+	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct -e ".[lora,plot]" pytest
+	OMP_NUM_THREADS=1 $(LOWEST)/python -m pytest -o filterwarnings=default tests/test_command_start.py tests/test_data.py \
+		tests/test_metrics.py tests/test_checkpoint.py tests/test_scripts.py::TestCommand
 
 docs: setup ## the site, in runs/site: a broken link, a missing name or a page outside the menu fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -90,4 +98,4 @@ model-cards: setup data ## do the runs of model_cards/ again: about an hour on 2
 		$(BIN)/python model_cards/publish.py $$card || exit 1; done
 
 clean: ## remove the environment and everything that runs wrote
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-lowest runs
