@@ -58,7 +58,8 @@ source archive lacks `tests/__init__.py`).""",
     "lm-eval": (
         "lm-eval",
         """Tasks that lm-eval ships, on local rows. They are `arc_easy`, `hellaswag`, `sciq`, `triviaqa` and `wikitext`,
-which ask a model in every way that there is. A test passes when the model in memory and the saved folder give the same numbers.
+which ask a model in every way that there is. A test passes when the model in memory and the saved folder give the same
+numbers.
 
 `make suite-lm-eval` needs no source.""",
     ),
