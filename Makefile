@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup data demo test test-all lowest docs notebooks contract lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery benchmark-memory benchmark-language-models model-cards clean
+.PHONY: help setup data demo test test-all lowest docs notebooks contract lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery benchmark-memory benchmark-language-models model-cards suite-packages suite-transformers suite-examples suite-peft suite-lm-eval suite-mteb clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -96,6 +96,32 @@ model-cards: setup data ## do the runs of model_cards/ again: about an hour on 2
 	for card in minilm-l6-trec "minilm-l6-trec-3x --sparsity 0.69" "minilm-l6-trec-portable --portable true --sparsity 0.5" \
 		"smollm2-135m --bf16 true"; do \
 		$(BIN)/python model_cards/publish.py $$card || exit 1; done
+
+# Test suites of other projects, which are not part of this one: SUITE_DIR is a checkout of their source (see the page).
+SUITE_RESULTS := docs/results/foreign_suites.json
+suite-packages: setup ## install what the suites of other projects need
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[suites]"
+
+define RUN_SUITE
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/foreign -m $(subst -,_,$@) --suite-results=$(SUITE_RESULTS) \
+		$(if $(SUITE_DIR),--suite-dir="$(SUITE_DIR)")
+	$(BIN)/python -m docs.draw
+endef
+
+suite-transformers: suite-packages ## transformers' tests of models and generation, on pruned models: SUITE_DIR=its source
+	$(RUN_SUITE)
+
+suite-examples: suite-packages ## transformers' example scripts, on pruned models: SUITE_DIR=its source
+	$(RUN_SUITE)
+
+suite-peft: suite-packages ## peft's tests of decoders, on pruned models: SUITE_DIR=its source
+	$(RUN_SUITE)
+
+suite-lm-eval: suite-packages ## tasks of lm-eval, on pruned models and local data
+	$(RUN_SUITE)
+
+suite-mteb: suite-packages ## tasks of mteb, on pruned models and its own small data
+	$(RUN_SUITE)
 
 clean: ## remove the environment and everything that runs wrote
 	rm -rf $(VENV) .venv-lowest runs

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from docs.commands import command_line, scripts
+from docs.foreign import foreign_suites
 from hfprune.publishing.record import schema
 from hfprune.structure import BlockSpec, known_architectures
 from hfprune.structure.specs import specs_of
@@ -185,6 +186,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/model-types.md": architectures,
     "reference/command-line.md": command_line,
     "reference/scripts.md": scripts,
+    "results/foreign-suites.md": foreign_suites,
 }
 
 

@@ -62,6 +62,8 @@ def one_thread():
 
 def pytest_addoption(parser):
     parser.addoption("--contract-table", metavar="FILE", help="write what every contract cell measured")
+    parser.addoption("--suite-dir", metavar="DIR", help="the source of another project, whose tests are to be run")
+    parser.addoption("--suite-results", metavar="FILE", help="write what became of another project's tests")
 
 
 def pytest_terminal_summary(terminalreporter, config):
