@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfprune.errors import CalibrationError
-from hfprune.scoring.objectives import predicts_next_token
 from hfprune.structure.batches import Batch
+from hfprune.structure.predictions import predicts_next_token
 
 logger = logging.getLogger(__name__)
 #: The label of tokens that no loss is computed for.
