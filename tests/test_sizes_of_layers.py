@@ -91,6 +91,7 @@ def batched(model, ids):
     return [found[name].generated_tokens for name in sorted(found)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", sorted(PLANS))
 def test_an_exported_decoder(plan, ids):
     small = cut(llama(), *PLANS[plan])
