@@ -208,7 +208,7 @@ class TestLoaders:
         "9b5cd39facadf7ce37a509e1226dcb7259505e4fab09ad55b49872e0aac30325",
         "2b68cf1bf119400d94ff573c77dca6308aef03b82f6bd6732801b642e4bcca90",
         "c72c7ee0c19cea6ada81a652d30caa79e5163513bcd151f85cc87e79e8a4b205",
-        "34c530fff6e15c58ec5b205874d60bbe10cbd300e584d7145fa8ad1a8895ea31",
+        "bca83effaa3de29b36d560f53cad9a6f52021ceefb76e36fc3248d8d7a39d590",
     )
 
     def test_a_loader_that_changed_left_its_digest(self):

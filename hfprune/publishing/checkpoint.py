@@ -19,14 +19,17 @@ from hfprune.publishing.record import PruningRecord, blocks_of
 from hfprune.publishing.replacement import draft_for, entries_of, finish_interrupted, put
 from hfprune.publishing.saveable import check_draft, check_saveable, untied_state
 from hfprune.publishing.verification import check_digests, check_loadable, model_class, remember_checked, sha256
+from hfprune.structure.anatomy import anatomy_of
 from hfprune.structure.modeling_pruned import (
     FORMAT_VERSION,
     HUB_ARGUMENTS,
     PrunedModel,
     base_class,
     read_attachments,
+    set_sizes_of_layers,
     write_attachments,
 )
+from hfprune.structure.surgery import sizes_of_layers
 from hfprune.structure.wrapping import unwrapped
 
 logger = logging.getLogger(__name__)
@@ -232,9 +235,14 @@ def load(path: str | Path, *, verify: bool = True, **kwargs: Any) -> PreTrainedM
     kwargs.pop("trust_remote_code", None)
     loaded = model_class(folder).from_pretrained(folder, **kwargs)
     model: PreTrainedModel = loaded[0] if isinstance(loaded, tuple) else loaded
-    if not isinstance(model, PrunedModel):
+    is_stock = not isinstance(model, PrunedModel)
+    if is_stock:
         # a stock class knows nothing of plans and records
         read_attachments(model, folder)
+    elif "layers" not in model.config.pruning_config:
+        # saved by an earlier version, whose config said the sizes of the dense model only
+        anatomy = anatomy_of(model)
+        set_sizes_of_layers(model, sizes_of_layers(model, anatomy.blocks, anatomy.units))
     if folder != Path(path):
         # the model came from the Hub: its name is that of the repository, not of a folder in the cache
         model.config._name_or_path = str(path)

@@ -10,7 +10,7 @@ one file with `pruned_parts.py`, so `from_pretrained(..., trust_remote_code=True
 import inspect
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +24,7 @@ from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 
-from hfprune.structure.pruned_parts import Emptied, LayerConfig, check_shape
+from hfprune.structure.pruned_parts import ConfigOfLayers, Emptied, LayerConfig, check_shape, fit_caches
 
 FORMAT_VERSION = 1
 
@@ -72,6 +72,17 @@ class PrunedConfig:
         super().__post_init__(**kwargs)  # type: ignore[misc]
         _register_auto_classes(type(self))  # type: ignore[arg-type]
 
+    @property
+    def per_layer_config(self) -> Any:
+        """The config of every layer, with its own sizes where the table has them (of a decoder, not its encoder)."""
+        stock = super().per_layer_config  # type: ignore[misc]
+        sizes = (self.pruning_config or {}).get("layers") or ()
+        return ConfigOfLayers(stock, sizes) if len(sizes) == len(stock) else stock
+
+    @per_layer_config.setter
+    def per_layer_config(self, value: Any) -> None:
+        super(PrunedConfig, type(self)).per_layer_config.fset(self, value)  # type: ignore[misc]
+
     def to_dict(self) -> dict[str, Any]:
         """The fields; the name of the weights is the message that a stock class gives when it is to load them."""
         return {**super().to_dict(), "transformers_weights": STOCK_CLASSES}  # type: ignore[misc]
@@ -89,6 +100,7 @@ class PrunedModel:
         # a base model of a pruned class has resized itself by now
         if base is self or not isinstance(base, PrunedModel):
             resize(self, config)
+        set_sizes_of_layers(self, config.pruning_config.get("layers") or ())
 
     def _init_weights(self, module: nn.Module) -> None:
         """Fill the weights of a module as the stock class does; of one whose projections are gone there are none."""
@@ -216,6 +228,17 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
         module = base.get_submodule(path)
         module.bypassed_consumer = consumer
         _bypass(module)
+
+
+def set_sizes_of_layers(model: Any, sizes: Sequence[dict[str, int]]) -> None:
+    """Let a model say in its config the sizes of its layers, if they are known, and hold caches to them."""
+    config = model.config.get_text_config(decoder=True)
+    if not sizes or not hasattr(config, "num_attention_heads"):
+        return
+    model.config.pruning_config["layers"] = list(sizes)
+    most = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    heads = [fields.get("num_key_value_heads") for fields in sizes]
+    model.register_forward_pre_hook(partial(fit_caches, heads=heads, most=most), with_kwargs=True)
 
 
 def owner_of(base: nn.Module, path: str) -> tuple[Any, str]:

@@ -3,11 +3,14 @@
 A checkpoint carries this code within its `modeling_pruned.py`, so it imports nothing of hfprune.
 """
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import Cache
 
 
 def check_shape(shape: tuple[Any, ...], dense: tuple[int, ...]) -> None:
@@ -26,6 +29,11 @@ class Emptied(nn.Module):
     """What is left of a projection without inputs or without outputs: its bias, if it has outputs.
 
     It is no Linear, as quantizers and exporters trip over a Linear with a size of 0, and it has no weight.
+
+    Args:
+        inputs: How many input features the projection has.
+        outputs: How many output features it has.
+        bias: Its bias, for shape and dtype; None if it has none.
 
     Attributes:
         inputs: How many input features it has.
@@ -95,3 +103,110 @@ class LayerConfig:
         if name == "shared" or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.shared, name)
+
+
+class ConfigOfLayers(Sequence[Any]):
+    """The config of every layer of a pruned model, as transformers reads it to allocate caches.
+
+    Args:
+        stock: Those of the dense model.
+        sizes: For every layer, the fields that pruning changed.
+    """
+
+    def __init__(self, stock: Any, sizes: Sequence[dict[str, int]]) -> None:
+        for name, value in (field for fields in sizes for field in fields.items()):
+            if type(value) is not int or value < 0 or name.startswith("_"):
+                raise ValueError(f"pruning_config gives a layer {name!r:.50} = {value!r:.50}, which is no size.")
+        self.stock = stock
+        self.sizes = sizes
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: Any) -> Any:
+        """The config of a layer, by its number; those of a slice; or that of all layers of a type, by its name."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if isinstance(index, str):
+            # checks that there is such a type
+            config = copy.copy(self.stock[index])
+            sizes = [fields for fields, kind in zip(self.sizes, config.layer_types, strict=True) if kind == index]
+            if any(fields != sizes[0] for fields in sizes):
+                raise ValueError(f"layers of type {index!r} differ in their sizes; ask for one by its number.")
+            fields = sizes[0]
+        else:
+            config = copy.copy(self.stock[index])
+            fields = self.sizes[index]
+        for name, value in fields.items():
+            setattr(config, name, value)
+        return config
+
+
+def update_paged(
+    paged: Any,
+    most: int,
+    *,
+    key_states: torch.Tensor,
+    value_states: torch.Tensor,
+    layer_idx: int,
+    kwargs: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Put new keys and values into the first heads of a layer in a paged cache, and get all that these heads have.
+
+    Args:
+        paged: The cache of continuous batching, which has the same heads in all layers.
+        most: How many.
+        key_states: `(1, heads, tokens, head_dim)`; layers may have fewer heads than the cache.
+        value_states: As the keys.
+        layer_idx: The number of the layer.
+        kwargs: Further arguments of attention, which the cache changes.
+
+    Returns:
+        Keys and values, of the heads of the layer.
+    """
+    update = partial(type(paged).update, paged, layer_idx=layer_idx, kwargs=kwargs)
+    heads = key_states.shape[1]
+    if kwargs.get("block_table") is not None:
+        # nothing is written here: attention gets the cache itself, `(blocks, tokens, heads, head_dim)`
+        keys, values = update(key_states=key_states, value_states=value_states)
+        for name in ("k_cache", "v_cache"):
+            kwargs[name] = kwargs[name][..., :heads, :]
+        return keys, values
+    more = (0, 0, 0, 0, 0, most - heads)
+    keys, values = (nn.functional.pad(states, more) for states in (key_states, value_states))
+    keys, values = update(key_states=keys, value_states=values)
+    return keys[:, :heads], values[:, :heads]
+
+
+def fit_caches(
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, heads: Sequence[int | None], most: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Hook before a pruned model: give a paged cache the heads of every layer, and refuse a cache of other heads.
+
+    Args:
+        args: The model's arguments, which stay as they are.
+        kwargs: Its arguments by name.
+        heads: The key/value heads of every layer; None where they are not known.
+        most: Those that a paged cache is allocated for.
+
+    Returns:
+        The arguments.
+
+    Raises:
+        ValueError: Keys in the cache have other heads than the layer that they are for.
+    """
+    paged = kwargs.get("cache")
+    if paged is not None and hasattr(paged, "layer_to_allocator") and "update" not in vars(paged):
+        # attention asks for the class of the cache, so it stays the same object
+        paged.update = partial(update_paged, paged, most)
+    cache = kwargs.get("past_key_values")
+    layers = cache.layers if isinstance(cache, Cache) and hasattr(cache, "layers") else ()
+    for number, (layer, expected) in enumerate(zip(layers, heads, strict=False)):
+        keys = getattr(layer, "keys", None)
+        if keys is not None and keys.ndim == 4 and expected is not None and keys.shape[1] != expected:
+            raise ValueError(
+                f"the cache has {keys.shape[1]} key/value heads for layer {number}, which has {expected}: it was made "
+                "for another model, or for layers that are all alike, as prefix tuning by peft makes it. Allocate it "
+                "by model.config.per_layer_config, or use an adapter that adds no keys (LoRA)."
+            )
+    return args, kwargs

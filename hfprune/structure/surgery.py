@@ -244,7 +244,45 @@ def _table(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str
         "attributes": attributes,
         "inputs": _head_inputs(model, blocks, indices),
         "bypassed": bypassed,
+        "layers": sizes_of_layers(model, blocks, {name: len(index) for name, index in indices.items()}),
     }
+
+
+def sizes_of_layers(model: PreTrainedModel, blocks: Sequence[Block], units: Mapping[str, int]) -> list[dict[str, int]]:
+    """The config fields that say the sizes of every layer, as transformers reads them to allocate caches.
+
+    Args:
+        model: The model.
+        blocks: Its blocks.
+        units: By block name, how many units there are to be.
+
+    Returns:
+        For every layer, in order, sizes by field of the config: of the decoder, if there is an encoder too. Nothing if
+        the config does not count the layers one by one, as where layers are shared.
+    """
+    sizes: dict[str, dict[str, int]] = {}
+    for block in blocks:
+        of_encoder = model.config.is_encoder_decoder and not block.layer.startswith("decoder.")
+        if of_encoder or block.name.endswith(".cross_attention"):
+            continue
+        count = units[block.name]
+        fields = {name: amount.of(count // block.groups) for name, amount in block.config_fields}
+        if block.kind == "attention":
+            fields.update(_heads(block, count))
+        sizes.setdefault(block.layer, {}).update(fields)
+    config = model.config.get_text_config(decoder=True)
+    if len(sizes) != getattr(config, "num_hidden_layers", None):
+        return []
+    return list(sizes.values())
+
+
+def _heads(block: Block, units: int) -> dict[str, int]:
+    """What config fields say of an attention block, by the names that transformers has for all model types."""
+    if not units:
+        # what stands for it keeps one number of a key and of a value for every token
+        return {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 1}
+    shared = block.groups if block.unit == "query" else units
+    return {"num_attention_heads": units * block.heads, "num_key_value_heads": shared, "head_dim": block.head_dim}
 
 
 def _shapes(
