@@ -15,7 +15,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 import hfprune
-from hfprune.errors import UnsupportedArchitectureError
+from hfprune.errors import CalibrationError, UnsupportedArchitectureError
 from hfprune.measuring.latency import measure_latency
 from hfprune.measuring.size import count_macs, example_batch, kv_cache_bytes, measure_size
 from tests.support.tiny import tiny_batch, tiny_config, tiny_model
@@ -68,6 +68,20 @@ def test_a_class_that_could_not_be_loaded_again(cls, model_type, call):
     model = cls(cls.config_class.from_dict(fields)).eval()
     with pytest.raises(UnsupportedArchitectureError, match="is not a class of transformers, nor registered"):
         call(model)
+
+
+@pytest.mark.parametrize("call", [CALLS[name] for name in ("prune", "by pattern", "sweep", "prune_within")])
+@pytest.mark.parametrize("model_type", ["bert", "llama", "vit"])
+def test_a_model_without_a_head(model_type, call):
+    model = tiny_model(model_type, "AutoModel")
+    with pytest.raises(CalibrationError, match="goes by the model's logits, and .* has none. Load the model"):
+        call(model)
+
+
+def test_a_model_without_a_head_is_pruned_by_its_weights():
+    config = hfprune.PruningConfig(sequence_length=8, scorer="l2")
+    small = hfprune.prune(tiny_model("bert", "AutoModel"), [tiny_batch()], config)
+    assert small.pruning_plan.sparsity("macs") >= 0.5
 
 
 def test_widths_that_the_stock_config_can_say_need_no_class_of_ours():

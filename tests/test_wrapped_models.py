@@ -251,6 +251,21 @@ def test_other_models_patched():
     assert kv_cache_bytes(patched(copy.deepcopy(decoder))) == kv_cache_bytes(decoder) > 0
 
 
+@pytest.mark.parametrize("wrap", [compiled, torch.nn.DataParallel, patched], ids=["compiled", "parallel", "patched"])
+def test_perplexity_vocabulary_and_trade_off(wrap):
+    dense = tiny_model("llama", "AutoModelForCausalLM")
+    texts = [[5, 6, 7, 8, 9]] * 3
+    tokenizer = tiny_tokenizer()
+    assert hfprune.perplexity(wrap(copy.deepcopy(dense)), tokenizer, texts, window=4) == hfprune.perplexity(
+        dense, tokenizer, texts, window=4
+    )
+    small, _ = hfprune.prune_vocabulary(wrap(copy.deepcopy(dense)), tokenizer, ["who is the dog"])
+    expected, _ = hfprune.prune_vocabulary(dense, tokenizer, ["who is the dog"])
+    same_weights(small, expected)
+    scores = hfprune.score(dense, [tiny_batch("llama")])
+    assert hfprune.trade_off(wrap(copy.deepcopy(dense)), scores) == hfprune.trade_off(dense, scores)
+
+
 def test_what_is_inside():
     model = bert()
     assert inner(compiled(torch.nn.DataParallel(compiled(model)))) is model

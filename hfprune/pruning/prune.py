@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from hfprune.config import PruningConfig
-from hfprune.errors import BudgetError
-from hfprune.measuring.size import size_of
+from hfprune.errors import BudgetError, CalibrationError
+from hfprune.measuring.size import example_batch, size_of
 from hfprune.planning import sparsities
 from hfprune.planning.allocation import get_allocator
 from hfprune.planning.schedule import ROUND_KEEPS, TRAINED_ROUND_KEEPS
@@ -26,7 +27,7 @@ from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import check_in_one_place
 from hfprune.structure.examples import check_length
 from hfprune.structure.modeling_pruned import PrunedModel
-from hfprune.structure.running import outside_inference_mode
+from hfprune.structure.running import frozen, outside_inference_mode
 from hfprune.structure.wrapping import inner, unwrapped
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,8 @@ def prune(
     Args:
         model: The dense model, or a model that was pruned before. It stays as it is, for example as the teacher in
             recovery.
-        data: A tokenized `datasets.Dataset`, a DataLoader, or a list of batches (dicts of tensors).
+        data: A tokenized `datasets.Dataset`, whatever else `Trainer` takes as data, a DataLoader, or a list of batches
+            (dicts of tensors), see `hfprune.scoring.calibration_batches`.
         config: What to do; `PruningConfig()` removes half of the prunable MACs.
         collator: Makes a batch from rows of a Dataset; `DataCollatorWithPadding(tokenizer)` pads.
         sparsity: In the place of `config.sparsity`: by pattern of block names, the fraction of units to remove, as
@@ -315,7 +317,24 @@ def _check_before_reading(model: PreTrainedModel, config: PruningConfig) -> None
     """Refuse mistakes that show at once: to read a model whose type is not in the table takes seconds."""
     check_in_one_place(model)
     check_length(model, config.sequence_length)
-    scorers_in(config.scorer)
+    scorers, _ = scorers_in(config.scorer)
+    if any(scorer.labels != "none" for scorer in scorers):
+        _check_head(model, config.scorer)
+
+
+def _check_head(model: PreTrainedModel, scorer: str) -> None:
+    """Refuse a base model, where the scorer goes by what a head computes."""
+    # a model of the user's own may have a head and call itself the base model
+    if model.base_model is not model:
+        return
+    with frozen(model), torch.no_grad():
+        output = model(**example_batch(model, 1, 4))
+    if not any(getattr(output, name, None) is not None for name in ("logits", "start_logits")):
+        raise CalibrationError(
+            f"scorer={scorer!r} goes by the model's logits, and {type(model).__name__} has none. Load the model with "
+            "a head: AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForCausalLM ...; or use a "
+            "scorer of weights or activations, such as l2 or fluctuation."
+        )
 
 
 def _steps_by_pattern(config: PruningConfig, sparsity: Mapping[str, float], *, keeps: float) -> list[Step]:

@@ -175,6 +175,7 @@ def _shortened(batch: Batch, samples: int) -> Batch:
 def total_samples(batches: Sequence[Batch]) -> int:
     """How many samples batches hold together.
 
+    >>> import torch
     >>> total_samples([{"input_ids": torch.zeros(4, 7)}, {"input_ids": torch.zeros(2, 9)}])
     6
     """
@@ -192,6 +193,7 @@ def describe(batches: Sequence[Batch]) -> dict[str, Any]:
         the ids as 64-bit integers, batch by batch).
 
     Examples:
+        >>> import torch
         >>> batch = {"input_ids": torch.ones(2, 3), "attention_mask": torch.tensor([[1, 1, 1], [1, 0, 0]])}
         >>> description = describe([batch])
         >>> description["samples"], description["tokens"], description["digest"][:12]
