@@ -15,6 +15,7 @@ from hfprune.errors import CalibrationError
 from hfprune.structure.batches import LABELS, Batch, count_samples, refuse_head_mask, token_mask
 from hfprune.structure.devices import check_tokens
 from hfprune.structure.store import sha256_of
+from hfprune.structure.targets import check_target_texts
 
 #: What scoring accepts as data.
 CalibrationData: TypeAlias = Dataset | DataLoader[Any] | Sequence[Batch]
@@ -220,7 +221,8 @@ def check_batch(batch: Batch, model: PreTrainedModel) -> Batch:
         The arguments.
 
     Raises:
-        CalibrationError: It is not a dict, or holds no tensor that the model takes.
+        CalibrationError: It is not a dict, holds no tensor that the model takes, or has classes for labels where the
+            model writes texts.
         ValueError: `head_mask` is in it, or token ids that the model has no embedding for.
     """
     if not isinstance(batch, Mapping):
@@ -232,6 +234,7 @@ def check_batch(batch: Batch, model: PreTrainedModel) -> Batch:
     ids = arguments.get("input_ids")
     if isinstance(ids, Tensor) and ids.numel():
         check_tokens(model, int(ids.max()))
+    check_target_texts(model, arguments)
     return arguments
 
 
