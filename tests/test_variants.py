@@ -36,12 +36,6 @@ IN_PART = {
 }
 
 
-@pytest.fixture(autouse=True)
-def fresh_warnings():
-    """Warnings are logged once in a process."""
-    anatomy._warn_once.cache_clear()
-
-
 def head_of(model_type):
     return "AutoModelForSequenceClassification" if model_type == "deberta-v2" else "AutoModelForCausalLM"
 
@@ -126,6 +120,8 @@ def test_a_norm_for_every_head_leaves_the_feed_forward(model_type, tmp_path, cap
     changes, module = IN_PART[model_type]
     model = tiny_model(model_type, "AutoModelForCausalLM", **changes)
     reason = f"attention of 2 layers is left out: hfprune cannot cut {module}."
+    # warnings are logged once in a process
+    anatomy._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         found = anatomy_of(model)
         anatomy_of(model)

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from hfprune.structure.batches import Batch
 from hfprune.structure.examples import has_decoder
 from hfprune.structure.running import ForwardEnded, without_cache
+from hfprune.structure.targets import check_target_texts
 
 
 def call_arguments(model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
@@ -46,8 +47,12 @@ def with_decoder_inputs(model: PreTrainedModel, batch: Mapping[str, Any]) -> Bat
 
     Returns:
         The copy; with nothing added for a model without a decoder, and where the decoder's inputs are there.
+
+    Raises:
+        CalibrationError: The model writes texts, and the labels are no texts.
     """
     batch = dict(batch)
+    check_target_texts(model, batch)
     labels = batch.get("labels")
     has_them = "decoder_input_ids" in batch or "decoder_inputs_embeds" in batch
     if has_them or not has_decoder(model) or not isinstance(labels, Tensor):

@@ -14,6 +14,7 @@ from hfprune.structure.batches import LABELS, Batch, refuse_head_mask
 from hfprune.structure.devices import check_tokens
 from hfprune.structure.examples import learned_positions
 from hfprune.structure.running import frozen, inputs_of
+from hfprune.structure.targets import check_target_texts
 from hfprune.structure.wrapping import argument_names, unwrapped
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def check_batch(batch: Batch, model: PreTrainedModel, *, needs_labels: bool = Fa
 
     Raises:
         CalibrationError: It is not a dict, or holds no tensor that the model takes, or tensors of shapes, dtypes or ids
-            that the model cannot take.
+            that the model cannot take, or classes for labels where the model writes texts.
         ValueError: `head_mask` is in it, or token ids that the model has no embedding for.
     """
     if not isinstance(batch, Mapping):
@@ -81,6 +82,7 @@ def check_batch(batch: Batch, model: PreTrainedModel, *, needs_labels: bool = Fa
         ids = arguments.get(name)
         if isinstance(ids, Tensor):
             arguments[name] = _checked_ids(name, ids, model)
+    check_target_texts(model, arguments)
     return arguments
 
 

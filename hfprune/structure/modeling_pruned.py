@@ -206,13 +206,20 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
     """
     table = getattr(config, "pruning_config", None)
     if not isinstance(table, dict):
-        raise ValueError(f"{type(config).__name__} has no pruning_config: it does not describe a pruned model.")
+        raise ValueError(
+            "this is no pruned checkpoint: its config has no pruning_config. Load it by an Auto class or its own class."
+        )
     if table.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"pruning_config has format_version {table.get('format_version')!r}, this code understands "
             f"{FORMAT_VERSION}. Upgrade hfprune, or load with the code in the checkpoint (trust_remote_code=True)."
         )
     base = model.base_model
+    if table["shapes"] and next(iter(table["shapes"])) not in dict(base.named_modules()):
+        raise ValueError(
+            f"this is a checkpoint of another model type than {type(base).__name__}, or its config is damaged: it has "
+            f"shapes of {next(iter(table['shapes']))!r}. Load it by an Auto class, which finds the right class."
+        )
     for path, shape in table["shapes"].items():
         _resize(base, path, shape["in_features"], shape["out_features"], model._init_weights)
         # earlier versions saved tensors without numbers for a projection that has no inputs or no outputs
