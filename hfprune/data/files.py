@@ -105,9 +105,9 @@ def read_file(
     _check_options(file, loader, separator=separator, encoding=encoding)
     if loader == "conll":
         return _read_conll(path, _unescaped(separator), encoding or "utf-8")
-    if loader in ("json", "text"):
+    if loader != "parquet":
         _check_decodes(path, encoding or "utf-8")
-    elif kind == ".csv" and separator is None:
+    if kind == ".csv" and separator is None:
         _check_commas(path, encoding or "utf-8")
     options: dict[str, Any] = {}
     if loader == "csv":
@@ -126,10 +126,7 @@ def _load(loader: str, file: str, split: str, options: dict[str, Any]) -> Datase
         # of the name `train` to it.
         return datasets.load_dataset(loader, data_files=glob.escape(file), split="train", **options)
     except datasets.exceptions.DatasetGenerationError as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, UnicodeDecodeError):
-            raise _not_decoded(file, options.get("encoding", "UTF-8"), cause) from error
-        raise ValueError(f"the {split} file {file!r} cannot be read: {cause}") from error
+        raise ValueError(f"the {split} file {file!r} cannot be read: {error.__cause__ or error}") from error
 
 
 def _kind_of(path: Path) -> str | None:
@@ -175,7 +172,7 @@ def _open(path: Path, encoding: str) -> IO[str]:
 
 
 def _check_decodes(path: Path, encoding: str) -> None:
-    """Refuse a file in another encoding: the loader of json would find out when a row is looked at."""
+    """Refuse a file in another encoding; some loaders find out only when a row is looked at."""
     try:
         with _open(path, encoding) as text:
             while text.read(1 << 20):
@@ -186,11 +183,8 @@ def _check_decodes(path: Path, encoding: str) -> None:
 
 def _check_commas(path: Path, encoding: str) -> None:
     """Refuse a csv file whose head has no comma, but something else that separates columns."""
-    try:
-        with _open(path, encoding) as lines:
-            head = lines.readline()
-    except UnicodeDecodeError as error:
-        raise _not_decoded(str(path), encoding, error) from error
+    with _open(path, encoding) as lines:
+        head = lines.readline()
     if "," in head:
         return
     for separator, written in _OTHER_SEPARATORS.items():
