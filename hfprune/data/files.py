@@ -96,23 +96,21 @@ def read_file(
         ValueError: The file does not exist, is of an unknown kind, or cannot be read; or an option does not fit it.
     """
     path = Path(file)
-    if not path.is_file():
-        raise ValueError(f"the {split} file {file!r} does not exist.")
-    kind = _kind_of(path)
-    if kind is None:
-        raise ValueError(f"the {split} file {file!r} should end in one of {KINDS}.")
+    kind = _kind_of(path, split)
     loader = _LOADERS[kind]
     _check_options(file, loader, separator=separator, encoding=encoding)
+    codec = encoding or "utf-8"
     if loader == "conll":
-        return _read_conll(path, _unescaped(separator), encoding or "utf-8")
+        return _read_conll(path, _unescaped(separator), codec)
     if loader != "parquet":
-        _check_decodes(path, encoding or "utf-8")
+        _check_decodes(path, codec)
     if kind == ".csv" and separator is None:
-        _check_commas(path, encoding or "utf-8")
+        _check_commas(path, codec)
     options: dict[str, Any] = {}
     if loader == "csv":
-        options["sep"] = _unescaped(separator) or ("\t" if kind == ".tsv" else ",")
-    elif loader == "text":
+        usual = "\t" if kind == ".tsv" else ","
+        options["sep"] = _unescaped(separator) or usual
+    if loader == "text":
         options["sample_by"] = "document" if documents else "line"
     if encoding is not None:
         options["encoding"] = encoding
@@ -129,13 +127,17 @@ def _load(loader: str, file: str, split: str, options: dict[str, Any]) -> Datase
         raise ValueError(f"the {split} file {file!r} cannot be read: {error.__cause__ or error}") from error
 
 
-def _kind_of(path: Path) -> str | None:
-    """The suffix that says how a file is read, without that of its compression; None if it is not known."""
+def _kind_of(path: Path, split: str) -> str:
+    """The suffix that says how a file is read, without that of its compression."""
+    if not path.is_file():
+        raise ValueError(f"the {split} file {str(path)!r} does not exist.")
     name = path.name.lower()
     for compressed in _OPENERS:
         name = name.removesuffix(compressed)
     suffix = Path(name).suffix
-    return suffix if suffix in _LOADERS else None
+    if suffix not in _LOADERS:
+        raise ValueError(f"the {split} file {str(path)!r} should end in one of {KINDS}.")
+    return suffix
 
 
 def _unescaped(separator: str | None) -> str | None:
