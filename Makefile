@@ -51,7 +51,7 @@ test-all: setup ## every test, the slow ones too
 LOWEST := .venv-lowest/bin
 lowest: ## the lowest versions that pyproject.toml allows, in .venv-lowest, and the tests that need no more than these
 	test -x $(LOWEST)/uv || { $(PYTHON) -m venv .venv-lowest && $(LOWEST)/pip install --quiet uv; }
-	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct -e ".[lora,plot]" pytest
+	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct -e ".[lora,plot]" "pytest>=9"
 	OMP_NUM_THREADS=1 $(LOWEST)/python -m pytest -o filterwarnings=default tests/test_command_start.py tests/test_data.py \
 		tests/test_metrics.py tests/test_checkpoint.py tests/test_scripts.py::TestCommand
 

@@ -16,7 +16,12 @@ from hfprune.recovery.arguments import RecoveryArguments
 COMMAND_LINE = """# Command line
 
 `hfprune COMMAND --help` prints the same. Every command ends with exit code 0, or with one line that says what was
-wrong and another code. The [how-tos](../how-to/index.md) show the commands at work.
+wrong and another code. With the environment variable `HFPRUNE_TRACEBACK=1` Python's own report says where it was found.
+The [how-tos](../how-to/index.md) show the commands at work.
+
+`hfprune --install-completion` teaches your shell (bash, zsh, fish or PowerShell) to complete commands and options with
+the tab key; `hfprune --show-completion` prints what it would install. `python -m hfprune` is the same command, for an
+environment whose programs are not on the path.
 
 """
 

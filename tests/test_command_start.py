@@ -24,7 +24,7 @@ ENTRY = "import sys; sys.argv[0] = 'hfprune'; import hfprune_command; hfprune_co
 
 def started(*arguments, code=ENTRY, **environment):
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
+        [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,

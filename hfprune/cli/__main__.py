@@ -2,4 +2,5 @@
 
 from hfprune.cli.app import app
 
-app(prog_name="hfprune")
+if __name__ == "__main__":
+    app(prog_name="hfprune")

@@ -96,32 +96,25 @@ def read_file(
         ValueError: The file does not exist, is of an unknown kind, or cannot be read; or an option does not fit it.
     """
     path = Path(file)
-    if not path.is_file():
-        raise ValueError(f"the {split} file {file!r} does not exist.")
-    kind = _kind_of(path)
-    if kind is None:
-        raise ValueError(f"the {split} file {file!r} should end in one of {KINDS}.")
+    kind = _kind_of(path, split)
     loader = _LOADERS[kind]
     _check_options(file, loader, separator=separator, encoding=encoding)
+    codec = encoding or "utf-8"
     if loader == "conll":
-        return _read_conll(path, _unescaped(separator), encoding or "utf-8")
-    if loader in ("json", "text"):
-        _check_decodes(path, encoding or "utf-8")
-    elif kind == ".csv" and separator is None:
-        _check_commas(path, encoding or "utf-8")
-    return _load(loader, file, split, _options_of(loader, kind, documents, separator, encoding))
-
-
-def _options_of(loader: str, kind: str, documents: bool, separator: str | None, encoding: str | None) -> dict[str, Any]:
-    """The options of a loader of `datasets` for a file of some kind."""
+        return _read_conll(path, _unescaped(separator), codec)
+    if loader != "parquet":
+        _check_decodes(path, codec)
+    if kind == ".csv" and separator is None:
+        _check_commas(path, codec)
     options: dict[str, Any] = {}
     if loader == "csv":
-        options["sep"] = _unescaped(separator) or ("\t" if kind == ".tsv" else ",")
-    elif loader == "text":
+        usual = "\t" if kind == ".tsv" else ","
+        options["sep"] = _unescaped(separator) or usual
+    if loader == "text":
         options["sample_by"] = "document" if documents else "line"
     if encoding is not None:
         options["encoding"] = encoding
-    return options
+    return _load(loader, file, split, options)
 
 
 def _load(loader: str, file: str, split: str, options: dict[str, Any]) -> Dataset:
@@ -131,19 +124,20 @@ def _load(loader: str, file: str, split: str, options: dict[str, Any]) -> Datase
         # of the name `train` to it.
         return datasets.load_dataset(loader, data_files=glob.escape(file), split="train", **options)
     except datasets.exceptions.DatasetGenerationError as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, UnicodeDecodeError):
-            raise _not_decoded(file, options.get("encoding", "UTF-8"), cause) from error
-        raise ValueError(f"the {split} file {file!r} cannot be read: {cause}") from error
+        raise ValueError(f"the {split} file {file!r} cannot be read: {error.__cause__ or error}") from error
 
 
-def _kind_of(path: Path) -> str | None:
-    """The suffix that says how a file is read, without that of its compression; None if it is not known."""
+def _kind_of(path: Path, split: str) -> str:
+    """The suffix that says how a file is read, without that of its compression."""
+    if not path.is_file():
+        raise ValueError(f"the {split} file {str(path)!r} does not exist.")
     name = path.name.lower()
     for compressed in _OPENERS:
         name = name.removesuffix(compressed)
     suffix = Path(name).suffix
-    return suffix if suffix in _LOADERS else None
+    if suffix not in _LOADERS:
+        raise ValueError(f"the {split} file {str(path)!r} should end in one of {KINDS}.")
+    return suffix
 
 
 def _unescaped(separator: str | None) -> str | None:
@@ -180,7 +174,7 @@ def _open(path: Path, encoding: str) -> IO[str]:
 
 
 def _check_decodes(path: Path, encoding: str) -> None:
-    """Refuse a file in another encoding: the loader of json would find out when a row is looked at."""
+    """Refuse a file in another encoding; some loaders find out only when a row is looked at."""
     try:
         with _open(path, encoding) as text:
             while text.read(1 << 20):
@@ -191,11 +185,8 @@ def _check_decodes(path: Path, encoding: str) -> None:
 
 def _check_commas(path: Path, encoding: str) -> None:
     """Refuse a csv file whose head has no comma, but something else that separates columns."""
-    try:
-        with _open(path, encoding) as lines:
-            head = lines.readline()
-    except UnicodeDecodeError as error:
-        raise _not_decoded(str(path), encoding, error) from error
+    with _open(path, encoding) as lines:
+        head = lines.readline()
     if "," in head:
         return
     for separator, written in _OTHER_SEPARATORS.items():
