@@ -58,8 +58,12 @@ def test_tasks(model_type, checked, tmp_path, monkeypatch):
     small = uneven(tiny(model_type))
     hfprune.save(small, tmp_path / "pruned", tokenizer=tokenizer)
     models = {
-        "in memory": huggingface.HFLM(pretrained=small, tokenizer=tokenizer, backend="causal", batch_size=2),
-        "from the folder": huggingface.HFLM(pretrained=str(tmp_path / "pruned"), backend="causal", batch_size=2),
+        "in memory": huggingface.HFLM(
+            pretrained=small, tokenizer=tokenizer, backend="causal", device="cpu", batch_size=2
+        ),
+        "from the folder": huggingface.HFLM(
+            pretrained=str(tmp_path / "pruned"), backend="causal", device="cpu", batch_size=2
+        ),
     }
     tasks = [local_task(task, tmp_path) for task in DATA]
     results = {}
