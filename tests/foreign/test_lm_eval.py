@@ -57,9 +57,10 @@ def test_tasks(model_type, checked, tmp_path, monkeypatch):
     tokenizer = trained("byte_level")
     small = uneven(tiny(model_type))
     hfprune.save(small, tmp_path / "pruned", tokenizer=tokenizer)
+    settings = {"backend": "causal", "device": "cpu", "batch_size": 2}
     models = {
-        "in memory": huggingface.HFLM(pretrained=small, tokenizer=tokenizer, backend="causal", batch_size=2),
-        "from the folder": huggingface.HFLM(pretrained=str(tmp_path / "pruned"), backend="causal", batch_size=2),
+        "in memory": huggingface.HFLM(pretrained=small, tokenizer=tokenizer, **settings),
+        "from the folder": huggingface.HFLM(pretrained=str(tmp_path / "pruned"), **settings),
     }
     tasks = [local_task(task, tmp_path) for task in DATA]
     results = {}

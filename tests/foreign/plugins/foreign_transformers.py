@@ -6,6 +6,7 @@ of uneven widths for it, so all tests that build, save, load, train and generate
 """
 
 import copy
+import inspect
 import json
 import os
 import sys
@@ -27,6 +28,7 @@ SEVERAL_DEVICES = {
     "test_tensor_parallel_mixin": "TensorParallelTesterMixin",
     "test_expert_parallel_mixin": "ExpertParallelTesterMixin",
 }
+PARTS = (modeling_pruned.PrunedModel, modeling_pruned.PrunedConfig)
 #: Attributes of a config that shapes do not follow from.
 WITHOUT_SHAPES = ("pruning_config", "transformers_weights", "per_layer_config")
 
@@ -134,7 +136,7 @@ def swapped(value: Any, model_type: str) -> Any:
     # and not the Auto classes' own mappings
     if type(value) is dict:
         return {key: swapped(item, model_type) for key, item in value.items()}
-    if not isinstance(value, type) or issubclass(value, (modeling_pruned.PrunedModel, modeling_pruned.PrunedConfig)):
+    if not isinstance(value, type) or issubclass(value, PARTS):
         return value
     is_config = issubclass(value, PretrainedConfig) and value.model_type == model_type
     is_model = issubclass(value, PreTrainedModel) and getattr(value.config_class, "model_type", None) == model_type
@@ -179,6 +181,17 @@ def name_classes() -> None:
     auto.get_values = get_values
 
 
+def file_of_stock_classes() -> None:
+    """Tests read in the file of a class how old a model is, and leave out the old ones."""
+    plain = inspect.getfile
+
+    def getfile(thing: Any) -> str:
+        is_pruned = isinstance(thing, type) and issubclass(thing, PARTS)
+        return plain(modeling_pruned.base_class(thing) if is_pruned else thing)
+
+    inspect.getfile = getfile
+
+
 class PrunedClasses:
     """Replaces classes as soon as a test module is there, before its tests are collected."""
 
@@ -209,4 +222,5 @@ def pytest_configure(config) -> None:
     if model_type:
         UnevenWidths().install()
         name_classes()
+        file_of_stock_classes()
         config.pluginmanager.register(PrunedClasses(model_type), "foreign-pruned-classes")
