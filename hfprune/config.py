@@ -167,4 +167,8 @@ class PruningConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for JSON."""
-        return asdict(self)
+        values = asdict(self)
+        # records say it only where it was asked for, so those of earlier releases stay equal
+        if not self.all_blocks:
+            del values["all_blocks"]
+        return values

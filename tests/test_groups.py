@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import hfprune
-from hfprune.errors import PlanMismatchError, StructureError
+from hfprune.errors import PlanMismatchError
 from hfprune.measuring.size import count_macs, measure_size
 from hfprune.planning import PruningPlan, known_allocators
 from hfprune.planning.candidates import candidates_of
 from hfprune.publishing.verification import verify
-from hfprune.structure import find_blocks, gated, keep_units, known_architectures
+from hfprune.structure import anatomy_of, find_blocks, gated, keep_units, known_architectures
 from hfprune.structure.anatomy import dense_units
 from hfprune.structure.modeling_pruned import PrunedModel
 from hfprune.structure.specs import specs_of
@@ -269,9 +269,10 @@ def test_portable_plans():
         ("stablelm", {"qk_layernorm": True}, "layers.0.self_attn.q_layernorm"),
     ],
 )
-def test_norms_for_every_head_are_refused(model_type, changes, module):
-    with pytest.raises(StructureError, match=f"{module}: not supported"):
-        find_blocks(tiny_model(model_type, **changes))
+def test_attention_with_norms_for_every_head_is_left_out(model_type, changes, module):
+    found = anatomy_of(tiny_model(model_type, **changes))
+    assert {block.kind for block in found.blocks} == {"ffn"}
+    assert f"hfprune cannot cut {module.removeprefix('layers.0.')}" in found.left_out
 
 
 def test_each_layer_of_phi3_has_its_own_heads_and_the_config_of_all():
