@@ -70,9 +70,7 @@ class TestEvaluate:
         folder = hfprune.save(small, tmp_path / "lm", tokenizer=tiny_tokenizer())
         result = run("evaluate", folder, "--data", data)
         assert result.exit_code == 1
-        assert (
-            "is a PrunedGPT2LMHeadModel, which has no classifier head; --data needs" in result.output
-        )
+        assert "is a PrunedGPT2LMHeadModel, which has no classifier head; --data needs" in result.output
 
 
 class TestMetrics:

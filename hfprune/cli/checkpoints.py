@@ -22,6 +22,7 @@ from hfprune.publishing.push import push_to_hub
 from hfprune.publishing.verification import verify as verify_folder
 from hfprune.publishing.verification import what_was_checked
 from hfprune.structure.anatomy import Anatomy, anatomy_of
+from hfprune.structure.arguments import whole
 from hfprune.structure.blocks import Block
 
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
@@ -37,6 +38,8 @@ def inspect(
 ) -> None:
     """Show the blocks of a model, what they cost, and what was pruned."""
     with errors_in_one_line():
+        # before the model is loaded
+        whole(least=1).check("--sequence-length", sequence_length)
         anatomy = anatomy_of(load_model(model, revision=revision))
         size = measure_size(anatomy, sequence_length=sequence_length)
         if as_json:
@@ -153,6 +156,7 @@ def import_(
 ) -> None:
     """Save a model that transformers 4 or TextPruner pruned so that transformers 5 loads it."""
     with errors_in_one_line():
+        whole(least=1).check("--sequence-length", sequence_length)
         # a model of transformers 4 may lie beside files of any kind
         folder = fetch(source, only_ours=False)
         model = load_legacy(folder, sequence_length=sequence_length, pickled=pickled)

@@ -47,6 +47,7 @@ def sweep(
     scorer: Annotated[str, typer.Option(help="Which units matter.")] = "logit_fisher",
     reconstruct: Annotated[bool, typer.Option(help="Repair in closed form after every surgery.")] = True,
     samples: Annotated[int, typer.Option(help="Calibration samples.")] = 512,
+    round_to: Annotated[int, typer.Option(help="Keep neurons in multiples of this.")] = 1,
     latency_batch_size: Annotated[int, typer.Option(help="Sequences in a batch, for the latency.")] = 32,
     text_column: TextColumn = "text",
     pair_column: PairColumn = None,
@@ -67,6 +68,7 @@ def sweep(
             schedule="one_shot",
             reconstruct=reconstruct,
             calibration_samples=samples,
+            round_to=round_to,
             seed=seed,
         )
         labelled_texts = LabelledTexts(

@@ -6,7 +6,10 @@ from typing import Any
 from datasets import ClassLabel, DatasetDict
 from transformers import PretrainedConfig
 
+from hfprune.structure.arguments import TEXT, checked
 
+
+@checked(label_column=TEXT)
 def align_labels(data: DatasetDict, config: PretrainedConfig, label_column: str = "label") -> DatasetDict:
     """Number the classes of a data set as a fine-tuned model does.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hfprune.config import PruningConfig
+from hfprune.config import A_CONFIG, CONFIG, PruningConfig
 from hfprune.errors import BudgetError
 from hfprune.measuring.size import size_of
 from hfprune.planning import sparsities
@@ -21,10 +21,12 @@ from hfprune.scoring import CalibrationData, Collator, calibration_batches, scor
 from hfprune.scoring.calibration import describe
 from hfprune.showing.progress import tracked
 from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, anatomy_of, model_of
+from hfprune.structure.arguments import FUNCTION, checked, optional
 from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import check_in_one_place
 from hfprune.structure.examples import check_length
 from hfprune.structure.modeling_pruned import PrunedModel
+from hfprune.structure.sharing import alone_with
 
 logger = logging.getLogger(__name__)
 #: The sparsity after a round: one number for the whole model, or one by pattern of block names.
@@ -33,6 +35,7 @@ Step = float | dict[str, float]
 Recover = Callable[[PreTrainedModel, PreTrainedModel], object]
 
 
+@checked(config=CONFIG, collator=optional(FUNCTION), recover=optional(FUNCTION))
 def prune(
     model: PreTrainedModel,
     data: CalibrationData,
@@ -150,8 +153,9 @@ def prune(
     if sparsity is not None:
         asked["sparsity"] = dict(sparsity)
     pruned = small.model
-    # recover may have left it in training mode
-    pruned.train(model.training)
+    # recover may have left it in training mode; another thread may have the dense model in evaluation mode for a while
+    with alone_with(model):
+        pruned.train(model.training)
     pruned.pruning_record = record_of(dense, before, small, asked, rounds, describe(batches))
     return pruned
 
@@ -229,6 +233,7 @@ def recovered(small: PreTrainedModel, dense: PreTrainedModel, recover: Recover |
     return returned
 
 
+@checked(config=A_CONFIG, collator=optional(FUNCTION))
 def batches_for(
     model: PreTrainedModel, data: CalibrationData, config: PruningConfig, *, collator: Collator | None = None
 ) -> list[Batch]:

@@ -19,6 +19,7 @@ from hfprune.publishing.hub import fetch
 from hfprune.publishing.probe import PROBE_FILE, Probe
 from hfprune.publishing.record import PruningRecord, blocks_of
 from hfprune.publishing.verification import check_digests, check_loadable, model_class, sha256
+from hfprune.structure.arguments import FLAG, PATH, checked
 from hfprune.structure.modeling_pruned import (
     FORMAT_VERSION,
     HUB_ARGUMENTS,
@@ -35,6 +36,7 @@ _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
 
+@checked(path=PATH, overwrite=FLAG)
 def save(
     model: PreTrainedModel,
     path: str | Path,
@@ -223,6 +225,7 @@ def _exchange(first: Path, second: Path) -> bool:
     return result == 0
 
 
+@checked(path=PATH, verify=FLAG)
 def load(path: str | Path, *, verify: bool = True, **kwargs: Any) -> PreTrainedModel:
     """Load a pruned checkpoint, with `.pruning_plan` and `.pruning_record`, in the class that was saved.
 

@@ -14,6 +14,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.recovery.columns import TEACHER_LOGITS, TEMPERATURE, TOP_IDS, TOP_LOG_PROBABILITIES
 from hfprune.scoring.calibration import Collator, check_batch, collate
+from hfprune.structure.arguments import FUNCTION, checked, finite, optional, whole
 from hfprune.structure.batches import LABELS, Batch
 from hfprune.structure.running import frozen, inputs_of
 from hfprune.structure.store import digest_of
@@ -21,6 +22,7 @@ from hfprune.structure.store import digest_of
 logger = logging.getLogger(__name__)
 
 
+@checked(collator=optional(FUNCTION), batch_size=whole(least=1), top_k=optional(whole()), temperature=finite(above=0))
 def add_teacher_logits(
     data: Dataset,
     teacher: PreTrainedModel,

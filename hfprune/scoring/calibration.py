@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, default_data_collator
 
 from hfprune.errors import CalibrationError
+from hfprune.structure.arguments import FUNCTION, SEED, checked, optional, whole
 from hfprune.structure.batches import LABELS, Batch, count_samples, refuse_head_mask, token_mask
 from hfprune.structure.devices import check_tokens
 from hfprune.structure.store import sha256_of
@@ -26,6 +27,13 @@ Collator: TypeAlias = Callable[[list[dict[str, Any]]], Batch]
 _LABEL_COLUMNS = ("label", "label_ids")
 
 
+@checked(
+    samples=whole(least=1),
+    batch_size=whole(least=1),
+    batch_tokens=whole(least=1),
+    seed=SEED,
+    collator=optional(FUNCTION),
+)
 def calibration_batches(
     data: CalibrationData,
     model: PreTrainedModel,
