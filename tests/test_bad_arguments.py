@@ -51,6 +51,7 @@ UNIT = ["querry", "Group", 1, True, ["group"], ""]
 FUNCTION = ["accuracy", 0.5, {}]
 CONFIG = [{"sparsity": 0.5}, 0.5, "0.5", PruningConfig, [], 0]
 FRACTION = [50, 1.0, -0.1, math.nan, math.inf, "0.5", True, [0.5], None]
+WEIGHT = [-1, math.nan, math.inf, "1", None, True, [1.0]]
 PATH = [3, None, ["a"], 0.5]
 TEXTS = ["text", 3, None, [1], [None]]
 
@@ -309,6 +310,34 @@ TABLE = [
     (load_texts, lambda _: {"name_or_file": "x.csv"}, {"name_or_file": NAME, "columns": TEXTS, "documents": FLAG}),
     (resolve_model, lambda _: {}, {"name_or_path": NAME}),
     (data_labels.align_labels, lambda v: {"data": v.splits, "config": v.model.config}, {"label_column": NAME}),
+    (
+        hfprune.GradualPruning,
+        lambda _: {},
+        {
+            "config": CONFIG,
+            "schedule": [*NAME, "cubik"],
+            "start": [-0.1, 1.5, math.nan, "0", None, True],
+            "end": [0.0, 1.5, math.nan, "0.6", None, True],
+            "every": COUNT,
+        },
+    ),
+    (
+        hfprune.RecoveryArguments,
+        lambda _: {"output_dir": "out", "report_to": "none", "use_cpu": True},
+        {
+            **dict.fromkeys(["task_weight", "logits_weight", "hidden_states_weight"], WEIGHT),
+            **dict.fromkeys(["attention_outputs_weight", "unit_l1", "unit_l2", "unit_group_lasso"], WEIGHT),
+            **{key: [0, *WEIGHT] for key in ["temperature", "base_model_lr_factor", "lr_step_factor"]},
+            **{key: [1.0, *WEIGHT] for key in ["token_dropout", "lora_dropout"]},
+            **dict.fromkeys(["teacher_top_k", "lora_rank"], FROM_ZERO),
+            "lora_alpha": [*NOT_WHOLE, None],
+            "trainable": [3, None, [1]],
+            "disable_dropout": FLAG,
+            "freeze_embeddings": FLAG,
+            "lr_steps": [0.5, "0.5", [math.nan], ["0.5"], [2.0], [0.7, 0.5], None],
+            "loss_weights": [3, {"no such loss": 1.0}, [1.0]],
+        },
+    ),
     (
         PruningConfig,
         lambda _: {},

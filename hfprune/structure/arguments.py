@@ -197,6 +197,11 @@ SEED = whole(least=0, most=2**32 - 1)
 TEXT = Expected(what="a text that is not empty", holds=lambda value: isinstance(value, str) and bool(value))
 #: Several texts.
 TEXTS = Expected(what="a list of texts", holds=_are_texts, hint="Put a single text into a list.")
+#: Several numbers.
+NUMBERS = Expected(
+    what="a list of finite numbers",
+    holds=lambda value: isinstance(value, (list, tuple)) and all(finite().holds(item) for item in value),
+)
 #: Texts, which need not be in memory.
 NOT_ONE_TEXT = Expected(
     what="texts",

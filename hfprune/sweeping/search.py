@@ -14,6 +14,7 @@ from hfprune.showing.progress import progress
 from hfprune.structure.anatomy import Anatomy, anatomy_of
 from hfprune.structure.arguments import FUNCTION, TEXT, checked, finite, optional
 from hfprune.sweeping.curve import Sweep, in_order
+from hfprune.sweeping.points import check_level
 from hfprune.sweeping.run import Evaluate, check_samples, measured_point, settings_of
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ _LEAST_STEP = 0.001
     config=CONFIG,
     max_drop=finite(),
     evaluate=FUNCTION,
-    confidence=finite(above=0, below=1),
+    confidence=finite(),
     step=finite(),
     recover=optional(FUNCTION),
     collator=optional(FUNCTION),
@@ -91,6 +92,7 @@ def prune_within(
     """
     config = config or PruningConfig()
     _check_step(step)
+    check_level(confidence)
     anatomy = anatomy_of(model, config.attention_unit)
     candidates = _candidates(anatomy, config, step)
     batches = batches_for(model, data, config, collator=collator)
