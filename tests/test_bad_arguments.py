@@ -287,7 +287,7 @@ TABLE = [
     (
         hfprune.prune_vocabulary,
         lambda v: {"model": v.model, "tokenizer": v.tokenizer, "texts": ["a cat"]},
-        {"texts": ["a cat", 3, None], "keep": TEXTS, "min_count": COUNT, "pad_to_multiple_of": COUNT_OR_NONE},
+        {"keep": TEXTS, "min_count": COUNT, "pad_to_multiple_of": COUNT_OR_NONE},
     ),
     (pack, lambda v: {"data": v.splits, "tokenizer": v.tokenizer}, {"text_column": NAME, "max_length": COUNT}),
     (pack, lambda v: {"data": v.splits, "tokenizer": v.tokenizer}, {"whole": FLAG}),

@@ -202,12 +202,6 @@ NUMBERS = Expected(
     what="a list of finite numbers",
     holds=lambda value: isinstance(value, (list, tuple)) and all(finite().holds(item) for item in value),
 )
-#: Texts, which need not be in memory.
-NOT_ONE_TEXT = Expected(
-    what="texts",
-    holds=lambda value: isinstance(value, Iterable) and not isinstance(value, (str, bytes)),
-    hint="Put a single text into a list.",
-)
 #: A file or folder.
 PATH = instance("a path", str, PathLike)
 #: Where tensors can be.

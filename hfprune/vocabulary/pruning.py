@@ -9,7 +9,7 @@ from hfprune.measuring.size import measure_size
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.record import PruningRecord, record_of
 from hfprune.structure.anatomy import Anatomy, anatomy_of
-from hfprune.structure.arguments import NOT_ONE_TEXT, TEXTS, checked, optional, whole
+from hfprune.structure.arguments import TEXTS, checked, optional, whole
 from hfprune.structure.examples import longest_sequence
 from hfprune.vocabulary.counting import check_same_tokens, checked_texts, count_tokens, template_frames
 from hfprune.vocabulary.rows import fixed_ids, keep_tokens, named_ids, rows_of
@@ -20,7 +20,7 @@ from hfprune.vocabulary.tokenizer import smaller_tokenizer, tokenizer_data
 _SEQUENCE_LENGTH = 128
 
 
-@checked(texts=NOT_ONE_TEXT, keep=TEXTS, min_count=whole(), pad_to_multiple_of=optional(whole()))
+@checked(keep=TEXTS, min_count=whole(), pad_to_multiple_of=optional(whole()))
 def prune_vocabulary(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
