@@ -5,22 +5,32 @@ begins, because scorers and allocators may be registered until then.
 """
 
 from dataclasses import asdict, dataclass, field
-from numbers import Real
-from typing import Any, get_args
+from numbers import Integral, Real
+from typing import Any
 
 from hfprune.planning.allocation import get_allocator, known_allocators
 from hfprune.planning.costs import BUDGET_NAMES, get_budget
+from hfprune.structure.arguments import ATTENTION_UNIT, FLAG, SEED, TEXT, TEXTS, instance, optional, whole
 from hfprune.structure.specs import AttentionUnit
 
-#: Fields that are whole numbers, and the least that each may be.
-_COUNTS = {
-    "sequence_length": 1,
-    "rounds": 1,
-    "calibration_samples": 1,
-    "calibration_batch_size": 1,
-    "calibration_batch_tokens": 1,
-    "min_units": 0,
-    "round_to": 1,
+#: What fields must be, besides those with checks of their own.
+_FIELDS = {
+    "sequence_length": whole(least=1),
+    "scorer": TEXT,
+    "attention_unit": ATTENTION_UNIT,
+    "allocation": TEXT,
+    "schedule": TEXT,
+    "rounds": optional(whole(least=1)),
+    "reconstruct": FLAG,
+    "calibration_samples": whole(least=1),
+    "calibration_batch_size": whole(least=1),
+    "calibration_batch_tokens": whole(least=1),
+    "calibration_checkpointing": FLAG,
+    "min_units": whole(least=0),
+    "round_to": whole(least=1),
+    "exclude": TEXTS,
+    "portable": FLAG,
+    "seed": SEED,
 }
 
 
@@ -33,7 +43,7 @@ def check_sparsity(value: float) -> None:
     Raises:
         ValueError: It is not a number in [0, 1).
     """
-    if not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"sparsity must be a number in [0, 1), got {value!r}.")
     if 0 <= value < 1:
         return
@@ -41,12 +51,6 @@ def check_sparsity(value: float) -> None:
     if value > 1:
         hint = f" It is a fraction: write {value / 100:g} for {value:g} %."
     raise ValueError(f"sparsity must be in [0, 1), got {value:g}.{hint}")
-
-
-def _check_count(name: str, value: int | None, least: int) -> None:
-    # None: the field is not given
-    if value is not None and (not isinstance(value, int) or value < least):
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,14 +144,16 @@ class PruningConfig:
             raise ValueError(
                 f"exclude must be a list of patterns, got the string {self.exclude!r}: write [{self.exclude!r}]."
             )
-        # a list, as in a config that was read from JSON, so that the two compare equal
-        object.__setattr__(self, "exclude", list(self.exclude))
         check_sparsity(self.sparsity)
         get_budget(self.budget)
-        if self.attention_unit not in get_args(AttentionUnit):
-            raise ValueError(f"attention_unit must be 'group' or 'query', got {self.attention_unit!r}.")
-        for name, least in _COUNTS.items():
-            _check_count(name, getattr(self, name), least)
+        for name, expected in _FIELDS.items():
+            value = getattr(self, name)
+            expected.check(name, value)
+            # NumPy's numbers are whole, too, but JSON cannot hold them
+            if isinstance(value, Integral) and not isinstance(value, bool):
+                object.__setattr__(self, name, int(value))
+        # a list, as in a config that was read from JSON, so that the two compare equal
+        object.__setattr__(self, "exclude", list(self.exclude))
         self._check_combinations()
 
     def _check_combinations(self) -> None:
@@ -172,3 +178,8 @@ class PruningConfig:
         if not self.all_blocks:
             del values["all_blocks"]
         return values
+
+
+#: What functions say that their argument `config` must be.
+A_CONFIG = instance("a PruningConfig", PruningConfig, hint="Write PruningConfig(sparsity=0.5, ...).")
+CONFIG = optional(A_CONFIG)

@@ -193,6 +193,22 @@ def test_values_deep_within_each_other(file, field, depth, checkpoints, tmp_path
             check_loadable(folder)
 
 
+@pytest.mark.parametrize("name", ["linked", "additional_chat_templates", "tokenizer.json"])
+def test_a_link_to_a_folder_is_not_looked_into(name, checkpoints, tmp_path):
+    """It could lead to the root of the disk."""
+    folder = tmp_path / "copy"
+    shutil.copytree(checkpoints("bert"), folder)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "x.jinja").write_text("")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(elsewhere)
+    for use in (check_loadable, hfprune.load):
+        with pytest.raises(CheckpointError, match=f": {name} is no "):
+            use(folder)
+    assert verify(folder)[0].startswith(f"{name} is no ")
+
+
 def test_reading_json():
     assert read_json("[" * 60 + "]" * 60)
     for depth in (65, 100_000):

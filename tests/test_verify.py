@@ -208,7 +208,7 @@ class TestLoaders:
         "9b5cd39facadf7ce37a509e1226dcb7259505e4fab09ad55b49872e0aac30325",
         "2b68cf1bf119400d94ff573c77dca6308aef03b82f6bd6732801b642e4bcca90",
         "c72c7ee0c19cea6ada81a652d30caa79e5163513bcd151f85cc87e79e8a4b205",
-        "bca83effaa3de29b36d560f53cad9a6f52021ceefb76e36fc3248d8d7a39d590",
+        "646cd284f9dbf235df1c2536b31cd0560ef7cf6509a542bf096a1ec8c60c4082",
     )
 
     def test_a_loader_that_changed_left_its_digest(self):

@@ -22,6 +22,10 @@ def inspect(
     """Show the blocks of a model, what they cost, and what was pruned."""
     with errors_in_one_line():
         from hfprune.cli.reports import inspected
+        from hfprune.structure.arguments import whole
+
+        # before the model is loaded
+        whole(least=1).check("--sequence-length", sequence_length)
 
         typer.echo(inspected(model, sequence_length=sequence_length, as_json=as_json, revision=revision))
 
@@ -75,7 +79,9 @@ def import_(
         from hfprune.publishing.checkpoint import save
         from hfprune.publishing.hub import fetch
         from hfprune.publishing.legacy import load_legacy
+        from hfprune.structure.arguments import whole
 
+        whole(least=1).check("--sequence-length", sequence_length)
         # a model of transformers 4 may lie beside files of any kind
         folder = fetch(source, only_ours=False)
         model = load_legacy(folder, sequence_length=sequence_length, pickled=pickled)

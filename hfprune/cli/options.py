@@ -77,6 +77,7 @@ SampleMetric = Annotated[
 Scorer = Annotated[str, typer.Option(help="Which units matter.")]
 Reconstruct = Annotated[bool, typer.Option(help="Repair in closed form after every surgery.")]
 Samples = Annotated[int, typer.Option(help="Calibration samples.")]
+RoundTo = Annotated[int, typer.Option(help="Keep neurons in multiples of this.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace the output folder if it is there.")]
 
 

@@ -19,6 +19,7 @@ from hfprune.cli.options import (
     Overwrite,
     PairColumn,
     Reconstruct,
+    RoundTo,
     SampleMetric,
     Samples,
     Scorer,
@@ -63,7 +64,7 @@ def prune(
     min_units: Annotated[
         int, typer.Option(help="The fewest heads or neurons that a block keeps; 0 lets whole blocks go.")
     ] = 1,
-    round_to: Annotated[int, typer.Option(help="Keep neurons in multiples of this.")] = 1,
+    round_to: RoundTo = 1,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Pattern of names of blocks to leave whole; several may be given.")
     ] = None,

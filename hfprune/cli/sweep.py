@@ -18,6 +18,7 @@ from hfprune.cli.options import (
     MaxLength,
     PairColumn,
     Reconstruct,
+    RoundTo,
     SampleMetric,
     Samples,
     Scorer,
@@ -54,6 +55,7 @@ def sweep(
     scorer: Scorer = "logit_fisher",
     reconstruct: Reconstruct = True,
     samples: Samples = 512,
+    round_to: RoundTo = 1,
     latency_batch_size: Annotated[int, typer.Option(help="Sequences in a batch, for the latency.")] = 32,
     text_column: TextColumn = "text",
     pair_column: PairColumn = None,
@@ -79,6 +81,7 @@ def sweep(
             schedule="one_shot",
             reconstruct=reconstruct,
             calibration_samples=samples,
+            round_to=round_to,
             seed=seed,
         )
         texts = TextSource(

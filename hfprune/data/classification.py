@@ -8,11 +8,13 @@ from transformers import PreTrainedTokenizerBase
 
 from hfprune.data.labels import mark_numbered_here
 from hfprune.data.loading import check_columns, check_filled, load_splits
+from hfprune.structure.arguments import FLAG, SEED, TEXT, checked, optional, whole
 
 #: Beginnings of the names of Arrow types whose values name classes; floats are numbers to predict.
 _TYPES_OF_CLASSES = ("string", "large_string", "int", "uint", "bool")
 
 
+@checked(label_column=TEXT, seed=SEED, reuse_validation=FLAG)
 def load_text_dataset(
     name: str | None = None,
     *,
@@ -98,6 +100,7 @@ def _encode_labels(data: DatasetDict, label_column: str) -> DatasetDict:
     return numbered
 
 
+@checked(text_column=TEXT, pair_column=optional(TEXT), label_column=TEXT, max_length=whole(least=1))
 def tokenize(
     data: DatasetDict,
     tokenizer: PreTrainedTokenizerBase,

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfprune.data.loading import load_raw, with_splits
+from hfprune.structure.arguments import FLAG, SEED, TEXT, checked, whole
 from hfprune.structure.devices import input_device
 from hfprune.structure.examples import check_length
 from hfprune.structure.running import frozen
@@ -104,6 +105,7 @@ def _addresses(files: list[Path]) -> Dataset:
 CORPORA = {"state_of_the_union": state_of_the_union}
 
 
+@checked(text_column=TEXT, seed=SEED)
 def load_documents(
     name: str | None = None,
     *,
@@ -146,6 +148,7 @@ def load_documents(
     )
 
 
+@checked(text_column=TEXT, max_length=whole(), whole=FLAG)
 def pack(
     data: DatasetDict,
     tokenizer: PreTrainedTokenizerBase,
@@ -235,6 +238,7 @@ def cut_splits(windows: DatasetDict, seed: int) -> DatasetDict:
     return with_splits(windows, seed)
 
 
+@checked(samples=whole(), tokens=whole(), seed=SEED, batch_size=whole())
 def self_generated(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

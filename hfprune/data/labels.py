@@ -11,6 +11,8 @@ from typing import Any
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 from transformers import PretrainedConfig
 
+from hfprune.structure.arguments import TEXT, checked
+
 #: From a class of the data to a number or a name of the model.
 LabelMap = Mapping[str, int | str]
 
@@ -36,6 +38,7 @@ def _is_numbered_here(rows: Dataset) -> bool:
     return bool(rows.info.description == _NUMBERED_HERE)
 
 
+@checked(label_column=TEXT)
 def align_labels(
     data: DatasetDict, config: PretrainedConfig, label_column: str = "label", *, label_map: LabelMap | None = None
 ) -> DatasetDict:

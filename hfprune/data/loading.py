@@ -7,8 +7,10 @@ from datasets import DatasetDict
 
 from hfprune.data.files import hub_name, is_file_name, read_file
 from hfprune.data.packages import is_named_dataset, named_splits, named_texts
+from hfprune.structure.arguments import FLAG, SEED, TEXT, TEXTS, checked
 
 
+@checked(columns=TEXTS, seed=SEED, reuse_validation=FLAG)
 def load_splits(
     name: str | None = None,
     *,
@@ -124,6 +126,7 @@ def _builder_options(separator: str | None, encoding: str | None) -> dict[str, s
     return options
 
 
+@checked(name_or_file=TEXT, columns=TEXTS, documents=FLAG)
 def load_texts(
     name_or_file: str,
     columns: Sequence[str] = ("text",),
@@ -216,6 +219,15 @@ def _from_files(
     return data
 
 
+def _check_enough_rows(rows: int, split: str) -> None:
+    """Refuse to cut a split from so few rows that one of the two would be empty."""
+    if rows < 2:
+        raise ValueError(
+            f"the data has no {split} split, and none can be cut from a train split of {rows} row(s): it needs a tenth "
+            f"of the rows, at least one, and leaves at least one. Pass more rows, or a file for {split}."
+        )
+
+
 def with_splits(data: DatasetDict, seed: int, *, reuse_validation: bool = False) -> DatasetDict:
     """Give data the splits `train`, `validation` and `test`.
 
@@ -245,6 +257,7 @@ def with_splits(data: DatasetDict, seed: int, *, reuse_validation: bool = False)
             del splits["validation"]
     for split in ("test", "validation"):
         if split not in splits:
+            _check_enough_rows(len(splits["train"]), split)
             parts = splits["train"].train_test_split(test_size=0.1, seed=seed)
             splits["train"] = parts["train"]
             splits[split] = parts["test"]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from datasets import Dataset, DatasetDict
 
 from hfprune.data.gguf import dequantised
+from hfprune.structure.arguments import TEXT, checked
 
 
 class _NamedModel(NamedTuple):
@@ -80,6 +81,7 @@ def _path_in_package(package: str, relative: str) -> Path | None:
     return Path(folder) / relative
 
 
+@checked(name_or_path=TEXT)
 def resolve_model(name_or_path: str) -> str:
     """Translate the name of a model in an installed package to its folder.
 

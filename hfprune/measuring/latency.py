@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from hfprune.errors import StructureError, UnsupportedArchitectureError
 from hfprune.measuring.size import example_batch
 from hfprune.structure.anatomy import anatomy_of
+from hfprune.structure.arguments import checked, whole
 from hfprune.structure.batches import Batch
 from hfprune.structure.examples import check_length
 from hfprune.structure.running import frozen
@@ -44,6 +45,7 @@ class Latency:
     threads: int
 
 
+@checked(batch_size=whole(), sequence_length=whole(least=1), runs=whole(), warmup=whole(least=0))
 def measure_latency(
     model: PreTrainedModel, *, batch_size: int = 32, sequence_length: int = 128, runs: int = 20, warmup: int = 3
 ) -> Latency:
@@ -94,6 +96,7 @@ def check_timing(model: PreTrainedModel, *, batch_size: int, sequence_length: in
             raise ValueError(f"{name} must be at least 1, got {value}.")
 
 
+@checked(batch_size=whole(), sequence_length=whole(least=1), runs=whole(), warmup=whole(least=0))
 def measure_latencies(
     models: list[PreTrainedModel], *, batch_size: int, sequence_length: int, runs: int = 20, warmup: int = 3
 ) -> list[Latency]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfprune.showing.progress import tracked
+from hfprune.structure.arguments import checked, optional, whole
 from hfprune.structure.devices import check_tokens, input_device
 from hfprune.structure.examples import check_length
 from hfprune.structure.running import frozen
@@ -63,6 +64,7 @@ class _Window(NamedTuple):
     predicted: int
 
 
+@checked(window=whole(), stride=optional(whole()), batch_size=whole())
 def perplexity(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

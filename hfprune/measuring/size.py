@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, UnitCost, anatomy_of
+from hfprune.structure.arguments import ATTENTION_UNIT, checked, optional, whole
 from hfprune.structure.batches import Batch
 from hfprune.structure.devices import input_embeddings
 from hfprune.structure.examples import check_length, example_inputs
@@ -39,6 +40,7 @@ class Size:
     weight_bytes: int
 
 
+@checked(sequence_length=whole(least=1), attention_unit=optional(ATTENTION_UNIT))
 def measure_size(model: ModelOrAnatomy, *, sequence_length: int, attention_unit: AttentionUnit | None = None) -> Size:
     """Count parameters, multiply-adds and bytes.
 
@@ -90,6 +92,7 @@ def size_of(anatomy: Anatomy, sequence_length: int) -> Size:
     )
 
 
+@checked(sequence_length=whole(least=1))
 def count_macs(model: PreTrainedModel, *, sequence_length: int) -> int:
     """Multiply-adds of one forward pass over one sequence.
 

@@ -19,6 +19,7 @@ from hfprune.planning.candidates import Candidate, candidates_of, cost_of, full_
 from hfprune.planning.plan import PruningPlan
 from hfprune.planning.stock_widths import portable
 from hfprune.scoring.scores import Scores
+from hfprune.structure.arguments import FLAG, SEED, TEXT, TEXTS, checked, whole
 from hfprune.structure.blocks import Block
 from hfprune.structure.registration import check_same
 
@@ -51,6 +52,7 @@ class Allocator:
 _ALLOCATORS: dict[str, Allocator] = {}
 
 
+@checked(name=TEXT, ignores_scores=FLAG, block_by_block=FLAG)
 def register_allocator(
     name: str, *, ignores_scores: bool = False, block_by_block: bool = False
 ) -> Callable[[AllocatorFunction], AllocatorFunction]:
@@ -336,6 +338,17 @@ def filled(candidates: Sequence[Candidate], counts: Sequence[int], limit: int) -
     return _levels_after(candidates, steps_up)
 
 
+@checked(
+    limit=whole(least=0),
+    sequence_length=whole(least=1),
+    model_type=TEXT,
+    allocation=TEXT,
+    min_units=whole(least=0),
+    round_to=whole(least=1),
+    exclude=TEXTS,
+    stock_widths=FLAG,
+    seed=SEED,
+)
 def allocate(
     blocks: Sequence[Block],
     scores: Scores,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from hfprune.structure.arguments import TEXT, checked, choice
 from hfprune.structure.blocks import Block
 from hfprune.structure.registration import check_same
 
@@ -42,6 +43,7 @@ _BUDGETS: dict[str, Budget] = {}
 BUDGET_NAMES = _BUDGETS.keys()
 
 
+@checked(name=TEXT, recorded_as=choice(["", "unit_params", "unit_macs", "unit_cache_bytes"]))
 def register_budget(name: str, *, recorded_as: str = "") -> Callable[[CostFunction], CostFunction]:
     """Add a budget: decorate a function from a block and the tokens of a sequence to the cost of one unit.
 

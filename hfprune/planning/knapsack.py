@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hfprune.planning.allocation import filled, register_allocator
 from hfprune.planning.candidates import Candidate, lowest_levels
+from hfprune.structure.arguments import checked, whole
 
 #: The largest number of bins that the budget is divided into.
 BINS = 65536
@@ -87,6 +88,7 @@ class TradeOff(NamedTuple):
     lost: float
 
 
+@checked(dense_cost=whole(least=1))
 def trade_off_curve(candidates: Sequence[Candidate], dense_cost: int) -> list[TradeOff]:
     """The smallest loss of score at every cost, from one run of dynamic programming (`tabulate`).
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -15,6 +16,7 @@ from hfprune.planning.compare import ComparedBlock, Comparison
 from hfprune.showing.picture import ThemeName, save_picture, theme_of
 from hfprune.showing.tables import Table, bar_of, data_frame
 from hfprune.showing.units import UnitRow, draw_kept, layer_number
+from hfprune.structure.arguments import TEXT, instance, whole
 from hfprune.structure.blocks import Block, attention_unit_of, check_attention_unit, sequence_length_of
 from hfprune.structure.json_text import read_json
 from hfprune.structure.specs import AttentionUnit, Kind
@@ -60,10 +62,12 @@ class PruningPlan:
     def __post_init__(self) -> None:
         blocks = {}
         for name, block in self.blocks.items():
-            _check_kept(name, block)
-            blocks[name] = block
+            # NumPy's and torch's whole numbers are none to JSON
+            whole_block = replace(block, kept=_whole_numbers(name, block.kept))
+            _check_kept(name, whole_block)
+            blocks[name] = whole_block
             if block.unit is None:
-                blocks[name] = replace(block, unit=unit_in_json(name, block.kind))
+                blocks[name] = replace(whole_block, unit=unit_in_json(name, block.kind))
         object.__setattr__(self, "blocks", blocks)
 
     @classmethod
@@ -73,8 +77,27 @@ class PruningPlan:
         """The plan that keeps these units. A block that `kept` does not name keeps all its units.
 
         The plan counts for `sequence_length` tokens, or for as many as the input of the model fixes.
+
+        Args:
+            blocks: The blocks of the model.
+            kept: By block name, the increasing indices of the units that stay.
+            model_type: The dense model's type.
+            sequence_length: Tokens in a sequence, for the multiply-adds.
+
+        Returns:
+            The plan.
+
+        Raises:
+            ValueError: `kept` names no block of the model, or indices are no increasing whole numbers within the block.
         """
+        TEXT.check("model_type", model_type)
+        whole(least=1).check("sequence_length", sequence_length)
         sequence_length = sequence_length_of(blocks, sequence_length)
+        names = [block.name for block in blocks]
+        instance("a mapping from names of blocks to units", Mapping).check("kept", kept)
+        for name in kept:
+            if name not in names:
+                raise ValueError(f"kept names {name!r}, which is no block of the model. Blocks: {', '.join(names)}.")
         plans = {}
         for block in blocks:
             plans[block.name] = BlockPlan(
@@ -154,7 +177,7 @@ class PruningPlan:
         check_match(second, self.units_after, attention_unit=self.attention_unit)
         blocks = {}
         for name, block in self.blocks.items():
-            kept = tuple(block.kept[index] for index in second.blocks[name].kept)
+            kept = tuple(block.kept[unit] for unit in second.blocks[name].kept)
             blocks[name] = replace(block, kept=kept)
         return PruningPlan(model_type=self.model_type, sequence_length=self.sequence_length, blocks=blocks)
 
@@ -351,10 +374,20 @@ def _recorded_heads(block: Block) -> int | None:
     return None
 
 
+def _whole_numbers(name: str, kept: Sequence[int]) -> tuple[int, ...]:
+    """Indices as Python's whole numbers; refuses numbers with a fraction, truth values and texts."""
+    numbers: list[int] = []
+    for unit in kept:
+        if isinstance(unit, bool) or not hasattr(unit, "__index__"):
+            raise ValueError(f"the plan of block {name!r} must keep whole numbers, got {unit!r:.50} among the indices.")
+        numbers.append(index(unit))
+    return tuple(numbers)
+
+
 def _check_kept(name: str, block: BlockPlan) -> None:
     """Refuse indices that do not increase, or are out of range."""
     kept = block.kept
-    increases = all(index < following for index, following in pairwise(kept))
+    increases = all(unit < following for unit, following in pairwise(kept))
     in_range = not kept or (kept[0] >= 0 and kept[-1] < block.units)
     if increases and in_range:
         return

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Mapping
 
+from hfprune.structure.arguments import checked, finite, optional, whole
+
 #: From the fraction of the rounds that are done to the fraction of the way to the target sparsity.
 _PROGRESS: Mapping[str, Callable[[float], float]] = {
     "one_shot": lambda _: 1.0,
@@ -24,6 +26,12 @@ _DIGITS = 12
 _TOLERANCE = 1e-9
 
 
+@checked(
+    start=finite(least=0, below=1),
+    target=finite(least=0, below=1),
+    rounds=optional(whole(least=1)),
+    keeps=finite(above=0, below=1),
+)
 def sparsities(
     schedule: str, *, start: float, target: float, rounds: int | None = None, keeps: float = ROUND_KEEPS
 ) -> list[float]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hfprune.config import PruningConfig
+from hfprune.config import A_CONFIG, CONFIG, PruningConfig
 from hfprune.errors import BudgetError, CalibrationError
 from hfprune.measuring.size import example_batch, size_of
 from hfprune.planning import sparsities
@@ -23,11 +23,13 @@ from hfprune.scoring import CalibrationData, Collator, calibration_batches, scor
 from hfprune.scoring.calibration import describe
 from hfprune.showing.progress import tracked
 from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, anatomy_of, model_of
+from hfprune.structure.arguments import FUNCTION, checked, optional
 from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import check_in_one_place
 from hfprune.structure.examples import check_length
 from hfprune.structure.modeling_pruned import PrunedModel
 from hfprune.structure.running import frozen, outside_inference_mode
+from hfprune.structure.sharing import alone_with
 from hfprune.structure.wrapping import inner, unwrapped
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ Step = float | dict[str, float]
 Recover = Callable[[PreTrainedModel, PreTrainedModel], object]
 
 
+@checked(config=CONFIG, collator=optional(FUNCTION), recover=optional(FUNCTION))
 @outside_inference_mode
 def prune(
     model: PreTrainedModel,
@@ -158,8 +161,9 @@ def prune(
     if sparsity is not None:
         asked["sparsity"] = dict(sparsity)
     pruned = small.model
-    # recover may have left it in training mode
-    pruned.train(model.training)
+    # recover may have left it in training mode; another thread may have the dense model in evaluation mode for a while
+    with alone_with(model):
+        pruned.train(model.training)
     record = record_of(dense, before, small, asked, rounds, describe(batches))
     pruned.pruning_record = replace(record, seconds=round(time.perf_counter() - began, 3))
     return pruned
@@ -238,6 +242,7 @@ def recovered(small: PreTrainedModel, dense: PreTrainedModel, recover: Recover |
     return returned
 
 
+@checked(config=A_CONFIG, collator=optional(FUNCTION))
 def batches_for(
     model: PreTrainedModel, data: CalibrationData, config: PruningConfig, *, collator: Collator | None = None
 ) -> list[Batch]:

@@ -7,7 +7,7 @@ from typing import overload
 
 from transformers import PreTrainedModel
 
-from hfprune.config import PruningConfig, check_sparsity
+from hfprune.config import A_CONFIG, CONFIG, PruningConfig, check_sparsity
 from hfprune.errors import BudgetError, PlanMismatchError, UnsupportedArchitectureError
 from hfprune.planning import PruningPlan, TradeOff, allocate, trade_off_curve
 from hfprune.planning.candidates import candidates_of, units_by_pattern
@@ -17,10 +17,16 @@ from hfprune.publishing.record import origin_of
 from hfprune.scoring import Scores
 from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, UnitCost, anatomy_of, model_of
 from hfprune.structure.architectures import base_model_type
+from hfprune.structure.arguments import checked, instance
 from hfprune.structure.blocks import check_attention_unit
 from hfprune.structure.running import outside_inference_mode
+from hfprune.structure.sharing import alone_with
 from hfprune.structure.stock import stock_config
 from hfprune.structure.surgery import keep_units, pruned_class_for
+
+#: What arguments must be.
+SCORES = instance("the scores that hfprune.score returns", Scores)
+PLAN = instance("a PruningPlan", PruningPlan, hint="hfprune.plan makes one, PruningPlan.from_json reads one.")
 
 
 @overload
@@ -39,6 +45,7 @@ def plan(
 ) -> list[PruningPlan]: ...
 
 
+@checked(scores=SCORES, config=CONFIG)
 def plan(
     model: ModelOrAnatomy,
     scores: Scores,
@@ -96,7 +103,7 @@ def plan(
     """
     config = config or PruningConfig()
     anatomy = anatomy_of(model, config.attention_unit)
-    if isinstance(sparsity, Sequence):
+    if isinstance(sparsity, Sequence) and not isinstance(sparsity, str):
         return _nested_plans(anatomy, scores, config, sparsity)
     return plan_units(anatomy, scores, config, config.sparsity if sparsity is None else sparsity)
 
@@ -137,6 +144,10 @@ def _nested_plans(
     anatomy: Anatomy, scores: Scores, config: PruningConfig, sparsity: Sequence[float]
 ) -> list[PruningPlan]:
     """A plan for each sparsity. The units of every plan are among the units of the plan before."""
+    for value in sparsity:
+        check_sparsity(value)
+    if not sparsity:
+        raise ValueError("sparsity is an empty list: give at least one, such as [0.3, 0.5, 0.7].")
     if any(second <= first for first, second in pairwise(sparsity)):
         raise ValueError(f"a list of sparsities must increase, got {list(sparsity)}: each plan keeps less.")
     plans: list[PruningPlan] = []
@@ -197,6 +208,7 @@ def _limit(cost: int, sparsity: float) -> int:
     return int(share_kept * cost + Fraction(1, 1_000_000))
 
 
+@checked(plan=PLAN)
 @outside_inference_mode
 def apply_plan(model: ModelOrAnatomy, plan: PruningPlan) -> PreTrainedModel:
     """Make a smaller model, with only the units that the plan keeps.
@@ -256,7 +268,9 @@ def cut(anatomy: Anatomy, plan: PruningPlan) -> PreTrainedModel:
     if before is not None:
         check_attention_unit(before.attention_unit, anatomy.attention_unit)
     check_match(plan, anatomy.units, attention_unit=anatomy.attention_unit)
-    small = keep_units(dense, plan.kept, blocks=anatomy.blocks)
+    # scoring in another thread freezes weights and switches modes, which would be copied
+    with alone_with(dense):
+        small = keep_units(dense, plan.kept, blocks=anatomy.blocks)
     if before is None or all(kept == units for kept, units in before.counts.values()):
         small.pruning_plan = plan
     else:
@@ -264,6 +278,7 @@ def cut(anatomy: Anatomy, plan: PruningPlan) -> PreTrainedModel:
     return small
 
 
+@checked(scores=SCORES, config=CONFIG)
 def trade_off(model: ModelOrAnatomy, scores: Scores, config: PruningConfig | None = None) -> list[TradeOff]:
     """The smallest loss of score at every sparsity, by the `knapsack` allocator: many sizes from one scoring pass.
 
@@ -310,6 +325,7 @@ def trade_off(model: ModelOrAnatomy, scores: Scores, config: PruningConfig | Non
     return trade_off_curve(candidates, _dense_cost(anatomy, config))
 
 
+@checked(config=A_CONFIG)
 def sparsity_of(model: ModelOrAnatomy, config: PruningConfig) -> float:
     """The fraction of the dense model's prunable cost that was removed from this model, in the config's budget."""
     anatomy = anatomy_of(model, config.attention_unit)

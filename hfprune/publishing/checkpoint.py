@@ -20,6 +20,7 @@ from hfprune.publishing.replacement import draft_for, entries_of, finish_interru
 from hfprune.publishing.saveable import check_draft, check_saveable, untied_state
 from hfprune.publishing.verification import check_digests, check_loadable, model_class, remember_checked, sha256
 from hfprune.structure.anatomy import anatomy_of
+from hfprune.structure.arguments import FLAG, PATH, checked
 from hfprune.structure.modeling_pruned import (
     FORMAT_VERSION,
     HUB_ARGUMENTS,
@@ -35,6 +36,7 @@ from hfprune.structure.wrapping import unwrapped
 logger = logging.getLogger(__name__)
 
 
+@checked(path=PATH, overwrite=FLAG)
 def save(
     model: PreTrainedModel,
     path: str | Path,
@@ -201,6 +203,7 @@ def summary(record: PruningRecord, plan: PruningPlan) -> dict[str, Any]:
     }
 
 
+@checked(path=PATH, verify=FLAG)
 def load(path: str | Path, *, verify: bool = True, **kwargs: Any) -> PreTrainedModel:
     """Load a pruned checkpoint, with `.pruning_plan` and `.pruning_record`, in the class that was saved.
 

@@ -108,11 +108,20 @@ def names_in(folder: Path) -> list[str]:
     """The names of all files in a checkpoint's folder, at any depth, in order; without those of ignored folders."""
     names: list[str] = []
     for path in sorted(folder.iterdir()):
-        if not path.is_dir():
+        if path.is_dir() and _IGNORED_FOLDERS.fullmatch(path.name):
+            continue
+        if not _is_folder(path):
             names.append(path.name)
-        elif not _IGNORED_FOLDERS.fullmatch(path.name):
-            names += [inner.relative_to(folder).as_posix() for inner in sorted(path.rglob("*")) if not inner.is_dir()]
+            continue
+        for inner in sorted(path.rglob("*")):
+            if not _is_folder(inner):
+                names.append(inner.relative_to(folder).as_posix())
     return names
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a path is a folder itself. A link to one is not looked into: it could lead to the whole disk."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def name_problems(names: Iterable[str]) -> Iterator[str]:

@@ -22,6 +22,7 @@ from hfprune.publishing.record import PruningRecord, blocks_of
 from hfprune.publishing.verification import class_of
 from hfprune.publishing.weights import Shapes, stored_shapes
 from hfprune.structure.anatomy import anatomy_of
+from hfprune.structure.arguments import FLAG, PATH, checked, whole
 from hfprune.structure.blocks import Block
 from hfprune.structure.json_text import read_json
 from hfprune.structure.lengths import with_fixed_lengths
@@ -30,6 +31,7 @@ from hfprune.structure.surgery import skeleton
 logger = logging.getLogger(__name__)
 
 
+@checked(folder=PATH, sequence_length=whole(least=1), pickled=FLAG)
 def load_legacy(folder: str | Path, *, sequence_length: int = 128, pickled: bool = False) -> PreTrainedModel:
     """Load a checkpoint whose config lists `pruned_heads`, which transformers 5 ignores.
 

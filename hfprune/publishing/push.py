@@ -16,6 +16,7 @@ from hfprune.publishing.checkpoint import save
 from hfprune.publishing.hub import patiently
 from hfprune.publishing.probe import PROBE_FILE
 from hfprune.publishing.verification import check_loadable
+from hfprune.structure.arguments import FLAG, TEXT, checked, optional
 
 #: Files of an earlier push that would be read together with the new ones.
 _STALE = re.compile(
@@ -24,6 +25,7 @@ _STALE = re.compile(
 )
 
 
+@checked(repo_id=TEXT, private=optional(FLAG), revision=optional(TEXT), create_pr=FLAG, commit_message=TEXT)
 def push_to_hub(
     model: PreTrainedModel | str | Path,
     repo_id: str,

@@ -34,6 +34,7 @@ from hfprune.publishing.record import PruningRecord, blocks_of
 from hfprune.publishing.weights import stored_shapes
 from hfprune.structure import modeling_pruned
 from hfprune.structure.anatomy import anatomy_of
+from hfprune.structure.arguments import PATH, checked
 from hfprune.structure.json_text import read_json
 
 logger = logging.getLogger(__name__)
@@ -159,6 +160,7 @@ def check_digests(folder: Path) -> None:
         raise CheckpointError(f"{folder}: {problem}. To load it all the same, pass verify=False.")
 
 
+@checked(folder=PATH)
 def verify(folder: str | Path) -> list[str]:
     """Everything that is wrong with a checkpoint folder; an empty list if it computes what its author saw.
 

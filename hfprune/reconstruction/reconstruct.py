@@ -13,24 +13,25 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hfprune.distributed import add_over_processes, from_main_process, process_rank, share_of
-from hfprune.errors import NonFiniteScoreError, PlanMismatchError
+from hfprune.errors import NonFiniteScoreError
 from hfprune.reconstruction.least_squares import Gram, best_ridge, solve
+from hfprune.reconstruction.pairs import Pair, by_stack, matching
 from hfprune.reconstruction.partial import PartialRun, Repair
 from hfprune.reconstruction.streams import LayerStream, SharedStream
 from hfprune.scoring.calibration import check_batches
 from hfprune.showing.progress import Progress, progress
 from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, anatomy_of
+from hfprune.structure.arguments import DEVICE, PATH, checked, optional
 from hfprune.structure.batches import Batch, count_samples, token_mask
-from hfprune.structure.blocks import Block, check_in_one_place, features_of
+from hfprune.structure.blocks import Block, features_of
 from hfprune.structure.running import frozen, outside_inference_mode
+from hfprune.structure.sharing import alone_with
 from hfprune.structure.store import Store
 
 #: The ridges to try, as multiples of the mean of the Gram matrix's diagonal.
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 #: One sample in so many is held out while the ridge is chosen.
 HELD_OUT = 4
-#: A block of the pruned model, and the same block of the dense model.
-Pair = tuple[Block, Block]
 Stream = LayerStream | SharedStream
 #: By the name of a mask, the use of every token under it, `(samples, tokens)` or `(samples, 1)`: 0 for padding, 1 for
 #: fitting, 2 for choosing the ridge.
@@ -39,6 +40,7 @@ Uses = dict[str, Tensor]
 Write = Callable[[Mapping[str, Tensor]], None]
 
 
+@checked(folder=optional(PATH), device=optional(DEVICE))
 @outside_inference_mode
 def reconstruct(
     pruned: ModelOrAnatomy,
@@ -136,7 +138,7 @@ def repair_model(
         StructureError: As for `reconstruct`.
         NonFiniteScoreError: As for `reconstruct`.
     """
-    pairs = _matching(small, large)
+    pairs = matching(small, large)
     batches = check_batches(batches, small.model, taker="reconstruct")
     running_device = None if device is None else torch.device(device)
     working_folder: Path | None = None
@@ -146,6 +148,7 @@ def repair_model(
     partial = PartialRun(folder, small.model, large.model, batches)
     store = Store(working_folder)
     with (
+        alone_with(small.model, large.model),
         frozen(small.model),
         frozen(large.model),
         torch.no_grad(),
@@ -195,7 +198,7 @@ class _ModelRepair:
             repairs += repairs_of_layer
         counted.update(len(repairs))
         layers_before = 0
-        for layers in _by_stack(pairs):
+        for layers in by_stack(pairs):
             # how many layers of this stack were repaired by the earlier run
             start = max(0, len(repaired_layers) - layers_before)
             if start < len(layers):
@@ -284,34 +287,6 @@ class _ModelRepair:
 def _target_key(block: str, index: int) -> str:
     """The name in the store of the target of a block for one batch."""
     return f"target-{block}-{index}"
-
-
-def _by_stack(pairs: Sequence[Pair]) -> list[dict[str, list[Pair]]]:
-    """For every stack of layers, its pairs of blocks by path of the layer, in order."""
-    stacks: dict[str, dict[str, list[Pair]]] = {}
-    for block, original in pairs:
-        path_of_stack = block.layer.rpartition(".")[0]
-        stack = stacks.setdefault(path_of_stack, {})
-        stack.setdefault(block.layer, []).append((block, original))
-    return list(stacks.values())
-
-
-def _matching(pruned: Anatomy, dense: Anatomy) -> list[Pair]:
-    """The blocks of both models, side by side."""
-    check_in_one_place(pruned.model)
-    check_in_one_place(dense.model)
-    originals = {block.name: block for block in dense.blocks}
-    pairs = []
-    for block in pruned.blocks:
-        original = originals.get(block.name)
-        if original is None or original.units < block.units or original.width != block.width:
-            in_dense = "none" if original is None else f"{original.units} of width {original.width}"
-            raise PlanMismatchError(
-                f"block {block.name!r} has {block.units} units of width {block.width} in the pruned model, and "
-                f"{in_dense} in the dense one. Pass the model that the pruned one was cut from."
-            )
-        pairs.append((block, original))
-    return pairs
 
 
 def _own_share(batches: Sequence[Batch], masks: AbstractSet[str]) -> list[tuple[Batch, Uses]]:

@@ -9,6 +9,30 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hfprune.recovery.losses.registry import Need, Weighted, get_loss, known_losses, known_penalties
+from hfprune.structure.arguments import FLAG, NUMBERS, TEXTS, finite, whole
+
+#: The kinds of values that fields must have; their limits have checks of their own.
+_FIELDS = {
+    "task_weight": finite(),
+    "logits_weight": finite(),
+    "hidden_states_weight": finite(),
+    "attention_outputs_weight": finite(),
+    "temperature": finite(),
+    "teacher_top_k": whole(),
+    "unit_l1": finite(),
+    "unit_l2": finite(),
+    "unit_group_lasso": finite(),
+    "token_dropout": finite(),
+    "trainable": TEXTS,
+    "disable_dropout": FLAG,
+    "freeze_embeddings": FLAG,
+    "base_model_lr_factor": finite(),
+    "lr_steps": NUMBERS,
+    "lr_step_factor": finite(),
+    "lora_rank": whole(),
+    "lora_alpha": whole(),
+    "lora_dropout": finite(),
+}
 
 
 @dataclass
@@ -103,6 +127,8 @@ class RecoveryArguments(TrainingArguments):
         super().__post_init__()
         if isinstance(self.trainable, str):
             self.trainable = [self.trainable]
+        for name, expected in _FIELDS.items():
+            expected.check(name, getattr(self, name))
         self.loss_weights = _loss_weights(self.loss_weights)
         self._check_finite()
         self._check_weights()

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hfprune.config import PruningConfig
+from hfprune.config import CONFIG, PruningConfig
 from hfprune.distributed import add_over_processes, from_main_process, is_main_process
 from hfprune.measuring.size import measure_size
 from hfprune.planning import PruningPlan
@@ -23,6 +23,7 @@ from hfprune.pruning.steps import apply_plan, check_target, plan, unit_cost_of
 from hfprune.publishing.record import record_of
 from hfprune.scoring import Scores
 from hfprune.structure.anatomy import Anatomy, anatomy_of
+from hfprune.structure.arguments import TEXT, checked, finite, whole
 from hfprune.structure.batches import count_samples
 from hfprune.structure.blocks import Block, check_in_one_place
 from hfprune.structure.examples import check_length
@@ -100,6 +101,7 @@ class GradualPruning(TrainerCallback):
         True
     """
 
+    @checked(config=CONFIG, schedule=TEXT, start=finite(), end=finite(), every=whole())
     def __init__(
         self,
         config: PruningConfig | None = None,

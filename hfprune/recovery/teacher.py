@@ -18,6 +18,7 @@ from hfprune.recovery.forward import with_decoder_inputs
 from hfprune.scoring.calibration import Collator, check_batch, collate
 from hfprune.scoring.checks import all_empty, warn_of_empty
 from hfprune.scoring.rows import is_empty
+from hfprune.structure.arguments import FUNCTION, checked, finite, optional, whole
 from hfprune.structure.batches import LABELS, Batch
 from hfprune.structure.examples import has_decoder
 from hfprune.structure.predictions import predictions_of
@@ -28,6 +29,7 @@ from hfprune.structure.wrapping import argument_names, unwrapped
 logger = logging.getLogger(__name__)
 
 
+@checked(collator=optional(FUNCTION), batch_size=whole(least=1), top_k=optional(whole()), temperature=finite(above=0))
 def add_teacher_logits(
     data: Dataset,
     teacher: PreTrainedModel,

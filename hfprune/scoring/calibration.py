@@ -21,6 +21,7 @@ from hfprune.scoring.checks import (
     without_empty,
 )
 from hfprune.scoring.rows import Batching, Collator, Row, batches_of_rows, collate, is_from_datasets, is_row, too_small
+from hfprune.structure.arguments import FUNCTION, SEED, checked, optional, whole
 from hfprune.structure.batches import Batch, count_samples, token_mask
 from hfprune.structure.devices import plain_tensors
 from hfprune.structure.running import outside_inference_mode
@@ -49,6 +50,13 @@ CalibrationData: TypeAlias = (
 )
 
 
+@checked(
+    samples=whole(least=1),
+    batch_size=whole(least=1),
+    batch_tokens=whole(least=1),
+    seed=SEED,
+    collator=optional(FUNCTION),
+)
 @outside_inference_mode
 def calibration_batches(
     data: CalibrationData,

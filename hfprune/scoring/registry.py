@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hfprune.structure.arguments import TEXT, checked, choice
 from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import Block
 from hfprune.structure.registration import check_same
@@ -99,6 +100,7 @@ _STATISTICS: dict[str, Statistic] = {}
 _SCORERS: dict[str, Scorer] = {}
 
 
+@checked(name=TEXT)
 def register_statistic(name: str, *, needs: Iterable[Need] = ()) -> Callable[[Pass], Pass]:
     """Add a statistic: decorate the function that collects it.
 
@@ -163,6 +165,7 @@ def get_statistic(name: str) -> Statistic:
     return _STATISTICS[name]
 
 
+@checked(name=TEXT, reads=TEXT, labels=choice(get_args(Labels)))
 def register_scorer(
     name: str, *, reads: str = "gates", labels: Labels = "none", one_shot: str = ""
 ) -> Callable[[Function], Function]:
@@ -231,6 +234,7 @@ def known_scorers() -> Mapping[str, Scorer]:
     return dict(_SCORERS)
 
 
+@checked(name=TEXT)
 def get_scorer(name: str) -> Scorer:
     """Look up a scorer.
 

@@ -15,10 +15,12 @@ from hfprune.scoring.label_checks import labelled_batches
 from hfprune.scoring.registry import Scorer, ScoringRun, get_scorer, get_statistic
 from hfprune.scoring.scores import Scores
 from hfprune.structure.anatomy import ModelOrAnatomy, anatomy_of, model_of
+from hfprune.structure.arguments import ATTENTION_UNIT, FLAG, SEED, TEXT, checked, optional
 from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import Block
 from hfprune.structure.devices import check_can_run
 from hfprune.structure.running import outside_inference_mode, recomputed
+from hfprune.structure.sharing import alone_with
 from hfprune.structure.specs import AttentionUnit
 from hfprune.structure.wrapping import unwrapped
 
@@ -27,6 +29,7 @@ Rule = Literal["any", "all", "rank"]
 _HYBRID = re.compile(r"hybrid\(\s*(\w+)\s*,\s*(\w+)\s*,\s*(?:rule\s*=\s*)?(\w+)\s*\)")
 
 
+@checked(scorer=TEXT)
 def scorers_in(scorer: str) -> tuple[list[Scorer], Rule | None]:
     """Look up the registered scorers that a name refers to, and the rule that joins them.
 
@@ -56,6 +59,7 @@ def scorers_in(scorer: str) -> tuple[list[Scorer], Rule | None]:
     raise ValueError(f"the rule of a hybrid is one of {', '.join(rules)}, got {asked_rule!r} in {scorer!r}.")
 
 
+@checked(scorer=TEXT)
 def one_shot_form(scorer: str) -> str:
     """The scorer to use in the place of another where the model is scored only once.
 
@@ -82,6 +86,7 @@ def one_shot_form(scorer: str) -> str:
     return scorers[0].one_shot
 
 
+@checked(scorer=TEXT, seed=SEED, attention_unit=optional(ATTENTION_UNIT), gradient_checkpointing=FLAG)
 @outside_inference_mode
 def score(
     model: ModelOrAnatomy,
@@ -153,7 +158,10 @@ def score(
     blocks = [block for block in anatomy.blocks if block.units]
     if blocks:
         by_scorer = []
-        with recomputed(anatomy.model, blocks if gradient_checkpointing else []):
+        with (
+            alone_with(anatomy.model, teacher),
+            recomputed(anatomy.model, blocks if gradient_checkpointing else []),
+        ):
             for entry in entries:
                 run = ScoringRun(
                     model=anatomy.model, blocks=blocks, batches=batches, scorer=entry, seed=seed, teacher=teacher

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfprune.structure.architectures import Support, base_model_type, support_of
+from hfprune.structure.arguments import ATTENTION_UNIT, checked, optional
 from hfprune.structure.blocks import Block, attention_unit_of, check_attention_unit, sequence_length_of
 from hfprune.structure.lengths import with_fixed_lengths
 from hfprune.structure.reading import heads_in_group, left_out_of, read_blocks
@@ -134,6 +135,7 @@ class Anatomy:
 ModelOrAnatomy: TypeAlias = PreTrainedModel | Anatomy
 
 
+@checked(attention_unit=optional(ATTENTION_UNIT))
 def anatomy_of(model: ModelOrAnatomy, attention_unit: AttentionUnit | None = None) -> Anatomy:
     """Read the structure of a model.
 
@@ -211,6 +213,7 @@ def _present_unit(model: PreTrainedModel, asked: AttentionUnit | None) -> Attent
     return "group"
 
 
+@checked(attention_unit=optional(ATTENTION_UNIT))
 def find_blocks(model: ModelOrAnatomy, attention_unit: AttentionUnit | None = None) -> list[Block]:
     """List the prunable blocks of a model, in the order in which they run, encoders first.
 

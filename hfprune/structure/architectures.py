@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from hfprune.errors import UnsupportedArchitectureError
+from hfprune.structure.arguments import TEXT, checked, instance
 from hfprune.structure.modeling_pruned import register_config
 from hfprune.structure.specs import Architecture
 from hfprune.structure.table import TABLE
@@ -46,6 +47,7 @@ def known_architectures() -> Mapping[str, Architecture]:
     return dict(_TABLE)
 
 
+@checked(model_type=TEXT, architecture=instance("an Architecture", Architecture))
 def register_architecture(model_type: str, architecture: Architecture) -> None:
     """Teach hfprune a model type.
 
@@ -85,6 +87,7 @@ def register_architecture(model_type: str, architecture: Architecture) -> None:
     _TABLE[model_type] = architecture
 
 
+@checked(name=TEXT)
 def register_finder(name: str) -> Callable[[Finder], Finder]:
     """Add a way to find the entry of a model type that the table lacks: decorate a finder.
 

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hfprune.structure.arguments import FUNCTION, checked
 from hfprune.structure.batches import Batch, count_samples
 from hfprune.structure.blocks import Block
 from hfprune.structure.running import input_hooks
+from hfprune.structure.sharing import alone_with
 
 
 @contextmanager
@@ -51,10 +53,12 @@ def gated(model: PreTrainedModel, blocks: Sequence[Block], gates: Mapping[str, T
         return lambda x: x * gate.to(x).repeat_interleave(width)
 
     changes = {by_name[name]: multiplier(gate, by_name[name].width) for name, gate in gates.items()}
-    with input_hooks(model, changes):
+    # another thread must neither run with these gates nor hang its own
+    with alone_with(model), input_hooks(model, changes):
         yield
 
 
+@checked(loss=FUNCTION)
 def gate_gradients(
     model: PreTrainedModel,
     blocks: Sequence[Block],
@@ -109,7 +113,7 @@ def gate_gradients(
 
         return lambda x: gate_columns(x, None, anchor=anchor, samples=samples, take=take, change=change)
 
-    with torch.enable_grad(), input_hooks(model, {block: at_gate(block) for block in blocks}):
+    with alone_with(model), torch.enable_grad(), input_hooks(model, {block: at_gate(block) for block in blocks}):
         total = loss(model, batch)
         torch.autograd.grad(total, anchor, allow_unused=True)
     for block in blocks:

@@ -7,12 +7,10 @@ one file with `pruned_parts.py`, so `from_pretrained(..., trust_remote_code=True
 `PrunedBertConfig`, `PrunedBertForSequenceClassification` and so on are made on demand from the classes of transformers.
 """
 
-import inspect
 import json
 import re
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,17 @@ from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 
-from hfprune.structure.pruned_parts import ConfigOfLayers, Emptied, LayerConfig, check_shape, fit_caches
+from hfprune.structure.pruned_parts import (
+    ConfigOfLayers,
+    Emptied,
+    LayerConfig,
+    check_heads,
+    check_shape,
+    fit_caches,
+    return_all,
+    select_given,
+    select_heads,
+)
 
 FORMAT_VERSION = 1
 
@@ -353,31 +361,14 @@ def _follow_heads(module: Any, arguments: dict[str, dict[str, Any]]) -> None:
             what the module returns.
     """
     for name, rule in arguments.items():
-        _check_heads(name, rule)
-    module.register_forward_pre_hook(partial(_select_given, arguments=arguments), with_kwargs=True)
+        check_heads(name, rule)
+    module.register_forward_pre_hook(partial(select_given, arguments=arguments), with_kwargs=True)
     returned = {rule["returned"] for rule in arguments.values() if rule.get("returned") is not None}
     if returned:
-        module.register_forward_hook(partial(_return_all, places=returned))
+        module.register_forward_hook(partial(return_all, places=returned))
     makers = {rule["made_by"]: rule for rule in arguments.values() if rule.get("made_by")}
     if makers:
         _select_made(module, makers)
-
-
-def _check_heads(name: str, rule: dict[str, Any]) -> None:
-    """Refuse indices of heads that do not increase, or that no dense model has, and what is no number of heads."""
-    index = rule.get("index", [])
-    dim = rule.get("dim")
-    heads = rule.get("of")
-    counts_heads = type(dim) is int and type(heads) is int and heads > 0
-    # without a dimension of heads there is nothing to select
-    if dim is not None and not counts_heads:
-        raise ValueError(f"pruning_config gives slices of {name!r:.50} along {dim!r:.50}, of {heads!r:.50} heads.")
-    whole = all(type(head) is int for head in index)
-    if whole and not index:
-        return
-    increasing = whole and all(first < second for first, second in pairwise(index))
-    if not increasing or not 0 <= index[0] <= index[-1] < (heads or 0):
-        raise ValueError(f"pruning_config gives slices of {name!r:.50} that are not increasing or not there.")
 
 
 def _select_made(module: Any, makers: dict[str, dict[str, Any]]) -> Any:
@@ -393,45 +384,7 @@ def _select_made(module: Any, makers: dict[str, dict[str, Any]]) -> Any:
 
 def _make(module: Any, name: str, rule: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
     """Call a method of the class, and select from what it makes."""
-    return _select(getattr(type(module), name)(module, *args, **kwargs), rule)
-
-
-def _select(value: torch.Tensor, rule: dict[str, Any]) -> torch.Tensor:
-    """The slices of the heads that stay, with all of them within reach as `of_all_heads`."""
-    dim = rule["dim"]
-    heads = rule["of"]
-    # a dimension that the heads do not divide holds one slice for all of them
-    if value.shape[dim] % heads:
-        return value
-    # heads may be repeated for every sample
-    starts = torch.arange(0, value.shape[dim], heads, dtype=torch.long, device=value.device)
-    index = torch.tensor(rule["index"], dtype=torch.long, device=value.device)
-    selected = value.index_select(dim, (starts[:, None] + index).flatten())
-    selected.of_all_heads = value  # type: ignore[attr-defined]
-    return selected
-
-
-def _select_given(
-    module: nn.Module, args: Any, kwargs: Any, *, arguments: dict[str, dict[str, Any]]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Pre-hook: of arguments that are given, select the slices of the heads that stay."""
-    bound = inspect.signature(module.forward).bind(*args, **kwargs)
-    for name, rule in arguments.items():
-        value = bound.arguments.get(name)
-        if value is None:
-            continue
-        # an argument without a dimension of heads is zeros of another size: the module makes its own
-        bound.arguments[name] = None if rule["dim"] is None else _select(value, rule)
-    return bound.args, bound.kwargs
-
-
-def _return_all(_: nn.Module, __: Any, output: tuple[Any, ...], *, places: set[int]) -> tuple[Any, ...]:
-    """Hook: later layers, which have other heads, get the slices of all."""
-    values = list(output)
-    for place in places.intersection(range(len(values))):
-        # a value without slices of its own is that of all heads already
-        values[place] = getattr(values[place], "of_all_heads", values[place])
-    return tuple(values)
+    return select_heads(getattr(type(module), name)(module, *args, **kwargs), rule)
 
 
 def base_class(cls: type) -> Any:

@@ -4,8 +4,10 @@ A checkpoint carries this code within its `modeling_pruned.py`, so it imports no
 """
 
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -210,3 +212,58 @@ def fit_caches(
                 "by model.config.per_layer_config, or use an adapter that adds no keys (LoRA)."
             )
     return args, kwargs
+
+
+def check_heads(name: str, rule: dict[str, Any]) -> None:
+    """Refuse indices of heads that do not increase, or that no dense model has, and what is no number of heads."""
+    index = rule.get("index", [])
+    dim = rule.get("dim")
+    heads = rule.get("of")
+    counts_heads = type(dim) is int and type(heads) is int and heads > 0
+    # without a dimension of heads there is nothing to select
+    if dim is not None and not counts_heads:
+        raise ValueError(f"pruning_config gives slices of {name!r:.50} along {dim!r:.50}, of {heads!r:.50} heads.")
+    whole = all(type(head) is int for head in index)
+    if whole and not index:
+        return
+    increasing = whole and all(first < second for first, second in pairwise(index))
+    if not increasing or not 0 <= index[0] <= index[-1] < (heads or 0):
+        raise ValueError(f"pruning_config gives slices of {name!r:.50} that are not increasing or not there.")
+
+
+def select_heads(value: torch.Tensor, rule: dict[str, Any]) -> torch.Tensor:
+    """The slices of the heads that stay, with all of them within reach as `of_all_heads`."""
+    dim = rule["dim"]
+    heads = rule["of"]
+    # a dimension that the heads do not divide holds one slice for all of them
+    if value.shape[dim] % heads:
+        return value
+    # heads may be repeated for every sample
+    starts = torch.arange(0, value.shape[dim], heads, dtype=torch.long, device=value.device)
+    index = torch.tensor(rule["index"], dtype=torch.long, device=value.device)
+    selected = value.index_select(dim, (starts[:, None] + index).flatten())
+    selected.of_all_heads = value  # type: ignore[attr-defined]
+    return selected
+
+
+def select_given(
+    module: nn.Module, args: Any, kwargs: Any, *, arguments: dict[str, dict[str, Any]]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Pre-hook: of arguments that are given, select the slices of the heads that stay."""
+    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    for name, rule in arguments.items():
+        value = bound.arguments.get(name)
+        if value is None:
+            continue
+        # an argument without a dimension of heads is zeros of another size: the module makes its own
+        bound.arguments[name] = None if rule["dim"] is None else select_heads(value, rule)
+    return bound.args, bound.kwargs
+
+
+def return_all(_: nn.Module, __: Any, output: tuple[Any, ...], *, places: set[int]) -> tuple[Any, ...]:
+    """Hook: later layers, which have other heads, get the slices of all."""
+    values = list(output)
+    for place in places.intersection(range(len(values))):
+        # a value without slices of its own is that of all heads already
+        values[place] = getattr(values[place], "of_all_heads", values[place])
+    return tuple(values)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from hfprune.structure.batches import Batch, on_device
 from hfprune.structure.blocks import Block
 from hfprune.structure.devices import input_device
+from hfprune.structure.sharing import alone_with
 from hfprune.structure.wrapping import argument_names
 
 Arguments = ParamSpec("Arguments")
@@ -47,7 +48,8 @@ def outside_inference_mode(function: Callable[Arguments, Result]) -> Callable[Ar
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without weight gradients, inside the `with`.
 
-    Behind it every module and parameter is as it was, also after an error.
+    Behind it every module and parameter is as it was, also after an error. Another thread that wants the same model
+    waits until then.
 
     Args:
         model: The model.
@@ -65,19 +67,20 @@ def frozen(model: nn.Module) -> Iterator[None]:
         >>> dense.training, weight.requires_grad
         (True, True)
     """
-    modes = [(module, module.training) for module in model.modules()]
-    # by name: accelerate makes offloaded parameters anew whenever their module runs
-    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    try:
-        model.eval()
-        for name in trainable:
-            model.get_parameter(name).requires_grad_(False)
-        yield
-    finally:
-        for name in trainable:
-            model.get_parameter(name).requires_grad_(True)
-        for module, mode in modes:
-            module.training = mode
+    with alone_with(model):
+        modes = [(module, module.training) for module in model.modules()]
+        # by name: accelerate makes offloaded parameters anew whenever their module runs
+        trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        try:
+            model.eval()
+            for name in trainable:
+                model.get_parameter(name).requires_grad_(False)
+            yield
+        finally:
+            for name in trainable:
+                model.get_parameter(name).requires_grad_(True)
+            for module, mode in modes:
+                module.training = mode
 
 
 def inputs_of(module: PreTrainedModel, batch: Batch, *, labels: bool = False) -> Batch:

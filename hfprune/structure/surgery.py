@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -110,13 +111,28 @@ def skeleton(
         UnsupportedArchitectureError: As for `keep_units`.
         ValueError: As for `keep_units`.
     """
+    names = [block.name for block in blocks]
+    for name in kept:
+        if name not in names:
+            raise ValueError(f"kept names {name!r}, which is no block of the model. Blocks: {', '.join(names)}.")
     indices: dict[str, Tensor] = {}
     for block in blocks:
-        units = kept.get(block.name, range(block.units))
-        indices[block.name] = torch.as_tensor(list(units), dtype=torch.long, device="cpu")
+        units = list(kept.get(block.name, range(block.units)))
+        _check_indices(block, units)
+        indices[block.name] = torch.as_tensor(units, dtype=torch.long, device="cpu")
         _check_kept(block, indices[block.name], model.config.model_type)
     state = _sliced_state(model, blocks, indices)
     return _skeleton(model, blocks, indices, state), state
+
+
+def _check_indices(block: Block, units: Sequence[int]) -> None:
+    """Refuse indices that are no whole numbers of units of the block, or do not increase."""
+    are_whole = all(hasattr(unit, "__index__") and not isinstance(unit, bool) for unit in units)
+    if are_whole and all(first < second for first, second in pairwise([-1, *units, block.units])):
+        return
+    raise ValueError(
+        f"kept must give increasing whole numbers from 0 to {block.units - 1} for {block.name!r}, got {units[:8]}."
+    )
 
 
 def _check_kept(block: Block, kept: Tensor, model_type: str) -> None:

@@ -12,6 +12,7 @@ from hfprune.measuring.size import Size
 from hfprune.showing.files import write_whole
 from hfprune.showing.picture import ThemeName, save_picture, theme_of
 from hfprune.showing.tables import Table, data_frame
+from hfprune.structure.arguments import checked, finite
 from hfprune.sweeping.plot import draw
 from hfprune.sweeping.points import Drop, SweepPoint, check_max_drop, paired_drop, shown_above
 
@@ -137,6 +138,7 @@ class Sweep:
             return False
         return not is_risen or shown_above(point.per_sample, first.per_sample)
 
+    @checked(confidence=finite())
     def drop(self, point: SweepPoint, *, confidence: float = 0.95) -> Drop:
         """How much lower the metric of a point is than that of the first one, on the same samples.
 
@@ -158,6 +160,7 @@ class Sweep:
             )
         return paired_drop(self.dense.per_sample, point.per_sample, confidence=confidence)
 
+    @checked(max_drop=finite(), confidence=finite())
     def within(self, max_drop: float, *, confidence: float = 0.95) -> SweepPoint | None:
         """The point of the highest sparsity whose drop is shown to be below a limit: its interval ends below it.
 
@@ -183,6 +186,7 @@ class Sweep:
                 best = point
         return best
 
+    @checked(confidence=finite())
     def table(self, *, confidence: float = 0.95) -> str:
         """The points as a table of plain text, with notes that say how every number was measured.
 

@@ -8,12 +8,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfprune.scoring import Collator, calibration_batches
+from hfprune.structure.arguments import FUNCTION, checked, optional, whole
 from hfprune.structure.batches import LABELS, Batch, on_device
 from hfprune.structure.predictions import predictions_of
 from hfprune.structure.running import frozen
 from hfprune.structure.wrapping import unwrapped
 
 
+@checked(collator=optional(FUNCTION), batch_size=whole(least=1))
 def correctness(
     data: Dataset | Sequence[Batch], *, collator: Collator | None = None, batch_size: int = 64
 ) -> Callable[[PreTrainedModel], list[bool]]:

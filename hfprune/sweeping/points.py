@@ -9,6 +9,7 @@ from scipy import stats
 
 from hfprune.measuring.latency import Latency
 from hfprune.measuring.size import Size
+from hfprune.structure.arguments import checked, finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ class SweepPoint:
             return None
         return len(self.per_sample)
 
+    @checked(confidence=finite())
     def interval(self, *, confidence: float = 0.95) -> tuple[float, float] | None:
         """The two-sided confidence interval of the metric, which `interval_of_mean` describes.
 
@@ -57,6 +59,7 @@ class SweepPoint:
 
         Examples:
             >>> from hfprune.measuring.size import Size
+        from hfprune.structure.arguments import checked, finite
             >>> from hfprune.sweeping import SweepPoint
             >>> size = Size(
             ...     params=9, prunable_params=4, macs=9, prunable_macs=4, sequence_length=8, weight_bytes=36
@@ -207,10 +210,22 @@ def shown_above(values: Sequence[float], others: Sequence[float], *, confidence:
     return paired_drop(others, values, confidence=confidence).upper < 0
 
 
-def _check_paired(dense: Sequence[float], pruned: Sequence[float], confidence: float) -> None:
-    """Refuse values that cannot be compared in pairs, and a level that is none."""
+def check_level(confidence: float) -> None:
+    """Refuse what is no level of a confidence interval.
+
+    Args:
+        confidence: The level.
+
+    Raises:
+        ValueError: It is not in (0, 1).
+    """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence:g}: write 0.95 for 95 %.")
+
+
+def _check_paired(dense: Sequence[float], pruned: Sequence[float], confidence: float) -> None:
+    """Refuse values that cannot be compared in pairs, and a level that is none."""
+    check_level(confidence)
     if len(dense) != len(pruned) or len(dense) < 2:
         raise ValueError(
             f"a paired interval needs the same samples for both models, two or more, got {len(dense)} and "

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from transformers import PreTrainedModel
 
-from hfprune.config import PruningConfig
+from hfprune.config import CONFIG, PruningConfig, check_sparsity
 from hfprune.measuring.latency import Latency, measure_latencies
 from hfprune.measuring.size import measure_size
 from hfprune.planning import PruningPlan
@@ -24,6 +24,7 @@ from hfprune.scoring import CalibrationData, Collator, Scores, one_shot_form, sc
 from hfprune.scoring.calibration import digest_of_batches
 from hfprune.showing.progress import tracked
 from hfprune.structure.anatomy import Anatomy, anatomy_of
+from hfprune.structure.arguments import FUNCTION, PATH, TEXT, checked, optional, whole
 from hfprune.structure.batches import Batch
 from hfprune.structure.running import frozen, outside_inference_mode
 from hfprune.structure.store import sha256_of
@@ -36,6 +37,16 @@ logger = logging.getLogger(__name__)
 Evaluate: TypeAlias = Callable[[PreTrainedModel], Any]
 
 
+@checked(
+    config=CONFIG,
+    evaluate=FUNCTION,
+    recover=optional(FUNCTION),
+    collator=optional(FUNCTION),
+    latency_batch_size=optional(whole(least=1)),
+    latency_runs=whole(least=1),
+    metric=TEXT,
+    save_to=optional(PATH),
+)
 @outside_inference_mode
 def sweep(
     model: PreTrainedModel,
@@ -123,6 +134,8 @@ def sweep(
     model = unwrapped(model)
     wanted = _in_order_without_zero(sparsities)
     _check_one_pass(config)
+    if save_to is not None:
+        _check_file(save_to)
     dense = anatomy_of(model, config.attention_unit)
     # before any work, so that a sparsity out of reach does not stop the sweep half way
     for sparsity in wanted:
@@ -284,10 +297,22 @@ def settings_of(
 
 def _in_order_without_zero(sparsities: Iterable[float]) -> list[float]:
     """The sparsities in increasing order, each once, without 0, which is the dense model."""
-    wanted = sorted({float(sparsity) for sparsity in sparsities} - {0.0})
+    if isinstance(sparsities, str) or not isinstance(sparsities, Iterable):
+        raise ValueError(f"sparsities must be a list of numbers in [0, 1), got {sparsities!r:.100}: write [0.3, 0.5].")
+    wanted_once: set[float] = set()
+    for sparsity in sparsities:
+        check_sparsity(sparsity)
+        wanted_once.add(float(sparsity))
+    wanted = sorted(wanted_once - {0.0})
     if not wanted:
         raise ValueError("sparsities is empty: give at least one, such as [0.3, 0.5, 0.7]. 0 is measured anyway.")
     return wanted
+
+
+def _check_file(path: str | Path) -> None:
+    """Refuse, before the work, a folder in the place of a file that is written after it."""
+    if Path(path).is_dir():
+        raise ValueError(f"save_to must be a file, got the folder {str(path)!r}: name a JSON file in it.")
 
 
 def _check_one_pass(config: PruningConfig) -> None:

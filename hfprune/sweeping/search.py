@@ -8,21 +8,34 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from hfprune.config import PruningConfig
+from hfprune.config import CONFIG, PruningConfig
 from hfprune.errors import BudgetError
 from hfprune.pruning.prune import Recover, batches_for, check, prune
 from hfprune.scoring import CalibrationData, Collator
 from hfprune.showing.progress import progress
 from hfprune.structure.anatomy import Anatomy, anatomy_of
+from hfprune.structure.arguments import FUNCTION, TEXT, checked, finite, optional
 from hfprune.structure.running import outside_inference_mode
 from hfprune.structure.wrapping import unwrapped
 from hfprune.sweeping.curve import Sweep, in_order
-from hfprune.sweeping.points import SweepPoint
+from hfprune.sweeping.points import SweepPoint, check_level
 from hfprune.sweeping.run import Evaluate, check_samples, earlier_sweep, measured_point, settings_of
 
 logger = logging.getLogger(__name__)
+#: The smallest step of a search.
+_LEAST_STEP = 0.001
 
 
+@checked(
+    config=CONFIG,
+    max_drop=finite(),
+    evaluate=FUNCTION,
+    confidence=finite(),
+    step=finite(),
+    recover=optional(FUNCTION),
+    collator=optional(FUNCTION),
+    metric=TEXT,
+)
 @outside_inference_mode
 def prune_within(
     model: PreTrainedModel,
@@ -89,6 +102,7 @@ def prune_within(
     config = config or PruningConfig()
     model = unwrapped(model)
     _check_step(step)
+    check_level(confidence)
     anatomy = anatomy_of(model, config.attention_unit)
     candidates = _candidates(anatomy, config, step)
     batches = batches_for(model, data, config, collator=collator)
@@ -170,6 +184,9 @@ def _check_same_samples(earlier: Sweep, dense: SweepPoint, path: str | Path | No
 def _check_step(step: float) -> None:
     if not 0 < step < 1:
         raise ValueError(f"step must be in (0, 1), got {step:g}: 0.05 tries 5 %, 10 % ...")
+    # every multiple is planned for before the search, and no metric tells steps as small as these apart
+    if step < _LEAST_STEP:
+        raise ValueError(f"step must be at least {_LEAST_STEP:g}, got {step:g}: 0.05 tries 5 %, 10 % ...")
 
 
 def _candidates(anatomy: Anatomy, config: PruningConfig, step: float) -> list[float]:

@@ -9,6 +9,7 @@ from hfprune.measuring.size import measure_size
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.record import PruningRecord, record_of
 from hfprune.structure.anatomy import Anatomy, anatomy_of
+from hfprune.structure.arguments import TEXTS, checked, optional, whole
 from hfprune.structure.examples import longest_sequence
 from hfprune.structure.running import outside_inference_mode
 from hfprune.structure.wrapping import unwrapped
@@ -21,6 +22,7 @@ from hfprune.vocabulary.tokenizer import smaller_tokenizer, tokenizer_data
 _SEQUENCE_LENGTH = 128
 
 
+@checked(keep=TEXTS, min_count=whole(), pad_to_multiple_of=optional(whole()))
 @outside_inference_mode
 def prune_vocabulary(
     model: PreTrainedModel,

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
+from hfprune.structure.arguments import TEXT, checked
 from hfprune.structure.batches import Batch
 from hfprune.structure.registration import check_same
 
@@ -173,6 +174,7 @@ _LOSSES: dict[str, Loss] = {}
 _PENALTIES: dict[str, Penalty] = {}
 
 
+@checked(name=TEXT)
 def register_loss(
     name: str, *, needs: Iterable[Need] = (), weight_field: str = "", weight_without_teacher: float | None = None
 ) -> Callable[[LossFunction], LossFunction]:
@@ -221,6 +223,7 @@ def register_loss(
     return add
 
 
+@checked(name=TEXT)
 def register_penalty(name: str, *, weight_field: str = "") -> Callable[[PenaltyFunction], PenaltyFunction]:
     """Add a penalty: decorate a function from the `UnitWeights` of a block to the sum over its units.
 
@@ -300,6 +303,7 @@ def known_penalties() -> Mapping[str, Penalty]:
     return dict(_PENALTIES)
 
 
+@checked(name=TEXT)
 def get_loss(name: str) -> Loss | Penalty:
     """A loss or a penalty by name.
 
