@@ -1,8 +1,10 @@
 """Tasks that lm-eval ships, on local data and pruned models, loaded as lm-eval loads them: `make suite-lm-eval`."""
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 
 import hfprune
 from tests.foreign.checkpoints import tiny, uneven
@@ -28,11 +30,13 @@ DATA = {
     "triviaqa": {"question": "where is the dog", "answer": {"aliases": ["city"]}},
     "wikitext": {"page": "who is the dog of the city . what is the name of the river ."},
 }
+#: Where lm-eval has the settings of a task, if not in a file of its name in a folder of its name.
+FILES = {"arc_easy": "arc/arc_easy.yaml", "triviaqa": "triviaqa/default.yaml"}
 MODELS = ("llama", "opt", "gpt2", "gemma3_text")
 
 
-def local_task(task: str, folder) -> dict:
-    """The settings of a task of lm-eval, but for where its data comes from."""
+def local_task(task: str, tasks: Path, folder: Path) -> str:
+    """A file with the settings that lm-eval has for a task in its folder, but for where the data comes from."""
     path = folder / f"{task}.jsonl"
     rows = []
     for number in range(ROWS):
@@ -43,9 +47,16 @@ def local_task(task: str, folder) -> dict:
                 row[name] = f"{value} {' '.join(WORDS[: number + 1])}"
         rows.append(json.dumps(row))
     path.write_text("\n".join(rows), encoding="utf-8")
-    splits = {"training_split": None, "validation_split": None, "test_split": "test"}
-    files = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": {"test": str(path)}}}
-    return {"task": task, **splits, **files}
+    shipped = tasks / FILES.get(task, f"{task}/{task}.yaml")
+    settings = {"include": str(shipped), "task": f"local_{task}", "dataset_path": "json", "dataset_name": None}
+    settings |= {"training_split": None, "validation_split": None, "test_split": "test"}
+    settings |= {"dataset_kwargs": {"data_files": {"test": str(path)}}}
+    if task == "triviaqa":
+        # fewer than its default of 256 tokens, which are more than the models have positions
+        settings["generation_kwargs"] = {"until": ["\n"], "do_sample": False, "max_gen_toks": 8}
+    written = folder / f"{task}.yaml"
+    written.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return str(written)
 
 
 @pytest.mark.parametrize("model_type", MODELS)
@@ -62,14 +73,15 @@ def test_tasks(model_type, checked, tmp_path, monkeypatch):
         "in memory": huggingface.HFLM(pretrained=small, tokenizer=tokenizer, **settings),
         "from the folder": huggingface.HFLM(pretrained=str(tmp_path / "pruned"), **settings),
     }
-    tasks = [local_task(task, tmp_path) for task in DATA]
+    tasks_of_lm_eval = Path(lm_eval.__file__).parent / "tasks"
+    tasks = [local_task(task, tasks_of_lm_eval, tmp_path) for task in DATA]
     results = {}
     for name, model in models.items():
         done = lm_eval.simple_evaluate(model=model, tasks=tasks, bootstrap_iters=0, random_seed=0, log_samples=False)
         results[name] = done["results"]
     failures = []
     for task in DATA:
-        numbers = [numbers_of(results[name][task]) for name in models]
+        numbers = [numbers_of(results[name][f"local_{task}"]) for name in models]
         if not numbers[0] or numbers[0] != numbers[1]:
             detail = f"{numbers[0]} in memory, {numbers[1]} from the folder"
             failures.append(Failure(suite="lm-eval", model=model_type, test=task, detail=detail))
