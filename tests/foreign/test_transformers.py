@@ -21,7 +21,7 @@ TESTS = {
     "t5": ("models/t5/test_modeling_t5.py", f"{LONG} and {COMPILES}"),
     "vit": ("models/vit/test_modeling_vit.py", LONG),
     "llama, config of each layer": ("heterogeneity/test_configuration_utils.py", ""),
-    "whisper": ("models/whisper/test_modeling_whisper.py", f"{LONG} and {COMPILES}"),
+    "whisper": ("models/whisper/test_modeling_whisper.py", f"WhisperModelTest and {LONG} and {COMPILES}"),
 }
 
 
