@@ -59,7 +59,7 @@ class TestArguments:
 
     def test_the_temperature_of_kept_logits(self):
         for temperature in (NAN, INFINITE, 0.0):
-            with pytest.raises(ValueError, match="temperature must be positive and finite"):
+            with pytest.raises(ValueError, match="temperature must be a finite number above 0"):
                 hfprune.add_teacher_logits(rows(), classifier(), temperature=temperature)
 
 

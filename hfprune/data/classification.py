@@ -100,7 +100,7 @@ def _encode_labels(data: DatasetDict, label_column: str) -> DatasetDict:
     return numbered
 
 
-@checked(text_column=TEXT, pair_column=optional(TEXT), label_column=TEXT, max_length=whole(least=1))
+@checked(text_column=TEXT, pair_column=optional(TEXT), label_column=optional(TEXT), max_length=whole(least=1))
 def tokenize(
     data: DatasetDict,
     tokenizer: PreTrainedTokenizerBase,

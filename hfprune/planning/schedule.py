@@ -28,7 +28,7 @@ _TOLERANCE = 1e-9
 
 @checked(
     start=finite(least=0, below=1),
-    target=finite(least=0, below=1),
+    target=finite(least=0, most=1),
     rounds=optional(whole(least=1)),
     keeps=finite(above=0, below=1),
 )

@@ -116,7 +116,9 @@ def whole(*, least: int | None = None, most: int | None = None) -> Expected:
     return Expected(what=what, holds=holds)
 
 
-def finite(*, above: float | None = None, least: float | None = None, below: float | None = None) -> Expected:
+def finite(
+    *, above: float | None = None, least: float | None = None, below: float | None = None, most: float | None = None
+) -> Expected:
     """A finite number within limits.
 
     >>> finite(above=0, below=1).check("confidence", float("nan"))
@@ -131,6 +133,8 @@ def finite(*, above: float | None = None, least: float | None = None, below: flo
             return False
         if least is not None and value < least:
             return False
+        if most is not None and value > most:
+            return False
         return below is None or value < below
 
     limits = []
@@ -140,6 +144,8 @@ def finite(*, above: float | None = None, least: float | None = None, below: flo
         limits.append(f"of at least {least:g}")
     if below is not None:
         limits.append(f"below {below:g}")
+    if most is not None:
+        limits.append(f"of at most {most:g}")
     return Expected(what=" ".join(["a finite number", " and ".join(limits)]).strip(), holds=holds)
 
 

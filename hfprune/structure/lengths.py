@@ -96,7 +96,7 @@ def _tokens_seen(model: PreTrainedModel, blocks: Sequence[Block], length: int) -
         return hook
 
     modules = dict(model.base_model.named_modules())
-    batch = example_inputs(model, torch.full((1, length), _ORDINARY_TOKEN))
+    batch = example_inputs(model, torch.full((1, length), _ORDINARY_TOKEN, dtype=torch.long, device="cpu"))
     with ExitStack() as stack:
         stack.enter_context(frozen(model))
         stack.enter_context(torch.no_grad())

@@ -65,6 +65,8 @@ STOCK_CLASSES = (
     "class after `import hfprune`, or with an Auto class and trust_remote_code=True. Do not pass "
     "ignore_mismatched_sizes=True, which puts random weights where shapes differ"
 )
+#: The path of a module down to the list of layers that it is in.
+_LAYER = re.compile(r"^.*?\.(?=\d+\.)")
 #: Arguments of `from_pretrained` that choose the state of a repository.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
@@ -123,7 +125,7 @@ class PrunedModel:
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
         model, report = loaded
-        _check_mismatches(model, report["mismatched_keys"])
+        _check_report(model, report)
         # without a name the weights come from the argument `state_dict`, and nothing lies beside them
         if pretrained_model_name_or_path is not None:
             read_attachments(model, pretrained_model_name_or_path, **kwargs)
@@ -154,14 +156,21 @@ def loader_text() -> str:
     return f"{text[: found.start()]}{parts}{text[found.end() :]}"
 
 
-def _check_mismatches(model: Any, mismatched: Any) -> None:
-    """Refuse weights of pruned modules that do not fit: with `ignore_mismatched_sizes` they are random now."""
-    pruned = tuple(f"{path}." for path in model.config.pruning_config["shapes"])
-    for name, stored, expected in sorted(mismatched):
-        if name.removeprefix(f"{model.base_model_prefix}.").startswith(pruned):
+def _check_report(model: Any, report: dict[str, Any]) -> None:
+    """Refuse weights below the head that do not fit, or are not there: they are random now."""
+    body = f"{model.base_model_prefix}."
+    is_body = model.base_model is model
+    for name, stored, expected in sorted(report["mismatched_keys"]):
+        if is_body or name.startswith(body):
             raise ValueError(
-                f"{name} is {tuple(stored)} in the weights, and {tuple(expected)} in the model: a pruned module would "
-                "be random. ignore_mismatched_sizes is for new heads; leave out what changes the size of other modules."
+                f"{name} is {tuple(stored)} in the weights, and {tuple(expected)} in the model: it would be random. "
+                "ignore_mismatched_sizes is for new heads; leave out what changes the size of other modules."
+            )
+    layers = {path[: found.end()] for path in model.config.pruning_config["shapes"] if (found := _LAYER.search(path))}
+    for name in sorted(report["missing_keys"]):
+        if name.removeprefix(body).startswith(tuple(layers)):
+            raise ValueError(
+                f"{name} is not in the weights: it would be random. Leave out what changes the number of layers."
             )
 
 

@@ -6,7 +6,7 @@ A checkpoint carries this code within its `modeling_pruned.py`, so it imports no
 import copy
 import inspect
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -107,6 +107,12 @@ class LayerConfig:
         return getattr(self.shared, name)
 
 
+@cache
+def without_property(config_class: type, name: str) -> type:
+    """A config class in which a field is set that the stock class computes."""
+    return type(config_class.__name__, (config_class,), {name: None, "__module__": config_class.__module__})
+
+
 class ConfigOfLayers(Sequence[Any]):
     """The config of every layer of a pruned model, as transformers reads it to allocate caches.
 
@@ -132,14 +138,16 @@ class ConfigOfLayers(Sequence[Any]):
         if isinstance(index, str):
             # checks that there is such a type
             config = copy.copy(self.stock[index])
-            sizes = [fields for fields, kind in zip(self.sizes, config.layer_types, strict=True) if kind == index]
-            if any(fields != sizes[0] for fields in sizes):
-                raise ValueError(f"layers of type {index!r} differ in their sizes; ask for one by its number.")
-            fields = sizes[0]
+            alike = [fields for fields, kind in zip(self.sizes, config.layer_types, strict=True) if kind == index]
+            # where layers of a type differ, that of the dense model stands, as for the rotary embedding that they share
+            fields = {name: size for name, size in alike[0].items() if all(own.get(name) == size for own in alike)}
         else:
             config = copy.copy(self.stock[index])
             fields = self.sizes[index]
         for name, value in fields.items():
+            if isinstance(getattr(type(config), name, None), property):
+                # Falcon's config computes the size of a head from that of the dense model
+                config.__class__ = without_property(type(config), name)
             setattr(config, name, value)
         return config
 

@@ -59,7 +59,6 @@ class SweepPoint:
 
         Examples:
             >>> from hfprune.measuring.size import Size
-        from hfprune.structure.arguments import checked, finite
             >>> from hfprune.sweeping import SweepPoint
             >>> size = Size(
             ...     params=9, prunable_params=4, macs=9, prunable_macs=4, sequence_length=8, weight_bytes=36
