@@ -70,7 +70,7 @@ class TestEvaluate:
         folder = hfprune.save(small, tmp_path / "lm", tokenizer=tiny_tokenizer())
         result = run("evaluate", folder, "--data", data)
         assert result.exit_code == 1
-        assert "is a PrunedGPT2LMHeadModel, which has no classifier head; --data needs" in result.output
+        assert "is a PrunedGPT2LMHeadModel, which does not classify texts" in result.output
 
 
 class TestMetrics:
@@ -87,12 +87,12 @@ class TestMetrics:
     @pytest.mark.parametrize("name", ["exact_match", "mine.py", "./exact_match", "exact_match/exact_match.py", "a/b"])
     def test_scripts_are_not_run(self, name):
         for use in (load_metric, lambda name: compute_metrics_for([name])):
-            with pytest.raises(ValueError, match="would run the code"):
+            with pytest.raises(ValueError, match="unknown metric|does not fit"):
                 use(name)
         assert not Path("executed").exists()
 
     def test_an_absolute_path(self, tmp_path):
-        with pytest.raises(ValueError, match="is no name of a metric but a path"):
+        with pytest.raises(ValueError, match="unknown metric"):
             load_metric(str(tmp_path / "exact_match"))
         assert not Path("executed").exists()
 
@@ -105,5 +105,5 @@ class TestMetrics:
         folder = quick_checkpoint(tmp_path / "small")
         result = run("evaluate", folder, "--data", data, "--metric", "exact_match")
         assert result.exit_code == 1
-        assert "'exact_match' lies in the working folder" in result.output
+        assert "the metric 'exact_match' does not fit" in result.output
         assert not Path("executed").exists()

@@ -37,7 +37,7 @@ def test_from_text_to_a_small_model_that_drafts(tmp_path, monkeypatch, capsys):
     names: dict = {"hfprune": hfprune}
     exec(by_name, names)
     exec(block("prune-a-language-model.md", "python", "PruningConfig(").replace("=128", "=16"), names)
-    assert "(windows of 16, stride 16)" in capsys.readouterr().out
+    assert "(windows of 16, stride 15, [BOS] in front of each)" in capsys.readouterr().out
     small = hfprune.load("small")
     assert small.pruning_plan.sparsity("params") >= 0.2
     exec(block("prune-a-chat-model.md", "python", "assistant_model"), names)

@@ -37,6 +37,8 @@ def calibration_and_rest(rows: Dataset, config: PruningConfig, *, shared: bool) 
     """
     if shared:
         return rows, rows
+    if len(rows) < 2:
+        raise ValueError(f"the data has {len(rows)} row(s), and none is left to measure on: give more, or --held-out.")
     # a file that is too short for calibration is refused there, with the number of samples that it has
     most = max(1, len(rows) * 9 // 10)
     parts = rows.train_test_split(train_size=min(config.calibration_samples, most), seed=config.seed)

@@ -133,7 +133,7 @@ def finite(
             return False
         if least is not None and value < least:
             return False
-        if most is not None and value > most:
+        if most is not None and float(value) > most:
             return False
         return below is None or value < below
 

@@ -105,12 +105,14 @@ class PrunedModel:
     pruning_record: Any = None
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        # the stock class builds the layers of the dense model
+        sizes = (config.pruning_config or {}).pop("layers", ())
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         base = self.base_model  # type: ignore[attr-defined]
         # a base model of a pruned class has resized itself by now
         if base is self or not isinstance(base, PrunedModel):
             resize(self, config)
-        set_sizes_of_layers(self, config.pruning_config.get("layers") or ())
+        set_sizes_of_layers(self, sizes)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Fill the weights of a module as the stock class does; of one whose projections are gone there are none."""
@@ -260,8 +262,12 @@ def set_sizes_of_layers(model: Any, sizes: Sequence[dict[str, int]]) -> None:
     if not sizes or not hasattr(config, "num_attention_heads"):
         return
     model.config.pruning_config["layers"] = list(sizes)
+    # BERT and its kin have a cache only as decoders
+    can_be_either = hasattr(config, "add_cross_attention") and not config.is_encoder_decoder
+    if can_be_either and not getattr(config, "is_decoder", True):
+        return
     most = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    heads = [fields.get("num_key_value_heads") for fields in sizes]
+    heads = [{fields.get(name) for name in ("num_key_value_heads", "num_attention_heads")} for fields in sizes]
     model.register_forward_pre_hook(partial(fit_caches, heads=heads, most=most), with_kwargs=True)
 
 

@@ -108,7 +108,7 @@ class LayerConfig:
 
 
 @cache
-def without_property(config_class: type, name: str) -> type:
+def without_property(config_class: Any, name: str) -> Any:
     """A config class in which a field is set that the stock class computes."""
     return type(config_class.__name__, (config_class,), {name: None, "__module__": config_class.__module__})
 
@@ -136,18 +136,14 @@ class ConfigOfLayers(Sequence[Any]):
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         if isinstance(index, str):
-            # checks that there is such a type
-            config = copy.copy(self.stock[index])
-            alike = [fields for fields, kind in zip(self.sizes, config.layer_types, strict=True) if kind == index]
-            # where layers of a type differ, that of the dense model stands, as for the rotary embedding that they share
-            fields = {name: size for name, size in alike[0].items() if all(own.get(name) == size for own in alike)}
-        else:
-            config = copy.copy(self.stock[index])
-            fields = self.sizes[index]
-        for name, value in fields.items():
+            # what layers of a type share, as the rotary embedding, is that of the dense model
+            return self.stock[index]
+        config = copy.copy(self.stock[index])
+        for name, value in self.sizes[index].items():
             if isinstance(getattr(type(config), name, None), property):
                 # Falcon's config computes the size of a head from that of the dense model
-                config.__class__ = without_property(type(config), name)
+                config_class: Any = type(config)
+                config.__class__ = without_property(config_class, name)
             setattr(config, name, value)
         return config
 
@@ -189,14 +185,15 @@ def update_paged(
 
 
 def fit_caches(
-    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, heads: Sequence[int | None], most: int
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, heads: Sequence[set[int | None]], most: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Hook before a pruned model: give a paged cache the heads of every layer, and refuse a cache of other heads.
 
     Args:
         args: The model's arguments, which stay as they are.
         kwargs: Its arguments by name.
-        heads: The key/value heads of every layer; None where they are not known.
+        heads: How many heads the keys of every layer may have: its key/value heads, or its query heads where a model
+            repeats the keys before it stores them, as Falcon does; with None among them where they are not known.
         most: Those that a paged cache is allocated for.
 
     Returns:
@@ -213,10 +210,10 @@ def fit_caches(
     layers = cache.layers if isinstance(cache, Cache) and hasattr(cache, "layers") else ()
     for number, (layer, expected) in enumerate(zip(layers, heads, strict=False)):
         keys = getattr(layer, "keys", None)
-        if keys is not None and keys.ndim == 4 and expected is not None and keys.shape[1] != expected:
+        if keys is not None and keys.ndim == 4 and None not in expected and keys.shape[1] not in expected:
             raise ValueError(
-                f"the cache has {keys.shape[1]} key/value heads for layer {number}, which has {expected}: it was made "
-                "for another model, or for layers that are all alike, as prefix tuning by peft makes it. Allocate it "
+                f"the cache has {keys.shape[1]} key/value heads for layer {number}, which has {min(expected)}: it was "
+                "made for another model, or for layers that are all alike, as prefix tuning by peft makes it. Allocate it "
                 "by model.config.per_layer_config, or use an adapter that adds no keys (LoRA)."
             )
     return args, kwargs

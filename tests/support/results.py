@@ -73,7 +73,8 @@ def tables_of(text: str) -> Iterator[Table]:
             lines.append(line)
             continue
         if lines:
-            header, _, *rows = [_cells(found) for found in lines]
+            header, *rows = [_cells(found) for found in lines]
+            rows = rows[1:]
             yield Table(heading=heading, header=header, rows=tuple(rows))
             lines = []
         if line.startswith("#"):

@@ -92,7 +92,7 @@ SIZES: dict[str, dict] = {
     "mpnet": _BERT,
     "mt5": {**_T5, "feed_forward_proj": "gated-gelu"},
     "nomic_bert": _BERT,
-    "mpt": {**_COMMON, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 160},
+    "mpt": {**_COMMON, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 160, "use_cache": True},
     "olmo2": _GROUPED,
     "olmo3": {**_GROUPED, "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]},
     "opt": {
