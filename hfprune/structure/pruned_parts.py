@@ -213,8 +213,8 @@ def fit_caches(
         if keys is not None and keys.ndim == 4 and None not in expected and keys.shape[1] not in expected:
             raise ValueError(
                 f"the cache has {keys.shape[1]} key/value heads for layer {number}, which has {min(expected)}: it was "
-                "made for another model, or for layers that are all alike, as prefix tuning by peft makes it. Allocate it "
-                "by model.config.per_layer_config, or use an adapter that adds no keys (LoRA)."
+                "made for another model, or for layers that are all alike, as prefix tuning by peft makes it. Allocate "
+                "it by model.config.per_layer_config, or use an adapter that adds no keys (LoRA)."
             )
     return args, kwargs
 
