@@ -208,7 +208,7 @@ class TestLoaders:
         "9b5cd39facadf7ce37a509e1226dcb7259505e4fab09ad55b49872e0aac30325",
         "2b68cf1bf119400d94ff573c77dca6308aef03b82f6bd6732801b642e4bcca90",
         "c72c7ee0c19cea6ada81a652d30caa79e5163513bcd151f85cc87e79e8a4b205",
-        "646cd284f9dbf235df1c2536b31cd0560ef7cf6509a542bf096a1ec8c60c4082",
+        "a5d47846f39ad9aa8444c9c21169fd694fa7fde3a472a89372fb4869883f6451",
     )
 
     def test_a_loader_that_changed_left_its_digest(self):

@@ -10,7 +10,7 @@ one file with `pruned_parts.py`, so `from_pretrained(..., trust_remote_code=True
 import json
 import re
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache, partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ from hfprune.structure.pruned_parts import (
     LayerConfig,
     check_heads,
     check_shape,
+    fill_resized,
     fit_caches,
+    inform_peft,
     return_all,
     select_given,
     select_heads,
@@ -93,6 +95,8 @@ class PrunedConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields; the name of the weights is the message that a stock class gives when it is to load them."""
+        # the last that peft asks for before it looks a model type up
+        inform_peft(self.model_type)  # type: ignore[attr-defined]
         return {**super().to_dict(), "transformers_weights": STOCK_CLASSES}  # type: ignore[misc]
 
 
@@ -108,12 +112,18 @@ class PrunedModel:
         # a base model of a pruned class has resized itself by now
         if base is self or not isinstance(base, PrunedModel):
             resize(self, config)
+            fill_resized(self)
         set_sizes_of_layers(self, config.pruning_config.get("layers") or ())
 
     def _init_weights(self, module: nn.Module) -> None:
         """Fill the weights of a module as the stock class does; of one whose projections are gone there are none."""
         if not any(isinstance(child, Emptied) for child in module.children()):
             super()._init_weights(module)  # type: ignore[misc]
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """As the stock class: transformers fills weights of its own classes by their parents too, others' not."""
+        return bool(base_class(cls).is_custom_code())
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -229,7 +239,7 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
             f"shapes of {next(iter(table['shapes']))!r}. Load it by an Auto class, which finds the right class."
         )
     for path, shape in table["shapes"].items():
-        _resize(base, path, shape["in_features"], shape["out_features"], model._init_weights)
+        _resize(base, path, shape["in_features"], shape["out_features"])
         # earlier versions saved tensors without numbers for a projection that has no inputs or no outputs
         if 0 in shape.values():
             without_numbers = rf"(^|\.){re.escape(path)}\.(weight|bias)$"
@@ -321,8 +331,8 @@ def _without_heads(
     return consumer(nothing), weights
 
 
-def _resize(base: nn.Module, path: str, in_features: int, out_features: int, initialize: Callable[..., None]) -> None:
-    """Give a Linear or Conv1D other numbers of features, with new weights; leave an `Emptied` where one is 0."""
+def _resize(base: nn.Module, path: str, in_features: int, out_features: int) -> None:
+    """Give a Linear or Conv1D other numbers of features, without weights; leave an `Emptied` where one is 0."""
     module = base.get_submodule(path)
     if isinstance(module, Conv1D):
         shape = (in_features, out_features)
@@ -346,9 +356,6 @@ def _resize(base: nn.Module, path: str, in_features: int, out_features: int, ini
     module.weight = nn.Parameter(module.weight.new_empty(shape))
     if module.bias is not None:
         module.bias = nn.Parameter(module.bias.new_zeros(out_features))
-    # on the meta device it is slow
-    if not module.weight.is_meta:
-        initialize(module)
 
 
 def _follow_heads(module: Any, arguments: dict[str, dict[str, Any]]) -> None:
@@ -461,7 +468,18 @@ def pruned_class(base: Any) -> Any:
     else:
         mixin = PrunedModel
         namespace["config_class"] = pruned_class(base.config_class)
+        namespace["__init__"] = _init_like(base)
     return globals().setdefault(name, type(name, (mixin, base), namespace))
+
+
+def _init_like(base: Any) -> Callable[..., None]:
+    """`__init__` of a pruned model class, with the signature of that of its stock class."""
+
+    @wraps(base.__init__)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        PrunedModel.__init__(self, *args, **kwargs)
+
+    return init
 
 
 def __getattr__(name: str) -> type:

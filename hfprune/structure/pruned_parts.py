@@ -5,6 +5,7 @@ A checkpoint carries this code within its `modeling_pruned.py`, so it imports no
 
 import copy
 import inspect
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise
@@ -12,7 +13,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
+
+#: How peft names its tables of what it does by default, by model type.
+TABLES_OF_PEFT = "TRANSFORMERS_MODELS_TO_"
 
 
 def check_shape(shape: tuple[Any, ...], dense: tuple[int, ...]) -> None:
@@ -267,3 +271,45 @@ def return_all(_: nn.Module, __: Any, output: tuple[Any, ...], *, places: set[in
         # a value without slices of its own is that of all heads already
         values[place] = getattr(values[place], "of_all_heads", values[place])
     return tuple(values)
+
+
+def fill_resized(model: PreTrainedModel) -> None:
+    """Let transformers draw the weights of resized modules, as it draws all weights of a new model.
+
+    It has filled the modules of the dense sizes, and marked them. A weight's scale may follow from the module, from a
+    parent or from the whole model, so all of them lose their mark. On the meta device there is nothing to fill.
+
+    Args:
+        model: A model that was resized.
+    """
+    base = model.base_model
+    modules = {name: base.get_submodule(name) for name in model.config.pruning_config["shapes"]}
+    for name, module in modules.items():
+        if not isinstance(module, Emptied):
+            _unmark(model, name)
+    # stock code fills projections of a module that it expects to be there
+    for name, module in modules.items():
+        if isinstance(module, Emptied):
+            base.get_submodule(name.rpartition(".")[0])._is_hf_initialized = True
+    if model.device.type != "meta":
+        model.initialize_weights()
+
+
+def _unmark(model: PreTrainedModel, name: str) -> None:
+    """Let transformers take a module of the base model, and all that it is in, for not filled."""
+    module: Any = model.base_model
+    around: list[Any] = [model, module]
+    for part in name.split("."):
+        module = module.get_submodule(part)
+        around.append(module)
+    for one in around:
+        one._is_hf_initialized = False
+
+
+def inform_peft(pruned_type: str) -> None:
+    """Give a pruned type what peft, if it is imported, has for the dense type in its tables, such as target modules."""
+    tables = vars(sys.modules.get("peft.utils.constants", object))
+    stock_type = pruned_type.removeprefix("pruned_")
+    for name, table in tables.items():
+        if name.startswith(TABLES_OF_PEFT) and isinstance(table, dict) and stock_type in table:
+            table.setdefault(pruned_type, table[stock_type])
