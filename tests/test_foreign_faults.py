@@ -10,8 +10,8 @@ import torch
 import transformers
 
 import hfprune
+from hfprune.structure import pruned_parts
 from hfprune.structure.modeling_pruned import pruned_class
-from hfprune.structure.pruned_parts import inform_peft
 from tests.support.plans import removed_plan, uneven_plan
 from tests.support.tiny import tiny_model
 
@@ -153,5 +153,5 @@ class TestPeft:
 
     def test_an_unknown_type_is_left_as_it_is(self):
         constants = pytest.importorskip("peft.utils.constants")
-        inform_peft("pruned_nothing")
+        pruned_parts.inform_peft("pruned_nothing")
         assert "pruned_nothing" not in constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
