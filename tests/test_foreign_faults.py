@@ -20,6 +20,7 @@ KINDS = {
     "by module": ("bert", "AutoModelForSequenceClassification"),
     "by parent": ("modernbert", "AutoModelForSequenceClassification"),
     "by parent, no head": ("modernbert", "AutoModel"),
+    "by parent, tied head": ("modernbert", "AutoModelForMaskedLM"),
     "conv1d": ("gpt2", "AutoModelForCausalLM"),
     "encoder and decoder": ("t5", "AutoModelForSeq2SeqLM"),
     "pictures": ("vit", "AutoModelForImageClassification"),

@@ -208,7 +208,7 @@ class TestLoaders:
         "9b5cd39facadf7ce37a509e1226dcb7259505e4fab09ad55b49872e0aac30325",
         "2b68cf1bf119400d94ff573c77dca6308aef03b82f6bd6732801b642e4bcca90",
         "c72c7ee0c19cea6ada81a652d30caa79e5163513bcd151f85cc87e79e8a4b205",
-        "a5d47846f39ad9aa8444c9c21169fd694fa7fde3a472a89372fb4869883f6451",
+        "204dbcd42552a42a9f1f5f168a6976b5ae0831cd43acbbc514831f166292c165",
     )
 
     def test_a_loader_that_changed_left_its_digest(self):

@@ -277,7 +277,7 @@ def fill_resized(model: PreTrainedModel) -> None:
     """Let transformers draw the weights of resized modules, as it draws all weights of a new model.
 
     It has filled the modules of the dense sizes, and marked them. A weight's scale may follow from the module, from a
-    parent or from the whole model, so all of them lose their mark. On the meta device there is nothing to fill.
+    parent or from the base model, so all of them lose their mark. On the meta device there is nothing to fill.
 
     Args:
         model: A model that was resized.
@@ -296,9 +296,12 @@ def fill_resized(model: PreTrainedModel) -> None:
 
 
 def _unmark(model: PreTrainedModel, name: str) -> None:
-    """Let transformers take a module of the base model, and all that it is in, for not filled."""
+    """Let transformers take a module of the base model, and all that it is in up to there, for not filled.
+
+    A head would fill its output embeddings, which are those of the input by now.
+    """
     module: Any = model.base_model
-    around: list[Any] = [model, module]
+    around: list[Any] = [module]
     for part in name.split("."):
         module = module.get_submodule(part)
         around.append(module)
