@@ -25,6 +25,7 @@ KINDS = {
     "refused": "hfprune refuses it on purpose",
     "limit": "not supported",
     "fault": "a fault that is not mended yet",
+    "random": "fails at random, on the dense model too",
     "unexplained": "unexplained",
 }
 #: By suite: its heading, and what it is, how it was had, and what of it runs.
