@@ -18,7 +18,7 @@ from hfprune.reconstruction.least_squares import Gram, best_ridge, solve
 from hfprune.reconstruction.pairs import Pair, by_stack, matching
 from hfprune.reconstruction.partial import PartialRun, Repair
 from hfprune.reconstruction.streams import LayerStream, SharedStream
-from hfprune.scoring.calibration import check_batches
+from hfprune.scoring.checks import check_batches
 from hfprune.showing.progress import Progress, progress
 from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, anatomy_of
 from hfprune.structure.arguments import DEVICE, PATH, checked, optional

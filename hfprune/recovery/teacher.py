@@ -15,9 +15,8 @@ from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.recovery.columns import TEACHER_LOGITS, TEMPERATURE, TOP_IDS, TOP_LOG_PROBABILITIES
 from hfprune.recovery.finite import check_finite_teacher
 from hfprune.recovery.forward import with_decoder_inputs
-from hfprune.scoring.calibration import Collator, check_batch, collate
-from hfprune.scoring.checks import all_empty, warn_of_empty
-from hfprune.scoring.rows import is_empty
+from hfprune.scoring.checks import all_empty, check_batch, warn_of_empty
+from hfprune.scoring.rows import Collator, collate, is_empty
 from hfprune.structure.arguments import FUNCTION, checked, finite, optional, whole
 from hfprune.structure.batches import LABELS, Batch
 from hfprune.structure.examples import has_decoder

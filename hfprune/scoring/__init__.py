@@ -1,7 +1,7 @@
 """Which units matter: calibration batches, scorers and their scores."""
 
 from hfprune.scoring.activation_scorers import ActivationStatistics, GramStatistics
-from hfprune.scoring.calibration import CalibrationData, Collator, calibration_batches
+from hfprune.scoring.calibration import CalibrationData, calibration_batches
 from hfprune.scoring.gate_scorers import GateStatistics
 from hfprune.scoring.registry import (
     Scorer,
@@ -13,6 +13,7 @@ from hfprune.scoring.registry import (
     register_scorer,
     register_statistic,
 )
+from hfprune.scoring.rows import Collator
 from hfprune.scoring.scorers import one_shot_form, score, scorers_in
 from hfprune.scoring.scores import Scores
 from hfprune.scoring.weight_scorers import WeightGradientStatistics, WeightStatistics

@@ -12,7 +12,6 @@ from hfprune.errors import CalibrationError
 from hfprune.scoring.checks import (
     all_empty,
     check_batch,
-    check_batches,
     check_decoder_inputs,
     rows_of,
     slice_samples,
@@ -20,7 +19,7 @@ from hfprune.scoring.checks import (
     with_tokens,
     without_empty,
 )
-from hfprune.scoring.rows import Batching, Collator, Row, batches_of_rows, collate, is_from_datasets, is_row, too_small
+from hfprune.scoring.rows import Batching, Collator, batches_of_rows, is_from_datasets, is_row, too_small
 from hfprune.structure.arguments import FUNCTION, SEED, checked, optional, whole
 from hfprune.structure.batches import Batch, count_samples, token_mask
 from hfprune.structure.devices import plain_tensors
@@ -30,19 +29,6 @@ from hfprune.structure.wrapping import unwrapped
 
 if TYPE_CHECKING:
     import datasets
-
-__all__ = [
-    "CalibrationData",
-    "Collator",
-    "Row",
-    "calibration_batches",
-    "check_batch",
-    "check_batches",
-    "collate",
-    "describe",
-    "digest_of_batches",
-    "total_samples",
-]
 
 #: What scoring accepts as data: what `Trainer` accepts, and batches.
 CalibrationData: TypeAlias = (

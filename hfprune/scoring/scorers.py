@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from hfprune.distributed import from_main_process
 from hfprune.errors import CalibrationError
-from hfprune.scoring.calibration import check_batches, total_samples
+from hfprune.scoring.calibration import total_samples
+from hfprune.scoring.checks import check_batches
 from hfprune.scoring.label_checks import labelled_batches
 from hfprune.scoring.registry import Scorer, ScoringRun, get_scorer, get_statistic
 from hfprune.scoring.scores import Scores

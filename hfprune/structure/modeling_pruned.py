@@ -10,7 +10,7 @@ one file with `pruned_parts.py`, so `from_pretrained(..., trust_remote_code=True
 import json
 import re
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache, partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,11 @@ from hfprune.structure.pruned_parts import (
     Emptied,
     LayerConfig,
     check_heads,
+    check_report,
     check_shape,
+    fill_resized,
     fit_caches,
+    inform_peft,
     return_all,
     select_given,
     select_heads,
@@ -65,8 +68,6 @@ STOCK_CLASSES = (
     "class after `import hfprune`, or with an Auto class and trust_remote_code=True. Do not pass "
     "ignore_mismatched_sizes=True, which puts random weights where shapes differ"
 )
-#: The path of a module down to the list of layers that it is in.
-_LAYER = re.compile(r"^.*?\.(?=\d+\.)")
 #: Arguments of `from_pretrained` that choose the state of a repository.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
@@ -95,6 +96,8 @@ class PrunedConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields; the name of the weights is the message that a stock class gives when it is to load them."""
+        # the last that peft asks for before it looks a model type up
+        inform_peft(self.model_type)  # type: ignore[attr-defined]
         return {**super().to_dict(), "transformers_weights": STOCK_CLASSES}  # type: ignore[misc]
 
 
@@ -112,12 +115,18 @@ class PrunedModel:
         # a base model of a pruned class has resized itself by now
         if base is self or not isinstance(base, PrunedModel):
             resize(self, config)
+            fill_resized(self)
         set_sizes_of_layers(self, sizes)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Fill the weights of a module as the stock class does; of one whose projections are gone there are none."""
         if not any(isinstance(child, Emptied) for child in module.children()):
             super()._init_weights(module)  # type: ignore[misc]
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """As the stock class: transformers fills weights of its own classes by their parents too, others' not."""
+        return bool(base_class(cls).is_custom_code())
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -127,7 +136,7 @@ class PrunedModel:
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
         model, report = loaded
-        _check_report(model, report)
+        check_report(model, report)
         # without a name the weights come from the argument `state_dict`, and nothing lies beside them
         if pretrained_model_name_or_path is not None:
             read_attachments(model, pretrained_model_name_or_path, **kwargs)
@@ -148,7 +157,7 @@ class PrunedModel:
 
 
 def loader_text() -> str:
-    """This file as checkpoints carry it: on its own, with `pruned_parts.py` in the place where it is imported."""
+    """The text of this file as checkpoints carry it: on its own, with `pruned_parts.py` in it."""
     text = Path(__file__).read_text(encoding="utf-8")
     # the copy in a checkpoint imports nothing of hfprune, and is written as it is
     found = re.search(r"^from hfprune\.structure\.pruned_parts import (\([^)]*\)|.*)\n", text, flags=re.MULTILINE)
@@ -156,24 +165,6 @@ def loader_text() -> str:
         return text
     parts = Path(__file__).with_name("pruned_parts.py").read_text(encoding="utf-8")
     return f"{text[: found.start()]}{parts}{text[found.end() :]}"
-
-
-def _check_report(model: Any, report: dict[str, Any]) -> None:
-    """Refuse weights below the head that do not fit, or are not there: they are random now."""
-    body = f"{model.base_model_prefix}."
-    is_body = model.base_model is model
-    for name, stored, expected in sorted(report["mismatched_keys"]):
-        if is_body or name.startswith(body):
-            raise ValueError(
-                f"{name} is {tuple(stored)} in the weights, and {tuple(expected)} in the model: it would be random. "
-                "ignore_mismatched_sizes is for new heads; leave out what changes the size of other modules."
-            )
-    layers = {path[: found.end()] for path in model.config.pruning_config["shapes"] if (found := _LAYER.search(path))}
-    for name in sorted(report["missing_keys"]):
-        if name.removeprefix(body).startswith(tuple(layers)):
-            raise ValueError(
-                f"{name} is not in the weights: it would be random. Leave out what changes the number of layers."
-            )
 
 
 def write_loader(folder: Path) -> None:
@@ -240,7 +231,7 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
             f"shapes of {next(iter(table['shapes']))!r}. Load it by an Auto class, which finds the right class."
         )
     for path, shape in table["shapes"].items():
-        _resize(base, path, shape["in_features"], shape["out_features"], model._init_weights)
+        _resize(base, path, shape["in_features"], shape["out_features"])
         # earlier versions saved tensors without numbers for a projection that has no inputs or no outputs
         if 0 in shape.values():
             without_numbers = rf"(^|\.){re.escape(path)}\.(weight|bias)$"
@@ -267,7 +258,8 @@ def set_sizes_of_layers(model: Any, sizes: Sequence[dict[str, int]]) -> None:
     if can_be_either and not getattr(config, "is_decoder", True):
         return
     most = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    heads = [{fields.get(name) for name in ("num_key_value_heads", "num_attention_heads")} for fields in sizes]
+    names = ("num_key_value_heads", "num_attention_heads")
+    heads = [{fields[name] for name in names if name in fields} for fields in sizes]
     model.register_forward_pre_hook(partial(fit_caches, heads=heads, most=most), with_kwargs=True)
 
 
@@ -336,8 +328,8 @@ def _without_heads(
     return consumer(nothing), weights
 
 
-def _resize(base: nn.Module, path: str, in_features: int, out_features: int, initialize: Callable[..., None]) -> None:
-    """Give a Linear or Conv1D other numbers of features, with new weights; leave an `Emptied` where one is 0."""
+def _resize(base: nn.Module, path: str, in_features: int, out_features: int) -> None:
+    """Give a Linear or Conv1D other numbers of features, without weights; leave an `Emptied` where one is 0."""
     module = base.get_submodule(path)
     if isinstance(module, Conv1D):
         shape = (in_features, out_features)
@@ -361,9 +353,6 @@ def _resize(base: nn.Module, path: str, in_features: int, out_features: int, ini
     module.weight = nn.Parameter(module.weight.new_empty(shape))
     if module.bias is not None:
         module.bias = nn.Parameter(module.bias.new_zeros(out_features))
-    # on the meta device it is slow
-    if not module.weight.is_meta:
-        initialize(module)
 
 
 def _follow_heads(module: Any, arguments: dict[str, dict[str, Any]]) -> None:
@@ -476,7 +465,18 @@ def pruned_class(base: Any) -> Any:
     else:
         mixin = PrunedModel
         namespace["config_class"] = pruned_class(base.config_class)
+        namespace["__init__"] = _init_like(base)
     return globals().setdefault(name, type(name, (mixin, base), namespace))
+
+
+def _init_like(base: Any) -> Callable[..., None]:
+    """`__init__` of a pruned model class, with the signature of that of its stock class."""
+
+    @wraps(base.__init__)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        PrunedModel.__init__(self, *args, **kwargs)
+
+    return init
 
 
 def __getattr__(name: str) -> type:

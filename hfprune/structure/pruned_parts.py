@@ -5,6 +5,8 @@ A checkpoint carries this code within its `modeling_pruned.py`, so it imports no
 
 import copy
 import inspect
+import re
+import sys
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from itertools import pairwise
@@ -12,7 +14,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
+
+#: How peft names its tables of what it does by default, by model type.
+TABLES_OF_PEFT = "TRANSFORMERS_MODELS_TO_"
+
+#: The path of a module down to the list of layers that it is in.
+_LAYER = re.compile(r"^.*?\.(?=\d+\.)")
 
 
 def check_shape(shape: tuple[Any, ...], dense: tuple[int, ...]) -> None:
@@ -185,7 +193,7 @@ def update_paged(
 
 
 def fit_caches(
-    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, heads: Sequence[set[int | None]], most: int
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, heads: Sequence[set[int]], most: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Hook before a pruned model: give a paged cache the heads of every layer, and refuse a cache of other heads.
 
@@ -193,7 +201,7 @@ def fit_caches(
         args: The model's arguments, which stay as they are.
         kwargs: Its arguments by name.
         heads: How many heads the keys of every layer may have: its key/value heads, or its query heads where a model
-            repeats the keys before it stores them, as Falcon does; with None among them where they are not known.
+            repeats the keys before it stores them, as Falcon does; nothing where they are not known.
         most: Those that a paged cache is allocated for.
 
     Returns:
@@ -210,7 +218,7 @@ def fit_caches(
     layers = cache.layers if isinstance(cache, Cache) and hasattr(cache, "layers") else ()
     for number, (layer, expected) in enumerate(zip(layers, heads, strict=False)):
         keys = getattr(layer, "keys", None)
-        if keys is not None and keys.ndim == 4 and None not in expected and keys.shape[1] not in expected:
+        if keys is not None and keys.ndim == 4 and expected and keys.shape[1] not in expected:
             raise ValueError(
                 f"the cache has {keys.shape[1]} key/value heads for layer {number}, which has {min(expected)}: it was "
                 "made for another model, or for layers that are all alike, as prefix tuning by peft makes it. Allocate "
@@ -272,3 +280,66 @@ def return_all(_: nn.Module, __: Any, output: tuple[Any, ...], *, places: set[in
         # a value without slices of its own is that of all heads already
         values[place] = getattr(values[place], "of_all_heads", values[place])
     return tuple(values)
+
+
+def fill_resized(model: PreTrainedModel) -> None:
+    """Let transformers draw the weights of resized modules, as it draws all weights of a new model.
+
+    It has filled the modules of the dense sizes, and marked them. A weight's scale may follow from the module, from a
+    parent or from the base model, so all of them lose their mark. On the meta device there is nothing to fill.
+
+    Args:
+        model: A model that was resized.
+    """
+    base = model.base_model
+    modules = {name: base.get_submodule(name) for name in model.config.pruning_config["shapes"]}
+    for name, module in modules.items():
+        if not isinstance(module, Emptied):
+            _unmark(model, name)
+    # stock code fills projections of a module that it expects to be there
+    for name, module in modules.items():
+        if isinstance(module, Emptied):
+            base.get_submodule(name.rpartition(".")[0])._is_hf_initialized = True
+    if model.device.type != "meta":
+        model.initialize_weights()
+
+
+def _unmark(model: PreTrainedModel, name: str) -> None:
+    """Let transformers take a module of the base model, and all that it is in up to there, for not filled.
+
+    A head would fill its output embeddings, which are those of the input by now.
+    """
+    module: Any = model.base_model
+    around: list[Any] = [module]
+    for part in name.split("."):
+        module = module.get_submodule(part)
+        around.append(module)
+    for one in around:
+        one._is_hf_initialized = False
+
+
+def inform_peft(pruned_type: str) -> None:
+    """Give a pruned type what peft, if it is imported, has for the dense type in its tables, such as target modules."""
+    tables = vars(sys.modules.get("peft.utils.constants", object))
+    stock_type = pruned_type.removeprefix("pruned_")
+    for name, table in tables.items():
+        if name.startswith(TABLES_OF_PEFT) and isinstance(table, dict) and stock_type in table:
+            table.setdefault(pruned_type, table[stock_type])
+
+
+def check_report(model: Any, report: dict[str, Any]) -> None:
+    """Refuse weights of layers that do not fit, or are not there: they are random now."""
+    body = f"{model.base_model_prefix}."
+    pruned = model.config.pruning_config["shapes"]
+    layers = tuple({path[: found.end()] for path in pruned if (found := _LAYER.search(path))} or pruned)
+    for name, stored, expected in sorted(report["mismatched_keys"]):
+        if name.removeprefix(body).startswith(layers):
+            raise ValueError(
+                f"{name} is {tuple(stored)} in the weights, and {tuple(expected)} in the model: a pruned module would "
+                "be random. ignore_mismatched_sizes is for new heads; leave out what changes the size of other modules."
+            )
+    for name in sorted(report["missing_keys"]):
+        if name.removeprefix(body).startswith(layers):
+            raise ValueError(
+                f"{name} is not in the weights: it would be random. Leave out what changes the number of layers."
+            )

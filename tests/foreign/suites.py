@@ -29,6 +29,7 @@ KINDS = {
     "refused": "hfprune refuses it on purpose",
     "limit": "not supported; the page on limits says so",
     "fault": "a fault of hfprune that is not mended yet",
+    "random": "the test fails at random, on the dense model too",
 }
 
 

@@ -28,8 +28,8 @@ CUSTOM = (
     "test_multiple_adapters_no_needless_copy_modules_to_save",
     "test_gpt2_dora_merge_and_unload",
 )
-#: The methods that are tested on each model: of every kind one, out of forty.
-METHODS = ("LoraConfig", "IA3Config", "OFTConfig", "PrefixTuningConfig", "PromptTuningConfig", "VeraConfig")
+#: The methods that are tested on each model: of every kind one. A test is named `test[Method-...]`.
+METHODS = ("[LoraConfig", "[IA3Config", "[OFTConfig", "[PrefixTuningConfig", "[PromptTuningConfig", "[VeraConfig")
 EACH = f"({' or '.join(METHODS)})"
 #: By name of a run: the file, and which of its tests.
 TESTS = {
