@@ -258,8 +258,7 @@ def set_sizes_of_layers(model: Any, sizes: Sequence[dict[str, int]]) -> None:
     if can_be_either and not getattr(config, "is_decoder", True):
         return
     most = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    names = ("num_key_value_heads", "num_attention_heads")
-    heads = [{fields[name] for name in names if name in fields} for fields in sizes]
+    heads = [fields.get("num_key_value_heads") for fields in sizes]
     model.register_forward_pre_hook(partial(fit_caches, heads=heads, most=most), with_kwargs=True)
 
 

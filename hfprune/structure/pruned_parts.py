@@ -193,15 +193,14 @@ def update_paged(
 
 
 def fit_caches(
-    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, heads: Sequence[set[int]], most: int
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, heads: Sequence[int | None], most: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Hook before a pruned model: give a paged cache the heads of every layer, and refuse a cache of other heads.
 
     Args:
         args: The model's arguments, which stay as they are.
         kwargs: Its arguments by name.
-        heads: How many heads the keys of every layer may have: its key/value heads, or its query heads where a model
-            repeats the keys before it stores them, as Falcon does; nothing where they are not known.
+        heads: How many heads the cached keys of every layer have; None where it is not known.
         most: Those that a paged cache is allocated for.
 
     Returns:
@@ -218,9 +217,9 @@ def fit_caches(
     layers = cache.layers if isinstance(cache, Cache) and hasattr(cache, "layers") else ()
     for number, (layer, expected) in enumerate(zip(layers, heads, strict=False)):
         keys = getattr(layer, "keys", None)
-        if keys is not None and keys.ndim == 4 and expected and keys.shape[1] not in expected:
+        if keys is not None and keys.ndim == 4 and expected is not None and keys.shape[1] != expected:
             raise ValueError(
-                f"the cache has {keys.shape[1]} key/value heads for layer {number}, which has {min(expected)}: it was "
+                f"the cache has {keys.shape[1]} key/value heads for layer {number}, which has {expected}: it was "
                 "made for another model, or for layers that are all alike, as prefix tuning by peft makes it. Allocate "
                 "it by model.config.per_layer_config, or use an adapter that adds no keys (LoRA)."
             )

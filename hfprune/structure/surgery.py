@@ -284,7 +284,7 @@ def sizes_of_layers(model: PreTrainedModel, blocks: Sequence[Block], units: Mapp
         count = units[block.name]
         fields = {name: amount.of(count // block.groups) for name, amount in block.config_fields}
         if block.kind == "attention":
-            fields.update(_heads(block, count))
+            fields.update(_heads(block, count, model.dtype.itemsize))
         sizes.setdefault(block.layer, {}).update(fields)
     config = model.config.get_text_config(decoder=True)
     if len(sizes) != getattr(config, "num_hidden_layers", None):
@@ -292,13 +292,18 @@ def sizes_of_layers(model: PreTrainedModel, blocks: Sequence[Block], units: Mapp
     return list(sizes.values())
 
 
-def _heads(block: Block, units: int) -> dict[str, int]:
+def _heads(block: Block, units: int, itemsize: int) -> dict[str, int]:
     """What config fields say of an attention block, by the names that transformers has for all model types."""
     if not units:
         # what stands for it keeps one number of a key and of a value for every token
         return {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 1}
+    heads = units * block.heads
     shared = block.groups if block.unit == "query" else units
-    return {"num_attention_heads": units * block.heads, "num_key_value_heads": shared, "head_dim": block.head_dim}
+    # Falcon repeats keys and values for every query head before it caches them
+    of_one_head = 2 * block.head_dim * itemsize
+    if block.unit_cache_bytes == of_one_head * block.heads:
+        shared = heads
+    return {"num_attention_heads": heads, "num_key_value_heads": shared, "head_dim": block.head_dim}
 
 
 def _shapes(
