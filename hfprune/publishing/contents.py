@@ -3,6 +3,7 @@
 Whatever is not in the lists, or is of an unexpected type, is a problem; nothing is passed over. Files are read as data.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -54,6 +55,8 @@ _DOCUMENTS_BY_NAME = re.compile(r"(LICEN[CS]E|NOTICE)[\w.-]*|\.gitattributes|\.g
 _TEMPLATES = re.compile(r"additional_chat_templates/[\w.-]+\.jinja")
 #: Folders of `save`, for the time that it exchanges the files of a checkpoint, or for a draft that it could not place.
 CONTAINER = re.compile(r"\.[0-9a-f]{12}\.(saving|kept)")
+#: The file in such a folder that says which files its save was exchanging.
+JOURNAL_FILE = "journal.json"
 #: Folders that are not looked into: transformers reads nothing below them.
 _IGNORED_FOLDERS = re.compile(
     r"\.git|\.cache|runs|logs|onnx|openvino|coreml|(last-)?checkpoint(-\d+)?"
@@ -175,6 +178,25 @@ def irregular(folder: Path, names: Iterable[str]) -> Iterator[str]:
             yield f"{name} is no regular file, so it was not opened. Remove it"
         elif leads_out(folder / name, folder):
             yield f"{name} is a link that leads out of the folder. Put the file itself there"
+
+
+def pending_problems(folder: Path) -> Iterator[str]:
+    """Exchanges of files that a killed save left, or a stranger put there: `load` would move their files in.
+
+    Args:
+        folder: A checkpoint's folder.
+
+    Yields:
+        One line for each.
+    """
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        if CONTAINER.fullmatch(path.name) and os.path.lexists(path / JOURNAL_FILE):
+            yield (
+                f"{path.name} is of a save that was interrupted while it exchanged files, so what is here may not be "
+                "what stays. If the save was yours, hfprune.load finishes it; else remove that folder"
+            )
 
 
 def leads_out(path: Path, folder: Path) -> bool:

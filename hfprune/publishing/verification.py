@@ -27,6 +27,7 @@ from hfprune.publishing.contents import (
     file_problems,
     is_covered,
     names_in,
+    pending_problems,
     setting_problems,
 )
 from hfprune.publishing.probe import PROBE_FILE, Probe
@@ -160,6 +161,33 @@ def check_digests(folder: Path) -> None:
         raise CheckpointError(f"{folder}: {problem}. To load it all the same, pass verify=False.")
 
 
+def placing_problem(folder: Path) -> str | None:
+    """Why what an interrupted save wrote must not be put in its place: it is not, in every file, what `save` writes.
+
+    Args:
+        folder: The folder that the save wrote. Nothing in it is executed.
+
+    Returns:
+        The first problem; None if there is none.
+    """
+    problems = chain(
+        file_problems(folder),
+        setting_problems(folder),
+        _structure_problems(folder),
+        _record_and_digest_problems(folder),
+        _digests_missing(folder),
+        _loader_problems(folder),
+    )
+    return next(problems, None)
+
+
+def _digests_missing(folder: Path) -> Iterator[str]:
+    """A readable record without the digests that every `save` writes."""
+    record = PruningRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    if not record.files:
+        yield f"{RECORD_FILE} has no SHA-256 of any file, and hfprune.save writes them all"
+
+
 @checked(folder=PATH)
 def verify(folder: str | Path) -> list[str]:
     """Everything that is wrong with a checkpoint folder; an empty list if it computes what its author saw.
@@ -186,16 +214,12 @@ def verify(folder: str | Path) -> list[str]:
         ['pruning_probe.json is missing. Download or save the checkpoint again']
     """
     folder = Path(folder)
-    # first, as no later check may open what is no regular file
-    strange = list(file_problems(folder))
+    # first, as no later check may open what is no regular file, or speak of files that are about to be exchanged
+    strange = [*file_problems(folder), *pending_problems(folder)]
     if strange:
         return strange
-    problems = [
-        *_record_and_digest_problems(folder),
-        *setting_problems(folder),
-        *_loader_problems(folder),
-        *_structure_problems(folder),
-    ]
+    problems = [*_record_and_digest_problems(folder), *setting_problems(folder), *_loader_problems(folder)]
+    problems += _structure_problems(folder)
     if problems:
         return problems
     # the checks have read both files without an error

@@ -1,0 +1,146 @@
+"""Ways round the checks of a checkpoint: through the journal of a save, the Hub, the commands, and sizes."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+import hfprune
+from hfprune.errors import CheckpointError
+from hfprune.publishing.record import PruningRecord
+from hfprune.publishing.verification import sha256, verify
+from tests.support.plans import uneven_plan
+from tests.support.tiny import tiny_model
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+FOREIGN = "\nimport os\nos.system('true')\n"
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A function from a model type to the folder of a checkpoint, which must not be changed."""
+    folders = {}
+
+    def checkpoint(model_type, **fields):
+        key = (model_type, *fields.items())
+        if key not in folders:
+            model = tiny_model(model_type, **fields)
+            path = tmp_path_factory.mktemp(model_type) / "small"
+            folders[key] = hfprune.save(hfprune.apply_plan(model, uneven_plan(model)), path)
+        return folders[key]
+
+    return checkpoint
+
+
+@pytest.fixture
+def folder(checkpoints, tmp_path):
+    return shutil.copytree(checkpoints("bert"), tmp_path / "small")
+
+
+def resealed(folder):
+    """Give a record the digests of the files that are there now, as somebody who changed them would."""
+    path = folder / "pruning_record.json"
+    record = PruningRecord.from_json(path.read_text())
+    digests = {name: sha256(folder / name) for name in record.files}
+    path.write_text(replace(record, files=digests).to_json())
+
+
+def changed(folder, fields, file="config.json"):
+    """Change fields of a file with settings, and seal the folder again."""
+    path = folder / file
+    settings = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(settings | fields))
+    resealed(folder)
+    return folder
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
+
+
+def planted(folder, source, journal=None):
+    """Put a save that was never interrupted into a folder."""
+    container = folder / ".aaaaaaaaaaaa.saving"
+    names = names_in(source) if source else []
+    container.mkdir()
+    (container / "old").mkdir()
+    if source:
+        shutil.copytree(source, container / "new", ignore=shutil.ignore_patterns("*.saving"))
+    else:
+        (container / "new").mkdir()
+    (container / "journal.json").write_text(json.dumps(journal or {"old": names, "new": names}))
+    return container
+
+
+class TestPlantedJournals:
+    def refused(self, folder, message):
+        before = {name: sha256(folder / name) for name in names_in(folder)}
+        assert any("interrupted while it exchanged files" in problem for problem in verify(folder))
+        with pytest.raises(CheckpointError, match=message) as refusal:
+            hfprune.load(folder)
+        assert "Nothing was moved" in str(refusal.value)
+        assert "remove" in str(refusal.value)
+        assert "writable" not in str(refusal.value)
+        assert {name: sha256(folder / name) for name in names_in(folder)} == before
+
+    def test_a_foreign_loader_is_not_moved_in(self, folder, tmp_path):
+        evil = shutil.copytree(folder, tmp_path / "evil")
+        with (evil / "modeling_pruned.py").open("a") as file:
+            file.write(FOREIGN)
+        resealed(evil)
+        planted(folder, evil)
+        self.refused(folder, "modeling_pruned.py is not the loader of this hfprune")
+
+    def test_nothing_in_the_place_of_everything(self, folder):
+        planted(folder, None, {"old": ["config.json"], "new": []})
+        self.refused(folder, "is no whole checkpoint")
+
+    def test_files_that_are_not_there_leave_the_old_ones(self, folder):
+        names = names_in(folder)
+        planted(folder, None, {"old": names, "new": names})
+        self.refused(folder, "is no whole checkpoint")
+
+    def test_a_file_that_is_to_stay_is_not_overwritten(self, folder):
+        planted(folder, folder, {"old": [], "new": names_in(folder)})
+        self.refused(folder, "would take the place of a file that is to stay")
+
+    @pytest.mark.parametrize("name", ["..", ".", "", "a/b", ".0123456789ab.saving", 7, "a\0b"])
+    def test_names_that_lead_elsewhere(self, name, folder):
+        planted(folder, None, {"old": [name], "new": []})
+        self.refused(folder, "it has names that are no names of files")
+
+    @pytest.mark.parametrize("journal", [[], {"old": []}, {"old": "config.json", "new": "config.json"}])
+    def test_what_is_no_journal(self, journal, folder):
+        planted(folder, None)
+        (folder / ".aaaaaaaaaaaa.saving" / "journal.json").write_text(json.dumps(journal))
+        self.refused(folder, "is no journal of a save")
+
+    def test_a_changed_weight_is_not_moved_in(self, folder, tmp_path):
+        evil = shutil.copytree(folder, tmp_path / "evil")
+        weights = bytearray((evil / "model.safetensors").read_bytes())
+        weights[-1] ^= 1
+        (evil / "model.safetensors").write_bytes(weights)
+        planted(folder, evil)
+        self.refused(folder, "model.safetensors is not the file that was saved")
+
+    def test_save_moves_it_in_no_more_than_load(self, folder, checkpoints, tmp_path):
+        evil = shutil.copytree(folder, tmp_path / "evil")
+        (evil / "modeling_pruned.py").write_text(FOREIGN)
+        resealed(evil)
+        planted(folder, evil)
+        with pytest.raises(CheckpointError, match="is not the loader"):
+            hfprune.save(hfprune.load(checkpoints("bert")), folder, overwrite=True)
+        assert FOREIGN not in (folder / "modeling_pruned.py").read_text()
+
+    def test_beside_a_place_where_nothing_is(self, folder, tmp_path):
+        """As after a kill between the two renamings of a whole folder."""
+        container = tmp_path / ".other.aaaaaaaaaaaa.saving"
+        (container / "old").mkdir(parents=True)
+        evil = shutil.copytree(folder, container / "new")
+        (evil / "modeling_pruned.py").write_text(FOREIGN)
+        resealed(evil)
+        with pytest.raises(CheckpointError, match="is not the loader"):
+            hfprune.load(tmp_path / "other")
+        assert not (tmp_path / "other").exists()
