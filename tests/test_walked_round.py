@@ -144,3 +144,41 @@ class TestPlantedJournals:
         with pytest.raises(CheckpointError, match="is not the loader"):
             hfprune.load(tmp_path / "other")
         assert not (tmp_path / "other").exists()
+
+
+class TestSettingsThatLeadElsewhere:
+    @pytest.fixture
+    def no_kernel(self, monkeypatch):
+        def load(*_, **__):
+            raise AssertionError("a kernel was asked for")
+
+        monkeypatch.setattr("transformers.integrations.hub_kernels.load_and_register_attn_kernel", load)
+        monkeypatch.setattr("transformers.AutoConfig.from_pretrained", load)
+
+    @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+    @pytest.mark.parametrize("kernel", ["evil/kernel", "paged|evil/kernel", {"": "evil/kernel"}])
+    def test_verify_asks_for_no_kernel(self, key, kernel, folder, no_kernel):
+        changed(folder, {key: kernel})
+        assert [problem for problem in verify(folder) if f"config.json sets {key}" in problem]
+
+    @pytest.mark.parametrize(
+        ("file", "fields"),
+        [
+            ("config.json", {"peft_type": "LORA", "base_model_name_or_path": "evil/repo"}),
+            ("config.json", {"peft_type": "LORA"}),
+            ("config.json", {"index_path": "evil/index"}),
+            ("config.json", {"backbone": "evil/repo", "use_pretrained_backbone": True}),
+            ("config.json", {"generator": {"pretrained_question_encoder_name_or_path": "evil/repo"}}),
+            ("processor_config.json", {"audio_tokenizer": {"audio_tokenizer_name_or_path": "evil/repo"}}),
+            ("processor_config.json", {"audio_tokenizer": {"repo_id": ["evil/repo"]}}),
+        ],
+    )
+    def test_names_of_repositories(self, file, fields, folder, no_kernel):
+        changed(folder, fields, file)
+        assert any(f"{file} sets" in problem and "leads elsewhere" in problem for problem in verify(folder))
+        with pytest.raises(CheckpointError, match="leads elsewhere"):
+            hfprune.load(folder, verify=False)
+
+    def test_where_a_model_came_from_is_no_place(self, folder):
+        changed(folder, {"_name_or_path": "me/dense", "drop_path": 0.1, "use_mem_eff_path": True, "path": None})
+        assert verify(folder) == []

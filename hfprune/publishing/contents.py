@@ -66,7 +66,13 @@ _IGNORED_FOLDERS = re.compile(
 #: The classes that `auto_map` in config.json may name.
 _LOADER_CLASS = re.compile(r"modeling_pruned\.Pruned\w+")
 #: Settings that make transformers run code, or read another file. hfprune writes none of them.
-_NEVER_SET = frozenset({"custom_pipelines", "custom_generate", "configuration_files"})
+_NEVER_SET = frozenset(
+    {"custom_pipelines", "custom_generate", "configuration_files", "peft_type", "use_pretrained_backbone"}
+)
+#: Names of settings that say where something else is to be read: in a repository, a folder, a file or a server.
+_PLACES = re.compile(r"(.+_)?(name_or_path|name_or_paths|repo|repo_id|repo_name|path|paths|url)")
+#: Where a model or a tokenizer came from, which transformers writes and nothing reads when it is loaded.
+_ORIGINS = frozenset({"name_or_path", "_name_or_path"})
 
 
 def may_hold(name: str) -> bool:
@@ -260,7 +266,7 @@ def _problem_of(key: str, value: Any, file: str) -> str | None:
         is_ours = file == CONFIG_FILE and _names_loader_only(value)
         if not is_ours and value not in (None, {}):
             return f"auto_map in {file} names code that hfprune does not write: {shown}. It was not run"
-    elif key in _NEVER_SET:
+    elif key in _NEVER_SET or _is_place(key, value):
         # an empty setting names nothing
         if value not in (None, {}, [], "", False):
             return f"{file} sets {key} to {shown}, which leads elsewhere. Remove it"
@@ -271,6 +277,11 @@ def _problem_of(key: str, value: Any, file: str) -> str | None:
     elif key == "transformers_weights" and value not in (None, modeling_pruned.STOCK_CLASSES):
         return f"{file} sets {key} to {shown}, which leads elsewhere. Remove it"
     return None
+
+
+def _is_place(key: str, value: Any) -> bool:
+    """Whether a setting says where something else is to be read. A number or a truth value leads nowhere."""
+    return key not in _ORIGINS and bool(_PLACES.fullmatch(key)) and not isinstance(value, (int, float))
 
 
 def _names_loader_only(auto_map: Any) -> bool:

@@ -218,8 +218,11 @@ def verify(folder: str | Path) -> list[str]:
     strange = [*file_problems(folder), *pending_problems(folder)]
     if strange:
         return strange
-    problems = [*_record_and_digest_problems(folder), *setting_problems(folder), *_loader_problems(folder)]
-    problems += _structure_problems(folder)
+    settings = list(setting_problems(folder))
+    problems = [*_record_and_digest_problems(folder), *settings, *_loader_problems(folder)]
+    # the model that the config describes is built only where no setting could lead elsewhere
+    if not settings:
+        problems += _structure_problems(folder)
     if problems:
         return problems
     # the checks have read both files without an error
