@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import hfprune
@@ -182,3 +183,55 @@ class TestSettingsThatLeadElsewhere:
     def test_where_a_model_came_from_is_no_place(self, folder):
         changed(folder, {"_name_or_path": "me/dense", "drop_path": 0.1, "use_mem_eff_path": True, "path": None})
         assert verify(folder) == []
+
+
+class TestNotesInTheConfig:
+    """Numbers that no model is built by are the user's own."""
+
+    @pytest.mark.parametrize("model_type", ["bert", "llama", "marian"])
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"training_steps": 100_000, "dataset_hash": 2**40},
+            {"task_specific_params": {"x": {"seed": 20261128}}},
+            {"label2id": {"LABEL_0": 0, "LABEL_1": 1, "a": 100_001}},
+            {"mask_value": -1e9},
+            {"run": {"seeds": [2**40], "inner": {"steps": 10**9}}},
+        ],
+    )
+    def test_they_are_saved_and_loaded(self, model_type, fields, checkpoints, tmp_path):
+        model = hfprune.load(checkpoints(model_type))
+        for name, value in fields.items():
+            setattr(model.config, name, value)
+        folder = hfprune.save(model, tmp_path / "again")
+        assert verify(folder) == []
+        # transformers sets `label2id` anew when it loads
+        written = json.loads((folder / "config.json").read_text())
+        assert fields.items() <= written.items()
+
+    @pytest.mark.parametrize(
+        ("model_type", "fields"),
+        [
+            ("bert", {"vocab_size": 10**7}),
+            ("bert", {"num_labels": 10**7, "id2label": None}),
+            ("bert", {"type_vocab_size": 10**7}),
+            ("marian", {"d_model": 10**7}),
+            ("marian", {"hidden_size": 10**7}),
+            ("llama", {"text_config": {"vocab_size": 10**9}}),
+            ("llama", {"decoder": {"model_type": "bert", "vocab_size": 10**9}}),
+        ],
+    )
+    def test_sizes_of_the_class_are_bounded_as_before(self, model_type, fields, checkpoints, tmp_path):
+        folder = changed(shutil.copytree(checkpoints(model_type), tmp_path / "small"), fields)
+        with pytest.raises(CheckpointError, match="but no tensor of the weights is longer than"):
+            hfprune.load(folder)
+
+
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize("name", ["reconstruct", "portable", "calibration_checkpointing"])
+def test_truth_values_of_numpy(name, value):
+    config = hfprune.PruningConfig(**{name: np.bool_(value)})
+    assert getattr(config, name) is value
+    assert config == hfprune.PruningConfig(**{name: value})
+    with pytest.raises(ValueError, match=f"{name} must be True or False"):
+        hfprune.PruningConfig(**{name: int(value)})
