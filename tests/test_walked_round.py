@@ -1,18 +1,30 @@
 """Ways round the checks of a checkpoint: through the journal of a save, the Hub, the commands, and sizes."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import hfprune
+from hfprune.cli.app import app
 from hfprune.errors import CheckpointError
+from hfprune.jobs.tasks import (
+    ModelArguments,
+    TextArguments,
+    TokenArguments,
+    text_classification,
+    token_classification,
+)
 from hfprune.publishing.record import PruningRecord
+from hfprune.publishing.sources import check_source, is_pruned
 from hfprune.publishing.verification import sha256, verify
 from tests.support.plans import uneven_plan
 from tests.support.tiny import tiny_model
+from tests.support.tiny_data import tiny_texts, tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -55,6 +67,10 @@ def changed(folder, fields, file="config.json"):
     path.write_text(json.dumps(settings | fields))
     resealed(folder)
     return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, list(map(str, arguments)))
 
 
 def names_in(folder):
@@ -235,3 +251,85 @@ def test_truth_values_of_numpy(name, value):
     assert config == hfprune.PruningConfig(**{name: value})
     with pytest.raises(ValueError, match=f"{name} must be True or False"):
         hfprune.PruningConfig(**{name: int(value)})
+
+
+class TestCommands:
+    """A pruned checkpoint is checked as `load` does, before transformers reads its config or tokenizer."""
+
+    @pytest.fixture
+    def classifier(self, checkpoints, tmp_path):
+        small = shutil.copytree(checkpoints("bert"), tmp_path / "classifier")
+        tiny_tokenizer().save_pretrained(small)
+        resealed(small)
+        return small
+
+    @pytest.fixture
+    def data(self, tmp_path):
+        rows = [f"{row['text']},LABEL_{row['label']}" for row in tiny_texts(30)]
+        path = tmp_path / "data.csv"
+        path.write_text("\n".join(["text,label", *rows]) + "\n")
+        return path
+
+    @pytest.fixture
+    def nothing_is_read(self, monkeypatch):
+        def refuse(*_, **__):
+            raise AssertionError("the config or the tokenizer was read")
+
+        monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refuse)
+        monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", refuse)
+
+    def commands(self, folder, data, tmp_path):
+        return {
+            "evaluate": ["evaluate", folder, "--data", data],
+            "prune": ["prune", folder, tmp_path / "out", "--data", data, "--sparsity", "0.2"],
+            "inspect": ["inspect", folder],
+        }
+
+    @pytest.mark.parametrize("command", ["evaluate", "prune", "inspect"])
+    @pytest.mark.parametrize("left", ["all", "record", "config"])
+    def test_a_checkpoint_that_lost_its_plan(self, command, left, classifier, data, tmp_path, nothing_is_read):
+        (classifier / "pruning_plan.json").unlink()
+        if left == "config":
+            (classifier / "pruning_record.json").unlink()
+            (classifier / "pruning_probe.json").unlink()
+        if left == "record":
+            config = json.loads((classifier / "config.json").read_text())
+            stock = {"model_type": "bert", "architectures": ["BertForSequenceClassification"], "pruning_config": None}
+            (classifier / "config.json").write_text(json.dumps(config | stock))
+        done = run(*self.commands(classifier, data, tmp_path)[command])
+        assert done.exit_code == 1
+        assert "pruning_plan.json" in done.output
+
+    @pytest.mark.parametrize("command", ["evaluate", "prune", "inspect"])
+    def test_cost_before_refusal(self, command, classifier, data, tmp_path, nothing_is_read):
+        changed(classifier, {"num_labels": 10**7, "id2label": None})
+        done = run(*self.commands(classifier, data, tmp_path)[command])
+        assert done.exit_code == 1
+        assert "sets num_labels to 1e+07" in done.output
+
+    @pytest.mark.parametrize("command", ["evaluate", "prune", "inspect"])
+    @pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes")
+    def test_a_pipe_is_named(self, command, name, classifier, data, tmp_path, nothing_is_read):
+        (classifier / name).unlink()
+        os.mkfifo(classifier / name)
+        done = run(*self.commands(classifier, data, tmp_path)[command])
+        assert done.exit_code == 1
+        assert f"{name} is no regular file" in done.output
+
+    @pytest.mark.parametrize("task", [text_classification, token_classification])
+    def test_tasks_check_it_too(self, task, classifier, data, tmp_path, nothing_is_read):
+        changed(classifier, {"num_labels": 10**7, "id2label": None})
+        words = tmp_path / "words.jsonl"
+        row = json.dumps({"tokens": ["a", "b"], "ner_tags": ["LABEL_0", "LABEL_1"]})
+        words.write_text("\n".join([row] * 20))
+        of_tokens = task is token_classification
+        arguments = TokenArguments(train_file=str(words)) if of_tokens else TextArguments(train_file=str(data))
+        with pytest.raises(CheckpointError, match="sets num_labels to 1e"):
+            task(ModelArguments(str(classifier)), arguments, seed=0)
+
+    def test_a_dense_model_is_the_users_own(self, tmp_path):
+        tiny_model("bert").save_pretrained(tmp_path / "dense")
+        assert not is_pruned(tmp_path / "dense")
+        check_source(tmp_path / "dense")
+        assert run("inspect", tmp_path / "dense").exit_code == 0

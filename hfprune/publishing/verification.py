@@ -402,8 +402,8 @@ def _structure_problems(folder: Path) -> Iterator[str]:
         return
     if not (folder / PLAN_FILE).is_file():
         yield (
-            f"there is no {PLAN_FILE}, so this is not a checkpoint of hfprune. Load a dense model with "
-            "AutoModelForX.from_pretrained"
+            f"there is no {PLAN_FILE}, so this is not a checkpoint of hfprune, or no longer a whole one. Load a dense "
+            "model with AutoModelForX.from_pretrained, and download or save a pruned one again"
         )
         return
     try:
