@@ -22,7 +22,7 @@ from hfprune.jobs.tasks import (
 from hfprune.publishing.record import PruningRecord
 from hfprune.publishing.sources import check_source, is_pruned
 from hfprune.publishing.verification import sha256, verify
-from tests.support.plans import uneven_plan
+from tests.support.plans import removed_plan, uneven_plan
 from tests.support.tiny import tiny_model
 from tests.support.tiny_data import tiny_texts, tiny_tokenizer
 
@@ -333,3 +333,66 @@ class TestCommands:
         assert not is_pruned(tmp_path / "dense")
         check_source(tmp_path / "dense")
         assert run("inspect", tmp_path / "dense").exit_code == 0
+
+
+class TestSizesOfLayers:
+    """`layers` of the table says what transformers allocates caches by."""
+
+    def with_layers(self, source, folder, change):
+        folder = shutil.copytree(source, folder)
+        table = json.loads((folder / "config.json").read_text())["pruning_config"]
+        return changed(folder, {"pruning_config": table | {"layers": change(table["layers"])}})
+
+    @pytest.mark.parametrize("model_type", ["llama", "bert", "marian"])
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda layers: [{"num_key_value_heads": 10**9}] * len(layers),
+            lambda layers: [{"num_key_value_heads": 1, "hidden_size": 7}] * len(layers),
+            lambda layers: [layer | {"head_dim": float(layer["head_dim"])} for layer in layers],
+            lambda layers: [layer | {"num_key_value_heads": layer["num_key_value_heads"] + 1} for layer in layers],
+            lambda layers: layers[:1],
+            lambda layers: dict(enumerate(layers)),
+            lambda layers: "many",
+            lambda layers: [None] * len(layers),
+        ],
+    )
+    def test_they_are_those_of_the_blocks(self, model_type, change, checkpoints, tmp_path):
+        folder = self.with_layers(checkpoints(model_type), tmp_path / "small", change)
+        with pytest.raises(CheckpointError, match="pruning_config (gives layer|must give the sizes)"):
+            hfprune.load(folder)
+        assert any("pruning_config" in problem for problem in verify(folder))
+
+    @pytest.mark.parametrize("number", [10**5, 200])
+    def test_a_long_list_builds_nothing(self, number, checkpoints, tmp_path, monkeypatch):
+        folder = self.with_layers(checkpoints("llama"), tmp_path / "small", lambda layers: layers[:1] * number)
+        monkeypatch.setattr("transformers.AutoConfig.from_pretrained", None)
+        with pytest.raises(CheckpointError, match=rf"asks for {number} layers \(pruning_config.layers\), of "):
+            hfprune.load(folder)
+
+    @pytest.mark.parametrize(
+        "patterns",
+        [
+            [[["global", "local"] * 500, 60_000]],
+            [[["global"], 60_000]],
+            [[["global", "local"], 30]] * 2,
+            [[["global"], 1]] * 100,
+        ],
+    )
+    def test_patterns_that_are_repeated(self, patterns, checkpoints, tmp_path, monkeypatch):
+        folder = changed(shutil.copytree(checkpoints("gpt_neo"), tmp_path / "small"), {"attention_types": patterns})
+        monkeypatch.setattr("transformers.AutoConfig.from_pretrained", None)
+        with pytest.raises(CheckpointError, match=r"asks for \d+ layers \(attention_types\), of \d+ tensors"):
+            hfprune.load(folder)
+
+    @pytest.mark.parametrize("model_type", ["llama", "gpt_neo", "marian", "falcon", "t5"])
+    @pytest.mark.parametrize("make", [uneven_plan, removed_plan])
+    def test_what_was_saved_is_taken(self, model_type, make, tmp_path):
+        model = tiny_model(model_type)
+        folder = hfprune.save(hfprune.apply_plan(model, make(model)), tmp_path / "small")
+        assert verify(folder) == []
+
+    def test_query_heads_too(self, tmp_path):
+        model = tiny_model("llama")
+        small = hfprune.apply_plan(model, uneven_plan(model, attention_unit="query"))
+        assert verify(hfprune.save(small, tmp_path / "small")) == []

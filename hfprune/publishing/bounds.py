@@ -6,7 +6,7 @@ The header of the weights is read first; what it says bounds what the config can
 import inspect
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,6 +51,7 @@ def check_sizes(config: Mapping[str, Any], stored: Shapes) -> None:
     Raises:
         CheckpointError: With the first such field.
     """
+    _check_repeats(config, len(stored))
     largest = max((size for shape in stored.values() for size in shape if 0 not in shape), default=0)
     for field, number in _numbers(config, "", _class_of(config)):
         name = field.rpartition(".")[2]
@@ -65,6 +66,39 @@ def check_sizes(config: Mapping[str, Any], stored: Shapes) -> None:
                 f"{CONFIG_FILE} sets {field} to {number:.6g}, but no tensor of the weights is longer than {largest}. "
                 "The config is damaged, or not to be trusted."
             )
+
+
+def _check_repeats(config: Mapping[str, Any], tensors: int) -> None:
+    """Refuse lists of layers, written out or as patterns with a number of repeats, for more layers than tensors."""
+    # GPT-Neo: [[["global", "local"], 12]]
+    patterns = config.get("attention_types")
+    if isinstance(patterns, list):
+        layers = 0
+        for pattern in patterns:
+            # whatever else is there makes no config, which is found later
+            if isinstance(pattern, list) and len(pattern) == 2 and isinstance(pattern[0], list):
+                repeats = pattern[1] if isinstance(pattern[1], int) else 0
+                layers += len(pattern[0]) * max(repeats, 0)
+        _check_count("attention_types", layers, tensors)
+    table = config.get("pruning_config")
+    given = table.get("layers") if isinstance(table, dict) else None
+    if given is None:
+        return
+    if not isinstance(given, list) or not all(isinstance(sizes, dict) for sizes in given):
+        raise CheckpointError(
+            f"pruning_config must give the sizes of every layer as a list of names and numbers, got {given!r:.100}. "
+            "The config is damaged, or not to be trusted."
+        )
+    _check_count("pruning_config.layers", len(given), tensors)
+
+
+def _check_count(field: str, layers: int, tensors: int) -> None:
+    """Refuse more layers than tensors."""
+    if layers > tensors:
+        raise CheckpointError(
+            f"{CONFIG_FILE} asks for {layers} layers ({field}), of {tensors} tensors in the weights. The config is "
+            "damaged, or not to be trusted."
+        )
 
 
 def _numbers(
@@ -215,6 +249,33 @@ def check_table(table: Mapping[str, Any], blocks: Iterable[Block]) -> None:
     for path, rules in table.get("inputs", {}).items():
         for argument, rule in rules.items():
             _check_rule(path, argument, rule, inputs.get((path, argument)))
+
+
+def check_layers(table: Mapping[str, Any], expected: Sequence[Mapping[str, int]]) -> None:
+    """Refuse sizes of layers that are not those of the model. transformers allocates caches by them.
+
+    Args:
+        table: `pruning_config` of a config that `check_sizes` took. Earlier versions wrote no sizes of layers.
+        expected: For every layer, what its blocks have, as `sizes_of_layers` gives it.
+
+    Raises:
+        CheckpointError: With the first layer of other sizes.
+    """
+    given = table.get("layers") or []
+    if not given:
+        return
+    if len(given) != len(expected):
+        raise CheckpointError(
+            f"pruning_config must give the sizes of {len(expected)} layers, got {len(given)}. The config is damaged, "
+            "or not to be trusted."
+        )
+    for number, (sizes, right) in enumerate(zip(given, expected, strict=True)):
+        # 8.0 and True equal whole numbers, and no cache can have such sizes
+        if sizes != right or any(type(size) is not int for size in sizes.values()):
+            raise CheckpointError(
+                f"pruning_config gives layer {number} the sizes {sizes!r:.150}, where its blocks have {dict(right)}. "
+                "The config is damaged, or not to be trusted."
+            )
 
 
 def _check_named(kind: str, entries: Iterable[str], named: set[str]) -> None:

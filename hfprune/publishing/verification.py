@@ -18,7 +18,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from hfprune.errors import CheckpointError, HfpruneError
 from hfprune.planning.plan import PruningPlan
-from hfprune.publishing.bounds import check_sizes, check_table, few_modules
+from hfprune.publishing.bounds import check_layers, check_sizes, check_table, few_modules
 from hfprune.publishing.contents import (
     CONFIG_FILE,
     LOADER_FILE,
@@ -37,6 +37,7 @@ from hfprune.structure import modeling_pruned
 from hfprune.structure.anatomy import anatomy_of
 from hfprune.structure.arguments import PATH, checked
 from hfprune.structure.json_text import read_json
+from hfprune.structure.surgery import sizes_of_layers
 
 logger = logging.getLogger(__name__)
 
@@ -412,8 +413,10 @@ def _structure_problems(folder: Path) -> Iterator[str]:
         skeleton = _skeleton(folder, plan, shapes)
         anatomy = anatomy_of(skeleton)
         # a stock config has no table
-        check_table(getattr(skeleton.config, "pruning_config", None) or {}, anatomy.blocks)
+        table = getattr(skeleton.config, "pruning_config", None) or {}
+        check_table(table, anatomy.blocks)
         units = anatomy.units
+        check_layers(table, sizes_of_layers(skeleton, anatomy.blocks, units))
     except (HfpruneError, ValueError) as error:
         yield str(error)
         return
