@@ -10,7 +10,7 @@ from typing import Any
 
 from hfprune.planning.allocation import get_allocator, known_allocators
 from hfprune.planning.costs import BUDGET_NAMES, get_budget
-from hfprune.structure.arguments import ATTENTION_UNIT, FLAG, SEED, TEXT, TEXTS, instance, optional, whole
+from hfprune.structure.arguments import ATTENTION_UNIT, FLAG, SEED, TEXT, TEXTS, instance, optional, plain, whole
 from hfprune.structure.specs import AttentionUnit
 
 #: What fields must be, besides those with checks of their own.
@@ -152,6 +152,8 @@ class PruningConfig:
             # NumPy's numbers are whole, too, but JSON cannot hold them
             if isinstance(value, Integral) and not isinstance(value, bool):
                 object.__setattr__(self, name, int(value))
+            else:
+                object.__setattr__(self, name, plain(value))
         # a list, as in a config that was read from JSON, so that the two compare equal
         object.__setattr__(self, "exclude", list(self.exclude))
         self._check_combinations()

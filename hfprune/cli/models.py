@@ -1,12 +1,11 @@
 """Models by the names that users give to commands."""
 
 from transformers import AutoConfig, PreTrainedModel
-from transformers.utils import cached_file
 
 from hfprune.data.models import check_text_classifier, load_whole
 from hfprune.data.packages import resolve_model
 from hfprune.publishing.checkpoint import load
-from hfprune.publishing.contents import PLAN_FILE
+from hfprune.publishing.sources import check_source, is_pruned
 from hfprune.publishing.verification import class_of
 
 
@@ -24,8 +23,8 @@ def load_model(name: str, *, revision: str | None = None) -> PreTrainedModel:
         CheckpointError: The config names no class, or the checkpoint lacks weights.
     """
     source = resolve_model(name)
-    plan_file = cached_file(source, PLAN_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
-    if plan_file is not None:
+    # a pruned checkpoint that lost its plan must be refused, so the plan alone does not decide
+    if is_pruned(source, revision=revision):
         return load(source, revision=revision)
     config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     return load_whole(class_of(config.architectures or [], name), source, name=name, revision=revision)
@@ -38,7 +37,9 @@ def check_classifier(name: str) -> None:
         name: As for `load_model`.
 
     Raises:
-        CheckpointError: It does not.
+        CheckpointError: It does not, or it is a pruned checkpoint that `load` would refuse.
     """
-    config = AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=False)
+    source = resolve_model(name)
+    check_source(source)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     check_text_classifier(class_of(config.architectures or [], name), config, name)

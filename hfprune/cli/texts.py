@@ -10,6 +10,7 @@ from hfprune.data.classification import load_text_dataset, tokenize
 from hfprune.data.files import is_file_name
 from hfprune.data.labels import align_labels, parse_label_map
 from hfprune.data.loading import load_splits
+from hfprune.publishing.sources import check_source
 
 _SPLITS = ("train", "validation", "test")
 
@@ -75,8 +76,10 @@ class TextSource:
             The tokenized splits, and the tokenizer.
 
         Raises:
+            CheckpointError: The model is a pruned checkpoint that `hfprune.load` would refuse.
             ValueError: The data cannot be read, has no such columns, or its labels are not those of the model.
         """
+        check_source(source)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         label_column: str | None = self.label_column or "label"

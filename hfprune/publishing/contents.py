@@ -3,6 +3,7 @@
 Whatever is not in the lists, or is of an unexpected type, is a problem; nothing is passed over. Files are read as data.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -54,6 +55,8 @@ _DOCUMENTS_BY_NAME = re.compile(r"(LICEN[CS]E|NOTICE)[\w.-]*|\.gitattributes|\.g
 _TEMPLATES = re.compile(r"additional_chat_templates/[\w.-]+\.jinja")
 #: Folders of `save`, for the time that it exchanges the files of a checkpoint, or for a draft that it could not place.
 CONTAINER = re.compile(r"\.[0-9a-f]{12}\.(saving|kept)")
+#: The file in such a folder that says which files its save was exchanging.
+JOURNAL_FILE = "journal.json"
 #: Folders that are not looked into: transformers reads nothing below them.
 _IGNORED_FOLDERS = re.compile(
     r"\.git|\.cache|runs|logs|onnx|openvino|coreml|(last-)?checkpoint(-\d+)?"
@@ -63,7 +66,13 @@ _IGNORED_FOLDERS = re.compile(
 #: The classes that `auto_map` in config.json may name.
 _LOADER_CLASS = re.compile(r"modeling_pruned\.Pruned\w+")
 #: Settings that make transformers run code, or read another file. hfprune writes none of them.
-_NEVER_SET = frozenset({"custom_pipelines", "custom_generate", "configuration_files"})
+_NEVER_SET = frozenset(
+    {"custom_pipelines", "custom_generate", "configuration_files", "peft_type", "use_pretrained_backbone"}
+)
+#: Names of settings that say where something else is to be read: in a repository, a folder, a file or a server.
+_PLACES = re.compile(r"(.+_)?(name_or_path|name_or_paths|repo|repo_id|repo_name|path|paths|url)")
+#: Where a model or a tokenizer came from, which transformers writes and nothing reads when it is loaded.
+_ORIGINS = frozenset({"name_or_path", "_name_or_path"})
 
 
 def may_hold(name: str) -> bool:
@@ -177,6 +186,25 @@ def irregular(folder: Path, names: Iterable[str]) -> Iterator[str]:
             yield f"{name} is a link that leads out of the folder. Put the file itself there"
 
 
+def pending_problems(folder: Path) -> Iterator[str]:
+    """Exchanges of files that a killed save left, or a stranger put there: `load` would move their files in.
+
+    Args:
+        folder: A checkpoint's folder.
+
+    Yields:
+        One line for each.
+    """
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        if CONTAINER.fullmatch(path.name) and os.path.lexists(path / JOURNAL_FILE):
+            yield (
+                f"{path.name} is of a save that was interrupted while it exchanged files, so what is here may not be "
+                "what stays. If the save was yours, hfprune.load finishes it; else remove that folder"
+            )
+
+
 def leads_out(path: Path, folder: Path) -> bool:
     """Whether a file is a link to another place than its folder, or the blobs of the Hub's cache."""
     if not path.is_symlink():
@@ -238,7 +266,7 @@ def _problem_of(key: str, value: Any, file: str) -> str | None:
         is_ours = file == CONFIG_FILE and _names_loader_only(value)
         if not is_ours and value not in (None, {}):
             return f"auto_map in {file} names code that hfprune does not write: {shown}. It was not run"
-    elif key in _NEVER_SET:
+    elif key in _NEVER_SET or _is_place(key, value):
         # an empty setting names nothing
         if value not in (None, {}, [], "", False):
             return f"{file} sets {key} to {shown}, which leads elsewhere. Remove it"
@@ -249,6 +277,11 @@ def _problem_of(key: str, value: Any, file: str) -> str | None:
     elif key == "transformers_weights" and value not in (None, modeling_pruned.STOCK_CLASSES):
         return f"{file} sets {key} to {shown}, which leads elsewhere. Remove it"
     return None
+
+
+def _is_place(key: str, value: Any) -> bool:
+    """Whether a setting says where something else is to be read. A number or a truth value leads nowhere."""
+    return key not in _ORIGINS and bool(_PLACES.fullmatch(key)) and not isinstance(value, (int, float))
 
 
 def _names_loader_only(auto_map: Any) -> bool:

@@ -6,7 +6,6 @@ then a journal of both, by which the exchange can be finished after a kill.
 """
 
 import ctypes
-import json
 import logging
 import os
 import secrets
@@ -16,24 +15,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hfprune.errors import CheckpointError
-from hfprune.publishing.contents import CONFIG_FILE, CONTAINER
+from hfprune.publishing.contents import CONFIG_FILE, CONTAINER, JOURNAL_FILE
+from hfprune.publishing.journals import JOURNAL_DRAFT, LOST_AND_FOUND, NEW, OLD, read_journal, write_journal
 from hfprune.publishing.locks import lock_folder, lock_patiently, locked, unlock
+from hfprune.publishing.verification import placing_problem
 
 logger = logging.getLogger(__name__)
 
 # constants of Linux that Python does not name: the first is in linux/fs.h, the second in fcntl.h
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
-#: What a container may hold.
-_NEW = "new"
-_OLD = "old"
-_JOURNAL = "journal.json"
-_JOURNAL_DRAFT = "journal.draft"
+#: Links to the files of the new checkpoint, while they are checked before an exchange is finished.
+_CHECKED = "checked"
 #: The ends of a container's name: of a save that runs or was killed, and of one that failed, whose draft is kept.
 _SAVING = ".saving"
 _KEPT = ".kept"
-#: The folder that a file system of Linux has at its root. It cannot be moved, and is part of no checkpoint.
-_LOST_AND_FOUND = "lost+found"
 
 
 class NotPlacedError(CheckpointError):
@@ -43,7 +39,7 @@ class NotPlacedError(CheckpointError):
 def entries_of(place: Path) -> list[str]:
     """The names in a folder that a new one would replace: all but those of containers, and what cannot be moved."""
     names = sorted(path.name for path in place.iterdir())
-    return [name for name in names if name != _LOST_AND_FOUND and not CONTAINER.fullmatch(name)]
+    return [name for name in names if name != LOST_AND_FOUND and not CONTAINER.fullmatch(name)]
 
 
 @contextmanager
@@ -66,7 +62,7 @@ def draft_for(place: Path) -> Iterator[Path]:
     _check_working_directory(place)
     _clear_leftovers(place)
     container, lock = _container_for(place)
-    draft = container / _NEW
+    draft = container / NEW
     try:
         _make_draft(draft, place)
         yield draft
@@ -107,13 +103,15 @@ def put(draft: Path, place: Path, *, overwrite: bool) -> None:
 def finish_interrupted(place: Path) -> None:
     """Finish a save whose process was killed while it exchanged files: put the new checkpoint in its place.
 
-    Nothing is deleted. Without such a save nothing is done.
+    Nothing is deleted. Without such a save nothing is done. A stranger may have made up the save, so the new checkpoint
+    must pass every check before a file is moved.
 
     Args:
         place: Where the save was to put its checkpoint.
 
     Raises:
-        CheckpointError: Another process is at it and does not come to an end, or the files cannot be moved.
+        CheckpointError: Another process is at it and does not come to an end, or the files cannot be moved, or the new
+            checkpoint is not whole, or not one that `save` wrote. Then nothing was moved.
     """
     for container in _containers(place):
         if not _is_interrupted(container, place):
@@ -126,12 +124,15 @@ def finish_interrupted(place: Path) -> None:
         try:
             # the other process may have finished by now
             if _is_interrupted(container, place):
-                logger.warning("A save to %s was interrupted while it exchanged files; they are all moved now.", place)
                 _finish(container, place)
+                logger.warning("A save to %s was interrupted while it exchanged files; they are all moved now.", place)
+        except CheckpointError:
+            # it says what to do, and is an OSError too
+            raise
         except OSError as error:
             raise CheckpointError(
                 f"a save to {place} was interrupted while it exchanged files, and they cannot be moved now: {error}. "
-                f"The new checkpoint's are in {container / _NEW}, the old one's in {container / _OLD}, as far as they "
+                f"The new checkpoint's are in {container / NEW}, the old one's in {container / OLD}, as far as they "
                 f"are not in {place}. Make these folders writable, and load or save again."
             ) from error
         finally:
@@ -174,7 +175,7 @@ def _must_stay(place: Path) -> bool:
     """Whether a folder has to stay the one it is: the root of a file system, or where this process works."""
     if not place.is_dir():
         return False
-    if os.path.ismount(place) or (place / _LOST_AND_FOUND).is_dir():
+    if os.path.ismount(place) or (place / LOST_AND_FOUND).is_dir():
         return True
     with suppress(OSError):
         return place.samefile(".")
@@ -257,13 +258,13 @@ def _exchange(first: Path, second: Path) -> bool:
 
 def _rename_twice(container: Path, place: Path) -> bool:
     """Move a folder into the container and the draft into its place; False if the folder cannot be moved."""
-    old = container / _OLD
+    old = container / OLD
     try:
         place.rename(old)
     except OSError:
         return False
     try:
-        (container / _NEW).rename(place)
+        (container / NEW).rename(place)
     except BaseException:
         old.rename(place)
         raise
@@ -274,7 +275,7 @@ def _exchange_contents_of_copy(draft: Path, place: Path) -> None:
     """Exchange the contents of a folder for those of a draft on another file system, or under another mount."""
     container, lock = _new_container(place, ".")
     try:
-        shutil.copytree(draft, container / _NEW, symlinks=True)
+        shutil.copytree(draft, container / NEW, symlinks=True)
         _exchange_contents(container, place)
     finally:
         _remove(container, place)
@@ -283,10 +284,10 @@ def _exchange_contents_of_copy(draft: Path, place: Path) -> None:
 
 def _exchange_contents(container: Path, place: Path) -> None:
     """Move all files of a folder into the container inside of it, and those of the draft into the folder."""
-    journal = container / _JOURNAL
-    names = {_OLD: entries_of(place), _NEW: sorted(path.name for path in (container / _NEW).iterdir())}
-    (container / _OLD).mkdir(mode=0o700)
-    _write_journal(journal, names)
+    journal = container / JOURNAL_FILE
+    names = {OLD: entries_of(place), NEW: sorted(path.name for path in (container / NEW).iterdir())}
+    (container / OLD).mkdir(mode=0o700)
+    write_journal(journal, names)
     try:
         _move_on(container, place, names)
     except BaseException:
@@ -297,39 +298,29 @@ def _exchange_contents(container: Path, place: Path) -> None:
     journal.unlink()
 
 
-def _write_journal(path: Path, names: dict[str, list[str]]) -> None:
-    """Write a journal in one step: a part of one would be worse than none."""
-    draft = path.with_name(_JOURNAL_DRAFT)
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(names, file)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(path)
-
-
 def _move_on(container: Path, place: Path, names: dict[str, list[str]]) -> None:
     """Move the old files out and the new files in, as far as they are not moved yet.
 
     The config leaves first and comes last, so nobody loads a mixture.
     """
-    for name in sorted(names[_OLD], key=lambda name: name != CONFIG_FILE):
-        if _is_there(place / name) and not _is_there(container / _OLD / name):
-            (place / name).rename(container / _OLD / name)
-    for name in sorted(names[_NEW], key=lambda name: name == CONFIG_FILE):
-        if _is_there(container / _NEW / name):
-            (container / _NEW / name).rename(place / name)
+    for name in sorted(names[OLD], key=lambda name: name != CONFIG_FILE):
+        if _is_there(place / name) and not _is_there(container / OLD / name):
+            (place / name).rename(container / OLD / name)
+    for name in sorted(names[NEW], key=lambda name: name == CONFIG_FILE):
+        if _is_there(container / NEW / name):
+            (container / NEW / name).rename(place / name)
 
 
 def _move_back(container: Path, place: Path, names: dict[str, list[str]]) -> None:
     """Undo `_move_on`, from any moment of it."""
-    for name in sorted(names[_NEW], key=lambda name: name != CONFIG_FILE):
+    for name in sorted(names[NEW], key=lambda name: name != CONFIG_FILE):
         # a file of the same name that has not left yet is an old one
-        is_new = name not in names[_OLD] or _is_there(container / _OLD / name)
-        if is_new and _is_there(place / name) and not _is_there(container / _NEW / name):
-            (place / name).rename(container / _NEW / name)
-    for name in sorted(names[_OLD], key=lambda name: name == CONFIG_FILE):
-        if _is_there(container / _OLD / name):
-            (container / _OLD / name).rename(place / name)
+        is_new = name not in names[OLD] or _is_there(container / OLD / name)
+        if is_new and _is_there(place / name) and not _is_there(container / NEW / name):
+            (place / name).rename(container / NEW / name)
+    for name in sorted(names[OLD], key=lambda name: name == CONFIG_FILE):
+        if _is_there(container / OLD / name):
+            (container / OLD / name).rename(place / name)
 
 
 def _is_there(path: Path) -> bool:
@@ -344,7 +335,7 @@ def _what_is_left(container: Path, place: Path, error: OSError) -> str:
     if interrupted:
         container = interrupted[0]
         return (
-            f"{said} Its files are in {container / _NEW}, and those of the old one in {container / _OLD}, as far as "
+            f"{said} Its files are in {container / NEW}, and those of the old one in {container / OLD}, as far as "
             "they are not in their place. The next hfprune.load or hfprune.save there finishes the exchange."
         )
     kept = container.with_name(container.name.removesuffix(_SAVING) + _KEPT)
@@ -354,7 +345,7 @@ def _what_is_left(container: Path, place: Path, error: OSError) -> str:
     except OSError:
         kept = container
     return (
-        f"{said} What is there was left as it was. The new checkpoint is whole, and kept in {kept / _NEW}: move it, or "
+        f"{said} What is there was left as it was. The new checkpoint is whole, and kept in {kept / NEW}: move it, or "
         "load it from there."
     )
 
@@ -375,13 +366,13 @@ def _containers(place: Path) -> list[Path]:
 
 def _is_ours(container: Path) -> bool:
     """Whether something with the name of a container is one, and no link or folder of somebody else."""
-    parts = {_NEW, _OLD}
-    files = {_JOURNAL, _JOURNAL_DRAFT}
+    parts = {NEW, OLD, _CHECKED}
+    files = {JOURNAL_FILE, JOURNAL_DRAFT}
     if container.is_symlink() or not container.is_dir():
         return False
     for path in container.iterdir():
         is_folder = path.is_dir() and not path.is_symlink()
-        if path.name not in (parts if is_folder else files):
+        if path.is_symlink() or path.name not in (parts if is_folder else files):
             return False
     return True
 
@@ -390,36 +381,72 @@ def _is_interrupted(container: Path, place: Path) -> bool:
     """Whether a container holds files that belong into the place."""
     try:
         if container.parent == place:
-            return (container / _JOURNAL).is_file()
-        between_renamings = (container / _OLD).is_dir() and (container / _NEW).is_dir()
+            return (container / JOURNAL_FILE).is_file()
+        between_renamings = (container / OLD).is_dir() and (container / NEW).is_dir()
         return between_renamings and not _is_there(place)
     except OSError:
         return False
 
 
 def _finish(container: Path, place: Path) -> None:
-    """Finish an exchange from any moment of it."""
+    """Finish an exchange from any moment of it, if the new checkpoint is whole."""
     if container.parent != place:
-        # with the second renaming of two
-        (container / _NEW).rename(place)
+        _refuse_unless_whole(container / NEW, container, place)
+        # the second renaming of two
+        (container / NEW).rename(place)
         return
-    journal = container / _JOURNAL
-    names = _read_journal(journal)
+    journal = container / JOURNAL_FILE
+    names = read_journal(journal)
+    view = container / _CHECKED
+    try:
+        _link_new(view, container, place, names)
+        _refuse_unless_whole(view, container, place)
+    finally:
+        shutil.rmtree(view, ignore_errors=True)
     _move_on(container, place, names)
     journal.unlink()
 
 
-def _read_journal(path: Path) -> dict[str, list[str]]:
-    """The names in a journal, which may come from a stranger's folder: none of them leads out of it."""
+def _refuse_unless_whole(new: Path, container: Path, place: Path) -> None:
+    """Refuse to put something in a place that is not, in every file, a checkpoint as `save` writes it."""
+    problem = placing_problem(new)
+    if problem is None:
+        return
+    raise CheckpointError(
+        f"{container} says that a save to {place} was interrupted while it exchanged files, but what it would put "
+        f"there is no whole checkpoint: {problem}. Nothing was moved. If the save was yours, the files of the old "
+        f"checkpoint are in {container / OLD}, as far as they are not in {place}: move them there. Then, or if the "
+        f"save was not yours, remove {container}."
+    )
+
+
+def _link_new(view: Path, container: Path, place: Path, names: dict[str, list[str]]) -> None:
+    """Fill a folder with links to all files of the new checkpoint, those that were moved already and those to move."""
+    shutil.rmtree(view, ignore_errors=True)
+    view.mkdir(mode=0o700)
+    for name in names[NEW]:
+        source = container / NEW / name
+        # a file of the same name that has not left yet is an old one
+        has_left = name not in names[OLD] or _is_there(container / OLD / name)
+        if has_left and _is_there(source) and _is_there(place / name):
+            raise CheckpointError(
+                f"{container / JOURNAL_FILE} is no journal of a save: {name!r} would take the place of a file that is "
+                f"to stay. Nothing was moved. No save of hfprune wrote it: remove {container}."
+            )
+        if has_left and not _is_there(source):
+            source = place / name
+        if source.is_dir() and not source.is_symlink():
+            shutil.copytree(source, view / name, symlinks=True, copy_function=_link)
+        elif _is_there(source):
+            _link(source, view / name)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    """Give a file a second name, or, where the system refuses that, copy it."""
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-        lists = {_OLD: names[_OLD], _NEW: names[_NEW]}
-        sound = all(isinstance(name, str) and Path(name).name == name for part in lists.values() for name in part)
-    except (KeyError, RecursionError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is no journal of a save: {type(error).__name__}: {error!s:.150}") from error
-    if not sound:
-        raise CheckpointError(f"{path} is no journal of a save: it has names that are no names of files.")
-    return lists
+        os.link(source, target, follow_symlinks=False)
+    except (NotImplementedError, OSError):
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def _clear_leftovers(place: Path) -> None:

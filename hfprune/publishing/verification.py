@@ -18,7 +18,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from hfprune.errors import CheckpointError, HfpruneError
 from hfprune.planning.plan import PruningPlan
-from hfprune.publishing.bounds import check_sizes, check_table, few_modules
+from hfprune.publishing.bounds import check_layers, check_sizes, check_table, few_modules
 from hfprune.publishing.contents import (
     CONFIG_FILE,
     LOADER_FILE,
@@ -27,6 +27,7 @@ from hfprune.publishing.contents import (
     file_problems,
     is_covered,
     names_in,
+    pending_problems,
     setting_problems,
 )
 from hfprune.publishing.probe import PROBE_FILE, Probe
@@ -36,6 +37,7 @@ from hfprune.structure import modeling_pruned
 from hfprune.structure.anatomy import anatomy_of
 from hfprune.structure.arguments import PATH, checked
 from hfprune.structure.json_text import read_json
+from hfprune.structure.surgery import sizes_of_layers
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +162,33 @@ def check_digests(folder: Path) -> None:
         raise CheckpointError(f"{folder}: {problem}. To load it all the same, pass verify=False.")
 
 
+def placing_problem(folder: Path) -> str | None:
+    """Why what an interrupted save wrote must not be put in its place: it is not, in every file, what `save` writes.
+
+    Args:
+        folder: The folder that the save wrote. Nothing in it is executed.
+
+    Returns:
+        The first problem; None if there is none.
+    """
+    problems = chain(
+        file_problems(folder),
+        setting_problems(folder),
+        _structure_problems(folder),
+        _record_and_digest_problems(folder),
+        _digests_missing(folder),
+        _loader_problems(folder),
+    )
+    return next(problems, None)
+
+
+def _digests_missing(folder: Path) -> Iterator[str]:
+    """A readable record without the digests that every `save` writes."""
+    record = PruningRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    if not record.files:
+        yield f"{RECORD_FILE} has no SHA-256 of any file, and hfprune.save writes them all"
+
+
 @checked(folder=PATH)
 def verify(folder: str | Path) -> list[str]:
     """Everything that is wrong with a checkpoint folder; an empty list if it computes what its author saw.
@@ -186,16 +215,15 @@ def verify(folder: str | Path) -> list[str]:
         ['pruning_probe.json is missing. Download or save the checkpoint again']
     """
     folder = Path(folder)
-    # first, as no later check may open what is no regular file
-    strange = list(file_problems(folder))
+    # first, as no later check may open what is no regular file, or speak of files that are about to be exchanged
+    strange = [*file_problems(folder), *pending_problems(folder)]
     if strange:
         return strange
-    problems = [
-        *_record_and_digest_problems(folder),
-        *setting_problems(folder),
-        *_loader_problems(folder),
-        *_structure_problems(folder),
-    ]
+    settings = list(setting_problems(folder))
+    problems = [*_record_and_digest_problems(folder), *settings, *_loader_problems(folder)]
+    # the model that the config describes is built only where no setting could lead elsewhere
+    if not settings:
+        problems += _structure_problems(folder)
     if problems:
         return problems
     # the checks have read both files without an error
@@ -375,8 +403,8 @@ def _structure_problems(folder: Path) -> Iterator[str]:
         return
     if not (folder / PLAN_FILE).is_file():
         yield (
-            f"there is no {PLAN_FILE}, so this is not a checkpoint of hfprune. Load a dense model with "
-            "AutoModelForX.from_pretrained"
+            f"there is no {PLAN_FILE}, so this is not a checkpoint of hfprune, or no longer a whole one. Load a dense "
+            "model with AutoModelForX.from_pretrained, and download or save a pruned one again"
         )
         return
     try:
@@ -385,8 +413,10 @@ def _structure_problems(folder: Path) -> Iterator[str]:
         skeleton = _skeleton(folder, plan, shapes)
         anatomy = anatomy_of(skeleton)
         # a stock config has no table
-        check_table(getattr(skeleton.config, "pruning_config", None) or {}, anatomy.blocks)
+        table = getattr(skeleton.config, "pruning_config", None) or {}
+        check_table(table, anatomy.blocks)
         units = anatomy.units
+        check_layers(table, sizes_of_layers(skeleton, anatomy.blocks, units))
     except (HfpruneError, ValueError) as error:
         yield str(error)
         return

@@ -17,6 +17,7 @@ from numbers import Integral, Real
 from os import PathLike
 from typing import Any, ParamSpec, TypeVar, get_args
 
+import numpy as np
 import torch
 
 from hfprune.structure.specs import AttentionUnit
@@ -73,15 +74,32 @@ def checked(**expected: Expected) -> Callable[[Callable[Parameters, Result]], Ca
         @wraps(function)
         def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
             # a misspelt name is a TypeError, as without the decorator
-            given = signature.bind(*args, **kwargs).arguments
+            bound = signature.bind(*args, **kwargs)
+            given = bound.arguments
             for name, expectation in expected.items():
                 if name in given:
                     expectation.check(name, given[name])
-            return function(*args, **kwargs)
+                    given[name] = plain(given[name])
+            return function(*bound.args, **bound.kwargs)
 
         return call
 
     return decorate
+
+
+def plain(value: Any) -> Any:
+    """A truth value of NumPy as one of Python, which JSON can hold and `is True` finds; any other value as it is.
+
+    Args:
+        value: A value that was checked.
+
+    Returns:
+        The value.
+
+    >>> plain(np.bool_(True)), plain(3)
+    (True, 3)
+    """
+    return bool(value) if isinstance(value, np.bool_) else value
 
 
 def _shown(value: Any) -> str:
@@ -195,8 +213,8 @@ def _is_device(value: Any) -> bool:
     return True
 
 
-#: A truth value.
-FLAG = instance("True or False", bool)
+#: A truth value, of Python or NumPy.
+FLAG = instance("True or False", bool, np.bool_)
 #: The seed of random draws, as torch and NumPy take it.
 SEED = whole(least=0, most=2**32 - 1)
 #: A text that is not empty.

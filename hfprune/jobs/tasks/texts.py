@@ -18,6 +18,7 @@ from hfprune.jobs.settings import LABEL_MAP_HELP, DataArguments, ModelArguments
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.task import Task
 from hfprune.measuring.metrics import compute_metrics_for, default_metrics
+from hfprune.publishing.sources import check_source
 
 
 @dataclass
@@ -46,6 +47,7 @@ def text_classification(model: ModelArguments, data: TextArguments, *, seed: int
         The task.
 
     Raises:
+        CheckpointError: The model is a pruned checkpoint that `hfprune.load` would refuse.
         ValueError: Data, columns, classes or metrics do not fit.
 
     Examples:
@@ -69,6 +71,7 @@ def text_classification(model: ModelArguments, data: TextArguments, *, seed: int
         encoding=data.encoding,
     )
     source = resolve_model(model.model_name_or_path)
+    check_source(source)
     labels: dict[str, Any] = {}
     label_map = parse_label_map(data.label_map)
     if model.dense_epochs > 0:

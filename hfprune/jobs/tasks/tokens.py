@@ -21,6 +21,7 @@ from hfprune.jobs.settings import LABEL_MAP_HELP, DataArguments, ModelArguments
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.task import Task, logits_of
 from hfprune.measuring.metrics import entity_metrics_for
+from hfprune.publishing.sources import check_source
 
 #: Model types whose tokenizers make the space before a word part of its first token. They must be told to put that
 #: space before the words of a list, which come without it.
@@ -51,6 +52,7 @@ def token_classification(model: ModelArguments, data: TokenArguments, *, seed: i
         The task.
 
     Raises:
+        CheckpointError: The model is a pruned checkpoint that `hfprune.load` would refuse.
         ValueError: Data, columns, tags or metrics do not fit, or the tokenizer cannot say which word a token belongs
             to.
 
@@ -77,6 +79,7 @@ def token_classification(model: ModelArguments, data: TokenArguments, *, seed: i
         encoding=data.encoding,
     )
     source = resolve_model(model.model_name_or_path)
+    check_source(source)
     config = AutoConfig.from_pretrained(source, trust_remote_code=model.trust_remote_code)
     names = _tag_names(raw, data.tag_column)
     distinct = list(dict.fromkeys(names.values()))
