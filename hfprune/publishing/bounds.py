@@ -51,7 +51,6 @@ def check_sizes(config: Mapping[str, Any], stored: Shapes) -> None:
     Raises:
         CheckpointError: With the first such field.
     """
-    _check_repeats(config, len(stored))
     largest = max((size for shape in stored.values() for size in shape if 0 not in shape), default=0)
     for field, number in _numbers(config, "", _class_of(config)):
         name = field.rpartition(".")[2]
@@ -66,6 +65,7 @@ def check_sizes(config: Mapping[str, Any], stored: Shapes) -> None:
                 f"{CONFIG_FILE} sets {field} to {number:.6g}, but no tensor of the weights is longer than {largest}. "
                 "The config is damaged, or not to be trusted."
             )
+    _check_repeats(config, len(stored))
 
 
 def _check_repeats(config: Mapping[str, Any], tensors: int) -> None:
