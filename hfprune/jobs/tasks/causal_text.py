@@ -16,6 +16,7 @@ from hfprune.data.packages import resolve_model
 from hfprune.jobs.settings import DataArguments, ModelArguments
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.task import Task, choose_metrics, logits_of
+from hfprune.publishing.sources import check_source
 from hfprune.structure.batches import Batch
 
 METRICS = ("perplexity", "loss")
@@ -77,6 +78,7 @@ def causal_language_modelling(model: ModelArguments, data: CausalTextArguments, 
             f"max_length must be at least 2, got {data.max_length}: tokens are predicted from those before."
         )
     source = resolve_model(model.model_name_or_path)
+    check_source(source)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
     if data.self_generated:
         windows = _generated_windows(model, source, tokenizer, data, seed)

@@ -24,6 +24,7 @@ from hfprune.data.packages import resolve_model
 from hfprune.jobs.settings import DataArguments, ModelArguments
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.task import Task, choose_metrics, logits_of
+from hfprune.publishing.sources import check_source
 from hfprune.scoring import Collator
 from hfprune.structure.batches import Batch
 
@@ -81,6 +82,7 @@ def masked_language_modelling(model: ModelArguments, data: MaskedTextArguments, 
         encoding=data.encoding,
     )
     source = resolve_model(model.model_name_or_path)
+    check_source(source)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
 
     def collator(masks_seed: int | None) -> Collator:
