@@ -92,21 +92,23 @@ def test_widths_that_the_stock_config_can_say_need_no_class_of_ours():
 
 
 def test_a_registered_class_is_pruned():
-    class OwnConfig(BertConfig):
+    class RegisteredEarlyConfig(BertConfig):
         model_type = "own_bert_of_early_refusals"
 
-    class OwnBert(BertForSequenceClassification):
-        config_class = OwnConfig
+    class RegisteredEarlyBert(BertForSequenceClassification):
+        config_class = RegisteredEarlyConfig
 
-    AutoConfig.register(OwnConfig.model_type, OwnConfig)
-    AutoModelForSequenceClassification.register(OwnConfig, OwnBert)
+    AutoConfig.register(RegisteredEarlyConfig.model_type, RegisteredEarlyConfig)
+    AutoModelForSequenceClassification.register(RegisteredEarlyConfig, RegisteredEarlyBert)
     try:
-        fields = {**tiny_config("bert").to_dict(), "model_type": OwnConfig.model_type}
-        small = hfprune.prune(OwnBert(OwnConfig.from_dict(fields)).eval(), [tiny_batch()], CONFIG)
-        assert type(small).__name__ == "PrunedOwnBert"
+        fields = {**tiny_config("bert").to_dict(), "model_type": RegisteredEarlyConfig.model_type}
+        small = hfprune.prune(
+            RegisteredEarlyBert(RegisteredEarlyConfig.from_dict(fields)).eval(), [tiny_batch()], CONFIG
+        )
+        assert type(small).__name__ == "PrunedRegisteredEarlyBert"
     finally:
-        CONFIG_MAPPING._extra_content.pop(OwnConfig.model_type)
-        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING._extra_content.pop(OwnConfig)
+        CONFIG_MAPPING._extra_content.pop(RegisteredEarlyConfig.model_type)
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING._extra_content.pop(RegisteredEarlyConfig)
 
 
 #: Configs with five tokens or fewer.

@@ -136,9 +136,9 @@ class PrunedModel:
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
         model, report = loaded
-        check_report(model, report)
         # without a name the weights come from the argument `state_dict`, and nothing lies beside them
         if pretrained_model_name_or_path is not None:
+            check_report(model, report)
             read_attachments(model, pretrained_model_name_or_path, **kwargs)
         return loaded if wants_report else model
 
