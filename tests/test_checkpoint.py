@@ -297,7 +297,7 @@ for attempt in range(20):
         while os.getppid() == parent:
             hfprune.save(small, sys.argv[1], overwrite=True)
         os._exit(1)
-    time.sleep(duration * (attempt + 1) / 14)
+    time.sleep(duration * (attempt + 1) / 7)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     size = os.path.getsize(os.path.join(sys.argv[1], "model.safetensors"))
