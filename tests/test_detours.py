@@ -86,9 +86,10 @@ class TestMetrics:
 
     @pytest.mark.parametrize("name", ["exact_match", "mine.py", "./exact_match", "exact_match/exact_match.py", "a/b"])
     def test_scripts_are_not_run(self, name):
-        for use in (load_metric, lambda name: compute_metrics_for([name])):
-            with pytest.raises(ValueError, match="unknown metric|does not fit"):
-                use(name)
+        with pytest.raises(ValueError, match="unknown metric"):
+            load_metric(name)
+        with pytest.raises(ValueError, match="does not fit"):
+            compute_metrics_for([name])
         assert not Path("executed").exists()
 
     def test_an_absolute_path(self, tmp_path):

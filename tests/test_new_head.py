@@ -116,7 +116,7 @@ class TestPrunedModules:
         shapes["encoder.layer.1.output.dense"]["in_features"] -= 1
         path.write_text(json.dumps(config))
         load = hfprune.load if way == "load" else AutoModelForSequenceClassification.from_pretrained
-        match = "the plan keeps|where its blocks have" if way == "load" else self.MATCH
+        match = "where its blocks have" if way == "load" else self.MATCH
         with pytest.raises((OSError, ValueError), match=match):
             load(folder, **NEW_HEAD)
 
