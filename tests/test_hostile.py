@@ -106,7 +106,7 @@ class TestHostile:
         data["blocks"]["encoder.layer.0.ffn"].update(changes)
         del data["digest"]
         path.write_text(json.dumps(data))
-        with pytest.raises(CheckpointError, match="not a pruning plan: |must keep whole numbers"):
+        with pytest.raises(CheckpointError, match="not a pruning plan: "):
             hfprune.load(folder)
 
     @pytest.mark.parametrize("text", ["[]", '{"format_version": 1, "blocks": [1]}', "NaN", "[" * 10**5])

@@ -228,12 +228,11 @@ class PruningPlan:
             heads = data.get("heads", {})
             for name, fields in data["blocks"].items():
                 blocks[name] = BlockPlan.from_fields(name, fields, heads=heads.get(name))
+                _check_values(name, blocks[name], data["sequence_length"])
             plan = cls(model_type=data["model_type"], sequence_length=data["sequence_length"], blocks=blocks)
         # files come from strangers, so every way in which their JSON can be wrong gets the same clear error
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"not a pruning plan: {type(error).__name__}: {error}") from error
-        for name, block in plan.blocks.items():
-            _check_values(name, block, plan.sequence_length)
         # a plan without a digest is one that was edited on purpose
         if data.get("digest", plan.digest) != plan.digest:
             raise ValueError(
