@@ -35,6 +35,7 @@ from hfprune.structure.pruned_parts import (
     return_all,
     select_given,
     select_heads,
+    zero_biases,
 )
 
 FORMAT_VERSION = 1
@@ -122,6 +123,11 @@ class PrunedModel:
         """Fill the weights of a module as the stock class does; of one whose projections are gone there are none."""
         if not any(isinstance(child, Emptied) for child in module.children()):
             super()._init_weights(module)  # type: ignore[misc]
+
+    def initialize_weights(self) -> None:
+        """Fill what is not filled or loaded, as transformers does; biases of removed blocks, which it skips, are 0."""
+        zero_biases(self)  # type: ignore[arg-type]
+        super().initialize_weights()  # type: ignore[misc]
 
     @classmethod
     def is_custom_code(cls) -> bool:

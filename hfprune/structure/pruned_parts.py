@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Cache, PreTrainedModel
+from transformers import initialization as init
 
 #: How peft names its tables of what it does by default, by model type.
 TABLES_OF_PEFT = "TRANSFORMERS_MODELS_TO_"
@@ -301,6 +302,14 @@ def fill_resized(model: PreTrainedModel) -> None:
             base.get_submodule(name.rpartition(".")[0])._is_hf_initialized = True
     if model.device.type != "meta":
         model.initialize_weights()
+
+
+def zero_biases(model: nn.Module) -> None:
+    """Fill biases of removed blocks that no file gave; transformers knows Linears, and these are none."""
+    for module in model.modules():
+        if isinstance(module, Emptied) and module.bias is not None:
+            # it leaves alone what is loaded
+            init.zeros_(module.bias)
 
 
 def _unmark(model: PreTrainedModel, name: str) -> None:
