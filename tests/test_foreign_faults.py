@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import json
 import subprocess
 import sys
 
@@ -168,3 +169,39 @@ class TestPeft:
         constants = pytest.importorskip("peft.utils.constants")
         pruned_parts.inform_peft("pruned_nothing")
         assert "pruned_nothing" not in constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+
+class TestTypeByName:
+    """What libraries tell by `config.model_type` holds for a pruned model, whose files say `pruned_<type>`."""
+
+    @pytest.mark.parametrize("model_type", ["whisper", "bert", "mixtral"])
+    def test_the_type_of_the_dense_model_in_memory_and_of_the_pruned_one_in_files(self, model_type, tmp_path):
+        head = "AutoModelForSpeechSeq2Seq" if model_type == "whisper" else "AutoModel"
+        dense = tiny_model(model_type, head)
+        hfprune.apply_plan(dense, uneven_plan(dense)).save_pretrained(tmp_path)
+        assert json.loads((tmp_path / "config.json").read_text())["model_type"] == f"pruned_{model_type}"
+        config = transformers.AutoConfig.from_pretrained(tmp_path)
+        assert config.model_type == model_type
+        assert config.to_dict()["model_type"] == f"pruned_{model_type}"
+        assert copy.deepcopy(config).model_type == model_type
+
+    def test_no_start_token_is_put_before_what_whisper_is_given(self):
+        dense = tiny_model("whisper", "AutoModelForSpeechSeq2Seq")
+        pruned = hfprune.apply_plan(dense, uneven_plan(dense))
+        features = torch.randn(2, dense.config.num_mel_bins, 2 * dense.config.max_source_positions)
+        start = torch.tensor([[7, 8, 9], [9, 8, 7]])
+        for model in (dense, pruned):
+            with torch.no_grad():
+                # Whisper's own `generate` calls this, and cuts the start off
+                written = transformers.GenerationMixin.generate(
+                    model, features, decoder_input_ids=start, max_new_tokens=3
+                )
+            assert torch.equal(written[:, :3], start)
+
+    def test_the_pipeline_of_speech_takes_a_pruned_whisper_for_one(self):
+        dense = tiny_model("whisper", "AutoModelForSpeechSeq2Seq")
+        pruned = hfprune.apply_plan(dense, uneven_plan(dense))
+        extractor = transformers.WhisperFeatureExtractor(feature_size=dense.config.num_mel_bins)
+        for model in (dense, pruned):
+            pipeline = transformers.AutomaticSpeechRecognitionPipeline(model, feature_extractor=extractor)
+            assert pipeline.type == "seq2seq_whisper"

@@ -469,9 +469,8 @@ def _shape_problems(skeleton: PreTrainedModel, stored: Mapping[str, tuple[int, .
     state = skeleton.state_dict()
     not_saved = _names_not_saved(skeleton)
     required_state = {name: tensor for name, tensor in state.items() if name not in not_saved}
-    # transformers saves some models with names and shapes of earlier versions
-    required = revert_weight_conversion(skeleton, required_state)
-    expected = revert_weight_conversion(skeleton, state)
+    required = _as_saved(skeleton, required_state)
+    expected = _as_saved(skeleton, state)
     for name, tensor in expected.items():
         shape = tuple(tensor.shape)
         if name in stored and stored[name] != shape:
@@ -486,6 +485,14 @@ def _shape_problems(skeleton: PreTrainedModel, stored: Mapping[str, tuple[int, .
         if 0 in stored[name]:
             continue
         yield f"{name} is in the weights, but the model has no such tensor"
+
+
+def _as_saved(skeleton: PreTrainedModel, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors by the names, and in the shapes, of a checkpoint: transformers saves stock models as it once did."""
+    if isinstance(skeleton, modeling_pruned.PrunedModel):
+        return state
+    as_saved: dict[str, torch.Tensor] = revert_weight_conversion(skeleton, state)
+    return as_saved
 
 
 def _names_not_saved(model: PreTrainedModel) -> set[str]:

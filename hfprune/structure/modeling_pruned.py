@@ -82,6 +82,8 @@ class PrunedConfig:
         # meant for stock classes
         kwargs.pop("transformers_weights", None)
         super().__post_init__(**kwargs)  # type: ignore[misc]
+        # libraries tell by it what they know of a type, such as Whisper's prompts; `to_dict` says that of the class
+        self.model_type = base_class(type(self)).model_type
         _register_auto_classes(type(self))  # type: ignore[arg-type]
 
     @property
@@ -98,7 +100,7 @@ class PrunedConfig:
     def to_dict(self) -> dict[str, Any]:
         """The fields; the name of the weights is the message that a stock class gives when it is to load them."""
         # the last that peft asks for before it looks a model type up
-        inform_peft(self.model_type)  # type: ignore[attr-defined]
+        inform_peft(type(self).model_type)
         return {**super().to_dict(), "transformers_weights": STOCK_CLASSES}  # type: ignore[misc]
 
 
@@ -159,6 +161,8 @@ class PrunedModel:
         if kwargs.get("is_main_process", True):
             write_attachments(self, Path(save_directory))
             write_loader(Path(save_directory))
+        # tensors keep the names that the table of shapes has; some types have others in their dense checkpoints
+        kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
 
 
