@@ -197,7 +197,16 @@ class TestSettingsThatLeadElsewhere:
             hfprune.load(folder, verify=False)
 
     def test_where_a_model_came_from_is_no_place(self, folder):
-        changed(folder, {"_name_or_path": "me/dense", "drop_path": 0.1, "use_mem_eff_path": True, "path": None})
+        changed(
+            folder,
+            {
+                "_name_or_path": "me/dense",
+                "_model_name_or_path": "Of a GGUF",
+                "drop_path": 0.1,
+                "use_mem_eff_path": True,
+                "path": None,
+            },
+        )
         assert verify(folder) == []
 
 
