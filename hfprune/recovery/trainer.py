@@ -33,6 +33,7 @@ from hfprune.recovery.losses.registry import OVER_LABELS, get_loss
 from hfprune.recovery.teacher import teacher_once
 from hfprune.recovery.token_dropout import swap_tokens
 from hfprune.structure.batches import Batch, count_samples, refuse_head_mask
+from hfprune.structure.class_labels import fitting_labels
 from hfprune.structure.modeling_pruned import write_attachments
 from hfprune.structure.running import same_use_cache
 from hfprune.structure.wrapping import argument_names, inner, label_arguments
@@ -289,7 +290,7 @@ class RecoveryTrainer(Trainer):
         refuse_head_mask(inputs)
         student = self._plain_model()
         if not model.training:
-            arguments = call_arguments(student, inputs)
+            arguments = call_arguments(student, fitting_labels(student, inputs))
             return super().compute_loss(model, arguments, return_outputs, num_items_in_batch)  # type: ignore[no-any-return]
         if self.args.token_dropout > 0:
             special = self.processing_class.all_special_ids
