@@ -107,8 +107,14 @@ IDS = torch.tensor([5, 6, 7])
             "different numbers of samples: input_ids of 1, attention_mask of 2",
         ),
         ({"input_ids": torch.tensor([[5, 64]])}, "token id 64, and the model has 64 rows"),
+        ({"input_ids": IDS[None, None]}, r"shape \(1, 1, 3\), and .* takes ids of shape \(samples, tokens\).*flatten"),
+        ({"input_ids": IDS[None, None, None]}, r"shape \(1, 1, 1, 3\), and .* takes ids of shape"),
+        (
+            {"input_ids": IDS[None], "attention_mask": torch.ones(1, 2)},
+            r"attention_mask has the shape \(1, 2\) and input_ids \(1, 3\): a token needs one entry in each",
+        ),
     ],
-    ids=["rank", "fractions", "negative", "long", "rows", "vocabulary"],
+    ids=["rank", "fractions", "negative", "long", "rows", "vocabulary", "choices", "four", "short mask"],
 )
 def test_shapes_and_ids(batch, message):
     for call in (
@@ -195,6 +201,32 @@ def test_a_model_that_was_made_in_inference_mode():
         model = bert()
     with pytest.raises(StructureError, match="made inside torch.inference_mode.*Load or build the model outside"):
         hfprune.score(model, [tiny_batch()])
+
+
+def test_a_model_that_was_made_in_inference_mode_stays_as_it_is(tmp_path):
+    with torch.inference_mode():
+        model = bert()
+    args = hfprune.RecoveryArguments(str(tmp_path), max_steps=1, use_cpu=True, report_to="none")
+    small = hfprune.apply_plan(bert(), uneven_plan(bert()))
+    for call in (
+        lambda: hfprune.prune(model, [tiny_batch()], hfprune.PruningConfig(sequence_length=7)),
+        lambda: hfprune.reconstruct(small, model, [tiny_batch()]),
+        lambda: hfprune.RecoveryTrainer(model, args, train_dataset=[]),
+    ):
+        with pytest.raises(StructureError, match="made inside torch.inference_mode.*Load or build the model outside"):
+            call()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_class_of_the_user_may_take_choices():
+    class Ranker(BertForSequenceClassification):
+        def forward(self, input_ids, **kwargs):
+            return super().forward(input_ids.flatten(0, -2), **kwargs)
+
+    model = Ranker(bert().config).eval()
+    ids = tiny_batch()["input_ids"]
+    scores = hfprune.score(model, [{"input_ids": ids.reshape(2, 2, 7)}], scorer="fluctuation")
+    same_scores(scores, hfprune.score(model, [{"input_ids": ids}], scorer="fluctuation"))
 
 
 LABEL_SCORERS = ("taylor", "sensitivity", "residual_fisher", "weight_sensitivity", "hybrid(l2, fisher, rank)")

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfprune.errors import CalibrationError
-from hfprune.structure.batches import LABELS, Batch, refuse_head_mask
-from hfprune.structure.devices import check_tokens
+from hfprune.errors import CalibrationError, StructureError
+from hfprune.structure.batches import LABELS, Batch, on_device, refuse_head_mask
+from hfprune.structure.devices import check_tokens, input_device
 from hfprune.structure.examples import learned_positions
-from hfprune.structure.running import frozen, inputs_of
+from hfprune.structure.running import frozen, inputs_of, without_cache
 from hfprune.structure.targets import check_target_texts
 from hfprune.structure.wrapping import argument_names, unwrapped
 
@@ -78,11 +78,13 @@ def check_batch(batch: Batch, model: PreTrainedModel, *, needs_labels: bool = Fa
         _leave_out_labels(arguments)
     _check_tensors(arguments, batch, model)
     _check_shapes(arguments, model)
+    _check_tokens(arguments)
     for name in _IDS:
         ids = arguments.get(name)
         if isinstance(ids, Tensor):
             arguments[name] = _checked_ids(name, ids, model)
     check_target_texts(model, arguments)
+    _check_dimensions(arguments, model)
     return arguments
 
 
@@ -140,6 +142,44 @@ def _check_shapes(arguments: Batch, model: PreTrainedModel) -> None:
             f"the arguments of a batch are of different numbers of samples: {counts}. The first dimension of each must "
             "be the samples; look at the collator."
         )
+
+
+def _check_tokens(arguments: Batch) -> None:
+    """Refuse masks and types that are not of as many tokens as the ids: a model would fill up what is missing."""
+    ids = arguments.get("input_ids")
+    if not isinstance(ids, Tensor):
+        return
+    for name in ("attention_mask", "token_type_ids"):
+        value = arguments.get(name)
+        # a mask of pairs of tokens has a dimension more
+        if isinstance(value, Tensor) and value.ndim == ids.ndim and value.shape != ids.shape:
+            raise CalibrationError(
+                f"{name} has the shape {tuple(value.shape)} and input_ids {tuple(ids.shape)}: a token needs one entry "
+                "in each. Look at the collator, or leave the mask out where no token is padding."
+            )
+
+
+def _check_dimensions(arguments: Batch, model: PreTrainedModel) -> None:
+    """Refuse ids with dimensions beside samples and tokens, for a model that cannot read them."""
+    ids = arguments.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.ndim <= 2 or not ids.numel():
+        return
+    if ids.ndim == 3 and "MultipleChoice" in type(model).__name__:
+        return
+    first_sample = slice_samples(arguments, [0])
+    # who wrote the model may know of choices too, so it is asked
+    try:
+        with frozen(model), torch.no_grad():
+            model(**without_cache(model, on_device(first_sample, input_device(model))))
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        if isinstance(error, StructureError):
+            raise
+        raise CalibrationError(
+            f"input_ids have the shape {tuple(ids.shape)}, and {type(model).__name__} takes ids of shape (samples, "
+            "tokens). Take the dimension out: input_ids.flatten(0, 1), with mask and labels alike, makes one dimension "
+            "of the first two. Several choices a question need a model for them: AutoModelForMultipleChoice. The model "
+            f"says: {error}"
+        ) from error
 
 
 def _checked_ids(name: str, ids: Tensor, model: PreTrainedModel) -> Tensor:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from hfprune.structure.batches import Batch, on_device
 from hfprune.structure.blocks import Block
-from hfprune.structure.devices import input_device
+from hfprune.structure.devices import input_device, refuse_inference_weights
 from hfprune.structure.sharing import alone_with
 from hfprune.structure.wrapping import argument_names
 
@@ -57,6 +57,9 @@ def frozen(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
 
+    Raises:
+        StructureError: Its weights were made inside `torch.inference_mode`, so that they could not be thawed again.
+
     Examples:
         >>> from hfprune.structure import frozen
         >>> weight = dense.classifier.weight
@@ -67,6 +70,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
         >>> dense.training, weight.requires_grad
         (True, True)
     """
+    refuse_inference_weights(model)
     with alone_with(model):
         modes = [(module, module.training) for module in model.modules()]
         # by name: accelerate makes offloaded parameters anew whenever their module runs
