@@ -62,12 +62,39 @@ def test_labels_as_texts_of_a_kernel(caplog):
     assert "label left out, as no label is needed" in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["texts", "some none"])
-def test_labels_that_the_scorer_needs(kind):
+WRONG = {
+    "texts": "with label: of a sample, it is the text 'class .*', where a number is needed.*config.label2id",
+    "none": "with label: of a sample, it is None, where a number is needed.*leave out samples without a label",
+    "some none": "with label: of a sample, it is None, where a number is needed.*leave out samples without a label",
+    "ragged": "label are of 1 to 3 entries a sample.*DataCollatorForTokenClassification",
+}
+
+
+@pytest.mark.parametrize("collator", [DataCollatorWithPadding(tiny_tokenizer()), None], ids=["padding", "default"])
+@pytest.mark.parametrize("kind", WRONG)
+def test_labels_that_the_scorer_needs(kind, collator):
     config = hfprune.PruningConfig(sequence_length=8, calibration_samples=16, scorer="taylor")
-    data = Dataset.from_list(data_with(USELESS[kind], "label"))
-    with pytest.raises(CalibrationError, match="the collator could not make a batch"):
-        hfprune.prune(bert(), data, config, collator=DataCollatorWithPadding(tiny_tokenizer()))
+    rows = data_with(USELESS[kind], "label")
+    for row in rows:
+        # of one length, so that nothing but the labels is in the way of a batch
+        row |= {"input_ids": row["input_ids"][:2], "attention_mask": row["attention_mask"][:2]}
+    for data in (Dataset.from_list(rows), rows):
+        with pytest.raises(CalibrationError, match=f"the collator could not make a batch.*{WRONG[kind]}"):
+            hfprune.prune(bert(), data, config, collator=collator)
+
+
+def test_a_collator_may_number_the_labels():
+    rows = data_with(lambda row: "abc"[row % 3], "label")
+
+    def numbering(samples):
+        numbered = [{**row, "label": "abc".index(row["label"])} for row in samples]
+        return DataCollatorWithPadding(tiny_tokenizer())(numbered)
+
+    config = hfprune.PruningConfig(sequence_length=8, calibration_samples=16, scorer="taylor", rounds=1)
+    expected = hfprune.prune(
+        bert(), data_with(lambda row: row % 3, "label"), config, collator=DataCollatorWithPadding(tiny_tokenizer())
+    )
+    assert hfprune.prune(bert(), rows, config, collator=numbering).pruning_plan == expected.pruning_plan
 
 
 def test_labels_of_a_batch(caplog):
@@ -76,7 +103,24 @@ def test_labels_of_a_batch(caplog):
         same_scores(hfprune.score(bert(), [{**tiny_batch(), "labels": labels}]), expected)
     assert "labels in a batch is a list, not a tensor: left out" in caplog.text
     with pytest.raises(CalibrationError, match="labels in a batch is a list"):
-        hfprune.score(bert(), [{**tiny_batch(), "labels": ["good"] * 4}], scorer="fisher")
+        hfprune.score(bert(), [{**tiny_batch(), "labels": [0, 1, 2, 0]}], scorer="fisher")
+
+
+@pytest.mark.parametrize("scorer", ["fisher", "movement"])
+@pytest.mark.parametrize(
+    ("labels", "what"),
+    [
+        (None, "None, where a number is needed"),
+        (["good"] * 4, "the text 'good', where a number is needed"),
+        (np.array(["good"] * 4), "the text 'good', where a number is needed"),
+        ("good", "the text 'good', where a number is needed"),
+        (1, "1, which is no tensor"),
+    ],
+    ids=["none", "texts", "array", "text", "number"],
+)
+def test_labels_of_a_batch_that_the_scorer_needs(labels, what, scorer):
+    with pytest.raises(CalibrationError, match=f"labels in a batch: {what}.*config.label2id.* or use a scorer"):
+        hfprune.score(bert(), [{**tiny_batch(), "labels": labels}], scorer=scorer)
 
 
 def test_arrays_of_numpy():

@@ -22,6 +22,11 @@ logger = logging.getLogger(__name__)
 DIMENSIONS = {"input_ids": 2, "input_values": 2, "input_features": 3, "inputs_embeds": 3, "pixel_values": 3}
 #: Arguments with a row for each sample, next to those of `DIMENSIONS`.
 _ROW_BY_ROW = ("attention_mask", "token_type_ids", "decoder_input_ids", "decoder_attention_mask", *LABELS)
+#: What to do about labels that are no numbers.
+NEEDED_LABELS = (
+    "This scorer goes by the loss against the labels of the data. Number the classes as model.config.label2id does, "
+    "leave out samples without a label, or use a scorer that needs none, such as residual_logit_fisher or kl_fisher."
+)
 #: Arguments that hold token ids.
 _IDS = ("input_ids", "decoder_input_ids")
 
@@ -76,6 +81,8 @@ def check_batch(batch: Batch, model: PreTrainedModel, *, needs_labels: bool = Fa
     arguments = {name: _as_tensor(value) for name, value in batch.items() if name in names and value is not None}
     if not needs_labels and not model.config.is_encoder_decoder:
         _leave_out_labels(arguments)
+    if needs_labels:
+        _check_labels({name: value for name, value in batch.items() if name in names})
     _check_tensors(arguments, batch, model)
     _check_shapes(arguments, model)
     _check_tokens(arguments)
@@ -104,6 +111,51 @@ def _leave_out_labels(arguments: Batch) -> None:
         if name in arguments and not isinstance(arguments[name], Tensor):
             kind = type(arguments.pop(name)).__name__
             logger.warning("%s in a batch is a %s, not a tensor: left out, as no label is needed", name, kind)
+
+
+def _check_labels(given: Mapping[str, Any]) -> None:
+    """Refuse labels that a loss cannot be computed of: None, a text, or a single number."""
+    labels = {name: _as_tensor(given[name]) for name in LABELS if name in given}
+    has_labels = any(isinstance(value, Tensor) for value in labels.values())
+    for name, value in labels.items():
+        # a model with several labels can do without one of them
+        if isinstance(value, Tensor) or (value is None and has_labels):
+            continue
+        what = unusable_label(value)
+        # a list of numbers is a matter of the collator, as it is of any other argument
+        if what is None and isinstance(value, list):
+            continue
+        raise CalibrationError(f"{name} in a batch: {what or f'{value!r:.60}, which is no tensor'}. {NEEDED_LABELS}")
+
+
+def unusable_label(value: Any) -> str | None:
+    """What is wrong with a label, or with labels in nested lists, in words.
+
+    Args:
+        value: The label or labels.
+
+    Returns:
+        The words; None for numbers.
+
+    Examples:
+        >>> unusable_label([[1, 2], ["B-PER"]])
+        "the text 'B-PER', where a number is needed"
+        >>> unusable_label(None)
+        'None, where a number is needed'
+    """
+    if value is None:
+        return "None, where a number is needed"
+    if isinstance(value, (str, bytes)):
+        return f"the text {value!r:.60}, where a number is needed"
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "biuf":
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)):
+        return None
+    for entry in value:
+        what = unusable_label(entry)
+        if what is not None:
+            return what
+    return None
 
 
 def _check_tensors(arguments: Batch, batch: Batch, model: PreTrainedModel) -> None:

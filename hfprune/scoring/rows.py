@@ -13,7 +13,15 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, default_data_collator
 
 from hfprune.errors import CalibrationError
-from hfprune.scoring.checks import DIMENSIONS, all_empty, rows_of, slice_samples, warn_of_empty
+from hfprune.scoring.checks import (
+    DIMENSIONS,
+    NEEDED_LABELS,
+    all_empty,
+    rows_of,
+    slice_samples,
+    unusable_label,
+    warn_of_empty,
+)
 from hfprune.structure.batches import LABELS, Batch
 from hfprune.structure.devices import plain_tensors
 from hfprune.structure.wrapping import argument_names
@@ -271,8 +279,12 @@ def _collated(rows: list[Row], model: PreTrainedModel, how: Batching) -> list[Ba
     collator = how.collator or default_data_collator
     try:
         batches = [collate(group, collator) for group in groups]
+        if how.needs_labels and not all(map(_has_labels, batches)):
+            _check_labels_of(rows)
     except CalibrationError as error:
         labels = _ALL_LABELS.intersection(rows[0])
+        if how.needs_labels:
+            _check_labels_of(rows, error)
         if how.needs_labels or not labels or model.config.is_encoder_decoder:
             raise
         try:
@@ -288,6 +300,40 @@ def _collated(rows: list[Row], model: PreTrainedModel, how: Batching) -> list[Ba
     for batch in batches:
         limited += _limited(batch, how)
     return limited
+
+
+def _has_labels(batch: Batch) -> bool:
+    """Whether a collator gave a batch labels; the default one leaves out those that are no numbers."""
+    return isinstance(batch, Mapping) and any(name in batch for name in LABELS)
+
+
+def _check_labels_of(rows: Sequence[Row], error: CalibrationError | None = None) -> None:
+    """Say what is wrong with the labels of rows, of which no collator can make a batch of labels.
+
+    Args:
+        rows: The rows.
+        error: What the collator failed with, if it did. Without labels that explain it, nothing is raised.
+
+    Raises:
+        CalibrationError: A label is None or a text; or labels are of different lengths, and the collator failed.
+    """
+    for name in sorted(_ALL_LABELS.intersection(rows[0])):
+        lengths = set()
+        for row in rows:
+            label = row.get(name)
+            what = unusable_label(label)
+            if what is not None:
+                raise CalibrationError(
+                    f"the collator could not make a batch with {name}: of a sample, it is {what}. {NEEDED_LABELS}"
+                ) from error
+            if dimensions_of(label):
+                lengths.add(len(label))
+        if error is not None and len(lengths) > 1:
+            raise CalibrationError(
+                f"the collator could not make a batch: {name} are of {min(lengths)} to {max(lengths)} entries a "
+                "sample. Labels of tokens need padding: pass collator=DataCollatorForTokenClassification(tokenizer); "
+                "several labels of a sample need 0 or 1 for each class."
+            ) from error
 
 
 def _without_labels(rows: list[Row]) -> list[Row]:
