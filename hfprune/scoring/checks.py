@@ -1,7 +1,7 @@
 """Checks of batches before any of them runs: each mistake by its name, and not as an error from inside a model."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,27 @@ NEEDED_LABELS = (
 )
 #: Arguments that hold token ids.
 _IDS = ("input_ids", "decoder_input_ids")
+
+
+class BatchesWithTokens(list[Batch]):
+    """Batches of samples with a token, which know how many samples had none.
+
+    Attributes:
+        left_out: How many samples without any token were left out.
+
+    Args:
+        batches: The batches.
+        left_out: How many samples were left out.
+    """
+
+    def __init__(self, batches: Iterable[Batch], left_out: int) -> None:
+        super().__init__(batches)
+        self.left_out = left_out
+
+
+def left_out_of(batches: Sequence[Batch]) -> int:
+    """How many samples without any token were left out of batches, as far as these know it."""
+    return batches.left_out if isinstance(batches, BatchesWithTokens) else 0
 
 
 def check_batches(
@@ -282,7 +303,7 @@ def check_decoder_inputs(batches: Sequence[Batch], model: PreTrainedModel) -> No
         ) from error
 
 
-def without_empty(batches: Sequence[Batch]) -> list[Batch]:
+def without_empty(batches: Sequence[Batch]) -> BatchesWithTokens:
     """Batches without samples that have no token: texts without a word, or with a mask of zeros only.
 
     They show nothing of any unit, and a batch of nothing else stops most models. A warning says how many there were.
@@ -306,7 +327,7 @@ def without_empty(batches: Sequence[Batch]) -> list[Batch]:
     if batches and not kept:
         raise all_empty(empty)
     warn_of_empty(empty)
-    return kept
+    return BatchesWithTokens(kept, empty)
 
 
 def with_tokens(batch: Batch) -> tuple[Batch, int]:

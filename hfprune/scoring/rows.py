@@ -59,7 +59,7 @@ class Batching:
     needs_labels: bool
 
 
-def batches_of_rows(data: Any, model: PreTrainedModel, how: Batching) -> list[Batch]:
+def batches_of_rows(data: Any, model: PreTrainedModel, how: Batching) -> tuple[list[Batch], int]:
     """Draw rows of a data set, and collate them from the shortest to the longest.
 
     Args:
@@ -69,13 +69,14 @@ def batches_of_rows(data: Any, model: PreTrainedModel, how: Batching) -> list[Ba
         how: How many rows, and how batches are made of them.
 
     Returns:
-        The batches.
+        The batches, and how many rows without a token were left out.
 
     Raises:
         CalibrationError: There are too few rows, no column that the model takes, or the collator failed.
     """
     try:
-        return _collated(_taken(_drawn(_without_columns(data, model, how), how), model, how), model, how)
+        rows, empty = _drawn(_without_columns(data, model, how), how)
+        return _collated(_taken(rows, model, how), model, how), empty
     except CalibrationError as error:
         cause = error.__cause__
         asks_for = cause.args[0] if isinstance(cause, KeyError) and cause.args else None
@@ -83,7 +84,8 @@ def batches_of_rows(data: Any, model: PreTrainedModel, how: Batching) -> list[Ba
         # a collator that calls a processor needs columns that the model knows nothing of
         if how.collator is None or asks_for not in columns:
             raise
-    return _collated(_drawn(data, how), model, how)
+    rows, empty = _drawn(data, how)
+    return _collated(rows, model, how), empty
 
 
 def is_from_datasets(data: object, name: str) -> bool:
@@ -148,8 +150,8 @@ def too_small(available: int, needed: int) -> CalibrationError:
     )
 
 
-def _drawn(data: Any, how: Batching) -> list[Row]:
-    """Rows with a token: chosen by the seed, or the first of a data set without numbers."""
+def _drawn(data: Any, how: Batching) -> tuple[list[Row], int]:
+    """Rows with a token, chosen by the seed or the first of a data set without numbers; and how many had none."""
     rows: list[Row] = []
     empty = 0
     seen = 0
@@ -168,7 +170,7 @@ def _drawn(data: Any, how: Batching) -> list[Row]:
     if not rows:
         raise all_empty(empty)
     warn_of_empty(empty)
-    return rows
+    return rows, empty
 
 
 def _in_drawn_order(data: Any, how: Batching) -> Iterator[Row]:
