@@ -29,7 +29,7 @@ from hfprune.structure.blocks import check_in_one_place
 from hfprune.structure.devices import refuse_inference_weights
 from hfprune.structure.examples import check_length
 from hfprune.structure.modeling_pruned import PrunedModel
-from hfprune.structure.running import frozen, outside_inference_mode
+from hfprune.structure.running import frozen, outside_inference_mode, refuse_tuples
 from hfprune.structure.sharing import alone_with
 from hfprune.structure.wrapping import inner, unwrapped
 
@@ -326,6 +326,7 @@ def _check_before_reading(model: PreTrainedModel, config: PruningConfig) -> None
     check_length(model, config.sequence_length)
     scorers, _ = scorers_in(config.scorer)
     if any(scorer.labels != "none" for scorer in scorers):
+        refuse_tuples(model)
         _check_head(model, config.scorer)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from hfprune.errors import StructureError
 from hfprune.structure.batches import Batch, on_device
 from hfprune.structure.blocks import Block
 from hfprune.structure.devices import input_device, refuse_inference_weights
@@ -42,6 +43,22 @@ def outside_inference_mode(function: Callable[Arguments, Result]) -> Callable[Ar
             return function(*args, **kwargs)
 
     return outside
+
+
+def refuse_tuples(model: PreTrainedModel) -> None:
+    """Refuse a model whose outputs have no names, where predictions are taken from them.
+
+    Args:
+        model: The model.
+
+    Raises:
+        StructureError: Its config asks for tuples.
+    """
+    if getattr(model.config, "return_dict", True) is False:
+        raise StructureError(
+            f"the config of this {type(model).__name__} has return_dict=False, so that it returns a tuple, and which "
+            "part of it are the logits is not known. Set model.config.return_dict = True."
+        )
 
 
 @contextmanager
