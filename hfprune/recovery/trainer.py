@@ -52,6 +52,10 @@ class RecoveryTrainer(Trainer):
     adapters train, and are merged at the end. A model in float16 or bfloat16 is in float32 while it trains, and is
     rounded once at the end (`bf16=True` computes in bfloat16); under FSDP and DeepSpeed their own precision counts.
 
+    Scoring, pruning and repair have a model alone for their time, so that threads can share it. Training does not wait
+    for them, nor they for it: it takes too long, and changes the weights meanwhile. Give each training a model of its
+    own. Its teacher stays as it is, but while it trains no other thread may score or repair that teacher: take a copy.
+
     Args:
         model: The pruned model.
         args: `RecoveryArguments`; plain `TrainingArguments` are refused.
