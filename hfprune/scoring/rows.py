@@ -322,7 +322,7 @@ def _check_labels_of(rows: Sequence[Row], error: CalibrationError | None = None)
     for name in sorted(_ALL_LABELS.intersection(rows[0])):
         lengths = set()
         for row in rows:
-            label = row.get(name)
+            label: Any = row.get(name)
             what = unusable_label(label)
             if what is not None:
                 raise CalibrationError(
