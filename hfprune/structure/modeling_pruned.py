@@ -27,6 +27,7 @@ from hfprune.structure.pruned_parts import (
     Emptied,
     LayerConfig,
     check_heads,
+    check_modules,
     check_report,
     check_shape,
     fill_resized,
@@ -235,11 +236,7 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
             f"{FORMAT_VERSION}. Upgrade hfprune, or load with the code in the checkpoint (trust_remote_code=True)."
         )
     base = model.base_model
-    if table["shapes"] and next(iter(table["shapes"])) not in dict(base.named_modules()):
-        raise ValueError(
-            f"this is a checkpoint of another model type than {type(base).__name__}, or its config is damaged: it has "
-            f"shapes of {next(iter(table['shapes']))!r}. Load it by an Auto class, which finds the right class."
-        )
+    check_modules(base, table["shapes"])
     for path, shape in table["shapes"].items():
         _resize(base, path, shape["in_features"], shape["out_features"])
         # earlier versions saved tensors without numbers for a projection that has no inputs or no outputs

@@ -229,7 +229,8 @@ def problem_of(
     """What a classifier of samples predicts, as transformers decides it.
 
     A single logit is a number, unless the config calls it a label of its own. Otherwise the config says it; where it
-    does not, labels that are floats are several labels of a sample, and all else is one class.
+    does not, labels that are floats, or a truth value for each class, are several labels of a sample, and all else is
+    one class.
 
     Args:
         model: The model.
@@ -257,8 +258,10 @@ def problem_of(
     if problem is not None:
         return problem
     labels = batch.get("labels")
-    if isinstance(labels, Tensor) and labels.is_floating_point():
-        return "multi_label_classification"
+    if isinstance(labels, Tensor):
+        is_true_or_false = labels.dtype == torch.bool and labels.shape == logits.shape
+        if labels.is_floating_point() or is_true_or_false:
+            return "multi_label_classification"
     return "single_label_classification"
 
 
@@ -325,6 +328,19 @@ def without_padding(logits: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return logits
     return logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+
+
+def classifies_samples(model: PreTrainedModel) -> bool:
+    """Whether the model has a head that says something of whole samples, which `config.problem_type` names.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Whether it is known to have one.
+    """
+    family = _family_of(model)
+    return family is not None and family.by_problem
 
 
 def judges_every_token(model: PreTrainedModel) -> bool:
