@@ -77,8 +77,8 @@ _NEVER_SET = frozenset(
 )
 #: Names of settings that say where something else is to be read: in a repository, a folder, a file or a server.
 _PLACES = re.compile(r"(.+_)?(name_or_path|name_or_paths|repo|repo_id|repo_name|path|paths|url)")
-#: Where a model or a tokenizer came from, which transformers writes (the last, of a GGUF file) and nothing reads when it
-#: is loaded.
+#: Where a model or a tokenizer came from, which transformers writes (the last, of a GGUF file), and nothing reads when
+#: it is loaded.
 _ORIGINS = frozenset({"name_or_path", "_name_or_path", "_model_name_or_path"})
 
 

@@ -77,6 +77,7 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", 
 class PrunedConfig:
     """Mixin of a stock config: the same fields, and `pruning_config`, the table of shapes."""
 
+    model_type: str
     pruning_config: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
