@@ -16,7 +16,7 @@ from tests.support.tiny import _BART, _BERT, _COMMON, _GROUPED, _LOCAL, _T5, SIZ
 _GPT = {**_COMMON, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 40}
 _NAMES = {
     "decoders": """apertus arcee biogpt bitnet cohere2 cwm diffllama doge ernie4_5 exaone4 flex_olmo gemma4_text glm
-        glm4 gpt_oss granitemoe helium hunyuan_v1_dense jais2 jamba lfm2 ministral ministral3 nanochat nemotron olmo
+        glm4 granitemoe helium hunyuan_v1_dense jais2 jamba lfm2 ministral ministral3 nanochat nemotron olmo
         olmoe persimmon phimoe seed_oss vaultgemma""",
     "encoders": """bert-generation big_bird canine convbert deberta fnet jina_embeddings_v3 longformer markuplm
         megatron-bert mobilebert modernbert-decoder mra nystromformer rembert roformer splinter tapas yoso""",

@@ -15,7 +15,16 @@ from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import Block
 from hfprune.structure.discovery.entry_text import Finding
 from hfprune.structure.discovery.proposals import Proposal, propose
-from hfprune.structure.discovery.twin import Stack, Trace, dense_fields, output_of, projections_of, trace, watch_inputs
+from hfprune.structure.discovery.twin import (
+    Stack,
+    Trace,
+    dense_fields,
+    output_of,
+    projections_of,
+    stacked_weights_of,
+    trace,
+    watch_inputs,
+)
 from hfprune.structure.gates import gated
 from hfprune.structure.modeling_pruned import PrunedModel
 from hfprune.structure.reading import read_blocks
@@ -185,7 +194,8 @@ class Prover:
         except AttributeError:
             # layers in lists inside of lists, or of different kinds
             return ""
-        names = [name for name, _ in module.named_parameters(recurse=False)]
+        cut = specs[0].head_parameters
+        names = [name for name, _ in module.named_parameters(recurse=False) if f"{holder}.{name}" not in cut]
         if specs[0].of_neurons or not holder or not names:
             return ""
         return f"; {holder} has parameters of its own, which hfprune cannot cut: {', '.join(names)}"
@@ -327,7 +337,7 @@ def _by_name(by_layer: Iterable[Sequence[Proposal]]) -> dict[str, list[Proposal]
 
 
 def _unclaimed(stack: Stack, by_layer: Iterable[Sequence[Proposal]]) -> list[str]:
-    """Paths, in a layer, of the projections that no proposal of any layer has, each path once."""
+    """Paths, in a layer, of projections and stacked experts that no proposal of any layer has, each path once."""
     claimed: set[str] = set()
     for proposals in by_layer:
         for proposal in proposals:
@@ -335,7 +345,7 @@ def _unclaimed(stack: Stack, by_layer: Iterable[Sequence[Proposal]]) -> list[str
     # a dict, as a set would lose the order
     unclaimed: dict[str, None] = {}
     for layer in stack.layers.values():
-        for path in projections_of(layer):
+        for path in (*projections_of(layer), *stacked_weights_of(layer)):
             if path not in claimed:
                 unclaimed[path] = None
     return list(unclaimed)
