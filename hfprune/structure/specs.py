@@ -61,6 +61,7 @@ class BlockSpec:
             normalisation. Empty if that sum is the output of the layer. None if no module reads it: reconstruction
             then aims at the consumer's own output.
         absent: Modules that the entry does not handle: the block of a layer that has one of them is left out.
+        optional: Whether layers of the list may lack the block: one that has none of its projections is passed over.
         of_positions: Producers that read no tokens, but embeddings of positions, so that their multiply-adds do not
             follow the length of a sequence.
         cached_by_head: Attribute that says whether the key/value cache holds key and value once for every query head,
@@ -84,6 +85,7 @@ class BlockSpec:
     residual_sum: str | None = None
     bypass: str | None = None
     absent: tuple[str, ...] = ()
+    optional: bool = False
     of_positions: tuple[str, ...] = ()
     cached_by_head: str | None = None
 

@@ -131,7 +131,8 @@ class Prover:
                 specs = proposals[0].specs[:1]
                 findings.append(Finding(stack=stack.path, name=name, specs=specs, problem=problem))
             else:
-                findings.append(self._block(stack.path, name, proposals, runs))
+                some_lack_it = len(proposals) < len(stack.layers)
+                findings.append(self._block(stack.path, name, _optional(proposals, some_lack_it), runs))
         return StackFindings(
             findings=_with_places_of_their_own(findings),
             unclaimed=_unclaimed(stack, by_layer),
@@ -327,13 +328,20 @@ def _problem_of_order(traced: Trace, runs: str) -> str:
     return ""
 
 
-def _by_name(by_layer: Iterable[Sequence[Proposal]]) -> dict[str, list[Proposal]]:
-    """The proposals of all layers by name of the block, in the order in which the names come first."""
-    by_name: dict[str, list[Proposal]] = {}
+def _by_name(by_layer: Sequence[Sequence[Proposal]]) -> dict[str, list[Proposal]]:
+    """The proposals of all layers by name of the block, in the order in which a layer runs its blocks."""
+    # the first layer may lack a block that others run before those that it has
+    most = max(by_layer, key=len, default=())
+    by_name: dict[str, list[Proposal]] = {proposal.name: [] for proposal in most}
     for proposals in by_layer:
         for proposal in proposals:
             by_name.setdefault(proposal.name, []).append(proposal)
     return by_name
+
+
+def _optional(proposals: Sequence[Proposal], some_lack_it: bool) -> list[Proposal]:
+    """The proposals of one name, with specs that say whether some layers of the list lack the block."""
+    return [replace(proposal, specs=_with_fields(proposal.specs, optional=some_lack_it)) for proposal in proposals]
 
 
 def _unclaimed(stack: Stack, by_layer: Iterable[Sequence[Proposal]]) -> list[str]:
