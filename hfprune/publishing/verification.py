@@ -445,8 +445,8 @@ def _shape_problems(skeleton: PreTrainedModel, stored: Mapping[str, tuple[int, .
     state = skeleton.state_dict()
     not_saved = _names_not_saved(skeleton)
     required_state = {name: tensor for name, tensor in state.items() if name not in not_saved}
-    required = _as_saved(skeleton, required_state)
-    expected = _as_saved(skeleton, state)
+    required = _as_saved(skeleton, required_state, stored)
+    expected = _as_saved(skeleton, state, stored)
     for name, tensor in expected.items():
         shape = tuple(tensor.shape)
         if name in stored and stored[name] != shape:
@@ -463,12 +463,16 @@ def _shape_problems(skeleton: PreTrainedModel, stored: Mapping[str, tuple[int, .
         yield f"{name} is in the weights, but the model has no such tensor"
 
 
-def _as_saved(skeleton: PreTrainedModel, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors by the names, and in the shapes, of a checkpoint: transformers saves stock models as it once did."""
-    if isinstance(skeleton, modeling_pruned.PrunedModel):
-        return state
-    as_saved: dict[str, torch.Tensor] = revert_weight_conversion(skeleton, state)
-    return as_saved
+def _as_saved(
+    skeleton: PreTrainedModel, state: dict[str, torch.Tensor], stored: Mapping[str, tuple[int, ...]]
+) -> dict[str, torch.Tensor]:
+    """Tensors by the names, and in the shapes, that a checkpoint has.
+
+    transformers saves some stock models by earlier names. Pruned models keep the names of their modules, but those that
+    earlier versions of hfprune saved may have the other ones.
+    """
+    by_earlier_names: dict[str, torch.Tensor] = revert_weight_conversion(skeleton, state)
+    return max((state, by_earlier_names), key=lambda named: len(named.keys() & stored.keys()))
 
 
 def _names_not_saved(model: PreTrainedModel) -> set[str]:

@@ -33,6 +33,7 @@ from hfprune.structure.pruned_parts import (
     fill_resized,
     fit_caches,
     inform_peft,
+    resize_parameters,
     return_all,
     select_given,
     select_heads,
@@ -221,7 +222,7 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
     Args:
         model: A model with the shapes of the dense one.
         config: Its config; `pruning_config` holds `shapes`, `attributes`, `inputs` and `bypassed`, by path from the
-            base model.
+            base model; and `parameters`, where parameters beside the projections are cut.
 
     Raises:
         ValueError: There is no table, or it has a newer format than this file understands.
@@ -245,6 +246,7 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
             without_numbers = rf"(^|\.){re.escape(path)}\.(weight|bias)$"
             known = model._keys_to_ignore_on_load_unexpected or ()
             model._keys_to_ignore_on_load_unexpected = {*known, without_numbers}
+    resize_parameters(base, table.get("parameters", {}))
     for path, value in table["attributes"].items():
         _set_size(base, path, value)
     for path, arguments in table.get("inputs", {}).items():

@@ -54,6 +54,24 @@ def check_modules(base: nn.Module, paths: Iterable[str]) -> None:
     )
 
 
+def resize_parameters(base: nn.Module, shapes: dict[str, Any]) -> None:
+    """Give parameters beside the projections fewer numbers; None is left of one without any."""
+    for path, shape in shapes.items():
+        module, _, name = path.rpartition(".")
+        owner = base.get_submodule(module)
+        dense = owner.get_parameter(name)
+        # one without numbers would be saved, and asked for when it is loaded
+        if shape == [0]:
+            setattr(owner, name, None)
+            continue
+        if not isinstance(shape, list) or len(shape) != dense.ndim:
+            raise ValueError(f"pruning_config gives {path:.100} the shape {shape!r:.100}, of {dense.ndim} dimensions.")
+        check_shape(tuple(shape), tuple(dense.shape))
+        # the first numbers, so that what no file gives is filled as in the dense model
+        kept = dense.detach()[tuple(slice(size) for size in shape)].clone()
+        setattr(owner, name, nn.Parameter(kept))
+
+
 class Emptied(nn.Module):
     """What is left of a projection without inputs or without outputs: its bias, if it has outputs.
 
