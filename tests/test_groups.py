@@ -37,7 +37,7 @@ def test_every_type_with_shared_keys_and_values():
         if any(b.heads > 1 for b in find_blocks(tiny_model(name, "AutoModel")) if b.kind == "attention")
     }
     assert set(GROUPED) == shared - {"phi3"}  # whose queries, keys and values are one projection
-    assert len(GROUPED) == 16
+    assert len(GROUPED) == 17
 
 
 def test_units_and_costs():
