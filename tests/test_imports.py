@@ -33,8 +33,9 @@ MAY_IMPORT = {
     | {"reconstruction", "pruning"},
     "jobs": {"errors", "distributed", "structure", "measuring", "scoring", "data", "planning", "config", "publishing"}
     | {"pruning", "recovery"},
+    "reporting": {"errors", "showing", "planning", "publishing", "sweeping"},
     "cli": {"errors", "structure", "measuring", "scoring", "data", "planning", "config", "publishing", "pruning"}
-    | {"showing", "sweeping", "vocabulary"},
+    | {"showing", "sweeping", "vocabulary", "reporting"},
     "deprecated": set(),
     "__init__": {"errors", "structure", "planning", "publishing", "deprecated"},
     "__main__": {"cli"},

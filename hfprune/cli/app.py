@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hfprune.cli.checkpoints import diff, import_, inspect, push, verify
+from hfprune.cli.checkpoints import diff, import_, inspect, push, report, verify
 from hfprune.cli.evaluate import evaluate
 from hfprune.cli.prune import prune
 from hfprune.cli.sweep import sweep
@@ -39,6 +39,7 @@ app.command()(vocabulary)
 app.command()(evaluate)
 app.command()(inspect)
 app.command()(verify)
+app.command()(report)
 app.command()(diff)
 app.command("import")(import_)
 app.command()(push)

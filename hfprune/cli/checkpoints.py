@@ -1,4 +1,4 @@
-"""Commands about checkpoints and plans: inspect, verify, diff, import and push."""
+"""Commands about checkpoints and plans: inspect, verify, report, diff, import and push."""
 
 import json
 from pathlib import Path
@@ -47,6 +47,21 @@ def verify(
     if problems:
         raise typer.Exit(1)
     typer.echo(f"{checkpoint}: {what_was_checked(folder)}")
+
+
+def report(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    output: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+    sweep: Annotated[Path | None, typer.Option(help="A file that hfprune sweep wrote, for its curve.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write one page of HTML about a checkpoint: its plan, its costs, its latency and how it was made."""
+    with errors_in_one_line():
+        from hfprune.reporting import write_report
+
+        if output.exists() and not overwrite:
+            raise FileExistsError(f"{output} exists already: choose another --output, or add --overwrite.")
+        typer.echo(f"written to {write_report(checkpoint, output, sweep=sweep)}")
 
 
 def diff(a: PlanName, b: PlanName, as_json: AsJson = False) -> None:

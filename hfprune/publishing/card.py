@@ -54,7 +54,7 @@ _PROCESSORS = ("tokenizer_config.json", "preprocessor_config.json", "processor_c
 _PUBLISHED = {"pruned": "pruned", "recovered": "pruned and recovered"}
 
 #: One row of the card's table: name, dense value, published value, change.
-_Row = tuple[str, str, str, str]
+Row = tuple[str, str, str, str]
 
 #: The Hub's task, the Auto class and its model classes. The first entry that lists a class counts.
 _TASKS = (
@@ -150,9 +150,9 @@ def draw_card(
     """
     if not _QUOTABLE_LOCATION.fullmatch(location):
         location = "PATH"
-    name = _title(record, location)
+    name = title_of(record, location)
     task, auto_class = task_of(record.model_class)
-    stage = _published_stage(record)
+    stage = published_stage(record)
     # a card of vocabulary pruning alone would otherwise say that 0.0 % of the units were removed
     names_units = plan.sparsity("macs") > 0 or not record.vocabulary
     picture_names = []
@@ -170,18 +170,18 @@ def draw_card(
         auto_class=auto_class,
         pipeline=task if has_processor and task in _PIPELINES else None,
         published=_PUBLISHED[stage],
-        rows=_rows(record, stage),
+        rows=comparison_rows(record, stage),
         pictures=picture_names,
         pictures_path=pictures,
         versions=", ".join(f"{package} {version}" for package, version in record.versions.items()),
     )
 
 
-def _title(record: PruningRecord, location: str) -> str:
+def title_of(record: PruningRecord, location: str) -> str:
     """The name of the published model: that of its folder or repository, or else of what it was cut from.
 
     >>> record = PruningRecord(base_model="google/bert", model_class="BertModel", config={}, plan_digest="")
-    >>> _title(record, "me/small-bert"), _title(record, "model")
+    >>> title_of(record, "me/small-bert"), title_of(record, "model")
     ('small-bert', 'bert')
     """
     name = location.rpartition("/")[2]
@@ -190,7 +190,7 @@ def _title(record: PruningRecord, location: str) -> str:
     return record.base_model.rpartition("/")[2] or record.model_class
 
 
-def _published_stage(record: PruningRecord) -> str:
+def published_stage(record: PruningRecord) -> str:
     """The stage of the published model, under which its metrics stand in the record."""
     if record.metrics.get("recovered"):
         return "recovered"
@@ -300,7 +300,7 @@ def _removed_units(plan: PruningPlan) -> str:
     return " and ".join(names)
 
 
-def _rows(record: PruningRecord, stage: str) -> list[_Row]:
+def comparison_rows(record: PruningRecord, stage: str) -> list[Row]:
     """The rows of the card's table."""
     rows = [*_metric_rows(record, stage), *_size_rows(record)]
     dense_latency = record.latencies.get("dense")
@@ -310,7 +310,7 @@ def _rows(record: PruningRecord, stage: str) -> list[_Row]:
     return rows
 
 
-def _metric_rows(record: PruningRecord, stage: str) -> list[_Row]:
+def _metric_rows(record: PruningRecord, stage: str) -> list[Row]:
     """A row for each metric that was measured on the dense and on the published model."""
     rows = []
     published_metrics = record.metrics.get(stage, {})
@@ -328,7 +328,7 @@ def _metric_rows(record: PruningRecord, stage: str) -> list[_Row]:
     return rows
 
 
-def _size_rows(record: PruningRecord) -> list[_Row]:
+def _size_rows(record: PruningRecord) -> list[Row]:
     """Rows of all sizes, where they were measured before and after pruning."""
     dense = record.sizes.get("dense")
     pruned = record.sizes.get("pruned")
@@ -346,7 +346,7 @@ def _size_rows(record: PruningRecord) -> list[_Row]:
     return rows
 
 
-def _size_row(name: str, before: int, after: int) -> _Row:
+def _size_row(name: str, before: int, after: int) -> Row:
     """A size before and after pruning, and by how much it shrank."""
     change = ""
     if before:
@@ -354,7 +354,7 @@ def _size_row(name: str, before: int, after: int) -> _Row:
     return name, f"{before:,}", f"{after:,}", change
 
 
-def _latency_row(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> _Row:
+def _latency_row(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> Row:
     """The median latency of both models, how it was measured, and the speed-up."""
     setting = (
         f"latency ({pruned['device']}, {pruned['dtype']}, {pruned['threads']} threads, batch "

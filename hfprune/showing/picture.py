@@ -144,7 +144,7 @@ def _picture_class() -> "type[Figure]":
         """A figure that shows itself in a notebook."""
 
         def _repr_png_(self) -> bytes:
-            return _drawn(self, ".png")
+            return drawn(self, ".png")
 
     # pickle looks a class up by this name, and finds it with the function below
     Picture.__qualname__ = "Picture"
@@ -221,12 +221,20 @@ def save_picture(figure: "Figure", path: str | Path | None) -> "Figure":
     """
     if path is not None:
         checked = check_picture_path(path)
-        write_whole(checked, _drawn(figure, checked.suffix.lower()))
+        write_whole(checked, drawn(figure, checked.suffix.lower()))
     return figure
 
 
-def _drawn(figure: "Figure", suffix: str) -> bytes:
-    """The figure in the format of a suffix."""
+def drawn(figure: "Figure", suffix: str) -> bytes:
+    """A figure as the content of a file.
+
+    Args:
+        figure: The figure.
+        suffix: `.png`, `.svg` or `.pdf`.
+
+    Returns:
+        The content. Equal figures give equal bytes.
+    """
     import matplotlib as mpl
 
     buffer = io.BytesIO()
