@@ -21,7 +21,8 @@ The [how-tos](../how-to/index.md) show the commands at work.
 
 `hfprune --install-completion` teaches your shell (bash, zsh, fish or PowerShell) to complete commands and options with
 the tab key; `hfprune --show-completion` prints what it would install. `python -m hfprune` is the same command, for an
-environment whose programs are not on the path.
+environment whose programs are not on the path. Python runs the whole package first there, so that even `--help` takes
+some seconds, where `hfprune --help` comes at once.
 
 """
 

@@ -443,6 +443,71 @@ class TestPlans:
         with pytest.raises(ValueError, match="must keep increasing indices from 0 to 39, got"):
             PruningPlan.keep(values.blocks, {values.blocks[1].name: kept}, model_type="bert", sequence_length=8)
 
+    @pytest.mark.parametrize("kept", [None, 3, "012"])
+    def test_no_list_of_units(self, kept, values):
+        name = values.blocks[1].name
+        with pytest.raises(
+            ValueError, match=f"block '{name}' must keep a list of the units that stay, got {kept!r}. Le"
+        ):
+            PruningPlan.keep(values.blocks, {name: kept}, model_type="bert", sequence_length=8)
+
+    @pytest.mark.parametrize("value", ["x", None, True, [0.5]])
+    def test_fractions_that_are_no_numbers(self, value, values):
+        for call in (
+            lambda sparsity: hfprune.plan(values.model, values.scores, sparsity=sparsity),
+            lambda sparsity: hfprune.prune(
+                values.model, values.batches, PruningConfig(sequence_length=7), sparsity=sparsity
+            ),
+        ):
+            with pytest.raises(ValueError, match="sparsity of '\\*' must be a finite number, got"):
+                call({"*": value})
+            with pytest.raises(ValueError, match="a pattern of block names in sparsity must be a text.*, got 1"):
+                call({1: 0.5})
+
+
+class TestCalls:
+    """Arguments that do not fit are refused by Python's own sentence, with the name of the function in it."""
+
+    @pytest.mark.parametrize(
+        ("call", "message"),
+        [
+            (lambda values: hfprune.prune(values.model), r"^prune\(\) missing 1 required positional argument: 'data'"),
+            (lambda values: verify(), r"^verify\(\) missing 1 required positional argument: 'folder'"),
+            (lambda values: verify("a", "b"), r"^verify\(\) takes 1 positional argument but 2 were given"),
+            (lambda values: hfprune.prune(values.model, [], sparsty=0.5), r"^prune\(\) got an unexpected.*'sparsty'"),
+            (lambda values: hfprune.score(values.model, [], model=1), r"^score\(\) got multiple values.*'model'"),
+        ],
+        ids=["missing", "none", "too many", "misspelt", "twice"],
+    )
+    def test_it_names_the_function(self, call, message, values):
+        with pytest.raises(TypeError, match=message) as caught:
+            call(values)
+        assert caught.value.__context__ is None
+
+
+class TestTuples:
+    """A model whose outputs have no names."""
+
+    def test_they_are_refused_where_logits_are_needed(self, values, tmp_path):
+        model = tiny_model("bert", num_labels=3, return_dict=False)
+        args = hfprune.RecoveryArguments(str(tmp_path), use_cpu=True, report_to="none")
+        for call in (
+            lambda: hfprune.score(model, [tiny_batch()]),
+            lambda: hfprune.score(values.model, [tiny_batch()], scorer="kl_fisher", teacher=model),
+            lambda: hfprune.prune(model, [tiny_batch()], PruningConfig(sequence_length=7)),
+            lambda: hfprune.RecoveryTrainer(model, args, train_dataset=[]),
+            lambda: hfprune.RecoveryTrainer(values.model, args, teacher=model, train_dataset=[]),
+            lambda: hfprune.add_teacher_logits(Dataset.from_list([{"input_ids": [5]}]), model),
+        ):
+            with pytest.raises(ValueError, match="has return_dict=False.*Set model.config.return_dict = True"):
+                call()
+
+    def test_scorers_of_weights_and_activations_do_without(self):
+        config = PruningConfig(sequence_length=7, scorer="fluctuation")
+        small = hfprune.prune(tiny_model("bert", num_labels=3, return_dict=False), [tiny_batch()], config)
+        expected = hfprune.prune(tiny_model("bert", num_labels=3), [tiny_batch()], config)
+        assert small.pruning_plan == expected.pruning_plan
+
 
 class TestCommands:
     """Options out of range are refused in one line."""

@@ -44,7 +44,37 @@ def test_empty_texts_of_a_classifier(caplog):
     config = hfprune.PruningConfig(sequence_length=12, calibration_samples=16, calibration_batch_size=1)
     small = hfprune.prune(model, data, config)
     assert small.pruning_record.calibration["samples"] == 12
+    assert small.pruning_record.calibration["left_out"] == 4
     assert "4 samples without any token were left out" in caplog.text
+    record = small.pruning_record
+    assert hfprune.PruningRecord.from_json(record.to_json()) == record
+
+
+def ways():
+    """Data of 16 samples, 2 of which are empty, as calibration takes it."""
+    made = rows(empty=(0, 9), length=4)
+    loader = DataLoader(made, batch_size=2, collate_fn=padding())
+    return {"data set": Dataset.from_list(made), "rows": made, "loader": loader, "batches": list(loader)}
+
+
+@pytest.mark.parametrize("way", ways())
+def test_the_record_counts_what_was_left_out(way):
+    model = tiny_model("bert", num_labels=3)
+    config = hfprune.PruningConfig(sequence_length=8, calibration_samples=16, rounds=2)
+    data = ways()[way]
+    drawn = calibration_batches(data, model, samples=16, collator=padding())
+    # drawn before, as scripts and sweeps do, or by `prune` itself
+    for given in (data, drawn):
+        record = hfprune.prune(model, given, config, collator=padding()).pruning_record
+        assert record.calibration["samples"] == 14
+        assert record.calibration["left_out"] == 2
+
+
+def test_a_record_of_full_data_says_nothing_of_empty_samples():
+    model = tiny_model("bert", num_labels=3)
+    config = hfprune.PruningConfig(sequence_length=8, calibration_samples=16)
+    record = hfprune.prune(model, Dataset.from_list(rows()), config, collator=padding()).pruning_record
+    assert set(record.calibration) == {"samples", "tokens", "digest"}
 
 
 @pytest.mark.parametrize("collator", [padding, lambda: default_data_collator], ids=["padding", "default"])

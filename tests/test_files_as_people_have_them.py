@@ -74,6 +74,34 @@ def test_encodings(here, name):
     assert "dög" in str(read_file(name, "train", encoding="latin-1")[0])
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+@pytest.mark.parametrize("name", ["data.csv", "data.txt", "data.jsonl", "data.conll", "data.csv.gz"])
+def test_a_byte_order_mark_names_the_encoding(here, name, encoding):
+    opener = gzip.open if name.endswith(".gz") else open
+    with opener(here / name, "wb") as file:
+        file.write(CSV.encode(encoding))
+    # latin-1 would read any bytes, and these as nonsense
+    for wrong in (None, "latin-1"):
+        with pytest.raises(ValueError, match=f"begins with the byte-order mark of {encoding}.*--encoding {encoding} "):
+            read_file(name, "train", encoding=wrong)
+    if "csv" in name:
+        assert rows_of(read_file(name, "train", encoding=encoding)) == ROWS
+
+
+@pytest.mark.parametrize(("name", "text"), [("data.csv", "text,label\n"), ("data.tsv", "text\tlabel\n")])
+def test_a_head_without_rows(here, name, text):
+    (here / name).write_text(text)
+    with pytest.raises(ValueError, match=f"the train file '{name}' has no rows. Write at least one"):
+        read_file(name, "train")
+
+
+@pytest.mark.parametrize("name", ["data.csv", "data.txt", "data.jsonl", "data.json", "data.conll"])
+def test_an_empty_file(here, name):
+    (here / name).write_text("")
+    with pytest.raises(ValueError, match=f"{name}.*(has no rows|cannot be read|holds no sentence)"):
+        read_file(name, "train")
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

@@ -62,12 +62,39 @@ def test_labels_as_texts_of_a_kernel(caplog):
     assert "label left out, as no label is needed" in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["texts", "some none"])
-def test_labels_that_the_scorer_needs(kind):
+WRONG = {
+    "texts": "with label: of a sample, it is the text 'class .*', where a number is needed.*config.label2id",
+    "none": "with label: of a sample, it is None, where a number is needed.*leave out samples without a label",
+    "some none": "with label: of a sample, it is None, where a number is needed.*leave out samples without a label",
+    "ragged": "label are of 1 to 3 entries a sample.*DataCollatorForTokenClassification",
+}
+
+
+@pytest.mark.parametrize("collator", [DataCollatorWithPadding(tiny_tokenizer()), None], ids=["padding", "default"])
+@pytest.mark.parametrize("kind", WRONG)
+def test_labels_that_the_scorer_needs(kind, collator):
     config = hfprune.PruningConfig(sequence_length=8, calibration_samples=16, scorer="taylor")
-    data = Dataset.from_list(data_with(USELESS[kind], "label"))
-    with pytest.raises(CalibrationError, match="the collator could not make a batch"):
-        hfprune.prune(bert(), data, config, collator=DataCollatorWithPadding(tiny_tokenizer()))
+    rows = data_with(USELESS[kind], "label")
+    for row in rows:
+        # of one length, so that nothing but the labels is in the way of a batch
+        row |= {"input_ids": row["input_ids"][:2], "attention_mask": row["attention_mask"][:2]}
+    for data in (Dataset.from_list(rows), rows):
+        with pytest.raises(CalibrationError, match=f"the collator could not make a batch.*{WRONG[kind]}"):
+            hfprune.prune(bert(), data, config, collator=collator)
+
+
+def test_a_collator_may_number_the_labels():
+    rows = data_with(lambda row: "abc"[row % 3], "label")
+
+    def numbering(samples):
+        numbered = [{**row, "label": "abc".index(row["label"])} for row in samples]
+        return DataCollatorWithPadding(tiny_tokenizer())(numbered)
+
+    config = hfprune.PruningConfig(sequence_length=8, calibration_samples=16, scorer="taylor", rounds=1)
+    expected = hfprune.prune(
+        bert(), data_with(lambda row: row % 3, "label"), config, collator=DataCollatorWithPadding(tiny_tokenizer())
+    )
+    assert hfprune.prune(bert(), rows, config, collator=numbering).pruning_plan == expected.pruning_plan
 
 
 def test_labels_of_a_batch(caplog):
@@ -76,7 +103,24 @@ def test_labels_of_a_batch(caplog):
         same_scores(hfprune.score(bert(), [{**tiny_batch(), "labels": labels}]), expected)
     assert "labels in a batch is a list, not a tensor: left out" in caplog.text
     with pytest.raises(CalibrationError, match="labels in a batch is a list"):
-        hfprune.score(bert(), [{**tiny_batch(), "labels": ["good"] * 4}], scorer="fisher")
+        hfprune.score(bert(), [{**tiny_batch(), "labels": [0, 1, 2, 0]}], scorer="fisher")
+
+
+@pytest.mark.parametrize("scorer", ["fisher", "movement"])
+@pytest.mark.parametrize(
+    ("labels", "what"),
+    [
+        (None, "None, where a number is needed"),
+        (["good"] * 4, "the text 'good', where a number is needed"),
+        (np.array(["good"] * 4), "the text 'good', where a number is needed"),
+        ("good", "the text 'good', where a number is needed"),
+        (1, "1, which is no tensor"),
+    ],
+    ids=["none", "texts", "array", "text", "number"],
+)
+def test_labels_of_a_batch_that_the_scorer_needs(labels, what, scorer):
+    with pytest.raises(CalibrationError, match=f"labels in a batch: {what}.*config.label2id.* or use a scorer"):
+        hfprune.score(bert(), [{**tiny_batch(), "labels": labels}], scorer=scorer)
 
 
 def test_arrays_of_numpy():
@@ -107,8 +151,14 @@ IDS = torch.tensor([5, 6, 7])
             "different numbers of samples: input_ids of 1, attention_mask of 2",
         ),
         ({"input_ids": torch.tensor([[5, 64]])}, "token id 64, and the model has 64 rows"),
+        ({"input_ids": IDS[None, None]}, r"shape \(1, 1, 3\), and .* takes ids of shape \(samples, tokens\).*flatten"),
+        ({"input_ids": IDS[None, None, None]}, r"shape \(1, 1, 1, 3\), and .* takes ids of shape"),
+        (
+            {"input_ids": IDS[None], "attention_mask": torch.ones(1, 2)},
+            r"attention_mask has the shape \(1, 2\) and input_ids \(1, 3\): a token needs one entry in each",
+        ),
     ],
-    ids=["rank", "fractions", "negative", "long", "rows", "vocabulary"],
+    ids=["rank", "fractions", "negative", "long", "rows", "vocabulary", "choices", "four", "short mask"],
 )
 def test_shapes_and_ids(batch, message):
     for call in (
@@ -195,6 +245,32 @@ def test_a_model_that_was_made_in_inference_mode():
         model = bert()
     with pytest.raises(StructureError, match="made inside torch.inference_mode.*Load or build the model outside"):
         hfprune.score(model, [tiny_batch()])
+
+
+def test_a_model_that_was_made_in_inference_mode_stays_as_it_is(tmp_path):
+    with torch.inference_mode():
+        model = bert()
+    args = hfprune.RecoveryArguments(str(tmp_path), max_steps=1, use_cpu=True, report_to="none")
+    small = hfprune.apply_plan(bert(), uneven_plan(bert()))
+    for call in (
+        lambda: hfprune.prune(model, [tiny_batch()], hfprune.PruningConfig(sequence_length=7)),
+        lambda: hfprune.reconstruct(small, model, [tiny_batch()]),
+        lambda: hfprune.RecoveryTrainer(model, args, train_dataset=[]),
+    ):
+        with pytest.raises(StructureError, match="made inside torch.inference_mode.*Load or build the model outside"):
+            call()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_class_of_the_user_may_take_choices():
+    class Ranker(BertForSequenceClassification):
+        def forward(self, input_ids, **kwargs):
+            return super().forward(input_ids.flatten(0, -2), **kwargs)
+
+    model = Ranker(bert().config).eval()
+    ids = tiny_batch()["input_ids"]
+    scores = hfprune.score(model, [{"input_ids": ids.reshape(2, 2, 7)}], scorer="fluctuation")
+    same_scores(scores, hfprune.score(model, [{"input_ids": ids}], scorer="fluctuation"))
 
 
 LABEL_SCORERS = ("taylor", "sensitivity", "residual_fisher", "weight_sensitivity", "hybrid(l2, fisher, rank)")

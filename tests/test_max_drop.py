@@ -87,7 +87,7 @@ class TestMetrics:
         batch = tiny_batch()
         rows = len(batch["input_ids"])
         batch["labels"] = torch.arange(rows) % 3 if outputs > 1 else torch.arange(rows) / 3
-        found = per_sample(metric, outputs, [batch])(model)
+        found = per_sample(metric, [batch], regression=outputs == 1)(model)
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         logits = model(**inputs).logits.detach()
         for row, value in enumerate(found):
@@ -99,7 +99,7 @@ class TestMetrics:
         done = search(home, "none", "--metric", "f1")
         assert done.exit_code == 1
         assert "'f1' is no metric of single samples of a classification; these are: accuracy, log_likeli" in done.stderr
-        assert sample_metrics(1)[0] == "negative_squared_error"
+        assert sample_metrics(regression=True)[0] == "negative_squared_error"
 
 
 class TestGoingOn:

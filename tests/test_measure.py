@@ -74,3 +74,21 @@ def test_a_sequence_longer_than_the_positions_is_refused():
 def test_bytes_on_disk(tmp_path):
     tiny_model("bert").save_pretrained(tmp_path)
     assert checkpoint_bytes(tmp_path) == (tmp_path / "model.safetensors").stat().st_size
+
+
+class TestTooLong:
+    """A model of which the positions are computed takes texts of any length, as far as the memory goes."""
+
+    def test_a_number_that_is_no_length_of_a_text(self):
+        with pytest.raises(ValueError, match="sequence_length=1000000000000 is more than 1,000,000 tokens"):
+            measure_size(tiny_model("t5"), sequence_length=10**12)
+
+    def test_more_than_the_memory_holds(self, monkeypatch):
+        model = tiny_model("llama")
+
+        def run(*_, **__):
+            torch.empty(2**60, dtype=torch.uint8)
+
+        monkeypatch.setattr(model, "forward", run)
+        with pytest.raises(ValueError, match="sequence_length=9: .* does not fit into memory"):
+            count_macs(model, sequence_length=9)

@@ -121,6 +121,29 @@ class TestScripts:
         assert len(str(stopped.value).splitlines()) == 1
 
     @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--spartisy", 0.5], "there is no option --spartisy. Did you mean --sparsity? See --help."),
+            (["--train-fiel=x"], "there is no option --train-fiel. Did you mean --train_file? See --help."),
+            (["--qqqqqqqqqq"], "there is no option --qqqqqqqqqq. See --help."),
+            (["--sparsity", 0.5, "0.6"], "'0.6' is neither an option nor the value of one. See --help."),
+            (["--sparsity", "half"], "argument --sparsity: invalid float value: 'half'. See --help."),
+            (["--sparsity"], "argument --sparsity: expected one argument. See --help."),
+        ],
+    )
+    def test_wrong_options(self, monkeypatch, capsys, words, message):
+        with pytest.raises(SystemExit) as stopped:
+            self.run(monkeypatch, "run_mlm.py", "--model_name_or_path", "x", *words)
+        assert str(stopped.value) == f"run_mlm.py: {message}"
+        # argparse would print its usage, a line an option
+        assert capsys.readouterr() == ("", "")
+
+    def test_an_option_that_must_be_there(self, monkeypatch, capsys):
+        with pytest.raises(SystemExit, match=r"^run_mlm.py: .* required: --model_name_or_path.*See --help\.$"):
+            self.run(monkeypatch, "run_mlm.py")
+        assert capsys.readouterr() == ("", "")
+
+    @pytest.mark.parametrize(
         "name", ["run_language_modeling.py", "run_mlm.py", "run_token_classification.py", "run_text_classification.py"]
     )
     def test_each_of_them(self, monkeypatch, tmp_path, name):

@@ -90,8 +90,17 @@ def test_all_notebooks_are_known():
     assert set(NOTEBOOKS) == set(execute.NAMES) == set(SMALL)
 
 
+def notebooks_to_run():
+    """The names; two notebooks make only calls that the code of how-tos makes too, which test_pages.py runs."""
+    second = {
+        "gradual_pruning": "how-to/prune-while-training.md",
+        "publish_and_load": "how-to/publish-to-the-hub.md and how-to/load-without-hfprune.md",
+    }
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in second else []) for name in SMALL]
+
+
 @pytest.mark.script
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", notebooks_to_run())
 def test_a_notebook_runs(name, home):
     done = execute.executed(execute.with_parameters(NOTEBOOKS[name], SMALL[name]), home)
     assert not [output for output in outputs_of(done) if output.output_type == "error"]

@@ -6,7 +6,7 @@ import re
 import pytest
 
 import hfprune
-from tests.support.pages import ROOT, blocks_of, furnish, run_block
+from tests.support.pages import ROOT, blocks_of, few_samples, furnish, run_block
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 #: What takes the place of the real model, the real texts and two epochs in the quick test.
@@ -41,8 +41,9 @@ def test_its_code_runs_on_a_tiny_model(tmp_path, monkeypatch, capsys):
         code = code.replace(before, after)
     names: dict = {"__name__": "readme"}
     # the last block is about installing
-    for block in list(blocks_of(code))[:2]:
-        run_block(block, names)
+    with few_samples():
+        for block in list(blocks_of(code))[:2]:
+            run_block(block, names)
     assert "accuracy: dense 0." in capsys.readouterr().out
     assert names["again"].pruning_plan.sparsity("macs") >= 0.5
     assert hfprune.load("smaller").pruning_record.config["sparsity"] == 0.5

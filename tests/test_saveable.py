@@ -1,6 +1,8 @@
 """What `save` writes, `load` takes; what it would not take, and what is not finite, never replaces a checkpoint."""
 
 import ast
+import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from hfprune.publishing.contents import is_covered, may_hold
 from hfprune.publishing.verification import verify
 from tests.support.plans import uneven_plan
 from tests.support.tiny import tiny_batch, tiny_model
+from tests.support.tiny_data import tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -150,6 +153,38 @@ class TestFinite:
         assert offloaded.model.layers[0].mlp.up_proj.weight.is_meta
         with pytest.raises(CheckpointError, match=r"layers.0.mlp.up_proj.weight has NaN"):
             hfprune.save(offloaded, folder, overwrite=True)
+        assert verify(folder) == []
+
+
+def test_weights_that_torch_quantized_are_refused_before_anything_is_written(tmp_path):
+    small = pruned("bert", "AutoModelForSequenceClassification")
+    record = small.pruning_record
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces that torchao takes over
+        quantized = torch.ao.quantization.quantize_dynamic(small, {nn.Linear})
+    with pytest.raises(CheckpointError, match="is a quantized Linear of torch.* Save the model before it is quantized"):
+        hfprune.save(quantized, tmp_path / "small")
+    assert list(tmp_path.iterdir()) == []
+    assert quantized.pruning_record == record
+
+
+class TestATokenizerOfItsOwn:
+    """`tokenizer.save_pretrained` into the folder of a checkpoint, whose record then has no digests of the files."""
+
+    ADVICE = r"save both at once.*hfprune.save\(model, folder, tokenizer=tokenizer, overwrite=True\)"
+
+    def test_the_message_says_what_to_do_and_it_helps(self, tmp_path):
+        small = pruned("bert", "AutoModelForSequenceClassification")
+        folder = hfprune.save(small, tmp_path / "small")
+        tokenizer = tiny_tokenizer()
+        tokenizer.save_pretrained(folder)
+        problems = verify(folder)
+        assert len(problems) >= 2
+        for problem in problems:
+            assert re.search(f"^tokenizer.* is not part of what was saved. If .*{self.ADVICE}", problem)
+        with pytest.raises(CheckpointError, match=self.ADVICE):
+            hfprune.load(folder)
+        hfprune.save(small, folder, tokenizer=tokenizer, overwrite=True)
         assert verify(folder) == []
 
 

@@ -47,9 +47,9 @@ def run(*arguments, script=SCRIPT):
 def run_here(monkeypatch):
     """The script with these arguments in this process, which saves the imports of another."""
 
-    def run_script(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        runpy.run_path(str(SCRIPT), run_name="__main__")
+    def run_script(*arguments, script=SCRIPT):
+        monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+        runpy.run_path(str(script), run_name="__main__")
 
     return run_script
 
@@ -92,8 +92,9 @@ class TestScript:
         assert "recovered_accuracy" not in results
         assert "recover" not in (home / "out" / "model" / "README.md").read_text().partition("## How to load")[0]
 
-    def test_a_killed_run_goes_on_where_it_was(self, home):
-        path = write(home, settings(home, num_train_epochs=40, save_strategy="steps", save_steps=8))
+    def test_a_killed_run_goes_on_where_it_was(self, home, run_here):
+        values = settings(home, num_train_epochs=15, save_strategy="steps", save_steps=8)
+        path = write(home, values)
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
             [sys.executable, str(SCRIPT), str(path)],
@@ -110,13 +111,13 @@ class TestScript:
         assert states, "no checkpoint was written before the kill"
         assert not (home / "out" / "results.json").exists()
         before = hfprune.load(home / "out" / "pruned").pruning_plan
-        values = settings(home, num_train_epochs=40, save_strategy="steps", save_steps=8)
-        done = run(write(home, {**values, "resume_from_checkpoint": str(states[0].parent)}))
-        assert done.returncode == 0, done.stderr[-3000:]
+        run_here(write(home, {**values, **HERE, "resume_from_checkpoint": str(states[0].parent)}))
         model = hfprune.load(home / "out" / "model")
         assert model.pruning_plan == before
-        assert model.pruning_record.recovery["steps"] == 320
+        assert model.pruning_record.recovery["steps"] == 120
 
+    # test_together.py shows the same of the functions, and test_causal_text.py of another script
+    @pytest.mark.slow
     @pytest.mark.distributed
     def test_two_processes_make_the_same_plan_and_one_checkpoint(self, home):
         """Torchrun starts two gloo processes on a CPU, which `accelerate launch --cpu` does not."""
@@ -150,14 +151,13 @@ class TestScript:
             ("run_language_modeling.py", causal_home, "data.txt", "perplexity"),
         ],
     )
-    def test_the_other_scripts(self, tmp_path, name, make_home, data, metric):
+    def test_the_other_scripts(self, tmp_path, name, make_home, data, metric, run_here, capsys):
         home = make_home(tmp_path)
-        path = write(home, settings(home, train_file=str(home / data), num_train_epochs=1))
-        done = run(path, script=SCRIPT.parent / name)
-        assert done.returncode == 0, done.stderr[-3000:]
+        path = write(home, settings(home, train_file=str(home / data), num_train_epochs=1, **HERE))
+        run_here(path, script=SCRIPT.parent / name)
         results = json.loads((home / "out" / "results.json").read_text())
         assert f"recovered_{metric}" in results
-        assert "recovered" in done.stdout
+        assert "recovered" in capsys.readouterr().out
         assert verify(home / "out" / "model") == []
         record = hfprune.load(home / "out" / "model").pruning_record
         assert record.command.startswith(f"python scripts/{name} ")

@@ -4,14 +4,24 @@ import logging
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, BertConfig, EncoderDecoderConfig, EncoderDecoderModel, GPT2Config
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    BertConfig,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    GPT2Config,
+)
 
 import hfprune
-from hfprune.errors import UnsupportedArchitectureError
+from hfprune.errors import StructureError, UnsupportedArchitectureError
 from hfprune.measuring.size import kv_cache_bytes, measure_size
 from hfprune.scoring import Scores
 from hfprune.structure import anatomy, anatomy_of, gated, support_of
-from tests.support.by_proof import BY_PROOF, untabled_model
+from hfprune.structure.reading import read_blocks
+from hfprune.structure.specs import changed
+from tests.support.by_proof import BY_PROOF
 from tests.support.plans import as_gates, removed_plan, uneven_plan
 from tests.support.tiny import SIZES, tiny_batch, tiny_config, tiny_model
 
@@ -28,6 +38,7 @@ WHOLE = {
     "deberta, contents to positions": ("deberta-v2", {"share_att_key": False, "pos_att_type": ["c2p"]}, (4, 1)),
     "deberta, positions to contents": ("deberta-v2", {"share_att_key": False, "pos_att_type": ["p2c"]}, (4, 1)),
     "mpt": ("mpt", {}, (4, 1)),
+    "gpt-oss": ("gpt_oss", {}, (4, 2)),
 }
 #: Those with a norm for every head, and the module that says so.
 IN_PART = {
@@ -163,11 +174,47 @@ class TestByTableOrProof:
         with pytest.raises(UnsupportedArchitectureError, match="all_blocks=True was asked for"):
             hfprune.plan(found, Scores(by_block=found.zeros(), scorer="l2", samples=0), strict)
 
-    def test_gpt_oss_is_refused_with_the_reason(self):
-        with pytest.raises(
-            UnsupportedArchitectureError, match="self_attn has parameters of its own, which hfprune cannot cut: sinks"
-        ):
-            anatomy_of(untabled_model("gpt_oss"))
+    def test_jamba_is_pruned_in_the_layers_that_have_the_blocks(self, tmp_path):
+        """Of its layers some have attention and others none, some a feed-forward and others experts."""
+        torch.manual_seed(0)
+        config = AutoConfig.for_model("jamba", **BY_PROOF["jamba"])
+        model = AutoModelForCausalLM.from_config(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(std=0.2)
+        found = anatomy_of(model)
+        assert found.support.by == "proof"
+        names = [block.name for block in found.blocks]
+        assert names == ["layers.0.ffn", "layers.1.attention", "layers.2.ffn", "layers.3.attention", "layers.3.ffn"]
+        for part in ("feed_forward.experts.gate_up_proj", "mamba.in_proj"):
+            assert part in found.support.entry.note
+        small, sizes = check_contract(model, tiny_batch("llama"), tmp_path)
+        assert sizes[0].macs - sizes[1].macs == sizes[0].prunable_macs - sizes[1].prunable_macs
+        ids = tiny_batch("llama")["input_ids"]
+        options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 1, "eos_token_id": None}
+        with_cache = small.generate(ids, use_cache=True, **options)
+        assert torch.equal(with_cache, small.generate(ids, use_cache=False, **options))
+
+    @pytest.mark.parametrize(
+        ("projections", "problem"),
+        [
+            ({"producers": ("mlp.up",), "consumer": "mlp.down"}, ""),
+            ({"producers": ("mlp.up",)}, r"layers\.0\.mlp\.up: no such module"),
+            ({"consumer": "mlp.down"}, r"layers\.0\.mlp\.down: no such module"),
+        ],
+    )
+    def test_a_layer_may_lack_a_block_but_not_a_part_of_it(self, projections, problem):
+        entry = hfprune.structure.known_architectures()["llama"]
+        model = tiny_model("llama", "AutoModel")
+        optional = changed(entry, ffn={**projections, "sizes": {}, "optional": True})
+        if problem:
+            with pytest.raises(StructureError, match=problem):
+                read_blocks(model, optional)
+        else:
+            assert [block.kind for block in read_blocks(model, optional)] == ["attention", "attention"]
+        with pytest.raises(StructureError, match="no such module"):
+            read_blocks(model, changed(entry, ffn={**projections, "sizes": {}}))
 
     @pytest.mark.parametrize(("decoder", "blocks"), [("bert", 2 * 2 + 2 * 3), ("gpt2", 2 * 2 + 2 * 2)])
     def test_two_models_in_one(self, decoder, blocks, tmp_path):
@@ -190,4 +237,4 @@ def test_a_model_without_any_block_is_refused():
     entry = hfprune.structure.Architecture(stacks={"layers": {"attention": only_attention}})
     refusal = "CohereModel has no block that hfprune can cut. attention of 2"
     with pytest.raises(UnsupportedArchitectureError, match=refusal):
-        hfprune.structure.reading.read_blocks(model, entry)
+        read_blocks(model, entry)

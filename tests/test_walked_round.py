@@ -19,9 +19,10 @@ from hfprune.jobs.tasks import (
     text_classification,
     token_classification,
 )
+from hfprune.publishing.contents import sha256
 from hfprune.publishing.record import PruningRecord
 from hfprune.publishing.sources import check_source, is_pruned
-from hfprune.publishing.verification import sha256, verify
+from hfprune.publishing.verification import verify
 from tests.support.plans import removed_plan, uneven_plan
 from tests.support.tiny import tiny_model
 from tests.support.tiny_data import tiny_texts, tiny_tokenizer
@@ -197,7 +198,16 @@ class TestSettingsThatLeadElsewhere:
             hfprune.load(folder, verify=False)
 
     def test_where_a_model_came_from_is_no_place(self, folder):
-        changed(folder, {"_name_or_path": "me/dense", "drop_path": 0.1, "use_mem_eff_path": True, "path": None})
+        changed(
+            folder,
+            {
+                "_name_or_path": "me/dense",
+                "_model_name_or_path": "Of a GGUF",
+                "drop_path": 0.1,
+                "use_mem_eff_path": True,
+                "path": None,
+            },
+        )
         assert verify(folder) == []
 
 

@@ -51,7 +51,7 @@ def test_regression_on_pairs(home):
     rows = [f"{a},{b},{WORDS.index(a) / 12 - WORDS.index(b) / 12:.3f}" for a, b in words]
     (home / "data.csv").write_text("first,second,score\n" + "\n".join(rows) + "\n")
     columns = {"text_column": "first", "pair_column": "second", "label_column": "score"}
-    rates = {"dense_epochs": 20, "dense_learning_rate": 0.005, "num_train_epochs": 10}
+    rates = {"dense_epochs": 20, "dense_learning_rate": 0.005, "num_train_epochs": 4}
     outcome = classify(home, **columns, **rates, metrics=["pearson", "spearman"], scorer="fisher")
     assert outcome.results["dense_pearson"] > 0.6  # it is the difference of both words
     assert outcome.results["recovered_pearson"] > 0.6

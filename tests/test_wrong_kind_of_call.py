@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
 import hfprune
 from hfprune.errors import CalibrationError
@@ -68,6 +69,20 @@ class TestPruneClassesOfOneType:
             ValueError, match=r"^this is a checkpoint of another model type than LlamaModel.*Auto class"
         ):
             llama.from_pretrained(tmp_path / "small")
+
+    @pytest.mark.parametrize("load", [AutoModelForSequenceClassification.from_pretrained, hfprune.load])
+    def test_another_number_of_layers(self, load, tmp_path):
+        dense = tiny_model("bert")
+        hfprune.save(hfprune.apply_plan(dense, uneven_plan(dense)), tmp_path / "small")
+        fewer = (
+            r"^pruning_config has the shape of 'encoder.layer.1.*no such module. Leave out what changes the number of l"
+        )
+        with pytest.raises(ValueError, match=fewer):
+            load(tmp_path / "small", num_hidden_layers=1)
+        with pytest.raises(
+            ValueError, match=r"layer.2.* is not in the weights.*Leave out what changes the number of l"
+        ):
+            load(tmp_path / "small", num_hidden_layers=3)
 
     def test_a_dense_checkpoint(self, tmp_path):
         dense = tiny_model("bert")

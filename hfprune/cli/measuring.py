@@ -9,14 +9,14 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedModel, Trainer, TrainingArguments
 
-from hfprune.cli.models import check_classifier, load_model
+from hfprune.cli.models import classifier_config, load_model
 from hfprune.cli.texts import TextSource, split_of
 from hfprune.data.corpus import CORPORA, load_documents
 from hfprune.data.packages import resolve_model
 from hfprune.measuring.latency import measure_latency
-from hfprune.measuring.metrics import compute_metrics_for, default_metrics
+from hfprune.measuring.metrics import check_metrics, compute_metrics_for, default_metrics
 from hfprune.measuring.perplexity import Perplexity, perplexity
-from hfprune.structure.predictions import predicts_next_token
+from hfprune.structure.predictions import predicts_next_token, predicts_number
 
 
 def classifier_metrics(
@@ -39,7 +39,8 @@ def classifier_metrics(
         CheckpointError: The model is no text classifier, or lacks its head.
         ValueError: The texts, their labels or a metric do not fit.
     """
-    check_classifier(model)
+    # before the texts and the weights are read
+    check_metrics(metrics, regression=predicts_number(classifier_config(model)))
     # a single file is evaluated whole, unless the user asks for one of the splits that it can be cut into
     splits, tokenizer = texts.tokenized_for(resolve_model(model), whole=split is None)
     samples = split_of(splits, split or "test")
@@ -76,7 +77,8 @@ def metrics_of(
     Raises:
         ValueError: A metric is unknown, or does not fit the model.
     """
-    names = list(metrics) or default_metrics(classifier.config.num_labels)
+    regression = predicts_number(classifier.config)
+    names = list(metrics) or default_metrics(regression=regression)
     # Trainer wants a folder for its output, even where it only predicts
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
@@ -89,7 +91,7 @@ def metrics_of(
                 dataloader_pin_memory=torch.cuda.is_available(),
             ),
             data_collator=collator,
-            compute_metrics=compute_metrics_for(names, regression=classifier.config.num_labels == 1),
+            compute_metrics=compute_metrics_for(names, regression=regression),
         )
         predicted = trainer.predict(samples, metric_key_prefix="").metrics
     results = {}

@@ -1,6 +1,6 @@
 """Models by the names that users give to commands."""
 
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from hfprune.data.models import check_text_classifier, load_whole
 from hfprune.data.packages import resolve_model
@@ -30,11 +30,14 @@ def load_model(name: str, *, revision: str | None = None) -> PreTrainedModel:
     return load_whole(class_of(config.architectures or [], name), source, name=name, revision=revision)
 
 
-def check_classifier(name: str) -> None:
-    """Refuse a model that does not classify texts, before it is loaded.
+def classifier_config(name: str) -> PretrainedConfig:
+    """The config of a text classifier; a model that does not classify texts is refused, before it is loaded.
 
     Args:
         name: As for `load_model`.
+
+    Returns:
+        The config.
 
     Raises:
         CheckpointError: It does not, or it is a pruned checkpoint that `load` would refuse.
@@ -43,3 +46,4 @@ def check_classifier(name: str) -> None:
     check_source(source)
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     check_text_classifier(class_of(config.architectures or [], name), config, name)
+    return config

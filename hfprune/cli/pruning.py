@@ -9,7 +9,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from hfprune.cli.held_out import calibration_and_rest, log_lines, needs_no_data
 from hfprune.cli.measuring import metrics_of
-from hfprune.cli.models import check_classifier, load_model
+from hfprune.cli.models import classifier_config, load_model
 from hfprune.cli.texts import TextSource
 from hfprune.config import PruningConfig
 from hfprune.data.packages import resolve_model
@@ -19,8 +19,9 @@ from hfprune.publishing.checkpoint import save
 from hfprune.publishing.provenance import public_name
 from hfprune.publishing.report import command_line, comparison_table
 from hfprune.scoring import known_scorers
-from hfprune.sweeping import prune_within
-from hfprune.sweeping.samples import per_sample, sample_metrics
+from hfprune.structure.predictions import predicts_number
+from hfprune.sweeping import Sweep, prune_within
+from hfprune.sweeping.samples import check_sample_metric, per_sample, sample_metrics
 
 #: The most rows on which dense and pruned model are measured. `hfprune evaluate` measures on all.
 _MEASURED = 1000
@@ -78,7 +79,7 @@ def prune_and_save(request: PruneRequest, config: PruningConfig, output: Path, *
         CheckpointError: The model is no text classifier, or lacks its head.
         ValueError: Texts, labels, metric or config do not fit.
     """
-    check_classifier(request.model)
+    metric = _metric_of(request)
     source = resolve_model(request.model)
     # a search cuts a single file itself
     splits, tokenizer = request.texts.tokenized_for(
@@ -95,9 +96,11 @@ def prune_and_save(request: PruneRequest, config: PruningConfig, output: Path, *
             calibration, measured = calibration_and_rest(calibration, config, shared=needs_no_data(config))
     dense = load_model(request.model)
     note = ""
+    searched: dict[str, dict[str, float]] = {}
     if request.max_drop is not None:
-        small, table = _searched(request, request.max_drop, dense, calibration, measured, config, collator)
-        yield table
+        small, search = _searched(request, request.max_drop, metric, dense, calibration, measured, config, collator)
+        searched, note = _searched_metrics(small, search)
+        yield search.table()
     else:
         small = prune_model(dense, calibration, config, collator=collator)
         if "labels" in measured.column_names:
@@ -107,34 +110,56 @@ def prune_and_save(request: PruneRequest, config: PruningConfig, output: Path, *
     )
     folder = save(small, output, tokenizer=tokenizer, overwrite=overwrite)
     yield str(small.pruning_plan)
-    yield comparison_table(small.pruning_record) + note
+    # the record, and with it the card, leaves them out: they favour the model that was chosen by them
+    shown = small.pruning_record.with_(metrics=searched) if searched else small.pruning_record
+    yield comparison_table(shown) + note
     yield f"saved in {folder}"
+
+
+def _metric_of(request: PruneRequest) -> str:
+    """The metric of a search; a model that is no classifier is refused, and a metric that does not suit it."""
+    # by the config, before texts and weights are read
+    regression = predicts_number(classifier_config(request.model))
+    metric = request.metric or sample_metrics(regression=regression)[0]
+    check_sample_metric(metric, regression=regression)
+    return metric
 
 
 def _searched(
     request: PruneRequest,
     max_drop: float,
+    metric: str,
     dense: PreTrainedModel,
     calibration: Dataset,
     measured: Dataset,
     config: PruningConfig,
     collator: DataCollatorWithPadding,
-) -> tuple[PreTrainedModel, str]:
-    """The smallest model within the limit, and the table of the search."""
-    outputs = dense.config.num_labels
-    metric = request.metric or sample_metrics(outputs)[0]
+) -> tuple[PreTrainedModel, Sweep]:
+    """The smallest model within the limit, and what the search measured."""
+    evaluate = per_sample(metric, measured, regression=predicts_number(dense.config), collator=collator)
     with log_lines("hfprune.sweeping.search"):
-        small, search = prune_within(
+        return prune_within(
             dense,
             calibration,
             config,
             max_drop=max_drop,
-            evaluate=per_sample(metric, outputs, measured, collator=collator),
+            evaluate=evaluate,
             collator=collator,
             metric=metric,
             save_to=request.search_file,
         )
-    return small, search.table()
+
+
+def _searched_metrics(small: PreTrainedModel, search: Sweep) -> tuple[dict[str, dict[str, float]], str]:
+    """What the search measured of both models, and a line that says on which rows."""
+    sparsity = small.pruning_record.config["sparsity"]
+    chosen = next(point for point in search.points if point.sparsity == sparsity)
+    metrics = {"dense": {search.metric: search.dense.metric}, "pruned": {search.metric: chosen.metric}}
+    note = (
+        f"\n{search.metric}: on the {chosen.samples:,} texts by which the search chose; measure on others with "
+        "`hfprune evaluate`"
+    )
+    return metrics, note
 
 
 def _add_metrics(
@@ -145,7 +170,7 @@ def _add_metrics(
     config: PruningConfig,
 ) -> str:
     """Measure both models, add the metrics to the record, and say on how many rows."""
-    names = default_metrics(dense.config.num_labels)
+    names = default_metrics(regression=predicts_number(dense.config))
     some = rows
     if len(rows) > _MEASURED:
         some = rows.shuffle(seed=config.seed).select(range(_MEASURED))

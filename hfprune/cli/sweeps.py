@@ -8,15 +8,16 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from hfprune.cli.held_out import calibration_and_rest, log_lines, needs_no_data
-from hfprune.cli.models import check_classifier, load_model
+from hfprune.cli.models import classifier_config, load_model
 from hfprune.cli.texts import TextSource, split_of
 from hfprune.config import PruningConfig
 from hfprune.data.packages import resolve_model
 from hfprune.showing.picture import check_picture_path, require_matplotlib
+from hfprune.structure.predictions import predicts_number
 from hfprune.sweeping import Sweep
 from hfprune.sweeping import sweep as sweep_model
 from hfprune.sweeping.points import check_max_drop, paired_drop
-from hfprune.sweeping.samples import per_sample, sample_metrics
+from hfprune.sweeping.samples import check_sample_metric, per_sample, sample_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,21 +67,22 @@ def swept(request: SweepRequest, config: PruningConfig) -> Iterator[str]:
     if request.plot is not None:
         require_matplotlib()
         check_picture_path(request.plot)
-    check_classifier(request.model)
+    # before the texts and the weights are read
+    regression = predicts_number(classifier_config(request.model))
+    metric = request.metric or sample_metrics(regression=regression)[0]
+    check_sample_metric(metric, regression=regression)
     calibration, measured, tokenizer = _rows(request, config)
     if request.max_drop is not None:
         _check_enough_samples(request.max_drop, len(measured))
     collator = DataCollatorWithPadding(tokenizer)
     model = load_model(request.model)
-    outputs = model.config.num_labels
-    metric = request.metric or sample_metrics(outputs)[0]
     with log_lines("hfprune.sweeping.run"):
         curve = sweep_model(
             model,
             calibration,
             config,
             sparsities=request.sparsities,
-            evaluate=per_sample(metric, outputs, measured, collator=collator),
+            evaluate=per_sample(metric, measured, regression=regression, collator=collator),
             collator=collator,
             latency_batch_size=request.latency_batch_size,
             metric=metric,

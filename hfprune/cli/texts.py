@@ -10,7 +10,6 @@ from hfprune.data.classification import load_text_dataset, tokenize
 from hfprune.data.files import is_file_name
 from hfprune.data.labels import align_labels, parse_label_map
 from hfprune.data.loading import load_splits
-from hfprune.publishing.sources import check_source
 
 _SPLITS = ("train", "validation", "test")
 
@@ -67,7 +66,8 @@ class TextSource:
         by those.
 
         Args:
-            source: Folder or repository of the model, whose config gives the numbers of the labels.
+            source: Folder or repository of the model, whose config gives the numbers of the labels. It must be checked
+                (`hfprune.cli.models.check_classifier`): its config and tokenizer are read here.
             whole: Give all rows of a single file in each of its splits, instead of cutting it into splits.
             needs_labels: Whether labels that are missing, or that are not the model's, are an error. Otherwise a line
                 on stderr says what is wrong with them, and the splits have no column `labels`.
@@ -76,10 +76,8 @@ class TextSource:
             The tokenized splits, and the tokenizer.
 
         Raises:
-            CheckpointError: The model is a pruned checkpoint that `hfprune.load` would refuse.
             ValueError: The data cannot be read, has no such columns, or its labels are not those of the model.
         """
-        check_source(source)
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         label_column: str | None = self.label_column or "label"

@@ -27,6 +27,13 @@ _LOADERS = {
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 #: What a csv file may be separated by, if not by commas.
 _OTHER_SEPARATORS = {";": "';'", "\t": r"'\t'", "|": "'|'"}
+#: The byte-order marks with which a file of text says how it is encoded, the longer first: one begins as another does.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 #: A suffix of letters: names of data sets on the Hub seldom end in one, names of files always do.
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,7}")
 #: Says of a name that it is one of the Hub, whatever it looks like.
@@ -100,6 +107,8 @@ def read_file(
     loader = _LOADERS[kind]
     _check_options(file, loader, separator=separator, encoding=encoding)
     codec = encoding or "utf-8"
+    if loader != "parquet":
+        _check_mark(path, codec)
     if loader == "conll":
         return _read_conll(path, _unescaped(separator), codec)
     if loader != "parquet":
@@ -114,17 +123,28 @@ def read_file(
         options["sample_by"] = "document" if documents else "line"
     if encoding is not None:
         options["encoding"] = encoding
-    return _load(loader, file, split, options)
+    rows = _load(loader, file, split, options)
+    if rows is None or not len(rows):
+        raise ValueError(f"the {split} file {file!r} has no rows. Write at least one, or leave the file out.")
+    return rows
 
 
-def _load(loader: str, file: str, split: str, options: dict[str, Any]) -> Dataset:
-    """Read a file with a loader of `datasets`."""
+def _load(loader: str, file: str, split: str, options: dict[str, Any]) -> Dataset | None:
+    """Read a file with a loader of `datasets`; None if it says that there are no rows."""
     try:
         # `datasets` takes a path as a pattern, so brackets and the like in it are escaped. One file is always a split
         # of the name `train` to it.
         return datasets.load_dataset(loader, data_files=glob.escape(file), split="train", **options)
     except datasets.exceptions.DatasetGenerationError as error:
         raise ValueError(f"the {split} file {file!r} cannot be read: {error.__cause__ or error}") from error
+    # the loader of json looks for a first row in vain
+    except StopIteration:
+        return None
+    # of a csv file that ends after its head
+    except ValueError as error:
+        if "corresponds to no data" not in str(error):
+            raise
+        return None
 
 
 def _kind_of(path: Path, split: str) -> str:
@@ -171,6 +191,22 @@ def _not_decoded(file: str, encoding: str, error: UnicodeDecodeError) -> ValueEr
 def _open(path: Path, encoding: str) -> IO[str]:
     opener = _OPENERS.get(path.suffix.lower(), open)
     return cast(IO[str], opener(path, "rt", encoding=encoding))
+
+
+def _check_mark(path: Path, encoding: str) -> None:
+    """Refuse a file that says itself that it is in another encoding, in which latin-1, say, would read nonsense."""
+    opener = _OPENERS.get(path.suffix.lower(), open)
+    with opener(path, "rb") as data:
+        begin = data.read(4)
+    for mark, marked in _MARKS.items():
+        if not begin.startswith(mark):
+            continue
+        if codecs.lookup(encoding).name != marked:
+            raise ValueError(
+                f"{str(path)!r} begins with the byte-order mark of {marked}, and was to be read as {encoding}. Say how "
+                f"it is encoded: --encoding {marked} (encoding in Python), or save it as UTF-8."
+            )
+        return
 
 
 def _check_decodes(path: Path, encoding: str) -> None:

@@ -12,6 +12,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Value
 from transformers import PretrainedConfig
 
 from hfprune.structure.arguments import TEXT, checked
+from hfprune.structure.predictions import predicts_number
 
 #: From a class of the data to a number or a name of the model.
 LabelMap = Mapping[str, int | str]
@@ -72,7 +73,12 @@ def align_labels(
             f"the model gives any number of its {config.num_labels} classes to a text (multi_label_classification), "
             "and the data has one class a text. Measure it with your own code; hfprune.prune takes its data."
         )
-    if config.num_labels == 1:
+    if predicts_number(config):
+        if config.num_labels > 1:
+            raise ValueError(
+                f"the model gives {config.num_labels} numbers to a text (regression), and the data has one label a "
+                "text. Measure it with your own code; hfprune.prune takes its data."
+            )
         return _as_targets(data, label_column, label_map)
     if not isinstance(feature, ClassLabel):
         raise ValueError(

@@ -1,11 +1,12 @@
 """The arguments of the scripts, from the command line or from one file."""
 
+import difflib
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
@@ -127,6 +128,13 @@ class Arguments(NamedTuple):
     method: MethodArguments
 
 
+class _Parser(HfArgumentParser):
+    """A parser that raises its errors: argparse prints the usage with them, which has a line for each option."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}. See --help.")
+
+
 def parse(data: type[DataArguments], description: str | None, argv: Sequence[str] | None = None) -> Arguments:
     """Parse the arguments of a script: a command line, which may begin with the name of a YAML or JSON file.
 
@@ -141,7 +149,8 @@ def parse(data: type[DataArguments], description: str | None, argv: Sequence[str
         The arguments.
 
     Raises:
-        ValueError: An argument is not known, or a file does not hold values by name.
+        ValueError: An argument is not known, lacks its value or has a wrong one; or a file does not hold values by
+            name.
 
     Examples:
         >>> from hfprune.jobs.tasks import DataArguments, parse
@@ -154,12 +163,28 @@ def parse(data: type[DataArguments], description: str | None, argv: Sequence[str
         # argparse lets the last of several values win, so the words of the file come first
         words = [*_words_of_file(Path(words[0])), *words[1:]]
     groups = (RecoveryArguments, ModelArguments, data, PruningArguments, MethodArguments)
-    parser = HfArgumentParser(groups, description=description)
-    training, model, data_arguments, pruning, method = parser.parse_args_into_dataclasses(words)
+    parser = _Parser(groups, description=description)
+    *parsed, rest = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
+    if rest:
+        raise ValueError(_unknown(parser, rest))
+    training, model, data_arguments, pruning, method = parsed
     if pruning.sequence_length is None:
         pruning.sequence_length = data_arguments.max_length
     config = PruningConfig(**asdict(pruning), seed=training.seed)
     return Arguments(training=training, model=model, data=data_arguments, pruning=config, method=method)
+
+
+def _unknown(parser: HfArgumentParser, rest: Sequence[str]) -> str:
+    """What is wrong with words that no option takes, and the option that was perhaps meant."""
+    name = next((word.partition("=")[0] for word in rest if word.startswith("--")), None)
+    if name is None:
+        return f"{rest[0]!r} is neither an option nor the value of one. See --help."
+    known: list[str] = []
+    for action in parser._actions:
+        known += action.option_strings
+    nearest = difflib.get_close_matches(name.replace("-", "_").replace("__", "--", 1), known, n=1)
+    meant = f" Did you mean {nearest[0]}?" if nearest else ""
+    return f"there is no option {name}.{meant} See --help."
 
 
 def _words_of_file(path: Path) -> list[str]:

@@ -226,13 +226,28 @@ def load_metric(name: str) -> evaluate.EvaluationModule:
     return METRICS[name]()
 
 
-def default_metrics(num_labels: int) -> list[str]:
+def default_metrics(*, regression: bool = False) -> list[str]:
     """The metrics to measure by default: accuracy, or Pearson's correlation for a regression.
 
-    >>> default_metrics(3), default_metrics(1)
+    >>> default_metrics(), default_metrics(regression=True)
     (['accuracy'], ['pearson'])
     """
-    return ["pearson"] if num_labels == 1 else ["accuracy"]
+    return ["pearson"] if regression else ["accuracy"]
+
+
+def check_metrics(names: Sequence[str], *, regression: bool = False) -> None:
+    """Refuse metrics that are unknown, or that do not suit what a model predicts, before it is loaded.
+
+    Args:
+        names: Names of metrics.
+        regression: Whether the model predicts one number instead of a class.
+
+    Raises:
+        ValueError: A metric compares classes where numbers are predicted, or the other way round; or there is none of
+            that name.
+    """
+    for name in names:
+        _check_suits(name, regression=regression)
 
 
 def compute_metrics_for(names: Sequence[str], *, regression: bool = False) -> Callable[[Any], dict[str, float]]:
@@ -256,8 +271,7 @@ def compute_metrics_for(names: Sequence[str], *, regression: bool = False) -> Ca
         >>> compute(EvalPrediction(predictions=logits, label_ids=np.array([0, 0])))
         {'accuracy': 0.5}
     """
-    for name in names:
-        _check_suits(name, regression=regression)
+    check_metrics(names, regression=regression)
     metrics = list(map(load_metric, names))
 
     def compute(prediction: Any) -> dict[str, float]:

@@ -107,7 +107,7 @@ def count_macs(model: PreTrainedModel, *, sequence_length: int) -> int:
         Multiply-adds.
 
     Raises:
-        ValueError: The model has no positions for so long a sequence.
+        ValueError: The model has no positions for so long a sequence, or it does not fit into memory.
     """
     model = unwrapped(model)
     check_length(model, sequence_length)
@@ -116,8 +116,22 @@ def count_macs(model: PreTrainedModel, *, sequence_length: int) -> int:
     # The counter does not know all of PyTorch's fused attention kernels. It knows matrix products, and the math
     # backend computes attention by them.
     with frozen(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        model(**inputs)
+        _run(model, inputs, sequence_length)
     return counter.get_total_flops() // 2
+
+
+def _run(model: PreTrainedModel, inputs: Batch, sequence_length: int) -> None:
+    """Run a model on a text that may be too long for the memory, and say so then."""
+    try:
+        model(**inputs)
+    except RuntimeError as error:
+        # torch has a class of its own for this on accelerators only
+        if "memory" not in str(error):
+            raise
+        raise ValueError(
+            f"sequence_length={sequence_length}: the model runs once on a text of so many tokens, which does not fit "
+            "into memory. Set the length that it will be used with."
+        ) from error
 
 
 def kv_cache_bytes(model: PreTrainedModel) -> int:

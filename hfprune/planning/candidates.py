@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hfprune.planning.costs import get_budget
+from hfprune.structure.arguments import TEXT, finite
 from hfprune.structure.blocks import Block
 
 
@@ -198,12 +199,15 @@ def units_by_pattern(sparsity: Mapping[str, float], units: Mapping[str, int]) ->
         By block name, the most units that the block may keep.
 
     Raises:
-        ValueError: A pattern matches no block, or a sparsity is not in [0, 1].
+        ValueError: A pattern is no text or matches no block, or a sparsity is no number in [0, 1].
 
     Examples:
         >>> units_by_pattern({"*.0.*": 0.0, "*.ffn": 0.25}, {"l.0.ffn": 8, "l.1.ffn": 8, "l.1.attention": 4})
         {'l.0.ffn': 8, 'l.1.ffn': 6, 'l.1.attention': 4}
     """
+    for pattern, value in sparsity.items():
+        TEXT.check("a pattern of block names in sparsity", pattern)
+        finite().check(f"sparsity of {pattern!r}", value)
     check_patterns(sparsity, list(units))
     for pattern, value in sparsity.items():
         if not 0 <= value <= 1:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import index
@@ -104,7 +104,7 @@ class PruningPlan:
                 kind=block.kind,
                 unit=block.unit,
                 units=block.units,
-                kept=tuple(kept.get(block.name, range(block.units))),
+                kept=_whole_numbers(block.name, kept.get(block.name, range(block.units))),
                 unit_params=block.unit_params,
                 unit_macs=block.unit_macs(sequence_length),
                 unit_cache_bytes=block.unit_cache_bytes,
@@ -376,6 +376,11 @@ def _recorded_heads(block: Block) -> int | None:
 def _whole_numbers(name: str, kept: Sequence[int]) -> tuple[int, ...]:
     """Indices as Python's whole numbers; refuses numbers with a fraction, truth values and texts."""
     numbers: list[int] = []
+    if isinstance(kept, (str, bytes)) or not isinstance(kept, Iterable):
+        raise ValueError(
+            f"the plan of block {name!r} must keep a list of the units that stay, got {kept!r:.50}. Leave the block "
+            "out to keep all its units; [] removes them all."
+        )
     for unit in kept:
         if isinstance(unit, bool) or not hasattr(unit, "__index__"):
             raise ValueError(f"the plan of block {name!r} must keep whole numbers, got {unit!r:.50} among the indices.")

@@ -26,9 +26,10 @@ from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, anatomy_of, model
 from hfprune.structure.arguments import FUNCTION, checked, optional
 from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import check_in_one_place
+from hfprune.structure.devices import refuse_inference_weights
 from hfprune.structure.examples import check_length
 from hfprune.structure.modeling_pruned import PrunedModel
-from hfprune.structure.running import frozen, outside_inference_mode
+from hfprune.structure.running import frozen, outside_inference_mode, refuse_tuples
 from hfprune.structure.sharing import alone_with
 from hfprune.structure.wrapping import inner, unwrapped
 
@@ -320,10 +321,12 @@ def _checked_steps(
 
 def _check_before_reading(model: PreTrainedModel, config: PruningConfig) -> None:
     """Refuse mistakes that show at once: to read a model whose type is not in the table takes seconds."""
+    refuse_inference_weights(model)
     check_in_one_place(model)
     check_length(model, config.sequence_length)
     scorers, _ = scorers_in(config.scorer)
     if any(scorer.labels != "none" for scorer in scorers):
+        refuse_tuples(model)
         _check_head(model, config.scorer)
 
 

@@ -230,11 +230,16 @@ def check_table(table: Mapping[str, Any], blocks: Iterable[Block]) -> None:
     """
     attributes: set[str] = set()
     projections: set[str] = set()
+    parameters: set[str] = set()
     bypasses: set[str] = set()
     inputs: dict[tuple[str, str], dict[str, Any]] = {}
     for block in blocks:
         attributes.update(f"{path}.{attribute}" for path, attribute, _ in block.sizes)
-        projections.update(block.modules)
+        for piece in block.slices:
+            if piece.role == "other":
+                parameters.add(piece.path)
+            else:
+                projections.add(piece.module)
         if block.bypass is not None:
             bypasses.add(block.bypass)
         for path, argument, where in block.head_inputs:
@@ -245,6 +250,7 @@ def check_table(table: Mapping[str, Any], blocks: Iterable[Block]) -> None:
             }
     _check_named("attributes", table.get("attributes", {}), attributes)
     _check_named("shapes", table.get("shapes", {}), projections)
+    _check_named("parameters", table.get("parameters", {}), parameters)
     _check_named("bypassed", table.get("bypassed", {}), bypasses)
     for path, rules in table.get("inputs", {}).items():
         for argument, rule in rules.items():

@@ -12,13 +12,13 @@ from hfprune.distributed import is_main_process
 from hfprune.errors import CheckpointError
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.card import write_card
-from hfprune.publishing.contents import RECORD_FILE, names_in
+from hfprune.publishing.contents import RECORD_FILE, names_in, sha256
 from hfprune.publishing.hub import fetch
 from hfprune.publishing.probe import PROBE_FILE, Probe
 from hfprune.publishing.record import PruningRecord, blocks_of
 from hfprune.publishing.replacement import draft_for, entries_of, finish_interrupted, put
 from hfprune.publishing.saveable import check_draft, check_saveable, untied_state
-from hfprune.publishing.verification import check_digests, check_loadable, model_class, remember_checked, sha256
+from hfprune.publishing.verification import check_digests, check_loadable, model_class, remember_checked
 from hfprune.structure.anatomy import anatomy_of
 from hfprune.structure.arguments import FLAG, PATH, checked
 from hfprune.structure.modeling_pruned import (

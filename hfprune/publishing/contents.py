@@ -3,6 +3,7 @@
 Whatever is not in the lists, or is of an unexpected type, is a problem; nothing is passed over. Files are read as data.
 """
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,14 +33,19 @@ SETTINGS_FILES = frozenset(
         "chat_template.json",
     }
 )
+#: Files of tokenizers, by name, beside those with settings.
+_OF_TOKENIZERS = re.compile(
+    r"tokenizer\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|[\w.-]+\.(model|codes|tiktoken|spm)"
+    r"|(emoji|normalizer|entity_vocab|phonemes|vocab-src|vocab-tgt|target_vocab|byte_maps)\.json|dict\.txt"
+    r"|word_(shape|pronunciation)\.json|prophetnet\.tokenizer|chat_template\.jinja"
+)
+#: Their files with settings.
+_SETTINGS_OF_TOKENIZERS = frozenset({"tokenizer_config.json", "special_tokens_map.json", "chat_template.json"})
 #: The other files that `save` and `Trainer` write, by name.
 _FILES = re.compile(
     r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
     rf"|{re.escape(PLAN_FILE)}|{re.escape(RECORD_FILE)}|{re.escape(PROBE_FILE)}|{re.escape(LOADER_FILE)}"
-    # of tokenizers
-    r"|tokenizer\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|[\w.-]+\.(model|codes|tiktoken|spm)"
-    r"|(emoji|normalizer|entity_vocab|phonemes|vocab-src|vocab-tgt|target_vocab|byte_maps)\.json|dict\.txt"
-    r"|word_(shape|pronunciation)\.json|prophetnet\.tokenizer|chat_template\.jinja"
+    rf"|{_OF_TOKENIZERS.pattern}"
 )
 #: What Trainer and our scripts put beside a model; from_pretrained reads none of it.
 _OF_TRAINING = re.compile(
@@ -71,8 +77,9 @@ _NEVER_SET = frozenset(
 )
 #: Names of settings that say where something else is to be read: in a repository, a folder, a file or a server.
 _PLACES = re.compile(r"(.+_)?(name_or_path|name_or_paths|repo|repo_id|repo_name|path|paths|url)")
-#: Where a model or a tokenizer came from, which transformers writes and nothing reads when it is loaded.
-_ORIGINS = frozenset({"name_or_path", "_name_or_path"})
+#: Where a model or a tokenizer came from, which transformers writes (the last, of a GGUF file), and nothing reads when
+#: it is loaded.
+_ORIGINS = frozenset({"name_or_path", "_name_or_path", "_model_name_or_path"})
 
 
 def may_hold(name: str) -> bool:
@@ -111,6 +118,43 @@ def is_covered(name: str) -> bool:
     if Path(name).suffix in _OTHER_WEIGHTS:
         return True
     return name in SETTINGS_FILES or bool(_FILES.fullmatch(name) or _TEMPLATES.fullmatch(name))
+
+
+def digest_problems(folder: Path, digests: Mapping[str, str]) -> Iterator[str]:
+    """Files that are not those whose SHA-256 a record holds, or that it does not hold.
+
+    Args:
+        folder: A checkpoint's folder.
+        digests: SHA-256 by the name of the file.
+
+    Yields:
+        One line for each.
+    """
+    for name, digest in sorted(digests.items()):
+        if not (folder / name).is_file():
+            yield f"{name} is missing. Download or save the checkpoint again"
+        elif sha256(folder / name) != digest:
+            yield f"{name} is not the file that was saved: its SHA-256 differs"
+    for name in names_in(folder):
+        if name not in digests and is_covered(name):
+            yield f"{name} is not part of what was saved. {_advice_on_added(name)}"
+
+
+def _advice_on_added(name: str) -> str:
+    """What to do about a file that was added; one of a tokenizer may be from its own `save_pretrained`."""
+    is_of_tokenizer = name in _SETTINGS_OF_TOKENIZERS or _OF_TOKENIZERS.fullmatch(name) or _TEMPLATES.fullmatch(name)
+    if not is_of_tokenizer:
+        return "Remove it"
+    return (
+        "If tokenizer.save_pretrained wrote it, save both at once, which records its digest: "
+        "hfprune.save(model, folder, tokenizer=tokenizer, overwrite=True). If not, remove it"
+    )
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def names_in(folder: Path) -> list[str]:

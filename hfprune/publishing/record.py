@@ -51,7 +51,8 @@ class PruningRecord:
         base_revision: The commit of the dense model's repository; empty if it did not come from the Hub, or if the
             cache holds several of its commits and transformers (5.23) does not say which.
         blocks: For each block its `kind`, and its number of units `before` and `after`.
-        calibration: The data of scoring and reconstruction: `samples`, `tokens`, and a `digest` of the token ids.
+        calibration: The data of scoring and reconstruction: `samples`, `tokens`, and a `digest` of the token ids;
+            where samples without any token were left out, their number, `left_out`.
         rounds: For each round: sparsity, digest of the plan so far, and seconds of scoring and surgery.
         vocabulary: How vocabulary pruning changed the model: tokens `before` and `after`, the removed parameters
             (`params`) and multiply-adds a token (`token_macs`), the number of `texts` that were read, and how often a

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import id_tensor_storage
 
@@ -34,6 +34,14 @@ def check_saveable(model: PreTrainedModel) -> None:
             "`hfprune.load(folder, quantization_config=...)` quantizes while it loads. To keep the quantized weights, "
             "call model.save_pretrained(folder), and load them with an Auto class."
         )
+    for name, module in model.named_modules():
+        # such modules keep packed weights, which are no parameters
+        if _is_quantized(module):
+            raise CheckpointError(
+                f"{name} of this {type(model).__name__} is a quantized {type(module).__name__} of torch "
+                "(quantize_dynamic), and a checkpoint of hfprune holds weights as they were pruned, with their shapes. "
+                "Save the model before it is quantized, and quantize again what hfprune.load returns."
+            )
     for name, parameter in model.named_parameters():
         _check_finite(name, parameter)
     persistent = model.state_dict().keys()
@@ -41,6 +49,12 @@ def check_saveable(model: PreTrainedModel) -> None:
         # a mask may hold infinities
         if name in persistent:
             _check_finite(name, buffer, allows_infinity=True)
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    """Whether a module is one that torch puts in the place of one with plain weights."""
+    package = type(module).__module__
+    return package.startswith(("torch.ao.nn.", "torch.nn.quantized.")) and "quantized" in package
 
 
 def _check_finite(name: str, tensor: Tensor, *, allows_infinity: bool = False) -> None:

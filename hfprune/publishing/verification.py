@@ -24,11 +24,13 @@ from hfprune.publishing.contents import (
     LOADER_FILE,
     PLAN_FILE,
     RECORD_FILE,
+    digest_problems,
     file_problems,
     is_covered,
     names_in,
     pending_problems,
     setting_problems,
+    sha256,
 )
 from hfprune.publishing.probe import PROBE_FILE, Probe
 from hfprune.publishing.record import PruningRecord, blocks_of
@@ -332,26 +334,6 @@ def _record_and_digest_problems(folder: Path) -> Iterator[str]:
         yield from digest_problems(folder, record.files)
 
 
-def digest_problems(folder: Path, digests: Mapping[str, str]) -> Iterator[str]:
-    """Files that are not those whose SHA-256 a record holds, or that it does not hold.
-
-    Args:
-        folder: A checkpoint's folder.
-        digests: SHA-256 by the name of the file.
-
-    Yields:
-        One line for each.
-    """
-    for name, digest in sorted(digests.items()):
-        if not (folder / name).is_file():
-            yield f"{name} is missing. Download or save the checkpoint again"
-        elif sha256(folder / name) != digest:
-            yield f"{name} is not the file that was saved: its SHA-256 differs"
-    for name in names_in(folder):
-        if name not in digests and is_covered(name):
-            yield f"{name} is not part of what was saved. Remove it"
-
-
 def _record_problems(folder: Path) -> Iterator[str]:
     """A record that cannot be read. A checkpoint may have none."""
     path = folder / RECORD_FILE
@@ -388,12 +370,6 @@ def _probe_problem(folder: Path) -> str | None:
         return probe.problem_of(model)
     except Exception as error:  # noqa: BLE001 (whatever a stranger's numbers make fail is a problem to report)
         return f"the model cannot be run on {PROBE_FILE}: {type(error).__name__}: {error}"
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _structure_problems(folder: Path) -> Iterator[str]:
@@ -469,8 +445,8 @@ def _shape_problems(skeleton: PreTrainedModel, stored: Mapping[str, tuple[int, .
     state = skeleton.state_dict()
     not_saved = _names_not_saved(skeleton)
     required_state = {name: tensor for name, tensor in state.items() if name not in not_saved}
-    required = _as_saved(skeleton, required_state)
-    expected = _as_saved(skeleton, state)
+    required = _as_saved(skeleton, required_state, stored)
+    expected = _as_saved(skeleton, state, stored)
     for name, tensor in expected.items():
         shape = tuple(tensor.shape)
         if name in stored and stored[name] != shape:
@@ -487,12 +463,16 @@ def _shape_problems(skeleton: PreTrainedModel, stored: Mapping[str, tuple[int, .
         yield f"{name} is in the weights, but the model has no such tensor"
 
 
-def _as_saved(skeleton: PreTrainedModel, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors by the names, and in the shapes, of a checkpoint: transformers saves stock models as it once did."""
-    if isinstance(skeleton, modeling_pruned.PrunedModel):
-        return state
-    as_saved: dict[str, torch.Tensor] = revert_weight_conversion(skeleton, state)
-    return as_saved
+def _as_saved(
+    skeleton: PreTrainedModel, state: dict[str, torch.Tensor], stored: Mapping[str, tuple[int, ...]]
+) -> dict[str, torch.Tensor]:
+    """Tensors by the names, and in the shapes, that a checkpoint has.
+
+    transformers saves some stock models by earlier names. Pruned models keep the names of their modules, but those that
+    earlier versions of hfprune saved may have the other ones.
+    """
+    by_earlier_names: dict[str, torch.Tensor] = revert_weight_conversion(skeleton, state)
+    return max((state, by_earlier_names), key=lambda named: len(named.keys() & stored.keys()))
 
 
 def _names_not_saved(model: PreTrainedModel) -> set[str]:

@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.recovery.finite import check_finite_weights
 from hfprune.recovery.gradual import GradualPruning
+from hfprune.structure.devices import refuse_inference_weights
+from hfprune.structure.running import refuse_tuples
 
 
 def gradual_in(callbacks: Sequence[object]) -> GradualPruning | None:
@@ -44,6 +46,7 @@ def check_trainer(model: Any, args: Any, teacher: PreTrainedModel | None, kwargs
     Raises:
         TypeError: Arguments or model are of another kind.
         ValueError: Settings that would have no effect, or do not go together; or weights that are NaN or infinite.
+        StructureError: The model's weights were made inside `torch.inference_mode`, or a model returns tuples.
     """
     if not isinstance(args, RecoveryArguments):
         raise TypeError(
@@ -56,6 +59,10 @@ def check_trainer(model: Any, args: Any, teacher: PreTrainedModel | None, kwargs
     _check_dtype(args, model)
     if teacher is model:
         raise ValueError("the teacher is the model itself; pass the dense model that was pruned.")
+    refuse_inference_weights(model)
+    refuse_tuples(model)
+    if teacher is not None:
+        refuse_tuples(teacher)
     check_finite_weights(model, "model")
     if teacher is not None:
         check_finite_weights(teacher, "teacher")

@@ -27,6 +27,7 @@ from hfprune.recovery.losses.registry import (
 from hfprune.structure.anatomy import anatomy_of
 from hfprune.structure.batches import Batch, token_mask
 from hfprune.structure.blocks import Block
+from hfprune.structure.class_labels import fitting_labels
 from hfprune.structure.predictions import judges_every_token, predicts_next_token
 
 
@@ -154,7 +155,7 @@ class RecoveryLoss:
         Raises:
             ValueError: There is nothing to learn from, or a loss is NaN or infinite.
         """
-        batch = with_decoder_inputs(student, inputs)
+        batch = with_decoder_inputs(student, fitting_labels(student, inputs))
         columns = {name: batch.pop(name) for name in TEACHER_COLUMNS if name in batch}
         runs_teacher = self._runs_teacher(columns)
         weights = self._weights(runs_teacher=runs_teacher, has_columns=bool(columns))

@@ -21,7 +21,7 @@ from hfprune.structure.arguments import FUNCTION, checked, finite, optional, who
 from hfprune.structure.batches import LABELS, Batch
 from hfprune.structure.examples import has_decoder
 from hfprune.structure.predictions import predictions_of
-from hfprune.structure.running import frozen, inputs_of
+from hfprune.structure.running import frozen, inputs_of, refuse_tuples
 from hfprune.structure.store import digest_of
 from hfprune.structure.wrapping import argument_names, unwrapped
 
@@ -80,6 +80,7 @@ def add_teacher_logits(
         raise ValueError(f"temperature must be positive and finite, got {temperature}; 2.0 is usual.")
     collator = collator or default_data_collator
     teacher = unwrapped(teacher)
+    refuse_tuples(teacher)
     parameters = argument_names(teacher)
     names = [name for name in data.column_names if name in parameters and name not in LABELS]
     # the decoder reads the labels, as it does in training

@@ -33,6 +33,7 @@ from hfprune.recovery.losses.registry import OVER_LABELS, get_loss
 from hfprune.recovery.teacher import teacher_once
 from hfprune.recovery.token_dropout import swap_tokens
 from hfprune.structure.batches import Batch, count_samples, refuse_head_mask
+from hfprune.structure.class_labels import fitting_labels
 from hfprune.structure.modeling_pruned import write_attachments
 from hfprune.structure.running import same_use_cache
 from hfprune.structure.wrapping import argument_names, inner, label_arguments
@@ -50,6 +51,10 @@ class RecoveryTrainer(Trainer):
     callbacks `model` is pruned while it trains, and `trainer.model` is the small one afterwards; with `lora_rank`
     adapters train, and are merged at the end. A model in float16 or bfloat16 is in float32 while it trains, and is
     rounded once at the end (`bf16=True` computes in bfloat16); under FSDP and DeepSpeed their own precision counts.
+
+    Scoring, pruning and repair have a model alone for their time, so that threads can share it. Training does not wait
+    for them, nor they for it: it takes too long, and changes the weights meanwhile. Give each training a model of its
+    own. Its teacher stays as it is, but while it trains no other thread may score or repair that teacher: take a copy.
 
     Args:
         model: The pruned model.
@@ -289,7 +294,7 @@ class RecoveryTrainer(Trainer):
         refuse_head_mask(inputs)
         student = self._plain_model()
         if not model.training:
-            arguments = call_arguments(student, inputs)
+            arguments = call_arguments(student, fitting_labels(student, inputs))
             return super().compute_loss(model, arguments, return_outputs, num_items_in_batch)  # type: ignore[no-any-return]
         if self.args.token_dropout > 0:
             special = self.processing_class.all_special_ids

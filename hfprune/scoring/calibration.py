@@ -10,9 +10,11 @@ from transformers import PreTrainedModel
 
 from hfprune.errors import CalibrationError
 from hfprune.scoring.checks import (
+    BatchesWithTokens,
     all_empty,
     check_batch,
     check_decoder_inputs,
+    left_out_of,
     rows_of,
     slice_samples,
     warn_of_empty,
@@ -75,7 +77,8 @@ def calibration_batches(
             error. Without it they are left out, with a warning.
 
     Returns:
-        The batches, on the CPU. Those of a data set go from the shortest samples to the longest.
+        The batches, on the CPU. Those of a data set go from the shortest samples to the longest. The list also knows
+        how many samples were left out, for the record of `prune`.
 
     Raises:
         CalibrationError: The data is empty, too small, not tokenized, or of an unknown kind, or a batch cannot be used.
@@ -100,14 +103,17 @@ def calibration_batches(
         collator=collator,
         needs_labels=needs_labels,
     )
+    given: Sequence[Any]
     if isinstance(data, DataLoader):
         batches = _first_batches(data, model, how)
-    elif _has_rows(data, model):
-        batches = [check_batch(batch, model, needs_labels=needs_labels) for batch in batches_of_rows(data, model, how)]
-        batches = without_empty(batches)
     else:
-        given: Sequence[Any] = data  # type: ignore[assignment]
+        if _has_rows(data, model):
+            given, left_out = batches_of_rows(data, model, how)
+        else:
+            given = data  # type: ignore[assignment]
+            left_out = left_out_of(given)
         batches = without_empty([check_batch(batch, model, needs_labels=needs_labels) for batch in given])
+        batches.left_out += left_out
     if not batches:
         raise too_small(0, samples)
     check_decoder_inputs(batches, model)
@@ -132,7 +138,7 @@ def _has_rows(data: Any, model: PreTrainedModel) -> bool:
     )
 
 
-def _first_batches(loader: Iterable[Batch], model: PreTrainedModel, how: Batching) -> list[Batch]:
+def _first_batches(loader: Iterable[Batch], model: PreTrainedModel, how: Batching) -> BatchesWithTokens:
     """The first batches of a loader, up to a number of samples; the last batch is shortened to fit."""
     batches: list[Batch] = []
     missing = how.samples
@@ -155,7 +161,7 @@ def _first_batches(loader: Iterable[Batch], model: PreTrainedModel, how: Batchin
     if not batches:
         raise all_empty(empty)
     warn_of_empty(empty)
-    return batches
+    return BatchesWithTokens(batches, empty)
 
 
 def _shortened(batch: Batch, samples: int) -> Batch:
@@ -184,7 +190,8 @@ def describe(batches: Sequence[Batch]) -> dict[str, Any]:
 
     Returns:
         `samples`, and where there are token ids `tokens` (without padding, if there is a mask) and `digest` (SHA-256 of
-        the ids as 64-bit integers, batch by batch).
+        the ids as 64-bit integers, batch by batch); where samples without a token were left out, `left_out`, their
+        number.
 
     Examples:
         >>> import torch
@@ -194,6 +201,9 @@ def describe(batches: Sequence[Batch]) -> dict[str, Any]:
         (2, 4, '334658f17798')
     """
     about: dict[str, Any] = {"samples": total_samples(batches)}
+    left_out = left_out_of(batches)
+    if left_out:
+        about["left_out"] = left_out
     if not all(isinstance(batch.get("input_ids"), Tensor) for batch in batches):
         return about
     tokens = 0

@@ -1,7 +1,7 @@
 """Checks of batches before any of them runs: each mistake by its name, and not as an error from inside a model."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hfprune.errors import CalibrationError
-from hfprune.structure.batches import LABELS, Batch, refuse_head_mask
-from hfprune.structure.devices import check_tokens
+from hfprune.errors import CalibrationError, StructureError
+from hfprune.structure.batches import LABELS, Batch, on_device, refuse_head_mask
+from hfprune.structure.devices import check_tokens, input_device
 from hfprune.structure.examples import learned_positions
-from hfprune.structure.running import frozen, inputs_of
+from hfprune.structure.running import frozen, inputs_of, without_cache
 from hfprune.structure.targets import check_target_texts
 from hfprune.structure.wrapping import argument_names, unwrapped
 
@@ -22,8 +22,34 @@ logger = logging.getLogger(__name__)
 DIMENSIONS = {"input_ids": 2, "input_values": 2, "input_features": 3, "inputs_embeds": 3, "pixel_values": 3}
 #: Arguments with a row for each sample, next to those of `DIMENSIONS`.
 _ROW_BY_ROW = ("attention_mask", "token_type_ids", "decoder_input_ids", "decoder_attention_mask", *LABELS)
+#: What to do about labels that are no numbers.
+NEEDED_LABELS = (
+    "This scorer goes by the loss against the labels of the data. Number the classes as model.config.label2id does, "
+    "leave out samples without a label, or use a scorer that needs none, such as residual_logit_fisher or kl_fisher."
+)
 #: Arguments that hold token ids.
 _IDS = ("input_ids", "decoder_input_ids")
+
+
+class BatchesWithTokens(list[Batch]):
+    """Batches of samples with a token, which know how many samples had none.
+
+    Attributes:
+        left_out: How many samples without any token were left out.
+
+    Args:
+        batches: The batches.
+        left_out: How many samples were left out.
+    """
+
+    def __init__(self, batches: Iterable[Batch], left_out: int) -> None:
+        super().__init__(batches)
+        self.left_out = left_out
+
+
+def left_out_of(batches: Sequence[Batch]) -> int:
+    """How many samples without any token were left out of batches, as far as these know it."""
+    return batches.left_out if isinstance(batches, BatchesWithTokens) else 0
 
 
 def check_batches(
@@ -76,13 +102,17 @@ def check_batch(batch: Batch, model: PreTrainedModel, *, needs_labels: bool = Fa
     arguments = {name: _as_tensor(value) for name, value in batch.items() if name in names and value is not None}
     if not needs_labels and not model.config.is_encoder_decoder:
         _leave_out_labels(arguments)
+    if needs_labels:
+        _check_labels({name: value for name, value in batch.items() if name in names})
     _check_tensors(arguments, batch, model)
     _check_shapes(arguments, model)
+    _check_tokens(arguments)
     for name in _IDS:
         ids = arguments.get(name)
         if isinstance(ids, Tensor):
             arguments[name] = _checked_ids(name, ids, model)
     check_target_texts(model, arguments)
+    _check_dimensions(arguments, model)
     return arguments
 
 
@@ -102,6 +132,51 @@ def _leave_out_labels(arguments: Batch) -> None:
         if name in arguments and not isinstance(arguments[name], Tensor):
             kind = type(arguments.pop(name)).__name__
             logger.warning("%s in a batch is a %s, not a tensor: left out, as no label is needed", name, kind)
+
+
+def _check_labels(given: Mapping[str, Any]) -> None:
+    """Refuse labels that a loss cannot be computed of: None, a text, or a single number."""
+    labels = {name: _as_tensor(given[name]) for name in LABELS if name in given}
+    has_labels = any(isinstance(value, Tensor) for value in labels.values())
+    for name, value in labels.items():
+        # a model with several labels can do without one of them
+        if isinstance(value, Tensor) or (value is None and has_labels):
+            continue
+        what = unusable_label(value)
+        # a list of numbers is a matter of the collator, as it is of any other argument
+        if what is None and isinstance(value, list):
+            continue
+        raise CalibrationError(f"{name} in a batch: {what or f'{value!r:.60}, which is no tensor'}. {NEEDED_LABELS}")
+
+
+def unusable_label(value: Any) -> str | None:
+    """What is wrong with a label, or with labels in nested lists, in words.
+
+    Args:
+        value: The label or labels.
+
+    Returns:
+        The words; None for numbers.
+
+    Examples:
+        >>> unusable_label([[1, 2], ["B-PER"]])
+        "the text 'B-PER', where a number is needed"
+        >>> unusable_label(None)
+        'None, where a number is needed'
+    """
+    if value is None:
+        return "None, where a number is needed"
+    if isinstance(value, (str, bytes)):
+        return f"the text {value!r:.60}, where a number is needed"
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "biuf":
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)):
+        return None
+    for entry in value:
+        what = unusable_label(entry)
+        if what is not None:
+            return what
+    return None
 
 
 def _check_tensors(arguments: Batch, batch: Batch, model: PreTrainedModel) -> None:
@@ -140,6 +215,44 @@ def _check_shapes(arguments: Batch, model: PreTrainedModel) -> None:
             f"the arguments of a batch are of different numbers of samples: {counts}. The first dimension of each must "
             "be the samples; look at the collator."
         )
+
+
+def _check_tokens(arguments: Batch) -> None:
+    """Refuse masks and types that are not of as many tokens as the ids: a model would fill up what is missing."""
+    ids = arguments.get("input_ids")
+    if not isinstance(ids, Tensor):
+        return
+    for name in ("attention_mask", "token_type_ids"):
+        value = arguments.get(name)
+        # a mask of pairs of tokens has a dimension more
+        if isinstance(value, Tensor) and value.ndim == ids.ndim and value.shape != ids.shape:
+            raise CalibrationError(
+                f"{name} has the shape {tuple(value.shape)} and input_ids {tuple(ids.shape)}: a token needs one entry "
+                "in each. Look at the collator, or leave the mask out where no token is padding."
+            )
+
+
+def _check_dimensions(arguments: Batch, model: PreTrainedModel) -> None:
+    """Refuse ids with dimensions beside samples and tokens, for a model that cannot read them."""
+    ids = arguments.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.ndim <= 2 or not ids.numel():
+        return
+    if ids.ndim == 3 and "MultipleChoice" in type(model).__name__:
+        return
+    first_sample = slice_samples(arguments, [0])
+    # who wrote the model may know of choices too, so it is asked
+    try:
+        with frozen(model), torch.no_grad():
+            model(**without_cache(model, on_device(first_sample, input_device(model))))
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        if isinstance(error, StructureError):
+            raise
+        raise CalibrationError(
+            f"input_ids have the shape {tuple(ids.shape)}, and {type(model).__name__} takes ids of shape (samples, "
+            "tokens). Take the dimension out: input_ids.flatten(0, 1), with mask and labels alike, makes one dimension "
+            "of the first two. Several choices a question need a model for them: AutoModelForMultipleChoice. The model "
+            f"says: {error}"
+        ) from error
 
 
 def _checked_ids(name: str, ids: Tensor, model: PreTrainedModel) -> Tensor:
@@ -190,7 +303,7 @@ def check_decoder_inputs(batches: Sequence[Batch], model: PreTrainedModel) -> No
         ) from error
 
 
-def without_empty(batches: Sequence[Batch]) -> list[Batch]:
+def without_empty(batches: Sequence[Batch]) -> BatchesWithTokens:
     """Batches without samples that have no token: texts without a word, or with a mask of zeros only.
 
     They show nothing of any unit, and a batch of nothing else stops most models. A warning says how many there were.
@@ -214,7 +327,7 @@ def without_empty(batches: Sequence[Batch]) -> list[Batch]:
     if batches and not kept:
         raise all_empty(empty)
     warn_of_empty(empty)
-    return kept
+    return BatchesWithTokens(kept, empty)
 
 
 def with_tokens(batch: Batch) -> tuple[Batch, int]:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from hfprune.errors import CalibrationError
 from hfprune.structure.batches import Batch
+from hfprune.structure.class_labels import fitting_labels
 from hfprune.structure.predictions import predicts_next_token
 
 logger = logging.getLogger(__name__)
@@ -26,13 +27,15 @@ def labelled_batches(batches: Sequence[Batch], model: PreTrainedModel) -> list[B
         model: The model.
 
     Returns:
-        The batches, without those whose labels are all -100: the loss of nothing is no number.
+        The batches, with labels as the loss of the model takes them, without those whose labels are all -100: the loss
+        of nothing is no number.
 
     Raises:
-        CalibrationError: A label is no class of the model, or no label counts.
+        CalibrationError: A label is no class of the model, labels are not as many as it predicts, or none counts.
     """
     kept = []
-    for index, batch in enumerate(batches):
+    for index, given in enumerate(batches):
+        batch = fitting_labels(model, given)
         labels = batch.get("labels")
         if not isinstance(labels, Tensor) or labels.is_floating_point():
             kept.append(batch)

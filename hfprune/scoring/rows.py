@@ -13,7 +13,15 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, default_data_collator
 
 from hfprune.errors import CalibrationError
-from hfprune.scoring.checks import DIMENSIONS, all_empty, rows_of, slice_samples, warn_of_empty
+from hfprune.scoring.checks import (
+    DIMENSIONS,
+    NEEDED_LABELS,
+    all_empty,
+    rows_of,
+    slice_samples,
+    unusable_label,
+    warn_of_empty,
+)
 from hfprune.structure.batches import LABELS, Batch
 from hfprune.structure.devices import plain_tensors
 from hfprune.structure.wrapping import argument_names
@@ -51,7 +59,7 @@ class Batching:
     needs_labels: bool
 
 
-def batches_of_rows(data: Any, model: PreTrainedModel, how: Batching) -> list[Batch]:
+def batches_of_rows(data: Any, model: PreTrainedModel, how: Batching) -> tuple[list[Batch], int]:
     """Draw rows of a data set, and collate them from the shortest to the longest.
 
     Args:
@@ -61,13 +69,14 @@ def batches_of_rows(data: Any, model: PreTrainedModel, how: Batching) -> list[Ba
         how: How many rows, and how batches are made of them.
 
     Returns:
-        The batches.
+        The batches, and how many rows without a token were left out.
 
     Raises:
         CalibrationError: There are too few rows, no column that the model takes, or the collator failed.
     """
     try:
-        return _collated(_taken(_drawn(_without_columns(data, model, how), how), model, how), model, how)
+        rows, empty = _drawn(_without_columns(data, model, how), how)
+        return _collated(_taken(rows, model, how), model, how), empty
     except CalibrationError as error:
         cause = error.__cause__
         asks_for = cause.args[0] if isinstance(cause, KeyError) and cause.args else None
@@ -75,7 +84,8 @@ def batches_of_rows(data: Any, model: PreTrainedModel, how: Batching) -> list[Ba
         # a collator that calls a processor needs columns that the model knows nothing of
         if how.collator is None or asks_for not in columns:
             raise
-    return _collated(_drawn(data, how), model, how)
+    rows, empty = _drawn(data, how)
+    return _collated(rows, model, how), empty
 
 
 def is_from_datasets(data: object, name: str) -> bool:
@@ -140,8 +150,8 @@ def too_small(available: int, needed: int) -> CalibrationError:
     )
 
 
-def _drawn(data: Any, how: Batching) -> list[Row]:
-    """Rows with a token: chosen by the seed, or the first of a data set without numbers."""
+def _drawn(data: Any, how: Batching) -> tuple[list[Row], int]:
+    """Rows with a token, chosen by the seed or the first of a data set without numbers; and how many had none."""
     rows: list[Row] = []
     empty = 0
     seen = 0
@@ -160,7 +170,7 @@ def _drawn(data: Any, how: Batching) -> list[Row]:
     if not rows:
         raise all_empty(empty)
     warn_of_empty(empty)
-    return rows
+    return rows, empty
 
 
 def _in_drawn_order(data: Any, how: Batching) -> Iterator[Row]:
@@ -271,8 +281,12 @@ def _collated(rows: list[Row], model: PreTrainedModel, how: Batching) -> list[Ba
     collator = how.collator or default_data_collator
     try:
         batches = [collate(group, collator) for group in groups]
+        if how.needs_labels and not all(map(_has_labels, batches)):
+            _check_labels_of(rows)
     except CalibrationError as error:
         labels = _ALL_LABELS.intersection(rows[0])
+        if how.needs_labels:
+            _check_labels_of(rows, error)
         if how.needs_labels or not labels or model.config.is_encoder_decoder:
             raise
         try:
@@ -288,6 +302,40 @@ def _collated(rows: list[Row], model: PreTrainedModel, how: Batching) -> list[Ba
     for batch in batches:
         limited += _limited(batch, how)
     return limited
+
+
+def _has_labels(batch: Batch) -> bool:
+    """Whether a collator gave a batch labels; the default one leaves out those that are no numbers."""
+    return isinstance(batch, Mapping) and any(name in batch for name in LABELS)
+
+
+def _check_labels_of(rows: Sequence[Row], error: CalibrationError | None = None) -> None:
+    """Say what is wrong with the labels of rows, of which no collator can make a batch of labels.
+
+    Args:
+        rows: The rows.
+        error: What the collator failed with, if it did. Without labels that explain it, nothing is raised.
+
+    Raises:
+        CalibrationError: A label is None or a text; or labels are of different lengths, and the collator failed.
+    """
+    for name in sorted(_ALL_LABELS.intersection(rows[0])):
+        lengths = set()
+        for row in rows:
+            label: Any = row.get(name)
+            what = unusable_label(label)
+            if what is not None:
+                raise CalibrationError(
+                    f"the collator could not make a batch with {name}: of a sample, it is {what}. {NEEDED_LABELS}"
+                ) from error
+            if dimensions_of(label):
+                lengths.add(len(label))
+        if error is not None and len(lengths) > 1:
+            raise CalibrationError(
+                f"the collator could not make a batch: {name} are of {min(lengths)} to {max(lengths)} entries a "
+                "sample. Labels of tokens need padding: pass collator=DataCollatorForTokenClassification(tokenizer); "
+                "several labels of a sample need 0 or 1 for each class."
+            ) from error
 
 
 def _without_labels(rows: list[Row]) -> list[Row]:

@@ -20,7 +20,7 @@ from hfprune.structure.arguments import ATTENTION_UNIT, FLAG, SEED, TEXT, checke
 from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import Block
 from hfprune.structure.devices import check_can_run
-from hfprune.structure.running import outside_inference_mode, recomputed
+from hfprune.structure.running import outside_inference_mode, recomputed, refuse_tuples
 from hfprune.structure.sharing import alone_with
 from hfprune.structure.specs import AttentionUnit
 from hfprune.structure.wrapping import unwrapped
@@ -125,7 +125,8 @@ def score(
     Raises:
         ValueError: A scorer or the rule of a hybrid is unknown.
         CalibrationError: There are no batches, or they lack what the scorer needs.
-        StructureError: The model does not look as its entry says, or has weights that the scorer cannot reach.
+        StructureError: The model does not look as its entry says, returns tuples where the scorer needs logits, or has
+            weights that the scorer cannot reach.
         NonFiniteScoreError: A score is NaN or infinite; the message names block, units and batch.
 
     Examples:
@@ -146,6 +147,9 @@ def score(
     """
     entries, rule = scorers_in(scorer)
     # before the model is read, which takes seconds if its type is not in the table
+    if any(entry.labels != "none" for entry in entries):
+        refuse_tuples(model_of(model))
+        refuse_tuples(unwrapped(model_of(model) if teacher is None else teacher))
     needs_labels = any(entry.labels == "data" for entry in entries)
     batches = check_batches(batches, model_of(model), taker="score", needs_labels=needs_labels)
     if needs_labels:

@@ -157,7 +157,8 @@ def _weight_gradients(model: PreTrainedModel, run: ScoringRun) -> Iterator[list[
     projections: list[nn.Parameter] = []
     for block in run.blocks:
         for path in block.modules:
-            projections += model.base_model.get_submodule(path).parameters()
+            # of a module around projections, its own parameters only
+            projections += model.base_model.get_submodule(path).parameters(recurse=False)
     with frozen(model), frozen(run.teacher):
         # the caller may be in the middle of training, with gradients that it still needs
         earlier_gradients = [parameter.grad for parameter in projections]

@@ -73,8 +73,10 @@ def checked(**expected: Expected) -> Callable[[Callable[Parameters, Result]], Ca
 
         @wraps(function)
         def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-            # a misspelt name is a TypeError, as without the decorator
-            bound = signature.bind(*args, **kwargs)
+            bound = _bound(signature, args, kwargs)
+            if bound is None:
+                # refused by Python, whose sentence names the function
+                return function(*args, **kwargs)
             given = bound.arguments
             for name, expectation in expected.items():
                 if name in given:
@@ -85,6 +87,16 @@ def checked(**expected: Expected) -> Callable[[Callable[Parameters, Result]], Ca
         return call
 
     return decorate
+
+
+def _bound(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> inspect.BoundArguments | None:
+    """The arguments of a call by name; None for a call that lacks one, or has one too many or of an unknown name."""
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError:
+        return None
 
 
 def plain(value: Any) -> Any:

@@ -130,6 +130,25 @@ def offloaded(model: nn.Module) -> list[str]:
     return [path for path, module in model.named_modules() if has_offloaded_params(module)]
 
 
+def refuse_inference_weights(model: nn.Module) -> None:
+    """Refuse weights that no gradient can pass, and that cannot be frozen for a while.
+
+    Args:
+        model: The model.
+
+    Raises:
+        StructureError: A weight was made inside `torch.inference_mode`.
+    """
+    # inside that mode they are like all others
+    if torch.is_inference_mode_enabled():
+        return
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise StructureError(
+            "the model's weights were made inside torch.inference_mode: no gradient can pass them, and they cannot be "
+            "frozen. Load or build the model outside of it; torch.no_grad would do."
+        )
+
+
 def check_can_run(model: PreTrainedModel) -> None:
     """Refuse a model with weights on `meta` that no hook would load before they are needed.
 
@@ -139,11 +158,7 @@ def check_can_run(model: PreTrainedModel) -> None:
     Raises:
         StructureError: Some of its weights are on `meta`, and no hook loads them; or they are inference tensors.
     """
-    if any(parameter.is_inference() for parameter in model.parameters()):
-        raise StructureError(
-            "the model's weights were made inside torch.inference_mode: no gradient can pass them, and they cannot be "
-            "frozen. Load or build the model outside of it; torch.no_grad would do."
-        )
+    refuse_inference_weights(model)
     loadable = set(offloaded(model))
     lost = []
     for name, parameter in model.named_parameters():

@@ -12,6 +12,8 @@ from hfprune.structure.wrapping import argument_names, inner
 #: Config fields with a number of positions; the second ones are those of a decoder of its own.
 _POSITIONS = ("max_position_embeddings", "max_encoder_position_embeddings")
 _POSITIONS_OF_DECODER = ("max_target_positions", "max_decoder_position_embeddings")
+#: The longest text on which a model without a number of positions is run.
+_MOST_TOKENS = 1_000_000
 
 
 def example_inputs(model: PreTrainedModel, ids: Tensor) -> Batch:
@@ -191,9 +193,14 @@ def check_length(model: PreTrainedModel, sequence_length: int, *, option: str = 
         option: The name of the option that sets the length, for the message.
 
     Raises:
-        ValueError: The sequence is longer than the model's positions.
+        ValueError: The sequence is longer than the model's positions, or than any text.
     """
     longest = longest_sequence(model)
+    if longest is None and sequence_length > _MOST_TOKENS:
+        raise ValueError(
+            f"{option}={sequence_length} is more than {_MOST_TOKENS:,} tokens, and the model has to run on a text of "
+            "that length. Set the length that it will be used with."
+        )
     if longest is not None and sequence_length > longest:
         raise ValueError(
             f"{option}={sequence_length} is more than the model's {longest} positions. Set the length that it "

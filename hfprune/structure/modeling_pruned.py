@@ -27,11 +27,13 @@ from hfprune.structure.pruned_parts import (
     Emptied,
     LayerConfig,
     check_heads,
+    check_modules,
     check_report,
     check_shape,
     fill_resized,
     fit_caches,
     inform_peft,
+    resize_parameters,
     return_all,
     select_given,
     select_heads,
@@ -76,6 +78,7 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", 
 class PrunedConfig:
     """Mixin of a stock config: the same fields, and `pruning_config`, the table of shapes."""
 
+    model_type: str
     pruning_config: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -219,7 +222,7 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
     Args:
         model: A model with the shapes of the dense one.
         config: Its config; `pruning_config` holds `shapes`, `attributes`, `inputs` and `bypassed`, by path from the
-            base model.
+            base model; and `parameters`, where parameters beside the projections are cut.
 
     Raises:
         ValueError: There is no table, or it has a newer format than this file understands.
@@ -235,11 +238,7 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
             f"{FORMAT_VERSION}. Upgrade hfprune, or load with the code in the checkpoint (trust_remote_code=True)."
         )
     base = model.base_model
-    if table["shapes"] and next(iter(table["shapes"])) not in dict(base.named_modules()):
-        raise ValueError(
-            f"this is a checkpoint of another model type than {type(base).__name__}, or its config is damaged: it has "
-            f"shapes of {next(iter(table['shapes']))!r}. Load it by an Auto class, which finds the right class."
-        )
+    check_modules(base, table["shapes"])
     for path, shape in table["shapes"].items():
         _resize(base, path, shape["in_features"], shape["out_features"])
         # earlier versions saved tensors without numbers for a projection that has no inputs or no outputs
@@ -247,6 +246,7 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
             without_numbers = rf"(^|\.){re.escape(path)}\.(weight|bias)$"
             known = model._keys_to_ignore_on_load_unexpected or ()
             model._keys_to_ignore_on_load_unexpected = {*known, without_numbers}
+    resize_parameters(base, table.get("parameters", {}))
     for path, value in table["attributes"].items():
         _set_size(base, path, value)
     for path, arguments in table.get("inputs", {}).items():

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from hfprune.errors import CalibrationError
@@ -223,13 +223,57 @@ def _by_shape(model: PreTrainedModel, logits: Tensor) -> _Family | None:
     return None
 
 
+def stated_problem(config: PretrainedConfig, outputs: int) -> Problem | None:
+    """What a classifier of samples predicts, as far as its config and the number of its outputs tell.
+
+    Args:
+        config: The config.
+        outputs: How many logits a sample has.
+
+    Returns:
+        The word of transformers for it; None where the labels decide, as `problem_of` says.
+
+    Examples:
+        >>> from transformers import BertConfig
+        >>> from hfprune.structure.predictions import stated_problem
+        >>> stated_problem(BertConfig(), 1), stated_problem(BertConfig(problem_type="regression"), 2)
+        ('regression', 'regression')
+        >>> stated_problem(BertConfig(), 2) is None
+        True
+    """
+    problem: Problem | None = config.problem_type
+    # transformers takes a single class for a number too
+    if outputs == 1 and problem != "multi_label_classification":
+        return "regression"
+    return problem
+
+
+def predicts_number(config: PretrainedConfig) -> bool:
+    """Whether a classifier of samples is a regression: its outputs are numbers, not logits of classes.
+
+    Args:
+        config: Its config.
+
+    Returns:
+        Whether it is.
+
+    Examples:
+        >>> from transformers import BertConfig
+        >>> from hfprune.structure.predictions import predicts_number
+        >>> predicts_number(BertConfig(num_labels=1)), predicts_number(BertConfig(num_labels=3))
+        (True, False)
+    """
+    return stated_problem(config, config.num_labels) == "regression"
+
+
 def problem_of(
     model: PreTrainedModel, logits: Tensor, batch: Mapping[str, Any], *, teacher: PreTrainedModel | None = None
 ) -> Problem:
     """What a classifier of samples predicts, as transformers decides it.
 
     A single logit is a number, unless the config calls it a label of its own. Otherwise the config says it; where it
-    does not, labels that are floats are several labels of a sample, and all else is one class.
+    does not, labels that are floats, or a truth value for each class, are several labels of a sample, and all else is
+    one class.
 
     Args:
         model: The model.
@@ -249,16 +293,17 @@ def problem_of(
         >>> problem_of(dense, torch.zeros(2, 3), {"labels": torch.tensor([0, 2])})
         'single_label_classification'
     """
-    problem: Problem | None = model.config.problem_type
-    if problem is None and teacher is not None:
-        problem = teacher.config.problem_type
-    if logits.shape[-1] == 1:
-        return "multi_label_classification" if problem == "multi_label_classification" else "regression"
+    config = model.config
+    if config.problem_type is None and teacher is not None:
+        config = teacher.config
+    problem = stated_problem(config, logits.shape[-1])
     if problem is not None:
         return problem
     labels = batch.get("labels")
-    if isinstance(labels, Tensor) and labels.is_floating_point():
-        return "multi_label_classification"
+    if isinstance(labels, Tensor):
+        is_true_or_false = labels.dtype == torch.bool and labels.shape == logits.shape
+        if labels.is_floating_point() or is_true_or_false:
+            return "multi_label_classification"
     return "single_label_classification"
 
 
@@ -325,6 +370,19 @@ def without_padding(logits: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return logits
     return logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+
+
+def classifies_samples(model: PreTrainedModel) -> bool:
+    """Whether the model has a head that says something of whole samples, which `config.problem_type` names.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Whether it is known to have one.
+    """
+    family = _family_of(model)
+    return family is not None and family.by_problem
 
 
 def judges_every_token(model: PreTrainedModel) -> bool:

@@ -7,7 +7,7 @@ import copy
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, partial
 from itertools import pairwise
 from typing import Any
@@ -34,6 +34,42 @@ def check_shape(shape: tuple[Any, ...], dense: tuple[int, ...]) -> None:
             f"pruning_config asks for a weight of shape {shape} where the dense model has {dense};"
             " pruning only makes them smaller. The config is damaged, or not to be trusted."
         )
+
+
+def check_modules(base: nn.Module, paths: Iterable[str]) -> None:
+    """Refuse shapes of modules that the model does not have: it is of another type, or has fewer layers."""
+    present = dict(base.named_modules(remove_duplicate=False))
+    missing = [path not in present for path in paths]
+    if not any(missing):
+        return
+    name = list(paths)[missing.index(True)]
+    if missing[0]:
+        raise ValueError(
+            f"this is a checkpoint of another model type than {type(base).__name__}, or its config is damaged: it has "
+            f"shapes of {name!r}. Load it by an Auto class, which finds the right class."
+        )
+    raise ValueError(
+        f"pruning_config has the shape of {name!r:.100}, and the model has no such module. Leave out what changes the "
+        "number of layers, such as num_hidden_layers; if nothing does, the config is damaged."
+    )
+
+
+def resize_parameters(base: nn.Module, shapes: dict[str, Any]) -> None:
+    """Give parameters beside the projections fewer numbers; None is left of one without any."""
+    for path, shape in shapes.items():
+        module, _, name = path.rpartition(".")
+        owner = base.get_submodule(module)
+        dense = owner.get_parameter(name)
+        # one without numbers would be saved, and asked for when it is loaded
+        if shape == [0]:
+            setattr(owner, name, None)
+            continue
+        if not isinstance(shape, list) or len(shape) != dense.ndim:
+            raise ValueError(f"pruning_config gives {path:.100} the shape {shape!r:.100}, of {dense.ndim} dimensions.")
+        check_shape(tuple(shape), tuple(dense.shape))
+        # the first numbers, so that what no file gives is filled as in the dense model
+        kept = dense.detach()[tuple(slice(size) for size in shape)].clone()
+        setattr(owner, name, nn.Parameter(kept))
 
 
 class Emptied(nn.Module):

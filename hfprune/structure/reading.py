@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -157,9 +158,10 @@ class _Reader:
         if layout is None:
             return None
         self._check_sizes(layout)
+        of_heads = self._slices_of_heads(layout)
         if self.problems:
             return None
-        return self._block(consumer, layout, head_dim)
+        return self._block(consumer, layout, head_dim, of_heads)
 
     def _head_dim(self) -> int | None:
         """Width of one head; 1 for neurons, None if no attribute says it."""
@@ -268,7 +270,40 @@ class _Reader:
             if value is not None and value != expected:
                 self.problems.append(f"{self.site.inside(attribute)} is {value}, expected {expected}")
 
-    def _block(self, consumer: _Projection, layout: _Layout, head_dim: int) -> Block:
+    def _slices_of_heads(self, layout: _Layout) -> list[Slice]:
+        """What the units own of parameters with one number for every query head."""
+        slices = []
+        for path in self.spec.head_parameters:
+            module, _, name = path.rpartition(".")
+            dimension = self._dimension_of_heads(path, layout.units * layout.heads)
+            slices.append(
+                Slice(
+                    module=self.site.inside(module),
+                    parameter=name,
+                    dimension=dimension,
+                    rows=(layout.heads,),
+                    role="other",
+                )
+            )
+        return slices
+
+    def _dimension_of_heads(self, path: str, heads: int) -> int:
+        """The dimension of such a parameter along which the heads lie; 0 where none does, which is a problem."""
+        # a block that was removed whole has lost the parameter too
+        if not heads:
+            return 0
+        where = self.site.inside(path)
+        try:
+            shape = tuple(self.site.layer.get_parameter(path).shape)
+        except AttributeError:
+            self.problems.append(f"{where}: no such parameter")
+            return 0
+        if heads not in shape or prod(shape) != heads:
+            self.problems.append(f"{where} is {shape}, expected one number for each of {heads} query heads")
+            return 0
+        return shape.index(heads)
+
+    def _block(self, consumer: _Projection, layout: _Layout, head_dim: int, of_heads: Sequence[Slice]) -> Block:
         site = self.site
         spec = self.spec
         weights = layout.width * consumer.outputs
@@ -302,13 +337,13 @@ class _Reader:
             width=layout.width,
             heads=heads,
             head_dim=head_dim,
-            slices=self._slices(consumer, layout),
+            slices=(*self._slices(consumer, layout), *of_heads),
             sizes=self._sizes(layout.amounts),
             head_inputs=self._head_inputs(),
             config_fields=tuple((name, layout.amounts[quantity]) for name, quantity in spec.config_fields.items()),
             residual_sum=site.inside_if_any(spec.residual_sum),
             bypass=site.inside_if_any(spec.bypass or None),
-            unit_params=weights + biases,
+            unit_params=weights + biases + sum(sum(piece.rows) for piece in of_heads),
             unit_token_macs=site.uses * (weights - position_weights),
             unit_pair_macs=site.uses * pair_macs,
             unit_source_macs=site.uses * source_weights,

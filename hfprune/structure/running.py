@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from hfprune.errors import StructureError
 from hfprune.structure.batches import Batch, on_device
 from hfprune.structure.blocks import Block
-from hfprune.structure.devices import input_device
+from hfprune.structure.devices import input_device, refuse_inference_weights
 from hfprune.structure.sharing import alone_with
 from hfprune.structure.wrapping import argument_names
 
@@ -44,6 +45,22 @@ def outside_inference_mode(function: Callable[Arguments, Result]) -> Callable[Ar
     return outside
 
 
+def refuse_tuples(model: PreTrainedModel) -> None:
+    """Refuse a model whose outputs have no names, where predictions are taken from them.
+
+    Args:
+        model: The model.
+
+    Raises:
+        StructureError: Its config asks for tuples.
+    """
+    if getattr(model.config, "return_dict", True) is False:
+        raise StructureError(
+            f"the config of this {type(model).__name__} has return_dict=False, so that it returns a tuple, and which "
+            "part of it are the logits is not known. Set model.config.return_dict = True."
+        )
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without weight gradients, inside the `with`.
@@ -57,6 +74,9 @@ def frozen(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
 
+    Raises:
+        StructureError: Its weights were made inside `torch.inference_mode`, so that they could not be thawed again.
+
     Examples:
         >>> from hfprune.structure import frozen
         >>> weight = dense.classifier.weight
@@ -67,6 +87,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
         >>> dense.training, weight.requires_grad
         (True, True)
     """
+    refuse_inference_weights(model)
     with alone_with(model):
         modes = [(module, module.training) for module in model.modules()]
         # by name: accelerate makes offloaded parameters anew whenever their module runs

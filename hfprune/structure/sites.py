@@ -75,6 +75,8 @@ def sites_of(model: PreTrainedModel, entry: Architecture, attention_unit: Attent
         cached = _is_cached(model, stack)
         for path, layer in layers:
             for name, choices in specs_of(layer_specs).items():
+                if _is_lacking(layer, choices):
+                    continue
                 spec = _fitting(layer, choices)
                 by_query = attention_unit == "query" and spec.grouped
                 # plans and checkpoints tell query heads by the name of their block
@@ -137,6 +139,14 @@ def _fitting(layer: nn.Module, choices: Sequence[BlockSpec]) -> BlockSpec:
         if all(has_module(layer, path) for path in (*spec.producers, spec.consumer)):
             return spec
     return choices[0]
+
+
+def _is_lacking(layer: nn.Module, choices: Sequence[BlockSpec]) -> bool:
+    """Whether a layer has none of the projections of a block that it may lack."""
+    for spec in choices:
+        if not spec.optional or any(has_module(layer, path) for path in (*spec.producers, spec.consumer)):
+            return False
+    return True
 
 
 def has_module(layer: nn.Module, path: str) -> bool:

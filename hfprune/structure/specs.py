@@ -55,10 +55,13 @@ class BlockSpec:
         config_fields: Fields of the stock config that set this block's size for all layers at once, and what each
             counts. Empty if the stock config cannot say another size.
         head_inputs: Arguments of a module that carry one slice for every head: `{module: {argument: where}}`.
+        head_parameters: Parameters with one number for every query head, beside the projections, such as the attention
+            sinks of GPT-OSS. A number goes with its head.
         residual_sum: The module that reads the sum of the consumer's output and the residual stream, before any
             normalisation. Empty if that sum is the output of the layer. None if no module reads it: reconstruction
             then aims at the consumer's own output.
         absent: Modules that the entry does not handle: the block of a layer that has one of them is left out.
+        optional: Whether layers of the list may lack the block: one that has none of its projections is passed over.
         of_positions: Producers that read no tokens, but embeddings of positions, so that their multiply-adds do not
             follow the length of a sequence.
         cached_by_head: Attribute that says whether the key/value cache holds key and value once for every query head,
@@ -78,9 +81,11 @@ class BlockSpec:
     sizes: Mapping[str, Quantity] = field(default_factory=dict)
     config_fields: Mapping[str, Quantity] = field(default_factory=dict)
     head_inputs: Mapping[str, Mapping[str, HeadInput]] = field(default_factory=dict)
+    head_parameters: tuple[str, ...] = ()
     residual_sum: str | None = None
     bypass: str | None = None
     absent: tuple[str, ...] = ()
+    optional: bool = False
     of_positions: tuple[str, ...] = ()
     cached_by_head: str | None = None
 

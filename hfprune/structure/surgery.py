@@ -191,7 +191,7 @@ def _skeleton(
     pruned_class = pruned_class_for(model)
     fields = copy.deepcopy(model.config.to_dict())
     fields["model_type"] = pruned_class.config_class.model_type
-    fields["pruning_config"] = _table(model, blocks, indices)
+    fields["pruning_config"] = _table(model, blocks, indices, state)
     # that of a checkpoint which was loaded with its own code; saving writes a new one
     fields.pop("auto_map", None)
     return empty(pruned_class, pruned_class.config_class.from_dict(fields), model)
@@ -241,7 +241,9 @@ def empty(cls: type[PreTrainedModel], config: PretrainedConfig, model: PreTraine
         return cls(config)
 
 
-def _table(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str, Tensor]) -> dict[str, Any]:
+def _table(
+    model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> dict[str, Any]:
     """The shape table that a pruned config carries and loading applies, by path from the base model."""
     attributes: dict[str, int] = {}
     bypassed: dict[str, str] = {}
@@ -254,7 +256,7 @@ def _table(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str
             bypassed[block.bypass] = ""
             if block.consumer.startswith(f"{block.bypass}."):
                 bypassed[block.bypass] = block.consumer.removeprefix(f"{block.bypass}.")
-    return {
+    table = {
         "format_version": modeling_pruned.FORMAT_VERSION,
         "shapes": _shapes(model, blocks, indices),
         "attributes": attributes,
@@ -262,6 +264,11 @@ def _table(model: PreTrainedModel, blocks: Sequence[Block], indices: Mapping[str
         "bypassed": bypassed,
         "layers": sizes_of_layers(model, blocks, {name: len(index) for name, index in indices.items()}),
     }
+    parameters = _parameters(model, blocks, state)
+    # most types have none, and their tables stay as earlier versions wrote them
+    if parameters:
+        table["parameters"] = parameters
+    return table
 
 
 def sizes_of_layers(model: PreTrainedModel, blocks: Sequence[Block], units: Mapping[str, int]) -> list[dict[str, int]]:
@@ -313,7 +320,7 @@ def _shapes(
     shapes: dict[str, dict[str, int]] = {}
     for block in blocks:
         for piece in block.slices:
-            if piece.parameter != "weight":
+            if piece.role == "other" or piece.parameter != "weight":
                 continue
             module = model.base_model.get_submodule(piece.module)
             if piece.module not in shapes:
@@ -322,6 +329,19 @@ def _shapes(
             input_dimension, _ = weight_dimensions(module)
             side = "in_features" if piece.dimension == input_dimension else "out_features"
             shapes[piece.module][side] = sum(piece.rows) * len(indices[block.name])
+    return shapes
+
+
+def _parameters(model: PreTrainedModel, blocks: Sequence[Block], state: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """The shape of every parameter beside the projections that is cut; `[0]` if nothing is left of it."""
+    prefix = base_model_prefix(model)
+    shapes: dict[str, list[int]] = {}
+    for block in blocks:
+        for piece in block.slices:
+            if piece.role != "other":
+                continue
+            left = state.get(f"{prefix}{piece.path}")
+            shapes[piece.path] = [0] if left is None else list(left.shape)
     return shapes
 
 

@@ -37,35 +37,55 @@ _OF_NUMBERS: dict[str, _Values | None] = {
 }
 
 
-def sample_metrics(num_labels: int) -> list[str]:
+def sample_metrics(*, regression: bool = False) -> list[str]:
     """The metrics of every sample that suit a model, the usual one first.
 
-    >>> sample_metrics(3), sample_metrics(1)
+    >>> sample_metrics(), sample_metrics(regression=True)
     (['accuracy', 'log_likelihood'], ['negative_squared_error', 'negative_absolute_error'])
 
     Args:
-        num_labels: The number of its outputs; 1 is a regression.
+        regression: Whether it predicts one number instead of a class.
 
     Returns:
         Their names.
     """
-    return list(_OF_NUMBERS if num_labels == 1 else _OF_CLASSES)
+    return list(_OF_NUMBERS if regression else _OF_CLASSES)
+
+
+def check_sample_metric(metric: str, *, regression: bool = False) -> None:
+    """Refuse a metric that is none of single samples, or does not suit what a model predicts, before it is loaded.
+
+    Args:
+        metric: The name.
+        regression: Whether the model predicts one number instead of a class.
+
+    Raises:
+        ValueError: It is not one of `sample_metrics`.
+    """
+    known = sample_metrics(regression=regression)
+    if metric in known:
+        return
+    task = "regression" if regression else "classification"
+    raise ValueError(
+        f"{metric!r} is no metric of single samples of a {task}; these are: {', '.join(known)}. The drop of a "
+        "metric of a whole data set, such as f1, has no paired interval."
+    )
 
 
 def per_sample(
     metric: str,
-    num_labels: int,
     data: Dataset | Sequence[Batch],
     *,
+    regression: bool = False,
     collator: Collator | None = None,
     batch_size: int = 64,
 ) -> Callable[[PreTrainedModel], Sequence[float]]:
     """An `evaluate` of one number a sample, for models that give a class or a number to a sample.
 
     Args:
-        metric: One of `sample_metrics(num_labels)`.
-        num_labels: The number of the model's outputs; 1 is a regression.
+        metric: One of `sample_metrics()`; of a regression one of `sample_metrics(regression=True)`.
         data: A tokenized `datasets.Dataset`, or a list of batches, with labels.
+        regression: Whether the model predicts one number instead of a class.
         collator: Makes a batch of rows of a Dataset; `DataCollatorWithPadding(tokenizer)` pads.
         batch_size: The most samples in a batch of a Dataset.
 
@@ -77,19 +97,13 @@ def per_sample(
 
     Examples:
         >>> from hfprune.sweeping.samples import per_sample
-        >>> evaluate = per_sample("log_likelihood", 3, dataset, collator=collator)
+        >>> evaluate = per_sample("log_likelihood", dataset, collator=collator)
         >>> values = evaluate(dense)
         >>> len(values), max(values) < 0
         (18, True)
     """
-    known = _OF_NUMBERS if num_labels == 1 else _OF_CLASSES
-    if metric not in known:
-        task = "regression" if num_labels == 1 else "classification"
-        raise ValueError(
-            f"{metric!r} is no metric of single samples of a {task}; these are: {', '.join(known)}. The drop of a "
-            "metric of a whole data set, such as f1, has no paired interval."
-        )
-    values_of = known[metric]
+    check_sample_metric(metric, regression=regression)
+    values_of = _OF_NUMBERS[metric] if regression else _OF_CLASSES[metric]
     if values_of is None:
         return correctness(data, collator=collator, batch_size=batch_size)
     compute: _Values = values_of

@@ -14,9 +14,11 @@ from tests.support.plans import as_gates, uneven_plan
 from tests.support.tiny import _BART, _BERT, _COMMON, _GROUPED, _LOCAL, _T5, SIZES, VOCABULARY
 
 _GPT = {**_COMMON, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 40}
+_EXPERTS = {"expert_layer_period": 3, "num_experts": 4}
+_MIXED = {**_EXPERTS, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4}
 _NAMES = {
     "decoders": """apertus arcee biogpt bitnet cohere2 cwm diffllama doge ernie4_5 exaone4 flex_olmo gemma4_text glm
-        glm4 gpt_oss granitemoe helium hunyuan_v1_dense jais2 jamba lfm2 ministral ministral3 nanochat nemotron olmo
+        glm4 granitemoe helium hunyuan_v1_dense jais2 jamba lfm2 ministral ministral3 nanochat nemotron olmo
         olmoe persimmon phimoe seed_oss vaultgemma""",
     "encoders": """bert-generation big_bird canine convbert deberta fnet jina_embeddings_v3 longformer markuplm
         megatron-bert mobilebert modernbert-decoder mra nystromformer rembert roformer splinter tapas yoso""",
@@ -43,6 +45,7 @@ BY_PROOF: dict[str, dict] = {
     "esm": {**_BERT, "mask_token_id": 4, "position_embedding_type": "rotary"},
     "gemma4_text": {**_GROUPED, **_LOCAL, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY},
     "gptj": {**_GPT, "rotary_dim": 4},
+    "jamba": {**_GROUPED, "num_hidden_layers": 4, **_MIXED},
     "xglm": {**_COMMON, "d_model": 32, "ffn_dim": 40, "num_layers": 2, "attention_heads": 4},
     "xmod": {**_BERT, "languages": ["en_XX"], "default_language": "en_XX"},
 }

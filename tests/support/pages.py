@@ -25,12 +25,18 @@ from pathlib import Path
 import yaml
 from transformers import MegatronBertConfig, MegatronBertForSequenceClassification, PreTrainedModel
 
+from hfprune import PruningConfig
 from tests.support.old_checkpoints import old_checkpoint, pickle_weights
 from tests.support.tiny import SIZES, tiny_model
 from tests.support.tiny_data import tiny_tags, tiny_texts, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = {"python", "bash", "json", "yaml", "text"}
+#: Calibration samples where a page leaves their number at its default, which is 512.
+_SAMPLES = 64
+#: Of the files for training, of which a tenth each is cut off for validation and test: one page calibrates on 256, and
+#: one goes on from step 20 of a training of two epochs in batches of 32.
+_ROWS = 420
 _FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>[\w-]*)(?: title=\"(?P<title>[^\"]+)\")?[^\n]*\n"
     r"(?P<code>.*?)^(?P=indent)```$",
@@ -112,18 +118,18 @@ def furnish(folder: Path) -> None:
     old_checkpoint(folder / "old", tokenizer=True)
     pickle_weights(folder / "old-pickled", old_checkpoint(folder / "old-pickled"))
     names = ["who", "what", "where"]
-    for name, rows in (("train.csv", 660), ("held_out.csv", 120), ("test.csv", 60)):
+    for name, rows in (("train.csv", _ROWS), ("held_out.csv", 120), ("test.csv", 60)):
         lines = [f"{row['text']},{names[row['label']]}" for row in tiny_texts(rows)]
         (folder / name).write_text("text,label\n" + "\n".join(lines) + "\n")
     (folder / "held_out").mkdir()
     # enough rows for validation that a drop below one point can be shown
-    for split, rows in (("train", 660), ("validation", 400), ("test", 120)):
+    for split, rows in (("train", _ROWS), ("validation", 400), ("test", 120)):
         lines = [f"{row['text']},{names[row['label']]}" for row in tiny_texts(rows)]
         (folder / "held_out" / f"{split}.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
-    (folder / "unlabelled.csv").write_text("\n".join(["text", *tiny_texts(660)["text"]]) + "\n")
-    lines = [json.dumps(row) for row in tiny_tags(660)]
+    (folder / "unlabelled.csv").write_text("\n".join(["text", *tiny_texts(_ROWS)["text"]]) + "\n")
+    lines = [json.dumps(row) for row in tiny_tags(_ROWS)]
     (folder / "tags.jsonl").write_text("\n".join(lines) + "\n")
-    (folder / "text.txt").write_text(" ".join(tiny_texts(40_000)["text"]))
+    (folder / "text.txt").write_text(" ".join(tiny_texts(12_000)["text"]))
     (folder / "other.txt").write_text(" ".join(tiny_texts(2_000)["text"]))
     (folder / "scripts").symlink_to(ROOT / "scripts")
 
@@ -137,10 +143,23 @@ def run_page(page: Page) -> None:
     """Run all code of a page in the current folder, which `furnish` filled."""
     names: dict = {"__name__": "page"}
     start = page.settings.get("start")
-    if start:
-        exec((ROOT / "docs" / "start" / f"{start}.py").read_text(encoding="utf-8"), names)
-    for block in page.blocks:
-        run_block(block, names)
+    with few_samples():
+        if start:
+            exec((ROOT / "docs" / "start" / f"{start}.py").read_text(encoding="utf-8"), names)
+        for block in page.blocks:
+            run_block(block, names)
+
+
+@contextlib.contextmanager
+def few_samples() -> Iterator[None]:
+    """A page that takes the default number of calibration samples gets fewer: they show as well that its code runs."""
+    defaults = PruningConfig.__init__.__kwdefaults__
+    usual = defaults["calibration_samples"]
+    defaults["calibration_samples"] = _SAMPLES
+    try:
+        yield
+    finally:
+        defaults["calibration_samples"] = usual
 
 
 def run_block(block: CodeBlock, names: dict) -> None:
@@ -196,7 +215,10 @@ def _run_hfprune(arguments: Sequence[str]) -> None:
 
     from hfprune.cli.app import app
 
-    done = CliRunner().invoke(app, list(arguments))
+    # commands have a default of their own
+    takes_samples = arguments[0] in ("prune", "sweep") and "--samples" not in arguments
+    added = ["--samples", str(_SAMPLES)] if takes_samples else []
+    done = CliRunner().invoke(app, [*arguments, *added])
     assert done.exit_code == 0, f"hfprune {shlex.join(arguments)}: {done.output[-2000:]} {done.exception!r}"
 
 
@@ -225,6 +247,7 @@ def _run_python(words: Sequence[str]) -> None:
         _check_options(script, words[1:])
         return
     quick = ["--dataloader_pin_memory", "false", "--disable_tqdm", "true", "--report_to", "none", "--use_cpu", "true"]
+    quick += ["--calibration_samples", str(_SAMPLES)]
     given = [word for word in words[1:] if word.startswith("--")]
     added = []
     for option, value in zip(quick[::2], quick[1::2], strict=True):

@@ -16,6 +16,8 @@ _BERT = {
 }
 _GROUPED = {**_BERT, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4}
 
+_YARN = {"rope_type": "yarn", "rope_theta": 150_000.0, "factor": 32.0, "original_max_position_embeddings": 5}
+_SINKS = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 64, "rope_parameters": _YARN}
 _LOCAL = {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 4}
 
 _T5 = {
@@ -75,6 +77,7 @@ SIZES: dict[str, dict] = {
         "max_position_embeddings": 160,
     },
     "gpt_neox": _BERT,
+    "gpt_oss": {**_GROUPED, **_SINKS},
     "granite": _GROUPED,
     "layoutlm": _BERT,
     "llama": _GROUPED,
@@ -132,6 +135,7 @@ DECODERS = (
     "gpt2",
     "gpt_neo",
     "gpt_neox",
+    "gpt_oss",
     "granite",
     "llama",
     "mistral",
@@ -152,12 +156,12 @@ DECODERS = (
 ENCODER_DECODERS = ("bart", "marian", "mbart", "mt5", "pegasus", "t5", "whisper")
 #: Types whose entry has no attention, and those that have nothing else.
 FFN_ONLY = ("olmo2", "olmo3")
-ATTENTION_ONLY = ("mixtral", "qwen3_moe")
+ATTENTION_ONLY = ("gpt_oss", "mixtral", "qwen3_moe")
 #: Types whose attention cannot run without heads; nor can that of decoders of encoder-decoders.
 KEEPS_ATTENTION = ("albert", "bloom", "gpt2", "modernbert", "mt5", "t5")
 
 #: Types that transformers has no sdpa attention for.
-EAGER_ONLY = ("bloom", "deberta-v2", "gemma2", "gpt_neo", "mpnet", "mpt")
+EAGER_ONLY = ("bloom", "deberta-v2", "gemma2", "gpt_neo", "gpt_oss", "mpnet", "mpt")
 
 
 def has_head(model_type: str, head: str) -> bool:
@@ -190,6 +194,8 @@ def tiny_model(
                 parameter.normal_(std=0.2)
             elif name.endswith("bias"):
                 parameter.normal_(std=0.1)
+            elif name.endswith("sinks"):
+                parameter.normal_()
     return model.eval()
 
 

@@ -19,6 +19,7 @@ from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.task import Task
 from hfprune.measuring.metrics import compute_metrics_for, default_metrics
 from hfprune.publishing.sources import check_source
+from hfprune.structure.predictions import predicts_number
 
 
 @dataclass
@@ -80,7 +81,7 @@ def text_classification(model: ModelArguments, data: TextArguments, *, seed: int
     else:
         config = AutoConfig.from_pretrained(source, trust_remote_code=model.trust_remote_code)
     raw = align_labels(raw, config, data.label_column, label_map=label_map)
-    classes: int = config.num_labels
+    regression = predicts_number(config)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
     tokenized = tokenize(
         raw,
@@ -90,7 +91,7 @@ def text_classification(model: ModelArguments, data: TextArguments, *, seed: int
         label_column=data.label_column,
         max_length=data.max_length,
     )
-    metrics = data.metrics or default_metrics(classes)
+    metrics = data.metrics or default_metrics(regression=regression)
     collator = DataCollatorWithPadding(tokenizer)
     return Task(
         auto_class=AutoModelForSequenceClassification,
@@ -101,5 +102,5 @@ def text_classification(model: ModelArguments, data: TextArguments, *, seed: int
         collator=collator,
         calibration_collator=collator,
         metrics=metrics,
-        compute_metrics=compute_metrics_for(metrics, regression=classes == 1),
+        compute_metrics=compute_metrics_for(metrics, regression=regression),
     )

@@ -278,7 +278,9 @@ def _attention(layer: nn.Module, name: str, attention: _Sublayer) -> Proposal:
     for head_dim, (fused, interleaved) in product(_widths_of_heads(numbers, columns, rows), layouts):
         width = numbers[head_dim]
         others = {attribute: value for attribute, value in numbers.items() if attribute != head_dim}
-        for sizes in _sizes(others, columns, heads=columns // width, units=min(rows) // width):
+        heads = columns // width
+        all_sizes = _sizes(others, columns, heads=heads, units=min(rows) // width)
+        for sizes, head_parameters in product(all_sizes, _parameters_of_heads(layer, attention.paths, heads)):
             spec = BlockSpec(
                 producers=attention.producer_paths,
                 consumer=attention.consumer.path,
@@ -286,6 +288,7 @@ def _attention(layer: nn.Module, name: str, attention: _Sublayer) -> Proposal:
                 interleaved=interleaved,
                 head_dim=head_dim,
                 sizes=sizes,
+                head_parameters=head_parameters,
             )
             specs.append(spec)
     missing = ""
@@ -417,6 +420,32 @@ def _numbers(layer: nn.Module, paths: Sequence[str]) -> dict[str, int]:
             if is_size and not is_private and not says_no_units(name):
                 numbers[f"{owner}.{name}".lstrip(".")] = value
     return numbers
+
+
+def _parameters_of_heads(layer: nn.Module, paths: Sequence[str], heads: int) -> list[tuple[str, ...]]:
+    """The parameters around projections that may have one number for every query head.
+
+    Args:
+        layer: The layer.
+        paths: Paths of the projections.
+        heads: How many query heads there are.
+
+    Returns:
+        Choices of `BlockSpec.head_parameters`, the likeliest first: those with as many numbers, and none.
+    """
+    owners: list[str] = []
+    for path in paths:
+        owners += _modules_around(path)
+    found: list[str] = []
+    for owner in dict.fromkeys(owners):
+        for name, parameter in layer.get_submodule(owner).named_parameters(recurse=False):
+            # one of shape (1, heads, 1, 1) as well
+            if heads in parameter.shape and parameter.numel() == heads:
+                found.append(f"{owner}.{name}".lstrip("."))
+    if not found:
+        return [()]
+    # a parameter may have as many numbers by chance
+    return [tuple(found), ()]
 
 
 def _modules_around(path: str) -> list[str]:

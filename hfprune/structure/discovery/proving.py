@@ -15,7 +15,16 @@ from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import Block
 from hfprune.structure.discovery.entry_text import Finding
 from hfprune.structure.discovery.proposals import Proposal, propose
-from hfprune.structure.discovery.twin import Stack, Trace, dense_fields, output_of, projections_of, trace, watch_inputs
+from hfprune.structure.discovery.twin import (
+    Stack,
+    Trace,
+    dense_fields,
+    output_of,
+    projections_of,
+    stacked_weights_of,
+    trace,
+    watch_inputs,
+)
 from hfprune.structure.gates import gated
 from hfprune.structure.modeling_pruned import PrunedModel
 from hfprune.structure.reading import read_blocks
@@ -122,7 +131,8 @@ class Prover:
                 specs = proposals[0].specs[:1]
                 findings.append(Finding(stack=stack.path, name=name, specs=specs, problem=problem))
             else:
-                findings.append(self._block(stack.path, name, proposals, runs))
+                some_lack_it = len(proposals) < len(stack.layers)
+                findings.append(self._block(stack.path, name, _optional(proposals, some_lack_it), runs))
         return StackFindings(
             findings=_with_places_of_their_own(findings),
             unclaimed=_unclaimed(stack, by_layer),
@@ -185,7 +195,8 @@ class Prover:
         except AttributeError:
             # layers in lists inside of lists, or of different kinds
             return ""
-        names = [name for name, _ in module.named_parameters(recurse=False)]
+        cut = specs[0].head_parameters
+        names = [name for name, _ in module.named_parameters(recurse=False) if f"{holder}.{name}" not in cut]
         if specs[0].of_neurons or not holder or not names:
             return ""
         return f"; {holder} has parameters of its own, which hfprune cannot cut: {', '.join(names)}"
@@ -317,17 +328,24 @@ def _problem_of_order(traced: Trace, runs: str) -> str:
     return ""
 
 
-def _by_name(by_layer: Iterable[Sequence[Proposal]]) -> dict[str, list[Proposal]]:
-    """The proposals of all layers by name of the block, in the order in which the names come first."""
-    by_name: dict[str, list[Proposal]] = {}
+def _by_name(by_layer: Sequence[Sequence[Proposal]]) -> dict[str, list[Proposal]]:
+    """The proposals of all layers by name of the block, in the order in which a layer runs its blocks."""
+    # the first layer may lack a block that others run before those that it has
+    most = max(by_layer, key=len, default=())
+    by_name: dict[str, list[Proposal]] = {proposal.name: [] for proposal in most}
     for proposals in by_layer:
         for proposal in proposals:
             by_name.setdefault(proposal.name, []).append(proposal)
     return by_name
 
 
+def _optional(proposals: Sequence[Proposal], some_lack_it: bool) -> list[Proposal]:
+    """The proposals of one name, with specs that say whether some layers of the list lack the block."""
+    return [replace(proposal, specs=_with_fields(proposal.specs, optional=some_lack_it)) for proposal in proposals]
+
+
 def _unclaimed(stack: Stack, by_layer: Iterable[Sequence[Proposal]]) -> list[str]:
-    """Paths, in a layer, of the projections that no proposal of any layer has, each path once."""
+    """Paths, in a layer, of projections and stacked experts that no proposal of any layer has, each path once."""
     claimed: set[str] = set()
     for proposals in by_layer:
         for proposal in proposals:
@@ -335,7 +353,7 @@ def _unclaimed(stack: Stack, by_layer: Iterable[Sequence[Proposal]]) -> list[str
     # a dict, as a set would lose the order
     unclaimed: dict[str, None] = {}
     for layer in stack.layers.values():
-        for path in projections_of(layer):
+        for path in (*projections_of(layer), *stacked_weights_of(layer)):
             if path not in claimed:
                 unclaimed[path] = None
     return list(unclaimed)

@@ -289,6 +289,19 @@ def projections_of(module: nn.Module) -> list[str]:
     return [path for path, inner in module.named_modules() if isinstance(inner, (nn.Linear, Conv1D))]
 
 
+def stacked_weights_of(module: nn.Module) -> list[str]:
+    """Paths of the parameters in a module that stack the weights of several projections, as experts do."""
+    stacked: list[str] = []
+    for path, inner in module.named_modules():
+        # weights of convolutions have three dimensions as well
+        if type(inner).__module__.startswith("torch."):
+            continue
+        for name, parameter in inner.named_parameters(recurse=False):
+            if parameter.ndim == 3:
+                stacked.append(f"{path}.{name}".lstrip("."))
+    return stacked
+
+
 def output_of(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Hidden states behind the last layer; of an encoder-decoder, the first output of the whole model. Seeded.
 

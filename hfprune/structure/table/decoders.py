@@ -240,6 +240,9 @@ _MIXTURE = replace(
     note="attention only: the experts' weights are single tensors that no hook reaches",
 )
 
+# Every query head has an attention sink: a number that its weights are normalised with, besides those of the tokens.
+_GPT_OSS = changed(_MIXTURE, attention={"head_parameters": ("self_attn.sinks",)})
+
 #: By model type.
 DECODERS: dict[str, Architecture] = {
     "bloom": _BLOOM,
@@ -251,6 +254,7 @@ DECODERS: dict[str, Architecture] = {
     "gpt2": _GPT2,
     "gpt_neo": _GPT_NEO,
     "gpt_neox": _GPT_NEOX,
+    "gpt_oss": _GPT_OSS,
     "granite": NO_SUM,
     "llama": LLAMA,
     "mistral": LLAMA,
