@@ -35,6 +35,10 @@ class CheckpointError(HfpruneError, OSError):
     """A checkpoint folder is incomplete, damaged or contradicts itself."""
 
 
+class ExportError(HfpruneError, ValueError):
+    """A model that cannot be exported, or whose export does not agree."""
+
+
 class MissingDependencyError(HfpruneError, ImportError):
     """An optional package is needed and not installed; the message has the command that installs it."""
 

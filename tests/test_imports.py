@@ -33,6 +33,7 @@ MAY_IMPORT = {
     | {"reconstruction", "pruning"},
     "jobs": {"errors", "distributed", "structure", "measuring", "scoring", "data", "planning", "config", "publishing"}
     | {"pruning", "recovery"},
+    "deployment": {"errors", "structure", "measuring", "planning", "publishing"},
     "cli": {"errors", "structure", "measuring", "scoring", "data", "planning", "config", "publishing", "pruning"}
     | {"showing", "sweeping", "vocabulary"},
     "deprecated": set(),
@@ -50,6 +51,8 @@ LATE = {
     "peft",
     "lm_eval",
 }
+#: What formats need that models are exported to.
+LATE |= {"gguf", "gguf.quants", "xllamacpp"}
 #: It is there with datasets, but takes half a second to import.
 LATE |= {"pandas"}
 

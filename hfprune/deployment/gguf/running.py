@@ -1,0 +1,238 @@
+"""Run a GGUF file in llama.cpp, by the package xllamacpp, which carries its server."""
+
+import json
+import string
+from collections.abc import Mapping, Sequence
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from hfprune.deployment.gguf.writing import FILE
+from hfprune.deployment.targets import OpenOptions
+from hfprune.errors import ExportError
+
+#: The most tokens of a text here, if the model was made for as many. The cache is allocated for them.
+CONTEXT = 2048
+#: A text with what tokenizers treat differently: digits, spaces, contractions, capitals, code, and other scripts.
+SPECIMEN = (
+    "Hello world! It's 7 o'clock, they'LL say 1234567 times 3.14159.\n\n  def f(x):\n\treturn x**2 != None  # TODO\r\n"
+    "CamelCase snake_case ÀÉÎ naïve “quotes” — наука 東京タワー 한국어 مرحبا 🦙🚀   trailing   "
+)
+#: What makes one token certain to follow. Its text is complete, so that the server answers with the probabilities.
+_CERTAIN = 1e4
+
+
+class LlamaCppRunner:
+    """A GGUF file that is open in llama.cpp.
+
+    Keys and values stay in float32 and attention is computed exactly, unlike by default in llama.cpp, so that what is
+    compared is the file.
+
+    Args:
+        path: The file.
+        threads: How many threads compute; None for as many as llama.cpp likes.
+        exact: Cache and attention in float32; False for llama.cpp's defaults, which are faster.
+
+    Raises:
+        ExportError: llama.cpp does not load the file.
+
+    Attributes:
+        vocabulary: How many tokens the model has.
+        context: The most tokens of a text here.
+    """
+
+    def __init__(self, path: Path, *, threads: int | None = None, exact: bool = True) -> None:
+        import gguf
+        import xllamacpp
+
+        reader = gguf.GGUFReader(path)
+        tokens = reader.fields["tokenizer.ggml.tokens"].contents()
+        architecture = reader.fields["general.architecture"].contents()
+        self.vocabulary = len(tokens)
+        self.context = min(CONTEXT, reader.fields[f"{architecture}.context_length"].contents())
+        letters = [number for number, token in enumerate(tokens) if token in set(string.ascii_letters)]
+        self._letter = letters[0]
+        parameters = xllamacpp.CommonParams()
+        parameters.model.path = str(path)
+        parameters.n_ctx = self.context
+        # one text after the other, and none kept but the last
+        parameters.n_parallel = 1
+        parameters.cache_ram_mib = 0
+        parameters.n_gpu_layers = 0
+        parameters.fit_params = False
+        parameters.verbosity = 0
+        if threads is not None:
+            parameters.cpuparams.n_threads = threads
+            parameters.cpuparams_batch.n_threads = threads
+        if exact:
+            parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+            parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        try:
+            self._server = xllamacpp.Server(parameters)
+        except (RuntimeError, ValueError) as error:
+            raise ExportError(f"llama.cpp does not load {path}: {error}") from error
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The logarithms of the probabilities of the next token, for every token of a batch.
+
+        llama.cpp gives them in the place of logits, from which they differ by a number for each position.
+
+        Args:
+            batch: `input_ids` and, where there is padding, `attention_mask`, each `(samples, tokens)`.
+
+        Returns:
+            `(samples, tokens, vocabulary)`, float32, 0 where there is padding.
+        """
+        ids = batch["input_ids"]
+        mask = batch.get("attention_mask")
+        is_token = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        outputs = torch.zeros(*ids.shape, self.vocabulary)
+        for row in range(len(ids)):
+            outputs[row, is_token[row].cpu()] = self.log_probabilities(ids[row][is_token[row]].tolist())
+        return outputs
+
+    def log_probabilities(self, ids: Sequence[int], *, most: int | None = None) -> Tensor:
+        """The logarithms of the probabilities of the next token, for every token of a text.
+
+        Args:
+            ids: The text.
+            most: Only those of so many likeliest tokens, which takes less time; -inf for the others. None for all.
+
+        Returns:
+            `(tokens, vocabulary)`.
+
+        Raises:
+            ValueError: The text is longer than the context.
+        """
+        self._check_length(len(ids) + 1)
+        outputs = torch.full((len(ids), self.vocabulary), -torch.inf)
+        # the server keeps what it computed for the text before, so each request computes one token
+        for place in range(len(ids)):
+            answer = self._ask(
+                "/completion",
+                {
+                    "prompt": list(ids[: place + 1]),
+                    "n_predict": 1,
+                    "n_probs": most or self.vocabulary,
+                    "logit_bias": [[self._letter, _CERTAIN]],
+                },
+            )
+            likely = answer["completion_probabilities"][0]["top_logprobs"]
+            numbers = torch.tensor([entry["id"] for entry in likely])
+            outputs[place, numbers] = torch.tensor([entry["logprob"] for entry in likely])
+        return outputs
+
+    def generate(self, input_ids: Tensor, new_tokens: int) -> Tensor:
+        """Write a text greedily.
+
+        Args:
+            input_ids: `(1, tokens)`, the beginning.
+            new_tokens: How many tokens to write at most; the text may end earlier.
+
+        Returns:
+            `(1, new_tokens)`, without the beginning.
+        """
+        answer = self.complete(input_ids[0].tolist(), new_tokens)
+        return torch.tensor([answer["tokens"]])
+
+    def complete(self, ids: Sequence[int], new_tokens: int, *, ends: bool = True) -> dict[str, Any]:
+        """Write a text greedily.
+
+        Args:
+            ids: The beginning.
+            new_tokens: How many tokens to write at most.
+            ends: Whether the model may end the text.
+
+        Returns:
+            The answer of the server: `tokens`, `content`, and in `timings` milliseconds and tokens a second.
+
+        Raises:
+            ValueError: The text is longer than the context.
+        """
+        self._check_length(len(ids) + new_tokens)
+        body = {
+            "prompt": list(ids),
+            "n_predict": new_tokens,
+            "temperature": 0,
+            "return_tokens": True,
+            "ignore_eos": not ends,
+            "cache_prompt": False,
+        }
+        return self._ask("/completion", body)
+
+    def tokenize(self, text: str) -> list[int]:
+        """The tokens of a text, as llama.cpp makes them.
+
+        Args:
+            text: The text.
+
+        Returns:
+            Their ids, with those that frame a text.
+        """
+        answer = self._ask("/tokenize", {"content": text, "add_special": True, "parse_special": True})
+        return list(answer["tokens"])
+
+    def _check_length(self, tokens: int) -> None:
+        """Refuse a text that does not fit."""
+        if tokens > self.context:
+            raise ValueError(f"the text has {tokens} tokens, and {self.context} are the most here. Take a shorter one.")
+
+    def _ask(self, route: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Send a request to the server, which listens on this machine only."""
+        address = urlsplit(self._server.listening_address)
+        connection = HTTPConnection(str(address.hostname), address.port)
+        try:
+            connection.request("POST", route, json.dumps(body), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            answer: dict[str, Any] = json.loads(response.read())
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise ExportError(f"llama.cpp answers with an error to {route}: {answer}.")
+        return answer
+
+
+def open_runner(folder: Path, options: OpenOptions) -> LlamaCppRunner:
+    """Open `model.gguf` of a folder in llama.cpp.
+
+    Args:
+        folder: The folder; if it holds the tokenizer too, both must make the same tokens of a text.
+        options: The number of threads.
+
+    Returns:
+        The model, to be run.
+
+    Raises:
+        ExportError: llama.cpp does not load the file, or makes other tokens of a text.
+    """
+    runner = LlamaCppRunner(folder / FILE, threads=options.threads)
+    if (folder / "tokenizer.json").is_file():
+        check_tokens(runner, AutoTokenizer.from_pretrained(folder))
+    return runner
+
+
+def check_tokens(runner: LlamaCppRunner, tokenizer: PreTrainedTokenizerBase, *, texts: Sequence[str] = ()) -> None:
+    """Compare the tokens that llama.cpp makes of texts with those of a tokenizer.
+
+    Args:
+        runner: A file that is open.
+        tokenizer: The tokenizer of the model.
+        texts: Texts to compare, beside a specimen with words, numbers, code, other scripts and added tokens.
+
+    Raises:
+        ExportError: They differ; the message has the first text where they do.
+    """
+    added = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    for text in (SPECIMEN, " and ".join(added[:16]), *texts):
+        expected = tokenizer(text).input_ids
+        found = runner.tokenize(text)
+        if found != expected:
+            raise ExportError(
+                f"llama.cpp makes other tokens than the tokenizer of {text!r}: {found}, expected {expected}. Take "
+                "another target, or the converter of llama.cpp."
+            )
