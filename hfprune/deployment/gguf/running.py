@@ -21,7 +21,7 @@ CONTEXT = 2048
 #: A text with what tokenizers treat differently: digits, spaces, contractions, capitals, code, and other scripts.
 SPECIMEN = (
     "Hello world! It's 7 o'clock, they'LL say 1234567 times 3.14159.\n\n  def f(x):\n\treturn x**2 != None  # TODO\r\n"
-    "CamelCase snake_case ÀÉÎ naïve “quotes” — наука 東京タワー 한국어 مرحبا 🦙🚀   trailing   "
+    "CamelCase in 2004 snake_case ÀÉÎ naïve “quotes” — наука 東京タワー 한국어 مرحبا 🦙🚀   trailing   "
 )
 #: What makes one token certain to follow. Its text is complete, so that the server answers with the probabilities.
 _CERTAIN = 1e4
@@ -229,7 +229,8 @@ def check_tokens(runner: LlamaCppRunner, tokenizer: PreTrainedTokenizerBase, *, 
     """
     added = [token.content for token in tokenizer.added_tokens_decoder.values()]
     for text in (SPECIMEN, " and ".join(added[:16]), *texts):
-        expected = tokenizer(text).input_ids
+        # a specimen may be longer than what a tiny model was made for
+        expected = tokenizer(text, verbose=False).input_ids
         found = runner.tokenize(text)
         if found != expected:
             raise ExportError(
