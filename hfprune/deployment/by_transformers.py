@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from torch.utils._pytree import tree_unflatten, treespec_loads
+from transformers import PreTrainedModel
 
 from hfprune.deployment.examples import padded, takes_texts, texts_of
 from hfprune.deployment.proof import logits_of
@@ -161,7 +162,10 @@ class _WithCache:
     def __init__(self, exported: Any, layers: list[dict[str, int]]) -> None:
         self._exported = exported
         self._layers = layers
-        self._names = set(next(iter(exported.components.values())).metadata.kwargs)
+        metadata = next(iter(exported.components.values())).metadata
+        self._names = set(metadata.kwargs)
+        _, keywords = treespec_loads(metadata.in_spec).children()
+        self._spec = keywords.child(keywords.context.index("past_key_values"))
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The logits for whole texts."""
@@ -193,14 +197,14 @@ class _WithCache:
             outputs = self._exported(**given)
         return logits_of(outputs).clone(), outputs["past_key_values"]
 
-    def _empty(self, samples: int) -> DynamicCache:
-        """A cache that holds no token."""
-        cache = DynamicCache()
-        for index, sizes in enumerate(self._layers):
-            keys = torch.zeros(samples, sizes["heads"], 0, sizes["key"], dtype=torch.float32, device="cpu")
-            values = torch.zeros(samples, sizes["heads"], 0, sizes["value"], dtype=torch.float32, device="cpu")
-            cache.update(keys, values, index)
-        return cache
+    def _empty(self, samples: int) -> Any:
+        """A cache that holds no token, built as the one that the graph was traced with."""
+        leaves = []
+        for sizes in self._layers:
+            for part in ("key", "value"):
+                shape = (samples, sizes["heads"], 0, sizes[part])
+                leaves.append(torch.zeros(shape, dtype=torch.float32, device="cpu"))
+        return tree_unflatten(leaves, self._spec)
 
 
 @contextlib.contextmanager

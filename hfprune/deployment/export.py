@@ -314,9 +314,10 @@ def _probe_of(folder: Path) -> Probe | None:
 
 def _collator_for(tokenizer: PreTrainedTokenizerBase | None) -> Collator:
     """Pads with the tokenizer; without one the rows must have the same length."""
-    if tokenizer is None:
-        return default_data_collator
-    return DataCollatorWithPadding(tokenizer)
+    collator: Collator = default_data_collator
+    if tokenizer is not None:
+        collator = DataCollatorWithPadding(tokenizer)
+    return collator
 
 
 def _write(target: Target, source: _Source, draft: Path, options: WriteOptions) -> int:
@@ -377,7 +378,8 @@ def _on_the_probe(source: _Source, runner: Runner) -> Difference:
     probe = source.probe or Probe.of(source.model)
     reference = in_pytorch(source.model)
     parts = []
-    for row in torch.tensor(probe.input_ids, dtype=torch.long, device="cpu").split(1):
+    ids = torch.tensor(probe.input_ids, dtype=torch.long, device="cpu")
+    for row in torch.tensor_split(ids, len(ids)):
         batch = example_inputs(source.model, row)
         found = _run(runner, batch)
         parts.append(compared("the probe", reference(batch), found, batch))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hfprune.deployment.targets import Generator, Runner, Tolerance
 from hfprune.errors import ExportError
@@ -197,12 +197,7 @@ def written_alike(
     if not isinstance(runner, Generator):
         return None
     prompt = batch["input_ids"][:1, :_PROMPT]
-    greedy = GenerationConfig(
-        do_sample=False, max_new_tokens=_NEW_TOKENS, min_new_tokens=_NEW_TOKENS, pad_token_id=0, eos_token_id=None
-    )
-    # a config of its own: that of the model may ask for samples, beams or penalties
-    written = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), generation_config=greedy)
-    expected = written[:, prompt.shape[1] :].tolist()[0]
+    expected = _written(model, prompt)
     found = runner.generate(prompt, _NEW_TOKENS).tolist()[0]
     equal = 0
     for ours, theirs in zip(expected, found, strict=True):
@@ -215,3 +210,18 @@ def written_alike(
             f"{found[equal]}, PyTorch's is {expected[equal]}. It was not kept."
         )
     return Text(tokens=_NEW_TOKENS, equal=equal)
+
+
+def _written(model: PreTrainedModel, ids: Tensor) -> list[int]:
+    """What a decoder writes greedily behind a beginning.
+
+    Without `generate`, whose config may ask for samples, beams or penalties, and without a cache, so that the cache of
+    the exported model is compared with none.
+    """
+    run = in_pytorch(model)
+    beginning = ids.shape[1]
+    for _ in range(_NEW_TOKENS):
+        logits = run({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        ids = torch.cat((ids, logits[:, -1:].argmax(-1)), dim=1)
+    written: list[int] = ids[0, beginning:].tolist()
+    return written
