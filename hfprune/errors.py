@@ -35,8 +35,8 @@ class CheckpointError(HfpruneError, OSError):
     """A checkpoint folder is incomplete, damaged or contradicts itself."""
 
 
-class ExportError(HfpruneError, ValueError):
-    """A model that cannot be exported, or whose export does not agree."""
+class ExportError(HfpruneError, RuntimeError):
+    """A model cannot be exported, or the exported file does not compute what the model computes; no file is left."""
 
 
 class MissingDependencyError(HfpruneError, ImportError):

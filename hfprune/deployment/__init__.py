@@ -1,5 +1,8 @@
 """Models as files of other runtimes: the targets, and the proof that a file computes what the model computes."""
 
+from hfprune.deployment import by_transformers, gguf
+from hfprune.deployment.export import Export, export
+from hfprune.deployment.proof import Difference, Text
 from hfprune.deployment.targets import (
     Generator,
     OpenOptions,
@@ -13,13 +16,19 @@ from hfprune.deployment.targets import (
 )
 
 __all__ = [
+    "Difference",
+    "Export",
     "Generator",
     "OpenOptions",
     "Runner",
     "Target",
+    "Text",
     "Tolerance",
     "WriteOptions",
+    "by_transformers",
+    "export",
     "get_target",
+    "gguf",
     "register_target",
     "targets",
 ]

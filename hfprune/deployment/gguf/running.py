@@ -25,6 +25,11 @@ SPECIMEN = (
 )
 #: What makes one token certain to follow. Its text is complete, so that the server answers with the probabilities.
 _CERTAIN = 1e4
+#: Of how many tokens the probabilities behind a text are compared, and how far they may be off, relative to the largest.
+_LIKELY = 20
+_ROUNDED = 0.05
+#: Seconds that an answer may take.
+_PATIENCE = 600
 
 
 class LlamaCppRunner:
@@ -36,7 +41,8 @@ class LlamaCppRunner:
     Args:
         path: The file.
         threads: How many threads compute; None for as many as llama.cpp likes.
-        exact: Cache and attention in float32; False for llama.cpp's defaults, which are faster.
+        fast: As llama.cpp runs a file by default: keys and values in float16, approximate attention. Texts are then
+            written, and not looked at token by token.
 
     Raises:
         ExportError: llama.cpp does not load the file.
@@ -46,7 +52,7 @@ class LlamaCppRunner:
         context: The most tokens of a text here.
     """
 
-    def __init__(self, path: Path, *, threads: int | None = None, exact: bool = True) -> None:
+    def __init__(self, path: Path, *, threads: int | None = None, fast: bool = False) -> None:
         import gguf
         import xllamacpp
 
@@ -57,6 +63,7 @@ class LlamaCppRunner:
         self.context = min(CONTEXT, reader.fields[f"{architecture}.context_length"].contents())
         letters = [number for number, token in enumerate(tokens) if token in set(string.ascii_letters)]
         self._letter = letters[0]
+        self._output = _output_matrix(reader)
         parameters = xllamacpp.CommonParams()
         parameters.model.path = str(path)
         parameters.n_ctx = self.context
@@ -69,7 +76,11 @@ class LlamaCppRunner:
         if threads is not None:
             parameters.cpuparams.n_threads = threads
             parameters.cpuparams_batch.n_threads = threads
-        if exact:
+        if not fast:
+            # the server gives the hidden states of all tokens
+            parameters.embedding = True
+            parameters.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_NONE
+            parameters.n_batch = parameters.n_ubatch = self.context
             parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
             parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         try:
@@ -78,23 +89,71 @@ class LlamaCppRunner:
             raise ExportError(f"llama.cpp does not load {path}: {error}") from error
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The logarithms of the probabilities of the next token, for every token of a batch.
+        """The logits of every token of a batch.
 
-        llama.cpp gives them in the place of logits, from which they differ by a number for each position.
+        The server gives the last hidden states of all tokens, and the likeliest tokens behind a text. So the product
+        with the output matrix of the file is computed here, and compared with what the server says behind each text.
 
         Args:
             batch: `input_ids` and, where there is padding, `attention_mask`, each `(samples, tokens)`.
 
         Returns:
             `(samples, tokens, vocabulary)`, float32, 0 where there is padding.
+
+        Raises:
+            ExportError: The server's probabilities do not follow from its hidden states.
         """
         ids = batch["input_ids"]
         mask = batch.get("attention_mask")
         is_token = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         outputs = torch.zeros(*ids.shape, self.vocabulary)
         for row in range(len(ids)):
-            outputs[row, is_token[row].cpu()] = self.log_probabilities(ids[row][is_token[row]].tolist())
+            text = ids[row][is_token[row]].tolist()
+            logits = self.hidden_states(text) @ self._output.T
+            self._check_last(text, logits[-1])
+            outputs[row, is_token[row].cpu()] = logits
         return outputs
+
+    def hidden_states(self, ids: Sequence[int]) -> Tensor:
+        """The last hidden states of a text, behind the last norm.
+
+        Args:
+            ids: The text.
+
+        Returns:
+            `(tokens, hidden)`.
+
+        Raises:
+            ValueError: The text is longer than the context.
+        """
+        self._check_length(len(ids))
+        answer = self._ask("/embedding", {"content": list(ids), "embd_normalize": -1})
+        return torch.tensor(answer[0]["embedding"])
+
+    def _check_last(self, ids: Sequence[int], logits: Tensor) -> None:
+        """Compare logits behind a text with the likeliest tokens there, as the server has them."""
+        found = self._likely(ids, _LIKELY)
+        expected = logits.log_softmax(-1)
+        numbers = torch.tensor(list(found))
+        difference = (torch.tensor(list(found.values())) - expected[numbers]).abs().max()
+        # llama.cpp rounds hidden states before it multiplies them with rounded weights
+        if not difference <= _ROUNDED * expected.abs().max():
+            raise ExportError(
+                f"llama.cpp gives other probabilities than follow from its hidden states: they differ by "
+                f"{difference:.2g} of {expected.abs().max():.2g}."
+            )
+
+    def _likely(self, ids: Sequence[int], most: int) -> dict[int, float]:
+        """The likeliest tokens behind a text, with the logarithms of their probabilities."""
+        body = {
+            "prompt": list(ids),
+            "n_predict": 1,
+            "n_probs": most,
+            "logit_bias": [[self._letter, _CERTAIN]],
+        }
+        answer = self._ask("/completion", body)
+        likely = answer["completion_probabilities"][0]["top_logprobs"]
+        return {entry["id"]: entry["logprob"] for entry in likely}
 
     def log_probabilities(self, ids: Sequence[int], *, most: int | None = None) -> Tensor:
         """The logarithms of the probabilities of the next token, for every token of a text.
@@ -113,40 +172,36 @@ class LlamaCppRunner:
         outputs = torch.full((len(ids), self.vocabulary), -torch.inf)
         # the server keeps what it computed for the text before, so each request computes one token
         for place in range(len(ids)):
-            answer = self._ask(
-                "/completion",
-                {
-                    "prompt": list(ids[: place + 1]),
-                    "n_predict": 1,
-                    "n_probs": most or self.vocabulary,
-                    "logit_bias": [[self._letter, _CERTAIN]],
-                },
-            )
-            likely = answer["completion_probabilities"][0]["top_logprobs"]
-            numbers = torch.tensor([entry["id"] for entry in likely])
-            outputs[place, numbers] = torch.tensor([entry["logprob"] for entry in likely])
+            likely = self._likely(ids[: place + 1], most or self.vocabulary)
+            outputs[place, torch.tensor(list(likely))] = torch.tensor(list(likely.values()))
         return outputs
 
     def generate(self, input_ids: Tensor, new_tokens: int) -> Tensor:
-        """Write a text greedily.
+        """Write a text greedily, also behind a token that ends it.
 
         Args:
             input_ids: `(1, tokens)`, the beginning.
-            new_tokens: How many tokens to write at most; the text may end earlier.
+            new_tokens: How many tokens to write.
 
         Returns:
             `(1, new_tokens)`, without the beginning.
-        """
-        answer = self.complete(input_ids[0].tolist(), new_tokens)
-        return torch.tensor([answer["tokens"]])
 
-    def complete(self, ids: Sequence[int], new_tokens: int, *, ends: bool = True) -> dict[str, Any]:
-        """Write a text greedily.
+        Raises:
+            ValueError: The text is longer than the context.
+        """
+        ids = input_ids[0].tolist()
+        self._check_length(len(ids) + new_tokens)
+        written: list[int] = []
+        while len(written) < new_tokens:
+            written += self._likely([*ids, *written], 1)
+        return torch.tensor([written])
+
+    def complete(self, ids: Sequence[int], new_tokens: int) -> dict[str, Any]:
+        """Write a text greedily, as the server does in one request; the text does not end before.
 
         Args:
             ids: The beginning.
-            new_tokens: How many tokens to write at most.
-            ends: Whether the model may end the text.
+            new_tokens: How many tokens to write.
 
         Returns:
             The answer of the server: `tokens`, `content`, and in `timings` milliseconds and tokens a second.
@@ -160,7 +215,7 @@ class LlamaCppRunner:
             "n_predict": new_tokens,
             "temperature": 0,
             "return_tokens": True,
-            "ignore_eos": not ends,
+            "ignore_eos": True,
             "cache_prompt": False,
         }
         return self._ask("/completion", body)
@@ -182,19 +237,28 @@ class LlamaCppRunner:
         if tokens > self.context:
             raise ValueError(f"the text has {tokens} tokens, and {self.context} are the most here. Take a shorter one.")
 
-    def _ask(self, route: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def _ask(self, route: str, body: Mapping[str, Any]) -> Any:
         """Send a request to the server, which listens on this machine only."""
         address = urlsplit(self._server.listening_address)
-        connection = HTTPConnection(str(address.hostname), address.port)
+        connection = HTTPConnection(str(address.hostname), address.port, timeout=_PATIENCE)
         try:
             connection.request("POST", route, json.dumps(body), {"Content-Type": "application/json"})
             response = connection.getresponse()
-            answer: dict[str, Any] = json.loads(response.read())
+            answer = json.loads(response.read())
         finally:
             connection.close()
         if response.status != 200:
             raise ExportError(f"llama.cpp answers with an error to {route}: {answer}.")
         return answer
+
+
+def _output_matrix(reader: Any) -> Tensor:
+    """The matrix that makes logits of hidden states, `(vocabulary, hidden)`: the embeddings, if there is none."""
+    from gguf.quants import dequantize
+
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    stored = tensors.get("output.weight", tensors["token_embd.weight"])
+    return torch.from_numpy(dequantize(stored.data, stored.tensor_type).copy())
 
 
 def open_runner(folder: Path, options: OpenOptions) -> LlamaCppRunner:
