@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hfprune
+from hfprune.data.packages import resolve_model
 from hfprune.deployment import OpenOptions, WriteOptions, get_target
 from hfprune.deployment.gguf import LlamaCppRunner, check_tokens, refusal, write, write_file
 from hfprune.deployment.gguf.layout import ZERO_NEURONS, layout_of
@@ -53,7 +54,8 @@ def pruned(model, *, unit="group"):
 def without(model, *names):
     """The model without some blocks."""
     kind = base_model_type(model.config.model_type)
-    plan = PruningPlan.keep(find_blocks(model), dict.fromkeys(names, []), model_type=kind, sequence_length=8)
+    kept = {name: [] for name in names}
+    plan = PruningPlan.keep(find_blocks(model), kept, model_type=kind, sequence_length=8)
     return hfprune.apply_plan(model, plan)
 
 
@@ -94,8 +96,15 @@ def assert_equal_in_llama_cpp(model, folder):
 
 @pytest.mark.parametrize(
     ("model_type", "unit"),
-    [("llama", "group"), ("llama", "query"), ("llama", None), ("mistral", "query"), ("qwen2", "group")]
-    + [("qwen2", None), ("smollm3", "query")],
+    [
+        ("llama", "group"),
+        ("llama", "query"),
+        ("llama", None),
+        ("mistral", "query"),
+        ("qwen2", "group"),
+        ("qwen2", None),
+        ("smollm3", "query"),
+    ],
 )
 def test_llama_cpp_computes_the_same(model_type, unit, tmp_path):
     dense = decoder(model_type)
@@ -246,6 +255,15 @@ class TestQuantization:
         assert f"{len(wide)} matrices ({size / 1e6:.1f} MB of" in caplog.text
         assert 'PruningConfig(target="gguf-q4_0")' in caplog.text
 
+    def test_a_target_of_pruning_leaves_no_such_rows(self, tmp_path):
+        config = hfprune.PruningConfig(
+            sparsity=0.4, target="gguf-q4_0", sequence_length=8, scorer="l2", reconstruct=False, schedule="one_shot"
+        )
+        model = decoder(**{**MULTIPLES_OF_32, "head_dim": 32, "intermediate_size": 256})
+        small = hfprune.prune(model, [{"input_ids": IDS}], config)
+        assert len({layer.mlp.up_proj.out_features for layer in small.model.layers}) == 2
+        assert write_file(small, tmp_path / "model.gguf", options("q4_0")).wide == ()
+
     def test_the_types_of_models_in_half_precision(self, tmp_path):
         for dtype, kind in ((torch.float16, "F16"), (torch.bfloat16, "BF16")):
             write_file(decoder().to(dtype), tmp_path / "model.gguf", options())
@@ -281,11 +299,48 @@ def as_read(model, path):
     return again
 
 
+def test_export_proves_the_file(tmp_path):
+    pytest.importorskip("xllamacpp", reason="xllamacpp is not installed")
+    model = pruned(decoder())
+    exported = hfprune.export(model, "gguf", tmp_path / "out", tokenizer=TOKENIZER, threads=1)
+    assert exported.text.equal == exported.text.tokens
+    assert all(difference.relative < 1e-5 and difference.agreement == 1 for difference in exported.differences)
+    assert (tmp_path / "out" / "model.gguf").is_file()
+
+
+@pytest.mark.demo
+@pytest.mark.slow
+def test_smollm2_writes_the_same_in_llama_cpp(tmp_path):
+    try:
+        folder = resolve_model("smollm2-135m")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = " ".join(LINES)
+    ids = tokenizer(text, return_tensors="pt").input_ids[:, :256]
+    config = hfprune.PruningConfig(
+        sparsity=0.2, budget="params", scorer="activation_norm", schedule="one_shot", calibration_samples=1
+    )
+    small = hfprune.prune(AutoModelForCausalLM.from_pretrained(folder), [{"input_ids": ids}], config)
+    assert layout_of(small).architecture == "deci"
+    runner = runner_of(small, tmp_path, tokenizer=tokenizer)
+    check_tokens(runner, tokenizer, texts=[text])
+    expected = log_probabilities(small, ids)
+    found = runner({"input_ids": ids}).log_softmax(-1)
+    assert torch.equal(found.argmax(-1), expected.argmax(-1))
+    assert (found - expected).abs().max() < 0.02
+    written = small.generate(ids[:, :32], max_new_tokens=32, min_new_tokens=32, do_sample=False)[:, 32:]
+    assert runner.generate(ids[:, :32], 32).tolist() == written.tolist()
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("model", "message"),
         [
-            (lambda: decoder("qwen3"), r"no graph of llama.cpp with widths by layer computes 'qwen3': it takes llama, "),
+            (
+                lambda: decoder("qwen3"),
+                r"no graph of llama.cpp with widths by layer computes 'qwen3': it takes llama, ",
+            ),
             (lambda: decoder(head="AutoModel"), "LlamaModel has no language model head.*AutoModelForCausalLM"),
             (lambda: decoder(head="AutoModelForSequenceClassification"), "LlamaForSequenceClassification has no"),
             (lambda: decoder().to("meta"), r"is not in memory \(device meta\)"),
@@ -378,8 +433,16 @@ CUTS = {
 class TestTokenizer:
     @pytest.mark.parametrize(
         ("name", "single"),
-        [("gpt-2", "$A"), ("gpt-2", "<s> $A </s>"), ("smollm", "$A"), ("llama-bpe", "<s> $A"), ("smaug-bpe", "$A")]
-        + [("qwen2", "$A"), ("tekken", "<s> $A"), ("tekken", "$A")],
+        [
+            ("gpt-2", "$A"),
+            ("gpt-2", "<s> $A </s>"),
+            ("smollm", "$A"),
+            ("llama-bpe", "<s> $A"),
+            ("smaug-bpe", "$A"),
+            ("qwen2", "$A"),
+            ("tekken", "<s> $A"),
+            ("tekken", "$A"),
+        ],
     )
     def test_llama_cpp_makes_the_same_tokens(self, name, single, tmp_path):
         tokenizer = wrapped(framed(CUTS[name](), single))
@@ -405,7 +468,9 @@ class TestTokenizer:
         TOKENIZER.save_pretrained(tmp_path)
         target.write(model, tmp_path, options())
         runner = target.open(tmp_path, OpenOptions(threads=1))
-        torch.testing.assert_close(runner({"input_ids": IDS}).log_softmax(-1), log_probabilities(model), rtol=0, atol=3e-5)
+        torch.testing.assert_close(
+            runner({"input_ids": IDS}).log_softmax(-1), log_probabilities(model), rtol=0, atol=3e-5
+        )
         wrapped(with_steps(pre_tokenizers.Digits(individual_digits=True), BYTES)).save_pretrained(tmp_path)
         assert AutoTokenizer.from_pretrained(tmp_path)("in 2004").input_ids != TOKENIZER("in 2004").input_ids
         with pytest.raises(ExportError, match="llama.cpp makes other tokens than the tokenizer of .Hello world"):

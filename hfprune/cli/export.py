@@ -22,7 +22,7 @@ from hfprune.cli.options import (
 
 def export(
     model: ModelName,
-    to: Annotated[str, typer.Option(help="onnx, openvino, executorch or torch.")],
+    to: Annotated[str, typer.Option(help="onnx, openvino, executorch, gguf or torch.")],
     output: Annotated[
         Path | None, typer.Option(help="Folder to write; by default the model's name with the target's behind it.")
     ] = None,

@@ -18,12 +18,12 @@ def refusal(model: PreTrainedModel) -> str | None:
         model: The model.
 
     Returns:
-        A message; None if it can be written.
+        A message without its last full stop; None if it can be written.
     """
     for check in _CHECKS:
         reason = check(model)
         if reason is not None:
-            return reason
+            return reason.removesuffix(".")
     return None
 
 

@@ -25,7 +25,8 @@ SPECIMEN = (
 )
 #: What makes one token certain to follow. Its text is complete, so that the server answers with the probabilities.
 _CERTAIN = 1e4
-#: Of how many tokens the probabilities behind a text are compared, and how far they may be off, relative to the largest.
+#: Of how many tokens the probabilities behind a text are compared, and how far they may be off, relative to the
+#: largest.
 _LIKELY = 20
 _ROUNDED = 0.05
 #: Seconds that an answer may take.
@@ -87,6 +88,8 @@ class LlamaCppRunner:
             self._server = xllamacpp.Server(parameters)
         except (RuntimeError, ValueError) as error:
             raise ExportError(f"llama.cpp does not load {path}: {error}") from error
+        # a server that is closed before its first answer waits for itself for ever
+        self.tokenize("")
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The logits of every token of a batch.

@@ -105,7 +105,7 @@ def write_file(model: PreTrainedModel, path: Path, options: WriteOptions) -> Wri
 
     reason = refusal(model)
     if reason is not None:
-        raise ExportError(reason)
+        raise ExportError(f"{reason}.")
     if options.tokenizer is None:
         raise ExportError("a GGUF file holds the tokenizer, and none was given. Give the tokenizer of the model.")
     layout = layout_of(model)
