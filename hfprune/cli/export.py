@@ -30,7 +30,7 @@ def export(
         str | None,
         typer.Option(
             help="onnx: int8 (weights; activations as the model runs). openvino: int8 (weights), int8-calibrated "
-            "(weights and activations, with ranges measured on --data)."
+            "(weights and activations, with ranges measured on --data). gguf: f16, bf16, q8_0, q4_0, q4_1."
         ),
     ] = None,
     data: Annotated[str | None, DATA] = None,

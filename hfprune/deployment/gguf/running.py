@@ -221,7 +221,8 @@ class LlamaCppRunner:
             "ignore_eos": True,
             "cache_prompt": False,
         }
-        return self._ask("/completion", body)
+        answer: dict[str, Any] = self._ask("/completion", body)
+        return answer
 
     def tokenize(self, text: str) -> list[int]:
         """The tokens of a text, as llama.cpp makes them.
