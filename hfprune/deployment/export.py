@@ -29,7 +29,7 @@ from hfprune.deployment.proof import (
     together,
     written_alike,
 )
-from hfprune.deployment.rows import Collator, Evaluation, calibration_batches, evaluate
+from hfprune.deployment.rows import Collator, Evaluation, calibration_batches, check_rows, evaluate
 from hfprune.deployment.targets import (
     OpenOptions,
     Runner,
@@ -214,6 +214,8 @@ def export(
     reason = target.refusal(source.model)
     if reason is not None:
         raise ExportError(f"{source.name} cannot be exported to {to}: {reason}.")
+    if data is not None:
+        check_rows(source.model, data, metrics)
     collator = collator or _collator_for(source.tokenizer)
     calibration = data if calibration is None else calibration
     options = WriteOptions(
