@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import hfprune
 from hfprune.cli.app import app
-from hfprune.deployment import Target, Tolerance, get_target, register_target, targets
+from hfprune.deployment import Target, Tolerance, get_target, known_targets, register_target
 from hfprune.deployment.examples import held_out_batches, padded, trace_batch
 from hfprune.deployment.export import EXPORT_FILE
 from hfprune.errors import CheckpointError, ExportError, MissingDependencyError
@@ -180,7 +180,7 @@ class TestWhatIsRefused:
             return tokens
 
         with restored():
-            targets_before = targets()["twin"]
+            targets_before = known_targets()["twin"]
             register_target(dataclasses.replace(targets_before, name="other"))
             written = twin_target(name="liar", twin=WritingTwin, token=swapped)
             with pytest.raises(ExportError, match="token 6 of 16 is"):
@@ -200,7 +200,7 @@ class TestWhatIsRefused:
         with pytest.raises(ValueError, match="torch takes no quantisation here"):
             hfprune.export(small, "torch", tmp_path / "out", quantize="int8")
         with pytest.raises(ValueError, match="a target named 'twin' is registered already"):
-            register_target(dataclasses.replace(targets()["twin"], write=lambda model, folder, options: None))
+            register_target(dataclasses.replace(known_targets()["twin"], write=lambda model, folder, options: None))
         with pytest.raises(ValueError, match="has no tolerance for int8"):
             twin_target(name="loose", tolerance={None: Tolerance(difference=0.1)})
 

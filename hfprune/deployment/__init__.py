@@ -11,8 +11,8 @@ from hfprune.deployment.targets import (
     Tolerance,
     WriteOptions,
     get_target,
+    known_targets,
     register_target,
-    targets,
 )
 
 __all__ = [
@@ -28,6 +28,6 @@ __all__ = [
     "by_transformers",
     "export",
     "get_target",
+    "known_targets",
     "register_target",
-    "targets",
 ]

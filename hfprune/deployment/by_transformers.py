@@ -411,7 +411,7 @@ register_target(
 register_target(
     Target(
         name="torch",
-        extra="",
+        extra="export",
         modules=("transformers.exporters",),
         tolerance={None: _EXACT},
         write=_write_torch,

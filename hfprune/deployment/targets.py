@@ -141,7 +141,7 @@ def register_target(target: Target) -> None:
     Examples:
         >>> from pathlib import Path
         >>> from safetensors.torch import save_model
-        >>> from hfprune.deployment import Target, Tolerance, register_target, targets
+        >>> from hfprune.deployment import Target, Tolerance, known_targets, register_target
         >>> def write(model, folder, options):
         ...     save_model(model, folder / "weights.safetensors")
         >>> def open_again(folder, options):
@@ -150,7 +150,7 @@ def register_target(target: Target) -> None:
         >>> register_target(
         ...     Target(name="bare", extra="", modules=(), tolerance=tolerance, write=write, open=open_again)
         ... )
-        >>> "bare" in targets()
+        >>> "bare" in known_targets()
         True
     """
     if target.name in _TARGETS:
@@ -161,15 +161,15 @@ def register_target(target: Target) -> None:
     _TARGETS[target.name] = target
 
 
-def targets() -> Mapping[str, Target]:
+def known_targets() -> Mapping[str, Target]:
     """All targets that are registered now, by name.
 
     Returns:
         A copy, with a `Target` for each name; changing it registers nothing.
 
     Examples:
-        >>> from hfprune.deployment import targets
-        >>> targets()["onnx"].extra
+        >>> from hfprune.deployment import known_targets
+        >>> known_targets()["onnx"].extra
         'onnx'
     """
     return dict(_TARGETS)
