@@ -107,10 +107,11 @@ class Export:
                     f"{difference.tokens:,}",
                     f"{difference.largest:.1e}",
                     f"{difference.scale:.3g}",
+                    f"{100 * difference.typical:.1g} %",
                     f"{100 * difference.agreement:.1f} %",
                 )
             )
-        head = ("compared with PyTorch on", "samples", "tokens", "largest difference", "largest output", "same choice")
+        head = ("compared on", "samples", "tokens", "largest difference", "largest output", "typical", "same choice")
         return Table(head=head, rows=tuple(rows), notes=tuple(self._notes()))
 
     def _notes(self) -> list[str]:
