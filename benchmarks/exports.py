@@ -77,6 +77,7 @@ def main() -> None:
     data = tokenize(load_text_dataset("trec"), tokenizer)
     print("| target | quantised | MB | largest difference | typical | same choice | accuracy |")
     print("|---|---|---:|---:|---:|---:|---:|")
+    in_pytorch = ""
     for asked in arguments.targets:
         target, _, quantize = asked.partition(":")
         try:
@@ -94,8 +95,9 @@ def main() -> None:
             print(f"{asked}: {error}", flush=True)
             continue
         print(row_of(exported), flush=True)
-    in_pytorch = exported.metrics["pytorch"]["accuracy"]
-    print(f"PyTorch: {exported.weights_bytes / 1e6:.1f} MB, accuracy {100 * in_pytorch:.1f}")
+        accuracy = exported.metrics["pytorch"]["accuracy"]
+        in_pytorch = f"PyTorch: {exported.weights_bytes / 1e6:.1f} MB, accuracy {100 * accuracy:.1f}"
+    print(in_pytorch)
 
 
 if __name__ == "__main__":
