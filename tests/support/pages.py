@@ -198,7 +198,7 @@ def _run_hfprune(arguments: Sequence[str]) -> None:
 
     from hfprune.cli.app import app
 
-    if arguments[0] == "export" and ("--quantize" in arguments or arguments[1:4] != ["small", "--to", "onnx"]):
+    if arguments[0] == "export":
         # an export takes many seconds, and tests/test_export.py has one of each kind; here the options are read
         get_command(app).commands["export"].make_context("export", list(arguments[1:]))
         return
