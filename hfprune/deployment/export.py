@@ -75,6 +75,16 @@ class Export:
         metrics: The metrics on the user's data, by `pytorch` and `exported`; empty without labelled data.
         versions: The versions of the packages that it was made with.
         seconds: How long writing and comparing took.
+
+    Examples:
+        >>> import hfprune
+        >>> exported = hfprune.export(dense, "torch", "exported")
+        >>> for difference in exported.differences:
+        ...     print(difference.name, difference.largest < 1e-5, difference.agreement)
+        the probe True 1.0
+        one sample True 1.0
+        6 samples True 1.0
+        one sample True 1.0
     """
 
     path: Path
