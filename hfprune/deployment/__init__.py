@@ -11,8 +11,8 @@ from hfprune.deployment.targets import (
     Tolerance,
     WriteOptions,
     get_target,
+    known_targets,
     register_target,
-    targets,
 )
 
 __all__ = [
@@ -29,6 +29,6 @@ __all__ = [
     "export",
     "get_target",
     "gguf",
+    "known_targets",
     "register_target",
-    "targets",
 ]

@@ -29,7 +29,7 @@ from hfprune.deployment.proof import (
     together,
     written_alike,
 )
-from hfprune.deployment.rows import Collator, Evaluation, calibration_batches, evaluate
+from hfprune.deployment.rows import Collator, Evaluation, calibration_batches, check_rows, evaluate
 from hfprune.deployment.targets import (
     OpenOptions,
     Runner,
@@ -75,6 +75,16 @@ class Export:
         metrics: The metrics on the user's data, by `pytorch` and `exported`; empty without labelled data.
         versions: The versions of the packages that it was made with.
         seconds: How long writing and comparing took.
+
+    Examples:
+        >>> import hfprune
+        >>> exported = hfprune.export(dense, "torch", "exported")
+        >>> for difference in exported.differences:
+        ...     print(difference.name, difference.largest < 1e-5, difference.agreement)
+        the probe True 1.0
+        one sample True 1.0
+        6 samples True 1.0
+        one sample True 1.0
     """
 
     path: Path
@@ -107,10 +117,11 @@ class Export:
                     f"{difference.tokens:,}",
                     f"{difference.largest:.1e}",
                     f"{difference.scale:.3g}",
+                    f"{100 * difference.typical:.1g} %",
                     f"{100 * difference.agreement:.1f} %",
                 )
             )
-        head = ("compared with PyTorch on", "samples", "tokens", "largest difference", "largest output", "same choice")
+        head = ("compared on", "samples", "tokens", "largest difference", "largest output", "typical", "same choice")
         return Table(head=head, rows=tuple(rows), notes=tuple(self._notes()))
 
     def _notes(self) -> list[str]:
@@ -214,6 +225,8 @@ def export(
     reason = target.refusal(source.model)
     if reason is not None:
         raise ExportError(f"{source.name} cannot be exported to {to}: {reason}.")
+    if data is not None:
+        check_rows(source.model, data, metrics)
     collator = collator or _collator_for(source.tokenizer)
     calibration = data if calibration is None else calibration
     options = WriteOptions(

@@ -29,6 +29,7 @@ class Difference:
         tokens: Tokens of the longest sample, padding included; 0 for pictures and sounds.
         largest: The largest difference of an output. Outputs for padding are left out.
         scale: The largest output of the model in PyTorch.
+        typical: The root mean square of the differences, relative to that of the outputs in PyTorch.
         agreement: The share of the positions at which both have the same largest output; of a regression 1.
     """
 
@@ -37,6 +38,7 @@ class Difference:
     tokens: int
     largest: float
     scale: float
+    typical: float
     agreement: float
 
     @property
@@ -127,8 +129,14 @@ def compared(name: str, expected: Tensor, found: Tensor, batch: Mapping[str, Ten
         tokens=0 if ids is None else ids.shape[-1],
         largest=(expected - found).abs().max().item(),
         scale=expected.abs().max().item(),
+        typical=_size(expected - found) / max(_size(expected), _LEAST_SCALE),
         agreement=same.float().mean().item(),
     )
+
+
+def _size(values: Tensor) -> float:
+    """The root mean square of numbers."""
+    return values.square().mean().sqrt().item()
 
 
 def together(name: str, parts: Sequence[Difference]) -> Difference:
@@ -139,15 +147,17 @@ def together(name: str, parts: Sequence[Difference]) -> Difference:
         parts: The differences.
 
     Returns:
-        The largest of them, and the agreement over all samples.
+        The largest of them, and the typical difference and the agreement over all samples.
     """
     samples = sum(part.samples for part in parts)
+    squares = math.fsum(part.typical**2 * part.samples for part in parts)
     return Difference(
         name=name,
         samples=samples,
         tokens=max(part.tokens for part in parts),
         largest=max(part.largest for part in parts),
         scale=max(part.scale for part in parts),
+        typical=math.sqrt(squares / samples),
         agreement=math.fsum(part.agreement * part.samples for part in parts) / samples,
     )
 
@@ -165,16 +175,27 @@ def check_within(differences: Iterable[Difference], tolerance: Tolerance, target
     """
     for difference in differences:
         # not `>`: a difference that is NaN must be refused too
-        is_near = difference.relative <= tolerance.difference
+        is_near = difference.relative <= tolerance.largest and difference.typical <= tolerance.typical
         if is_near and difference.agreement >= tolerance.agreement:
             continue
         raise ExportError(
             f"the exported {target} file does not compute what the model computes: on {difference.name} outputs "
-            f"differ by {difference.largest:.2g} where the largest is {difference.scale:.2g}. That is "
-            f"{difference.relative:.2g} of it, and {tolerance.difference:.2g} is admitted; "
-            f"{100 * difference.agreement:.1f} % of the choices agree, and {100 * tolerance.agreement:.1f} % must. "
-            "The file was not kept."
+            f"differ by up to {difference.largest:.2g} where the largest is {difference.scale:.2g}, and typically by "
+            f"{100 * difference.typical:.2g} %; {100 * difference.agreement:.1f} % of the choices agree. "
+            f"{_admitted(tolerance)} The file was not kept."
         )
+
+
+def _admitted(tolerance: Tolerance) -> str:
+    """What a tolerance admits, as a sentence."""
+    bounds = []
+    if tolerance.largest < math.inf:
+        bounds.append(f"{tolerance.largest:.2g} of the largest output")
+    if tolerance.typical < math.inf:
+        bounds.append(f"{100 * tolerance.typical:.2g} % typically")
+    if tolerance.agreement:
+        bounds.append(f"{100 * tolerance.agreement:.1f} % of the choices must agree")
+    return f"Admitted: {'; '.join(bounds)}."
 
 
 def written_alike(

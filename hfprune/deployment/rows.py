@@ -56,6 +56,27 @@ def calibration_batches(model: PreTrainedModel, data: Any, collator: Collator) -
     return batches
 
 
+def check_rows(model: PreTrainedModel, data: Any, metrics: Sequence[str]) -> None:
+    """Refuse data and metrics that do not fit, before a model is written.
+
+    Args:
+        model: The model.
+        data: Rows.
+        metrics: Names of metrics.
+
+    Raises:
+        ValueError: There are no rows, a metric is unknown or does not fit the model, or it needs labels that are not
+            there.
+    """
+    if not len(data):
+        raise ValueError("the data has no rows to compare the exported model on.")
+    if not metrics:
+        return
+    compute_metrics_for(list(metrics), regression=model.config.num_labels == 1)
+    if not {"labels", "label", "label_ids"} & set(data[0]):
+        raise ValueError(f"the metric {metrics[0]} needs labels of every sample, and the data has none.")
+
+
 def evaluate(
     model: PreTrainedModel, runner: Runner, data: Any, *, collator: Collator, metrics: Sequence[str] = ()
 ) -> Evaluation:
@@ -73,10 +94,8 @@ def evaluate(
 
     Raises:
         ExportError: The outputs have different shapes, or are not finite.
-        ValueError: The data is empty, a metric is unknown, or does not fit.
+        ValueError: A metric is unknown, or does not fit.
     """
-    if not len(data):
-        raise ValueError("the data has no rows to compare the exported model on.")
     reference = in_pytorch(model)
     parts: list[Difference] = []
     outputs: dict[str, list[Tensor]] = {"pytorch": [], "exported": []}
@@ -102,8 +121,6 @@ def _metrics(
 ) -> dict[str, dict[str, float]]:
     """The metrics of both models; none where there are no labels of samples."""
     if not labels:
-        if names:
-            raise ValueError(f"--metric {names[0]} needs labels of every sample, and the data has none.")
         return {}
     classes = model.config.num_labels
     compute = compute_metrics_for(names or default_metrics(classes), regression=classes == 1)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,11 +86,14 @@ class Tolerance:
     """How far an exported model may be from the model in PyTorch.
 
     Attributes:
-        difference: The largest difference of an output, relative to the largest output of the model in PyTorch.
+        largest: The largest difference of an output, relative to the largest output of the model in PyTorch. Few
+            outputs of a quantised model differ by much, so this bound is for those that are not quantised.
+        typical: The root mean square of the differences, relative to that of the outputs.
         agreement: The least share of the positions at which both have the same largest logit.
     """
 
-    difference: float
+    largest: float = math.inf
+    typical: float = math.inf
     agreement: float = 0.0
 
 
@@ -141,16 +145,16 @@ def register_target(target: Target) -> None:
     Examples:
         >>> from pathlib import Path
         >>> from safetensors.torch import save_model
-        >>> from hfprune.deployment import Target, Tolerance, register_target, targets
+        >>> from hfprune.deployment import Target, Tolerance, known_targets, register_target
         >>> def write(model, folder, options):
         ...     save_model(model, folder / "weights.safetensors")
         >>> def open_again(folder, options):
         ...     return lambda batch: dense(**batch).logits
-        >>> tolerance = {None: Tolerance(difference=1e-4)}
+        >>> tolerance = {None: Tolerance(largest=1e-4)}
         >>> register_target(
         ...     Target(name="bare", extra="", modules=(), tolerance=tolerance, write=write, open=open_again)
         ... )
-        >>> "bare" in targets()
+        >>> "bare" in known_targets()
         True
     """
     if target.name in _TARGETS:
@@ -161,15 +165,15 @@ def register_target(target: Target) -> None:
     _TARGETS[target.name] = target
 
 
-def targets() -> Mapping[str, Target]:
+def known_targets() -> Mapping[str, Target]:
     """All targets that are registered now, by name.
 
     Returns:
         A copy, with a `Target` for each name; changing it registers nothing.
 
     Examples:
-        >>> from hfprune.deployment import targets
-        >>> targets()["onnx"].extra
+        >>> from hfprune.deployment import known_targets
+        >>> known_targets()["onnx"].extra
         'onnx'
     """
     return dict(_TARGETS)
