@@ -29,7 +29,8 @@ import hfprune
 from hfprune.data.corpus import load_documents, pack
 from hfprune.data.packages import resolve_model
 from hfprune.deployment import WriteOptions
-from hfprune.deployment.gguf import LlamaCppRunner, write_file
+from hfprune.deployment.gguf.running import LlamaCppRunner
+from hfprune.deployment.gguf.writing import write_file
 from hfprune.jobs.tasks.causal_text import labelled
 
 WINDOW = 256

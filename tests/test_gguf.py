@@ -10,9 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import hfprune
 from hfprune.data.packages import resolve_model
 from hfprune.deployment import OpenOptions, WriteOptions, get_target
-from hfprune.deployment.gguf import LlamaCppRunner, check_tokens, refusal, write, write_file
+from hfprune.deployment.gguf.checks import refusal
 from hfprune.deployment.gguf.layout import ZERO_NEURONS, layout_of
+from hfprune.deployment.gguf.running import LlamaCppRunner, check_tokens
 from hfprune.deployment.gguf.tokenizer import vocabulary_of
+from hfprune.deployment.gguf.writing import write, write_file
 from hfprune.errors import ExportError
 from hfprune.planning import PruningPlan
 from hfprune.structure import find_blocks

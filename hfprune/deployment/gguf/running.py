@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hfprune.deployment.gguf.writing import FILE
 from hfprune.deployment.targets import OpenOptions
@@ -279,8 +279,10 @@ def open_runner(folder: Path, options: OpenOptions) -> LlamaCppRunner:
         ExportError: llama.cpp does not load the file, or makes other tokens of a text.
     """
     runner = LlamaCppRunner(folder / FILE, threads=options.threads)
-    if (folder / "tokenizer.json").is_file():
-        check_tokens(runner, AutoTokenizer.from_pretrained(folder))
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        # the file itself: an Auto class may take a tokenizer of the model's type, with other rules
+        check_tokens(runner, PreTrainedTokenizerFast(tokenizer_file=str(file)))
     return runner
 
 
