@@ -321,7 +321,12 @@ def test_smollm2_writes_the_same_in_llama_cpp(tmp_path):
     text = " ".join(LINES)
     ids = tokenizer(text, return_tensors="pt").input_ids[:, :256]
     config = hfprune.PruningConfig(
-        sparsity=0.2, budget="params", scorer="activation_norm", schedule="one_shot", calibration_samples=1
+        sparsity=0.2,
+        budget="params",
+        scorer="activation_norm",
+        schedule="one_shot",
+        reconstruct=False,
+        calibration_samples=1,
     )
     small = hfprune.prune(AutoModelForCausalLM.from_pretrained(folder), [{"input_ids": ids}], config)
     assert layout_of(small).architecture == "deci"
@@ -331,7 +336,9 @@ def test_smollm2_writes_the_same_in_llama_cpp(tmp_path):
     found = runner({"input_ids": ids}).log_softmax(-1)
     assert torch.equal(found.argmax(-1), expected.argmax(-1))
     assert (found - expected).abs().max() < 0.02
-    written = small.generate(ids[:, :32], max_new_tokens=32, min_new_tokens=32, do_sample=False)[:, 32:]
+    # the runner writes on behind the token that ends a text
+    small.generation_config.eos_token_id = None
+    written = small.generate(ids[:, :32], max_new_tokens=32, do_sample=False)[:, 32:]
     assert runner.generate(ids[:, :32], 32).tolist() == written.tolist()
 
 
