@@ -25,6 +25,7 @@ from hfprune.structure.architectures import known_architectures
 if TYPE_CHECKING:
     from hfprune.config import PruningConfig
     from hfprune.data.corpus import self_generated
+    from hfprune.deployment.export import Export, export
     from hfprune.measuring.perplexity import perplexity
     from hfprune.pruning.prune import prune
     from hfprune.pruning.steps import apply_plan, plan, trade_off
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Export",
     "GradualPruning",
     "PruningConfig",
     "PruningPlan",
@@ -53,6 +55,7 @@ __all__ = [
     "add_teacher_logits",
     "apply_plan",
     "errors",
+    "export",
     "load",
     "perplexity",
     "plan",
@@ -88,6 +91,7 @@ modeling_pruned.AFTER_LOADING.append(_warn_if_unchecked)
 
 # Trainer and datasets take seconds to import, so what needs them is imported when first used.
 _WHERE = {
+    "Export": "hfprune.deployment.export",
     "GradualPruning": "hfprune.recovery.gradual",
     "PruningConfig": "hfprune.config",
     "RecoveryArguments": "hfprune.recovery.arguments",
@@ -95,6 +99,7 @@ _WHERE = {
     "add_teacher_logits": "hfprune.recovery.teacher",
     "apply_plan": "hfprune.pruning.steps",
     "Sweep": "hfprune.sweeping.curve",
+    "export": "hfprune.deployment.export",
     "load": "hfprune.publishing.checkpoint",
     "perplexity": "hfprune.measuring.perplexity",
     "plan": "hfprune.pruning.steps",

@@ -10,6 +10,7 @@ from typing import Any
 
 from hfprune.planning.allocation import get_allocator, known_allocators
 from hfprune.planning.costs import BUDGET_NAMES, get_budget
+from hfprune.planning.kernel_widths import TARGET_NAMES, multiple_for
 from hfprune.structure.arguments import ATTENTION_UNIT, FLAG, SEED, TEXT, TEXTS, instance, optional, plain, whole
 from hfprune.structure.specs import AttentionUnit
 
@@ -28,6 +29,7 @@ _FIELDS = {
     "calibration_checkpointing": FLAG,
     "min_units": whole(least=0),
     "round_to": whole(least=1),
+    "target": optional(TEXT),
     "exclude": TEXTS,
     "portable": FLAG,
     "seed": SEED,
@@ -84,6 +86,8 @@ class PruningConfig:
         min_units: The fewest heads, key/value groups or neurons that a block keeps. With 0, whole blocks may be
             removed if the architecture can run without them.
         round_to: Neurons are kept in multiples of this number; 16 or 32 suits most kernels.
+        target: What the result is exported to: `gguf-q8_0`, `gguf-q4_0` or `gguf-q4_1`, whose rows are quantised 32
+            weights at a time. It sets `round_to`, if that is 1; another number must be a multiple of the target's.
         exclude: Shell-style patterns of block names, such as `*.0.attention`: blocks that keep all their units.
         all_blocks: Refuse a model if hfprune cannot cut all attention and feed-forward blocks of its layers. By default
             such blocks are left out, with a warning.
@@ -132,6 +136,10 @@ class PruningConfig:
         default=1, metadata={"help": "The fewest heads or neurons that a block keeps; 0 lets whole blocks go."}
     )
     round_to: int = field(default=1, metadata={"help": "Keep neurons in multiples of this."})
+    target: str | None = field(
+        default=None,
+        metadata={"help": "What it is exported to: sets the multiples of neurons.", "choices": TARGET_NAMES},
+    )
     exclude: list[str] = field(default_factory=list, metadata={"help": "Patterns of block names to leave whole."})
     all_blocks: bool = field(
         default=False, metadata={"help": "Refuse a model with blocks that cannot be cut, instead of leaving them out."}
@@ -156,6 +164,8 @@ class PruningConfig:
                 object.__setattr__(self, name, plain(value))
         # a list, as in a config that was read from JSON, so that the two compare equal
         object.__setattr__(self, "exclude", list(self.exclude))
+        if self.target is not None:
+            object.__setattr__(self, "round_to", multiple_for(self.target, self.round_to))
         self._check_combinations()
 
     def _check_combinations(self) -> None:
@@ -179,6 +189,8 @@ class PruningConfig:
         # records say it only where it was asked for, so those of earlier releases stay equal
         if not self.all_blocks:
             del values["all_blocks"]
+        if self.target is None:
+            del values["target"]
         return values
 
 

@@ -35,6 +35,10 @@ class CheckpointError(HfpruneError, OSError):
     """A checkpoint folder is incomplete, damaged or contradicts itself."""
 
 
+class ExportError(HfpruneError, RuntimeError):
+    """A model cannot be exported, or the exported file does not compute what the model computes; no file is left."""
+
+
 class MissingDependencyError(HfpruneError, ImportError):
     """An optional package is needed and not installed; the message has the command that installs it."""
 

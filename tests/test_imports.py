@@ -31,11 +31,12 @@ MAY_IMPORT = {
     | {"pruning"},
     "sweeping": {"errors", "showing", "structure", "measuring", "scoring", "planning", "config", "publishing"}
     | {"reconstruction", "pruning"},
+    "deployment": {"errors", "showing", "structure", "measuring", "data", "publishing"},
     "jobs": {"errors", "distributed", "structure", "measuring", "scoring", "data", "planning", "config", "publishing"}
     | {"pruning", "recovery"},
     "reporting": {"errors", "showing", "planning", "publishing", "sweeping"},
     "cli": {"errors", "structure", "measuring", "scoring", "data", "planning", "config", "publishing", "pruning"}
-    | {"showing", "sweeping", "vocabulary", "reporting"},
+    | {"showing", "sweeping", "vocabulary", "deployment", "reporting"},
     "deprecated": set(),
     "__init__": {"errors", "structure", "planning", "publishing", "deprecated"},
     "__main__": {"cli"},
@@ -51,12 +52,22 @@ LATE = {
     "peft",
     "lm_eval",
 }
+#: Runtimes of exported models, and the exporters of transformers, which its older versions do not have.
+LATE |= {
+    "transformers.exporters",
+    "transformers.exporters.utils",
+    "onnxruntime",
+    "executorch.extension.pybindings.portable_lib",
+    "gguf",
+    "gguf.quants",
+    "xllamacpp",
+}
 #: It is there with datasets, but takes half a second to import.
 LATE |= {"pandas"}
 
 #: Files of the command line that say what a command takes. They import what it runs when it runs, as help and
 #: completion must not wait for torch and transformers.
-COMMANDS = {"__init__", "app", "options", "prune", "sweep", "vocabulary", "evaluate", "checkpoints"}
+COMMANDS = {"__init__", "app", "options", "prune", "sweep", "vocabulary", "evaluate", "export", "checkpoints"}
 
 
 def is_of_commands(path: Path) -> bool:

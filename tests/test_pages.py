@@ -43,6 +43,8 @@ def name_of(page):
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
 def test_the_code_of_a_page_runs(page, home, request):
+    for package in page.settings.get("packages", ()):
+        pytest.importorskip(package)
     if name_of(page) in ELSEWHERE:
         # everything but the Python, which another test runs
         for block in page.blocks:

@@ -11,6 +11,7 @@ import typer
 
 from hfprune.cli.checkpoints import diff, import_, inspect, push, report, verify
 from hfprune.cli.evaluate import evaluate
+from hfprune.cli.export import export
 from hfprune.cli.prune import prune
 from hfprune.cli.sweep import sweep
 from hfprune.cli.vocabulary import vocabulary
@@ -37,6 +38,7 @@ app.command()(prune)
 app.command()(sweep)
 app.command()(vocabulary)
 app.command()(evaluate)
+app.command()(export)
 app.command()(inspect)
 app.command()(verify)
 app.command()(report)

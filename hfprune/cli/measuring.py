@@ -9,10 +9,11 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedModel, Trainer, TrainingArguments
 
-from hfprune.cli.models import classifier_config, load_model
+from hfprune.cli.models import classifier_config
 from hfprune.cli.texts import TextSource, split_of
 from hfprune.data.corpus import CORPORA, load_documents
 from hfprune.data.packages import resolve_model
+from hfprune.deployment.loading import load_model
 from hfprune.measuring.latency import measure_latency
 from hfprune.measuring.metrics import check_metrics, compute_metrics_for, default_metrics
 from hfprune.measuring.perplexity import Perplexity, perplexity

@@ -9,10 +9,11 @@ from transformers import DataCollatorWithPadding, PreTrainedModel
 
 from hfprune.cli.held_out import calibration_and_rest, log_lines, needs_no_data
 from hfprune.cli.measuring import metrics_of
-from hfprune.cli.models import classifier_config, load_model
+from hfprune.cli.models import classifier_config
 from hfprune.cli.texts import TextSource
 from hfprune.config import PruningConfig
 from hfprune.data.packages import resolve_model
+from hfprune.deployment.loading import load_model
 from hfprune.measuring.metrics import default_metrics
 from hfprune.pruning.prune import prune as prune_model
 from hfprune.publishing.checkpoint import save

@@ -8,8 +8,8 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from hfprune.cli.models import load_model
 from hfprune.data.packages import resolve_model
+from hfprune.deployment.loading import load_model
 from hfprune.errors import CheckpointError
 from hfprune.measuring.size import Size, measure_size
 from hfprune.planning.plan import PruningPlan

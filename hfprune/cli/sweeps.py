@@ -8,10 +8,11 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from hfprune.cli.held_out import calibration_and_rest, log_lines, needs_no_data
-from hfprune.cli.models import classifier_config, load_model
+from hfprune.cli.models import classifier_config
 from hfprune.cli.texts import TextSource, split_of
 from hfprune.config import PruningConfig
 from hfprune.data.packages import resolve_model
+from hfprune.deployment.loading import load_model
 from hfprune.showing.picture import check_picture_path, require_matplotlib
 from hfprune.structure.predictions import predicts_number
 from hfprune.sweeping import Sweep

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from hfprune.cli.models import load_model
 from hfprune.data.loading import load_texts
 from hfprune.data.packages import resolve_model
+from hfprune.deployment.loading import load_model
 from hfprune.measuring.size import checkpoint_bytes
 from hfprune.publishing.checkpoint import save
 from hfprune.publishing.provenance import public_name

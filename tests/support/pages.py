@@ -2,10 +2,11 @@
 
 A page says in its front matter what its code starts from: `start: classifier` or `start: language_model` runs that
 file of docs/start first, which the page shows with a snippet; `hub: true` runs all code in a process that talks to a
-Hub on the loopback interface; `replace:` names texts of its code, such as a large model's name, with what takes their
-place in the test. Every `python` block runs, in order, in one namespace; every line of a `bash` block runs as far as
-that takes seconds (see `run_line`); `json` and `yaml` are parsed, and written to the file that their title names;
-`text` is output and runs nowhere. Blocks of other languages are errors.
+Hub on the loopback interface; `packages:` lists what must be installed, or else the test of the page is skipped;
+`replace:` names texts of its code, such as a large model's name, with what takes their place in the test.
+Every `python` block runs, in order, in one namespace; every line of a `bash` block runs as far as that takes seconds
+(see `run_line`); `json` and `yaml` are parsed, and written to the file that their title names; `text` is output and
+runs nowhere. Blocks of other languages are errors.
 """
 
 import contextlib
@@ -26,9 +27,11 @@ import yaml
 from transformers import MegatronBertConfig, MegatronBertForSequenceClassification, PreTrainedModel
 
 from hfprune import PruningConfig
+from tests.support import tiny_tokenizers
 from tests.support.old_checkpoints import old_checkpoint, pickle_weights
 from tests.support.tiny import SIZES, tiny_model
 from tests.support.tiny_data import tiny_tags, tiny_texts, tiny_tokenizer
+from tests.support.tiny_tokenizers import wrapped
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = {"python", "bash", "json", "yaml", "text"}
@@ -108,6 +111,10 @@ def furnish(folder: Path) -> None:
     _save(tiny_model("bert", "AutoModelForTokenClassification", **tags), folder / "me" / "tagger")
     _save(tiny_model("bert", "AutoModelForMaskedLM"), folder / "me" / "pretrained")
     _save(tiny_model("llama", "AutoModelForCausalLM"), folder / "me" / "chat")
+    by_bytes = wrapped(tiny_tokenizers._byte_level())
+    sizes = {"vocab_size": len(by_bytes), "hidden_size": 64, "head_dim": 32, "intermediate_size": 256}
+    tiny_model("llama", "AutoModelForCausalLM", **sizes).save_pretrained(folder / "me" / "assistant")
+    by_bytes.save_pretrained(folder / "me" / "assistant")
     _save(tiny_model("bert", "AutoModelForQuestionAnswering"), folder / "me" / "answers")
     _save(tiny_model("t5", "AutoModelForSeq2SeqLM"), folder / "me" / "summaries")
     _save(tiny_model("vit", "AutoModelForImageClassification", num_labels=3), folder / "me" / "pictures")
@@ -211,10 +218,15 @@ def run_line(words: Sequence[str]) -> None:
 
 
 def _run_hfprune(arguments: Sequence[str]) -> None:
+    from typer.main import get_command
     from typer.testing import CliRunner
 
     from hfprune.cli.app import app
 
+    if arguments[0] == "export":
+        # an export takes many seconds, and tests/test_export.py has one of each kind; here the options are read
+        get_command(app).commands["export"].make_context("export", list(arguments[1:]))
+        return
     # commands have a default of their own
     takes_samples = arguments[0] in ("prune", "sweep") and "--samples" not in arguments
     added = ["--samples", str(_SAMPLES)] if takes_samples else []

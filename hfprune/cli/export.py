@@ -1,0 +1,88 @@
+"""The command `hfprune export`: a model as a file of another runtime, proved there."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hfprune.cli.options import (
+    DATA,
+    Encoding,
+    LabelColumn,
+    LabelMap,
+    MaxLength,
+    ModelName,
+    PairColumn,
+    Seed,
+    Separator,
+    TextColumn,
+    errors_in_one_line,
+)
+
+
+def export(
+    model: ModelName,
+    to: Annotated[str, typer.Option(help="onnx, openvino, executorch, gguf or torch.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write; by default the model's name with the target's behind it.")
+    ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            help="onnx: int8 (weights; activations as the model runs). openvino: int8 (weights), int8-calibrated "
+            "(weights and activations, with ranges measured on --data). gguf: f16, bf16, q8_0, q4_0, q4_1."
+        ),
+    ] = None,
+    data: Annotated[str | None, DATA] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Measured on: train, validation or test; by default test, or all of a file.")
+    ] = None,
+    metrics: Annotated[
+        list[str] | None, typer.Option("--metric", help="Several may be given, as for hfprune evaluate.")
+    ] = None,
+    text_column: TextColumn = "text",
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = "label",
+    label_map: LabelMap = None,
+    separator: Separator = None,
+    encoding: Encoding = None,
+    max_length: MaxLength = 128,
+    threads: Annotated[int | None, typer.Option(help="Of the runtime, while it is compared.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an export that is in the folder.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Write a model for another runtime, and check there that it computes what the model computes in PyTorch.
+
+    A file that computes something else is not kept.
+    """
+    with errors_in_one_line():
+        from hfprune.cli.exporting import exported
+        from hfprune.cli.texts import TextSource
+
+        if data is None and (split or metrics):
+            raise ValueError("--split and --metric go with --data; without it they would be ignored.")
+        texts = None
+        if data is not None:
+            texts = TextSource(
+                name=data,
+                text_column=text_column,
+                pair_column=pair_column,
+                label_column=label_column,
+                label_map=label_map,
+                separator=separator,
+                encoding=encoding,
+                max_length=max_length,
+                seed=seed,
+            )
+        result = exported(
+            model,
+            to,
+            output,
+            quantize=quantize,
+            texts=texts,
+            split=split,
+            metrics=metrics or [],
+            threads=threads,
+            overwrite=overwrite,
+        )
+        typer.echo(str(result))

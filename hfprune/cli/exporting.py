@@ -1,0 +1,72 @@
+"""What `hfprune export` runs: the data of the command, and the export."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import DataCollatorWithPadding
+
+from hfprune.cli.models import classifier_config
+from hfprune.cli.texts import TextSource, split_of
+from hfprune.data.packages import resolve_model
+from hfprune.deployment import Export, export
+from hfprune.deployment.targets import check_installed, check_quantization, get_target
+
+
+def exported(
+    model: str,
+    to: str,
+    output: Path | None,
+    *,
+    quantize: str | None,
+    texts: TextSource | None,
+    split: str | None,
+    metrics: Sequence[str],
+    threads: int | None,
+    overwrite: bool,
+) -> Export:
+    """Export a model by its name.
+
+    Args:
+        model: Folder or repository.
+        to: The target.
+        output: The folder to write; None: beside the working directory's other files, by the names of both.
+        quantize: How to quantise.
+        texts: Texts with labels to measure on.
+        split: A split of them; None: all of a file, or else test.
+        metrics: Names of metrics.
+        threads: Threads of the runtime.
+        overwrite: Whether an export may be replaced.
+
+    Returns:
+        What was written.
+
+    Raises:
+        CheckpointError: The model does not classify texts, and texts with labels are given.
+        ExportError: The file cannot be written, or computes something else.
+        MissingDependencyError: A package of the target is not installed.
+        ValueError: An option does not fit.
+    """
+    # before data is read and the model is loaded
+    target = get_target(to)
+    check_quantization(target, quantize)
+    check_installed(target)
+    folder = output or Path(f"{Path(model).name}-{to}" + (f"-{quantize}" if quantize else ""))
+    if texts is None:
+        return export(model, to, folder, quantize=quantize, threads=threads, overwrite=overwrite)
+    classifier_config(model)
+    calibrates = quantize == "int8-calibrated"
+    # a quantiser must not see the rows that are measured, so a single file is cut where one looks at data
+    splits, tokenizer = texts.tokenized_for(resolve_model(model), whole=split is None and not calibrates)
+    return export(
+        model,
+        to,
+        folder,
+        tokenizer=tokenizer,
+        quantize=quantize,
+        data=split_of(splits, split or "test"),
+        calibration=split_of(splits, "train"),
+        collator=DataCollatorWithPadding(tokenizer),
+        metrics=metrics,
+        threads=threads,
+        overwrite=overwrite,
+    )

@@ -1,0 +1,34 @@
+"""Models as files of other runtimes: the targets, and the proof that a file computes what the model computes."""
+
+from hfprune.deployment import by_transformers, gguf
+from hfprune.deployment.export import Export, export
+from hfprune.deployment.proof import Difference, Text
+from hfprune.deployment.targets import (
+    Generator,
+    OpenOptions,
+    Runner,
+    Target,
+    Tolerance,
+    WriteOptions,
+    get_target,
+    known_targets,
+    register_target,
+)
+
+__all__ = [
+    "Difference",
+    "Export",
+    "Generator",
+    "OpenOptions",
+    "Runner",
+    "Target",
+    "Text",
+    "Tolerance",
+    "WriteOptions",
+    "by_transformers",
+    "export",
+    "get_target",
+    "gguf",
+    "known_targets",
+    "register_target",
+]

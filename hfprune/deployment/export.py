@@ -1,0 +1,426 @@
+"""Export a model to a file of another runtime, and prove there that it computes the same."""
+
+import copy
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    default_data_collator,
+)
+
+from hfprune.data.packages import model_title, resolve_model
+from hfprune.deployment.examples import held_out_batches, trace_batch
+from hfprune.deployment.loading import load_model
+from hfprune.deployment.proof import (
+    Difference,
+    Text,
+    check_within,
+    compared,
+    in_pytorch,
+    together,
+    written_alike,
+)
+from hfprune.deployment.rows import Collator, Evaluation, calibration_batches, check_rows, evaluate
+from hfprune.deployment.targets import (
+    OpenOptions,
+    Runner,
+    Target,
+    WriteOptions,
+    check_installed,
+    check_quantization,
+    get_target,
+    versions_of,
+)
+from hfprune.errors import CheckpointError, ExportError, one_line
+from hfprune.publishing.contents import CONFIG_FILE
+from hfprune.publishing.probe import Probe
+from hfprune.publishing.replacement import draft_for, entries_of, put
+from hfprune.showing.tables import Table
+from hfprune.structure.arguments import FLAG, PATH, TEXT, checked, optional, whole
+from hfprune.structure.examples import example_inputs
+from hfprune.structure.modeling_pruned import base_class
+from hfprune.structure.wrapping import unwrapped
+
+#: What an export says of itself. transformers writes a file `export.json` of its own.
+EXPORT_FILE = "hfprune_export.json"
+#: Grows when a reader of today would misread the file.
+FORMAT_VERSION = 1
+#: Fields of the config of a pruned model that only its class in PyTorch reads.
+_ONLY_PYTORCH = ("pruning_config", "auto_map", "transformers_weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """A model as a file of another runtime, and what the comparison with PyTorch gave.
+
+    Attributes:
+        path: The folder.
+        target: The format.
+        quantization: How the weights are quantised; None: not at all.
+        model: The name of the model.
+        plan_digest: The digest of its pruning plan; empty for a dense model.
+        size_bytes: The size of the files that the target wrote, without config and tokenizer.
+        weights_bytes: The size of the weights in PyTorch.
+        differences: How far its outputs are from those of PyTorch in float32, by what was compared.
+        text: The text that a decoder wrote, beside PyTorch's; None for other models, or a runtime that does not write.
+        metrics: The metrics on the user's data, by `pytorch` and `exported`; empty without labelled data.
+        versions: The versions of the packages that it was made with.
+        seconds: How long writing and comparing took.
+
+    Examples:
+        >>> import hfprune
+        >>> exported = hfprune.export(dense, "torch", "exported")
+        >>> for difference in exported.differences:
+        ...     print(difference.name, difference.largest < 1e-5, difference.agreement)
+        the probe True 1.0
+        one sample True 1.0
+        6 samples True 1.0
+        one sample True 1.0
+    """
+
+    path: Path
+    target: str
+    quantization: str | None
+    model: str
+    plan_digest: str
+    size_bytes: int
+    weights_bytes: int
+    differences: Sequence[Difference]
+    text: Text | None
+    metrics: Mapping[str, Mapping[str, float]]
+    versions: Mapping[str, str]
+    seconds: float
+
+    def __str__(self) -> str:
+        return self.table().text()
+
+    def _repr_html_(self) -> str:
+        return self.table().html()
+
+    def table(self) -> Table:
+        """The differences as a table, with the sizes and the metrics below."""
+        rows = []
+        for difference in self.differences:
+            rows.append(
+                (
+                    difference.name,
+                    f"{difference.samples:,}",
+                    f"{difference.tokens:,}",
+                    f"{difference.largest:.1e}",
+                    f"{difference.scale:.3g}",
+                    f"{100 * difference.typical:.1g} %",
+                    f"{100 * difference.agreement:.1f} %",
+                )
+            )
+        head = ("compared on", "samples", "tokens", "largest difference", "largest output", "typical", "same choice")
+        return Table(head=head, rows=tuple(rows), notes=tuple(self._notes()))
+
+    def _notes(self) -> list[str]:
+        quantized = f", {self.quantization}" if self.quantization else ""
+        notes = [
+            f"{self.target}{quantized}: {self.size_bytes / 1e6:.1f} MB; the weights in PyTorch: "
+            f"{self.weights_bytes / 1e6:.1f} MB"
+        ]
+        if self.text is not None:
+            notes.append(f"greedy text: {self.text.equal} of {self.text.tokens} tokens as in PyTorch")
+        for name, value in self.metrics.get("pytorch", {}).items():
+            notes.append(f"{name}: PyTorch {value:.4f}, exported {self.metrics['exported'][name]:.4f}")
+        notes.append(f"written to {self.path} in {self.seconds:.0f} s")
+        return notes
+
+    def to_json(self) -> str:
+        """All but the path as JSON."""
+        values = asdict(self)
+        del values["path"]
+        for difference, written in zip(self.differences, values["differences"], strict=True):
+            written["relative"] = difference.relative
+        return json.dumps({"format_version": FORMAT_VERSION, **values}, indent=1) + "\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """What is exported.
+
+    Attributes:
+        model: The model in float32 on the CPU, in evaluation mode: a copy.
+        tokenizer: Its tokenizer.
+        name: What the user calls it.
+        probe: The probe in its folder, if there is one and it was computed in float32.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    name: str
+    probe: Probe | None
+
+
+@checked(to=TEXT, output=PATH, quantize=optional(TEXT), threads=optional(whole(least=1)), overwrite=FLAG)
+def export(
+    model: PreTrainedModel | str | Path,
+    to: str,
+    output: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    quantize: str | None = None,
+    data: Any = None,
+    calibration: Any = None,
+    collator: Collator | None = None,
+    metrics: Sequence[str] = (),
+    threads: int | None = None,
+    overwrite: bool = False,
+) -> Export:
+    """Write a model as a file of another runtime, and prove that it computes what the model computes.
+
+    The file is opened in its runtime and run on batches of other sizes than it was made with, and on your data. If its
+    outputs are not those of PyTorch in float32, it is refused and nothing is left. The folder gets the config, the
+    tokenizer and a report, `hfprune_export.json`, too. Everything is written into a hidden folder beside `output`,
+    which then takes its place in one step.
+
+    Args:
+        model: A pruned or dense model, or the folder or Hub name of one.
+        to: The target: `onnx`, `openvino`, `executorch`, `gguf` or `torch`, or one that was registered since.
+        output: The folder to write.
+        tokenizer: The tokenizer; of a folder or Hub name by default the one that is there.
+        quantize: How to quantise the weights, one of the target's `quantizations`; None: not at all.
+        data: Tokenized rows to compare both models on, all of them; with labels also their metrics.
+        calibration: Tokenized rows whose activations a quantiser may look at; by default `data`.
+        collator: Makes batches of rows; by default it pads with the tokenizer.
+        metrics: Names of metrics for data with labels, as `hfprune evaluate` knows them; by default the usual one.
+        threads: How many threads the runtime may use when both are compared; None: as many as it likes.
+        overwrite: Whether the folder may replace an export that is there already.
+
+    Returns:
+        What was written, and how far it is from the model in PyTorch.
+
+    Raises:
+        ExportError: The target cannot take the model, or its file computes something else. No file is left.
+        MissingDependencyError: A package of the target is not installed; the message has the command.
+        CheckpointError: The output is a file or a folder of something else, or the model cannot be loaded.
+        ValueError: The target or the quantisation is unknown, or data, labels or metrics do not fit.
+
+    Examples:
+        >>> import hfprune
+        >>> small = hfprune.prune(dense, dataset, config, collator=collator)
+        >>> exported = hfprune.export(small, "torch", "exported", tokenizer=tokenizer)
+        >>> exported.target, exported.differences[0].largest < 1e-5
+        ('torch', True)
+        >>> sorted(file.name for file in exported.path.glob("*.json") if "export" in file.name)
+        ['export.json', 'hfprune_export.json']
+    """
+    target = get_target(to)
+    check_quantization(target, quantize)
+    check_installed(target)
+    place = Path(output).resolve()
+    _check_replaceable(place, overwrite=overwrite)
+    source = _source_of(model, tokenizer)
+    reason = target.refusal(source.model)
+    if reason is not None:
+        raise ExportError(f"{source.name} cannot be exported to {to}: {reason}.")
+    if data is not None:
+        check_rows(source.model, data, metrics)
+    collator = collator or _collator_for(source.tokenizer)
+    calibration = data if calibration is None else calibration
+    options = WriteOptions(
+        quantization=quantize,
+        tokenizer=source.tokenizer,
+        batch=trace_batch(source.model, source.tokenizer),
+        calibration=[] if calibration is None else calibration_batches(source.model, calibration, collator),
+        name=source.name,
+    )
+    began = time.perf_counter()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with draft_for(place) as draft:
+        size_bytes = _write(target, source, draft, options)
+        runner = _opened(target, draft, OpenOptions(threads=threads))
+        evaluation = None
+        differences = _differences(source, runner)
+        if data is not None:
+            evaluation = evaluate(source.model, runner, data, collator=collator, metrics=metrics)
+            differences.append(evaluation.difference)
+        check_within(differences, target.tolerance[quantize], target.name)
+        text = written_alike(source.model, runner, options.batch, quantized=quantize is not None)
+        result = Export(
+            path=place,
+            target=target.name,
+            quantization=quantize,
+            model=source.name,
+            plan_digest=_plan_digest(source.model),
+            size_bytes=size_bytes,
+            weights_bytes=_weights_bytes(source.model),
+            differences=tuple(differences),
+            text=text,
+            metrics=_metrics_of(evaluation),
+            versions=versions_of(target),
+            seconds=round(time.perf_counter() - began, 1),
+        )
+        (draft / EXPORT_FILE).write_text(result.to_json(), encoding="utf-8")
+        put(draft, place, overwrite=overwrite)
+    return result
+
+
+def _check_replaceable(place: Path, *, overwrite: bool) -> None:
+    """Refuse a place that an export may not take."""
+    if not place.exists():
+        return
+    if not place.is_dir():
+        raise CheckpointError(f"{place} is a file; an export is a folder.")
+    if not entries_of(place):
+        return
+    if not overwrite:
+        raise CheckpointError(f"{place} exists and is not empty. Choose another folder, or allow to overwrite it.")
+    # replacing removes the whole folder, so one mistyped path could cost somebody's work
+    if not (place / EXPORT_FILE).is_file():
+        raise CheckpointError(
+            f"{place} holds something else than an export; it is not replaced. Choose another folder."
+        )
+
+
+def _source_of(model: PreTrainedModel | str | Path, tokenizer: PreTrainedTokenizerBase | None) -> _Source:
+    """Load what is to be exported, and copy it: exporters patch the model that they read."""
+    if isinstance(model, str | Path):
+        loaded = load_model(str(model))
+        folder = resolve_model(str(model))
+        name = model_title(str(model))
+        return _Source(
+            model=_as_reference(loaded),
+            tokenizer=tokenizer or _tokenizer_of(folder),
+            name=Path(name).name if Path(name).is_dir() else name,
+            probe=_probe_of(Path(folder)),
+        )
+    inside = unwrapped(model)
+    name = Path(inside.name_or_path or type(inside).__name__).name
+    return _Source(model=_as_reference(copy.deepcopy(inside)), tokenizer=tokenizer, name=name, probe=None)
+
+
+def _as_reference(model: PreTrainedModel) -> PreTrainedModel:
+    """A model in float32 on the CPU, in evaluation mode, whose weights need no gradients."""
+    reference: PreTrainedModel = model.to("cpu", torch.float32).eval()
+    reference.requires_grad_(False)
+    return reference
+
+
+def _tokenizer_of(source: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a folder or repository; None if it has none."""
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError):
+        return None
+
+
+def _probe_of(folder: Path) -> Probe | None:
+    """The probe of a checkpoint's folder, if it says what the model computes in float32."""
+    file = folder / "pruning_probe.json"
+    if not file.is_file():
+        return None
+    probe = Probe.from_json(file.read_text(encoding="utf-8"))
+    return probe if probe.dtype == "float32" else None
+
+
+def _collator_for(tokenizer: PreTrainedTokenizerBase | None) -> Collator:
+    """Pads with the tokenizer; without one the rows must have the same length."""
+    collator: Collator = default_data_collator
+    if tokenizer is not None:
+        collator = DataCollatorWithPadding(tokenizer)
+    return collator
+
+
+def _write(target: Target, source: _Source, draft: Path, options: WriteOptions) -> int:
+    """Write all files of an export, and give the bytes of those that the target wrote."""
+    _write_config(source.model, draft)
+    if source.tokenizer is not None:
+        source.tokenizer.save_pretrained(draft)
+    before = {path.relative_to(draft) for path in draft.rglob("*")}
+    try:
+        target.write(source.model, draft, options)
+    except ExportError:
+        # it says already what is wrong
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"{source.name} could not be exported to {target.name}: {type(error).__name__}: {one_line(error)}"
+        ) from error
+    written = [path for path in draft.rglob("*") if path.relative_to(draft) not in before and path.is_file()]
+    return sum(path.stat().st_size for path in written)
+
+
+def _opened(target: Target, draft: Path, options: OpenOptions) -> Runner:
+    """Open an export in its runtime."""
+    try:
+        return target.open(draft, options)
+    except Exception as error:
+        raise ExportError(
+            f"the {target.name} file was written, and its runtime cannot open it: {type(error).__name__}: "
+            f"{one_line(error)}"
+        ) from error
+
+
+def _write_config(model: PreTrainedModel, folder: Path) -> None:
+    """Write the config of the dense type: runtimes and their pipelines know that, and read no table of shapes."""
+    values: dict[str, Any] = model.config.to_dict()
+    for name in _ONLY_PYTORCH:
+        values.pop(name, None)
+    values["model_type"] = base_class(type(model.config)).model_type
+    values["architectures"] = [base_class(type(model)).__name__]
+    (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+
+
+def _differences(source: _Source, runner: Runner) -> list[Difference]:
+    """Compare the exported model on the probe, and on texts of other sizes than it was made with."""
+    reference = in_pytorch(source.model)
+    differences = [_on_the_probe(source, runner)]
+    for batch in held_out_batches(source.model, source.tokenizer):
+        samples = len(next(iter(batch.values())))
+        name = "one sample" if samples == 1 else f"{samples} samples"
+        differences.append(compared(name, reference(batch), _run(runner, batch), batch))
+    return differences
+
+
+def _on_the_probe(source: _Source, runner: Runner) -> Difference:
+    """Compare on the input of the probe, one sample at a time."""
+    probe = source.probe or Probe.of(source.model)
+    reference = in_pytorch(source.model)
+    parts = []
+    ids = torch.tensor(probe.input_ids, dtype=torch.long, device="cpu")
+    for row in torch.tensor_split(ids, len(ids)):
+        batch = example_inputs(source.model, row)
+        found = _run(runner, batch)
+        parts.append(compared("the probe", reference(batch), found, batch))
+    return together("the probe", parts)
+
+
+def _run(runner: Runner, batch: Mapping[str, Any]) -> torch.Tensor:
+    """Run an exported model; what its runtime cannot do is an `ExportError`."""
+    try:
+        return runner(batch)
+    except Exception as error:
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items())
+        raise ExportError(
+            f"the exported model does not run on {shapes}: {type(error).__name__}: {one_line(error)}"
+        ) from error
+
+
+def _plan_digest(model: PreTrainedModel) -> str:
+    """The digest of the plan of a pruned model; empty for a dense one."""
+    plan = getattr(model, "pruning_plan", None)
+    return "" if plan is None else plan.digest
+
+
+def _weights_bytes(model: PreTrainedModel) -> int:
+    """The bytes of the parameters in float32; a shared one counts once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def _metrics_of(evaluation: Evaluation | None) -> Mapping[str, Mapping[str, float]]:
+    """The metrics of both models; none without data."""
+    return {} if evaluation is None else evaluation.metrics

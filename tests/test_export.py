@@ -1,0 +1,393 @@
+"""Models as files of other runtimes: what is written, what is compared, and what is refused."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_model
+from transformers import AutoConfig, AutoTokenizer, DataCollatorWithPadding
+from typer.testing import CliRunner
+
+import hfprune
+from hfprune.cli.app import app
+from hfprune.deployment import Target, Tolerance, get_target, known_targets, register_target
+from hfprune.deployment.examples import held_out_batches, padded, trace_batch
+from hfprune.deployment.export import EXPORT_FILE
+from hfprune.errors import CheckpointError, ExportError, MissingDependencyError
+from tests.support.plans import quick_checkpoint, removed_plan, uneven_plan
+from tests.support.registries import restored
+from tests.support.tiny import tiny_model
+from tests.support.tiny_data import tiny_tokenized, tiny_tokenizer
+
+
+class Twin:
+    """A runner that is the model itself, with a change to its outputs."""
+
+    def __init__(self, model, change=lambda logits: logits, token=lambda token: token):
+        self.model, self.change, self.token = model, change, token
+
+    def __call__(self, batch):
+        with torch.no_grad():
+            return self.change(self.model(**batch).logits)
+
+
+class WritingTwin(Twin):
+    def generate(self, input_ids, new_tokens):
+        ids = input_ids
+        for _ in range(new_tokens):
+            ids = torch.cat((ids, self(batch={"input_ids": ids})[:, -1:].argmax(-1)), dim=1)
+        return self.token(ids[:, input_ids.shape[1] :])
+
+
+def twin_target(*, twin=Twin, **fields):
+    """A target whose runtime is PyTorch."""
+    written = {}
+    changes = {name: fields.pop(name) for name in ("change", "token") if name in fields}
+
+    def write(model, folder, options):
+        save_model(model, folder / "weights.safetensors")
+        written.update(model=model, options=options)
+
+    def open_again(folder, options):
+        assert (folder / "weights.safetensors").is_file()
+        return twin(written["model"], **changes)
+
+    values = {
+        "name": "twin",
+        "extra": "twin",
+        "modules": (),
+        "tolerance": {None: Tolerance(largest=1e-4), "int8": Tolerance(typical=0.3)},
+        "quantizations": {"int8": "for tests"},
+        "write": write,
+        "open": open_again,
+    }
+    register_target(Target(**{**values, **fields}))
+    return written
+
+
+@pytest.fixture(autouse=True)
+def _registries():
+    with restored():
+        yield
+
+
+@pytest.fixture
+def small():
+    dense = tiny_model("bert", num_labels=3, id2label={0: "what", 1: "where", 2: "who"})
+    return hfprune.apply_plan(dense, uneven_plan(dense))
+
+
+def left_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+class TestWhatIsWritten:
+    def test_the_folder_has_the_dense_types_config_the_tokenizer_and_a_report(self, small, tmp_path):
+        twin_target()
+        exported = hfprune.export(small, "twin", tmp_path / "out", tokenizer=tiny_tokenizer())
+        assert exported.path == (tmp_path / "out").resolve()
+        config = AutoConfig.from_pretrained(tmp_path / "out")
+        assert config.model_type == "bert"
+        assert config.id2label == {0: "what", 1: "where", 2: "who"}
+        assert config.architectures == ["BertForSequenceClassification"]
+        written = json.loads((tmp_path / "out" / "config.json").read_text())
+        assert not {"pruning_config", "auto_map", "transformers_weights"} & set(written)
+        assert AutoTokenizer.from_pretrained(tmp_path / "out")("who is it")["input_ids"]
+        report = json.loads((tmp_path / "out" / EXPORT_FILE).read_text())
+        assert report["plan_digest"] == small.pruning_plan.digest
+        assert report["target"] == "twin"
+        assert report["versions"]["torch"] == torch.__version__
+        assert report["differences"][0]["name"] == "the probe"
+        assert report["size_bytes"] == (tmp_path / "out" / "weights.safetensors").stat().st_size
+        assert left_in(tmp_path) == ["out"]
+
+    def test_a_folder_is_loaded_with_its_tokenizer_and_its_probe(self, tmp_path):
+        folder = quick_checkpoint(tmp_path / "small")
+        written = twin_target()
+        exported = hfprune.export(folder, "twin", tmp_path / "out")
+        assert exported.model == "small"
+        assert written["options"].tokenizer is not None
+        assert (tmp_path / "out" / "tokenizer_config.json").is_file()
+
+    def test_the_model_stays_as_it_is(self, small, tmp_path):
+        small.to(torch.bfloat16).train()
+        written = twin_target()
+        hfprune.export(small, "twin", tmp_path / "out")
+        assert small.dtype == torch.bfloat16
+        assert small.training
+        assert all(parameter.requires_grad for parameter in small.parameters())
+        assert written["model"].dtype == torch.float32
+
+    def test_what_is_there_is_replaced_only_if_it_is_an_export(self, small, tmp_path):
+        twin_target()
+        hfprune.export(small, "twin", tmp_path / "out")
+        with pytest.raises(CheckpointError, match="exists and is not empty"):
+            hfprune.export(small, "twin", tmp_path / "out")
+        hfprune.export(small, "twin", tmp_path / "out", quantize="int8", overwrite=True)
+        assert json.loads((tmp_path / "out" / EXPORT_FILE).read_text())["quantization"] == "int8"
+        (tmp_path / "work").mkdir()
+        (tmp_path / "work" / "thesis.txt").write_text("three years")
+        with pytest.raises(CheckpointError, match="something else than an export"):
+            hfprune.export(small, "twin", tmp_path / "work", overwrite=True)
+        assert left_in(tmp_path / "work") == ["thesis.txt"]
+
+
+class TestWhatIsRefused:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (
+                lambda logits: logits + 0.1,
+                "does not compute what the model computes: on the probe outputs differ by up to 0.1 ",
+            ),
+            (lambda logits: logits * float("nan"), "NaN or infinite for the probe"),
+            (lambda logits: logits[:, :2], "gives outputs of shape"),
+        ],
+    )
+    def test_other_outputs(self, small, tmp_path, change, message):
+        twin_target(change=change)
+        with pytest.raises(ExportError, match=message):
+            hfprune.export(small, "twin", tmp_path / "out")
+        assert left_in(tmp_path) == []
+
+    def test_outputs_that_are_wrong_for_one_size_of_batch_only(self, small, tmp_path):
+        twin_target(change=lambda logits: logits if len(logits) < 4 else logits.flip(-1))
+        with pytest.raises(ExportError, match="on 6 samples outputs differ"):
+            hfprune.export(small, "twin", tmp_path / "out")
+
+    def test_a_quantised_model_may_differ_by_more(self, small, tmp_path):
+        twin_target(change=lambda logits: logits + 0.01)
+        exported = hfprune.export(small, "twin", tmp_path / "out", quantize="int8")
+        assert exported.differences[0].largest == pytest.approx(0.01, abs=1e-5)
+        assert "int8" in str(exported)
+
+    def test_a_writer_that_fails(self, small, tmp_path):
+        def write(model, folder, options):
+            raise KeyError("aten.none")
+
+        twin_target(write=write)
+        with pytest.raises(ExportError, match="could not be exported to twin: KeyError: 'aten.none'"):
+            hfprune.export(small, "twin", tmp_path / "out")
+        assert left_in(tmp_path) == []
+
+    def test_another_text(self, tmp_path):
+        dense = tiny_model("llama", "AutoModelForCausalLM")
+        twin_target(twin=WritingTwin)
+        exported = hfprune.export(dense, "twin", tmp_path / "out")
+        assert exported.text == hfprune.deployment.Text(tokens=16, equal=16)
+
+        def swapped(tokens):
+            tokens[0, 5] += 1
+            return tokens
+
+        with restored():
+            targets_before = known_targets()["twin"]
+            register_target(dataclasses.replace(targets_before, name="other"))
+            written = twin_target(name="liar", twin=WritingTwin, token=swapped)
+            with pytest.raises(ExportError, match="token 6 of 16 is"):
+                hfprune.export(dense, "liar", tmp_path / "liar")
+            quantised = hfprune.export(dense, "liar", tmp_path / "liar", quantize="int8")
+        assert written["options"].quantization == "int8"
+        assert quantised.text.equal == 5
+
+    def test_names_and_packages(self, small, tmp_path):
+        twin_target(modules=("no_such_runtime",))
+        with pytest.raises(MissingDependencyError, match=r"needs no_such_runtime, not installed here.*hfprune\[twin\]"):
+            hfprune.export(small, "twin", tmp_path / "out")
+        with pytest.raises(ValueError, match="to must be one of executorch, onnx, openvino, torch, twin, got 'tflite'"):
+            hfprune.export(small, "tflite", tmp_path / "out")
+        with pytest.raises(ValueError, match="quantize must be one of int8 for twin, got 'int3'"):
+            hfprune.export(small, "twin", tmp_path / "out", quantize="int3")
+        with pytest.raises(ValueError, match="torch takes no quantisation here"):
+            hfprune.export(small, "torch", tmp_path / "out", quantize="int8")
+        with pytest.raises(ValueError, match="a target named 'twin' is registered already"):
+            register_target(dataclasses.replace(known_targets()["twin"], write=lambda model, folder, options: None))
+        with pytest.raises(ValueError, match="has no tolerance for int8"):
+            twin_target(name="loose", tolerance={None: Tolerance(largest=0.1)})
+
+    def test_encoder_decoders(self, tmp_path):
+        with pytest.raises(ExportError, match="is an encoder-decoder, whose cache has two parts"):
+            hfprune.export(tiny_model("t5", "AutoModelForSeq2SeqLM"), "torch", tmp_path / "out")
+
+
+class TestData:
+    def test_the_metrics_of_both_stand_beside_each_other(self, small, tmp_path):
+        loose = {None: Tolerance(largest=2.0), "int8": Tolerance(largest=2.0)}
+        weights = torch.tensor([1.0, 1.0, 0.0])
+        twin_target(change=lambda logits: logits * weights, tolerance=loose)
+        rows = tiny_tokenized(40)
+        collator = DataCollatorWithPadding(tiny_tokenizer())
+        exported = hfprune.export(small, "twin", tmp_path / "out", tokenizer=tiny_tokenizer(), data=rows)
+        correct = {"pytorch": 0, "exported": 0}
+        for row in rows:
+            batch = collator([{name: row[name] for name in ("input_ids", "attention_mask", "labels")}])
+            labels = batch.pop("labels")
+            with torch.no_grad():
+                logits = small(**batch).logits
+            correct["pytorch"] += int(logits.argmax() == labels)
+            correct["exported"] += int((logits * weights).argmax() == labels)
+        for who, number in correct.items():
+            assert exported.metrics[who]["accuracy"] == pytest.approx(number / 40)
+        last = exported.differences[-1]
+        assert (last.name, last.samples) == ("the data", 40)
+        assert "accuracy: PyTorch" in str(exported)
+
+    def test_metrics_want_labels(self, small, tmp_path):
+        written = twin_target()
+        rows = tiny_tokenized(8).select_columns(["input_ids", "attention_mask"])
+        with pytest.raises(ValueError, match="needs labels of every sample"):
+            hfprune.export(small, "twin", tmp_path / "out", tokenizer=tiny_tokenizer(), data=rows, metrics=["f1"])
+        with pytest.raises(ValueError, match="no rows"):
+            hfprune.export(small, "twin", tmp_path / "out", tokenizer=tiny_tokenizer(), data=rows.select([]))
+        with pytest.raises(ValueError, match="the metric 'bleurt' does not fit a classification"):
+            hfprune.export(small, "twin", tmp_path / "out", tokenizer=tiny_tokenizer(), data=rows, metrics=["bleurt"])
+        assert written == {}, "mistakes are found before anything is written"
+
+
+class TestBatches:
+    def test_other_sizes_than_the_traced_one(self):
+        dense = tiny_model("bert")
+        traced = trace_batch(dense, tiny_tokenizer())
+        assert (traced["attention_mask"] == 0).any(), "padding must be in the trace"
+        shapes = {tuple(batch["input_ids"].shape) for batch in held_out_batches(dense, tiny_tokenizer())}
+        assert len(shapes) == 3
+        assert tuple(traced["input_ids"].shape) not in shapes
+
+    def test_a_model_with_few_positions(self):
+        dense = tiny_model("bert", max_position_embeddings=6)
+        for batch in held_out_batches(dense, None):
+            dense(**batch)
+
+    def test_padding_in_front(self):
+        batch = padded(tiny_model("bert"), None, [[5, 6, 7], [8]], left=True)
+        assert batch["input_ids"].tolist() == [[5, 6, 7], [1, 1, 8]]
+        assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+
+    def test_pictures(self, tmp_path):
+        twin_target()
+        exported = hfprune.export(tiny_model("vit", "AutoModelForImageClassification"), "twin", tmp_path / "out")
+        assert {difference.tokens for difference in exported.differences} == {0}
+
+
+class TestTheCommand:
+    def run(self, *arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    def test_a_table_is_printed(self, tmp_path, monkeypatch):
+        quick_checkpoint(tmp_path / "small")
+        monkeypatch.chdir(tmp_path)
+        twin_target()
+        done = self.run("export", "small", "--to", "twin", "--quantize", "int8")
+        assert done.exit_code == 0, done.output
+        assert "compared on" in done.output
+        assert (tmp_path / "small-twin-int8" / EXPORT_FILE).is_file()
+
+    def test_with_data(self, tmp_path, monkeypatch):
+        quick_checkpoint(tmp_path / "small")
+        monkeypatch.chdir(tmp_path)
+        lines = [f"who is the dog {number},LABEL_{number % 3}" for number in range(30)]
+        (tmp_path / "test.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+        twin_target()
+        data = ("--data", "test.csv", "--metric", "f1_macro")
+        done = self.run("export", "small", "--to", "twin", "--output", "out", *data)
+        assert done.exit_code == 0, done.output
+        report = json.loads((tmp_path / "out" / EXPORT_FILE).read_text())
+        assert set(report["metrics"]["exported"]) == {"f1_macro"}
+        evaluated = self.run("evaluate", "small", *data)
+        value = json.loads(evaluated.stdout)["f1_macro"]
+        assert report["metrics"]["pytorch"]["f1_macro"] == pytest.approx(value)
+
+    def test_mistakes_in_one_line(self, tmp_path):
+        done = self.run("export", tmp_path, "--to", "tflite")
+        assert done.exit_code == 1
+        assert done.output.startswith("hfprune: to must be one of")
+        done = self.run("export", tmp_path, "--to", "torch", "--split", "test")
+        assert "--split and --metric go with --data" in done.output
+
+
+@pytest.fixture(scope="module")
+def in_onnx(tmp_path_factory):
+    """A classifier with a removed attention and a removed feed-forward block."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    dense = tiny_model("bert", num_labels=3)
+    small = hfprune.apply_plan(dense, removed_plan(dense))
+    folder = tmp_path_factory.mktemp("onnx") / "out"
+    return small, hfprune.export(small, "onnx", folder, tokenizer=tiny_tokenizer(), threads=1)
+
+
+class TestOnnx:
+    def test_the_file_computes_the_same(self, in_onnx):
+        _, exported = in_onnx
+        assert all(difference.relative < 1e-5 for difference in exported.differences)
+
+    def test_the_runtime_alone_opens_it(self, in_onnx):
+        import onnxruntime
+
+        small, exported = in_onnx
+        session = onnxruntime.InferenceSession(exported.path / "model.onnx")
+        ids = torch.randint(4, 60, (5, 11))
+        (logits,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": np.ones((5, 11), dtype=np.int64)})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(logits), small(input_ids=ids).logits, atol=1e-5, rtol=0)
+
+    @pytest.mark.slow
+    def test_int8(self, in_onnx, tmp_path):
+        small, exported = in_onnx
+        quantised = hfprune.export(small, "onnx", tmp_path / "out", quantize="int8", threads=1)
+        assert quantised.differences[0].largest > 0
+        assert quantised.size_bytes < exported.size_bytes
+
+    def test_a_decoder_writes_with_its_cache(self, tmp_path):
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package)
+        # one layer is enough to have a cache, and two take twice as long
+        dense = tiny_model("llama", "AutoModelForCausalLM", num_hidden_layers=1)
+        small = hfprune.apply_plan(dense, uneven_plan(dense))
+        exported = hfprune.export(small, "onnx", tmp_path / "out", threads=1)
+        assert exported.text == hfprune.deployment.Text(tokens=16, equal=16)
+        layers = json.loads((tmp_path / "out" / "cache.json").read_text())["layers"]
+        assert [layer["heads"] for layer in layers] == [3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "model_type", "head"),
+    [
+        ("openvino", "bert", "AutoModelForSequenceClassification"),
+        ("onnx", "llama", "AutoModelForCausalLM"),
+        ("openvino", "llama", "AutoModelForCausalLM"),
+        ("torch", "llama", "AutoModelForCausalLM"),
+        ("torch", "vit", "AutoModelForImageClassification"),
+        ("executorch", "bert", "AutoModelForSequenceClassification"),
+    ],
+)
+def test_every_other_target(target, model_type, head, tmp_path):
+    for module in get_target(target).modules:
+        pytest.importorskip(module)
+    dense = tiny_model(model_type, head)
+    small = hfprune.apply_plan(dense, uneven_plan(dense))
+    exported = hfprune.export(small, target, tmp_path / "out", threads=1)
+    assert all(difference.relative < 1e-4 for difference in exported.differences)
+
+
+@pytest.mark.slow
+def test_int8_of_openvino(small, tmp_path):
+    pytest.importorskip("nncf")
+    weights = hfprune.export(small, "openvino", tmp_path / "out", quantize="int8", threads=1)
+    assert weights.differences[0].largest > 0
+    with pytest.raises(ExportError, match="measures the ranges of activations on data, and none was given"):
+        hfprune.export(small, "openvino", tmp_path / "more", quantize="int8-calibrated")
+    assert not (tmp_path / "more").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.demo
+@pytest.mark.parametrize("target", ["onnx", "openvino", "torch"])
+def test_minilm(target, tmp_path):
+    for module in get_target(target).modules:
+        pytest.importorskip(module)
+    exported = hfprune.export("minilm-l6", target, tmp_path / "out", threads=1)
+    assert all(difference.relative < 1e-4 for difference in exported.differences)
