@@ -211,6 +211,14 @@ class TestWhatIsRefused:
         with pytest.raises(ExportError, match="is an encoder-decoder, whose cache has two parts"):
             hfprune.export(tiny_model("t5", "AutoModelForSeq2SeqLM"), "torch", tmp_path / "out")
 
+    def test_caches_of_sliding_windows(self, tmp_path):
+        with pytest.raises(ExportError, match="look at a sliding window"):
+            hfprune.export(tiny_model("gemma3_text", "AutoModelForCausalLM"), "torch", tmp_path / "out")
+        # the refusal needs no package
+        register_target(dataclasses.replace(get_target("executorch"), modules=()))
+        with pytest.raises(ExportError, match="writes texts, and hfprune has not tried a cache in ExecuTorch"):
+            hfprune.export(tiny_model("llama", "AutoModelForCausalLM"), "executorch", tmp_path / "out")
+
 
 class TestData:
     def test_the_metrics_of_both_stand_beside_each_other(self, small, tmp_path):

@@ -8,7 +8,7 @@ from transformers import DataCollatorWithPadding
 from hfprune.cli.models import classifier_config
 from hfprune.cli.texts import TextSource, split_of
 from hfprune.data.packages import resolve_model
-from hfprune.deployment import Export, export
+from hfprune.deployment.export import Export, export
 from hfprune.deployment.targets import check_installed, check_quantization, get_target
 
 

@@ -1,7 +1,7 @@
 """Models as files of other runtimes: the targets, and the proof that a file computes what the model computes."""
 
 from hfprune.deployment import by_transformers, gguf
-from hfprune.deployment.export import Export, export
+from hfprune.deployment.export import Export
 from hfprune.deployment.proof import Difference, Text
 from hfprune.deployment.targets import (
     Generator,
@@ -26,7 +26,6 @@ __all__ = [
     "Tolerance",
     "WriteOptions",
     "by_transformers",
-    "export",
     "get_target",
     "gguf",
     "known_targets",

@@ -228,6 +228,12 @@ def _refusal(model: PreTrainedModel) -> str | None:
             f"{type(model).__name__} is an encoder-decoder, whose cache has two parts. hfprune exports encoders, and "
             "decoders alone"
         )
+    kinds = getattr(model.config, "layer_types", None) or ()
+    if predicts_next_token(model) and "sliding_attention" in kinds:
+        return (
+            f"layers of {type(model).__name__} look at a sliding window, and their cache counts tokens in a way that "
+            "the graph cannot be given"
+        )
     return None
 
 
