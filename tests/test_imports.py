@@ -20,8 +20,8 @@ MAY_IMPORT = {
     "measuring": {"errors", "distributed", "showing", "structure"},
     "scoring": {"errors", "distributed", "showing", "structure"},
     "data": {"errors", "distributed", "structure", "measuring"},
-    "planning": {"errors", "showing", "structure", "scoring"},
-    "config": {"structure", "planning"},
+    "planning": {"errors", "showing", "structure", "measuring", "scoring"},
+    "config": {"errors", "structure", "measuring", "planning"},
     "publishing": {"errors", "distributed", "showing", "structure", "measuring", "planning"},
     "reconstruction": {"errors", "distributed", "showing", "structure", "scoring"},
     "pruning": {"errors", "showing", "structure", "measuring", "scoring", "planning", "config", "publishing"}

@@ -23,6 +23,7 @@ class BudgetChoice(StrEnum):
     macs = "macs"
     params = "params"
     kv_cache = "kv_cache"
+    latency = "latency"
 
 
 class UnitChoice(StrEnum):

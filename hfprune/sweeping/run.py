@@ -139,7 +139,7 @@ def sweep(
     dense = anatomy_of(model, config.attention_unit)
     # before any work, so that a sparsity out of reach does not stop the sweep half way
     for sparsity in wanted:
-        check(dense, replace(config, sparsity=sparsity))
+        check(dense, config.with_sparsity(sparsity))
     batches = batches_for(model, data, config, collator=collator)
     settings = settings_of(model, batches, config, metric=metric, recover=recover is not None)
     settings["latency_batch_size"] = latency_batch_size
@@ -239,8 +239,8 @@ def measured_point(
         metric, per_sample = outcome_of(evaluate(anatomy.model))
     return SweepPoint(
         sparsity=sparsity,
-        mac_sparsity=sparsity_of(anatomy, replace(config, budget="macs")),
-        param_sparsity=sparsity_of(anatomy, replace(config, budget="params")),
+        mac_sparsity=sparsity_of(anatomy, config.in_budget("macs")),
+        param_sparsity=sparsity_of(anatomy, config.in_budget("params")),
         metric=metric,
         per_sample=per_sample,
         size=measure_size(anatomy, sequence_length=config.sequence_length),
@@ -284,7 +284,8 @@ def settings_of(
     """
     fields = config.to_dict()
     # each point has a sparsity of its own
-    del fields["sparsity"]
+    for name in ("sparsity", "speedup", "milliseconds"):
+        fields.pop(name, None)
     return {
         "model": public_name(model.config._name_or_path or ""),
         "weights": sha256_of(model.state_dict()),

@@ -121,7 +121,7 @@ def prune_within(
     known = {point.sparsity: point for point in search.points[1:]}
 
     def pruned_to(sparsity: float) -> PreTrainedModel:
-        return prune(model, batches, replace(config, sparsity=sparsity), recover=recover)
+        return prune(model, batches, config.with_sparsity(sparsity), recover=recover)
 
     best: PreTrainedModel | None = None
     # indices of candidates: all up to `low` are within the limit, all from `high` on are not
@@ -195,7 +195,7 @@ def _candidates(anatomy: Anatomy, config: PruningConfig, step: float) -> list[fl
     reason: BudgetError | None = None
     for sparsity in _multiples(step):
         try:
-            check(anatomy, replace(config, sparsity=sparsity))
+            check(anatomy, config.with_sparsity(sparsity))
         # the model may have more removed already than a low candidate asks for, so the loop goes on
         except BudgetError as error:
             reason = error
