@@ -55,7 +55,7 @@ LATE |= {"pandas"}
 
 #: Files of the command line that say what a command takes. They import what it runs when it runs, as help and
 #: completion must not wait for torch and transformers.
-COMMANDS = {"__init__", "app", "options", "prune", "sweep", "vocabulary", "evaluate", "checkpoints"}
+COMMANDS = {"__init__", "app", "options", "prune", "sweep", "latency_table", "vocabulary", "evaluate", "checkpoints"}
 
 
 def is_of_commands(path: Path) -> bool:

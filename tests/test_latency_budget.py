@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from huggingface_hub import constants
+from typer.testing import CliRunner
 
 import hfprune
 from hfprune import PruningConfig, PruningRecord
+from hfprune.cli.app import app
 from hfprune.errors import BudgetError, PlanMismatchError
 from hfprune.measuring import block_times
 from hfprune.measuring.backends import known_backends, register_backend
@@ -20,6 +23,7 @@ from hfprune.pruning.steps import no_scores, sparsity_of
 from hfprune.publishing.card import draw_card
 from hfprune.publishing.report import comparison_table
 from hfprune.scoring import Scores
+from tests.support.runs import text_home
 from tests.support.tiny import tiny_model
 from tests.test_planning import block, scores_of
 
@@ -415,6 +419,70 @@ class TestPruning:
         assert curve[-1].sparsity == pytest.approx(1.0)
 
 
+class TestSweeping:
+    def test_points_say_what_the_table_predicts(self, tmp_path):
+        found = hfprune.sweep(
+            tiny(),
+            BATCHES,
+            latency_config(),
+            sparsities=[0.3, 0.6],
+            evaluate=lambda model: [True] * 9 + [model.num_parameters() > 30_000],
+            latency_runs=1,
+            save_to=tmp_path / "sweep.json",
+        )
+        assert [point.predicted_ms <= 24.0 - 20.0 * point.sparsity + 1e-9 for point in found.points] == [True] * 3
+        assert (found.dense.latency.batch_size, found.dense.latency.threads) == (2, 1)
+        assert "predicted, ms" in found.table()
+        assert found.to_pandas()["predicted_ms"].tolist() == [point.predicted_ms for point in found.points]
+        assert found.settings["latency_table"]["dense_ms"] == 24.0
+        assert "speedup" not in found.settings
+        assert hfprune.Sweep.from_json((tmp_path / "sweep.json").read_text()).points == found.points
+
+    def test_the_best_point_that_is_fast_enough(self):
+        found = hfprune.sweep(
+            tiny(), BATCHES, latency_config(), sparsities=[0.3, 0.6], evaluate=lambda model: 0.5, latency_runs=1
+        )
+        times = [5.0, 3.0, 2.0]
+        points = []
+        for point, milliseconds, metric in zip(found.points, times, [0.9, 0.9, 0.8], strict=True):
+            points.append(replace(point, latency=replace(point.latency, median_ms=milliseconds), metric=metric))
+        curve = replace(found, points=tuple(points))
+        assert curve.within_ms(1.0) is None
+        assert curve.within_ms(2.5).metric == 0.8
+        assert curve.within_ms(9.0).latency_ms == 3.0
+
+    def test_a_sweep_without_latencies_has_none_within(self):
+        found = hfprune.sweep(
+            tiny(),
+            BATCHES,
+            latency_config(),
+            sparsities=[0.3],
+            evaluate=lambda model: 0.5,
+            latency_batch_size=None,
+        )
+        with pytest.raises(ValueError, match="measured no latency"):
+            found.within_ms(3.0)
+
+    def test_a_search_goes_no_lower_than_the_goal(self):
+        config = latency_config(speedup=2.0, schedule="one_shot")
+        small, search = hfprune.prune_within(
+            tiny(), BATCHES, config, max_drop=0.5, evaluate=lambda model: [True] * 40, step=0.25
+        )
+        tried = [point.sparsity for point in search.points[1:]]
+        assert min(tried) >= 0.6
+        assert small.pruning_plan.predicted.pruned_ms <= 12.0
+        assert search.points[-1].predicted_ms == small.pruning_plan.predicted.pruned_ms
+
+    def test_a_goal_that_drops_too_much_is_refused(self):
+        def evaluate(model):
+            return [getattr(model, "pruning_plan", None) is None] * 40
+
+        with pytest.raises(BudgetError, match="even sparsity 0.6 lets metric drop by 1.0000"):
+            hfprune.prune_within(
+                tiny(), BATCHES, latency_config(speedup=2.0), max_drop=0.5, evaluate=evaluate, step=0.25
+            )
+
+
 @pytest.fixture
 def made_up_times(monkeypatch):
     """Times by how many parameters a model has, in the place of a clock."""
@@ -507,3 +575,63 @@ class TestMeasuring:
         assert "counting" in known_backends()
         measure_latency_table(tiny(), batch_size=1, sequence_length=4, runs=1, warmup=0, backend="counting")
         assert len(calls) == 2 * (4 + 5)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = text_home(tmp_path_factory.mktemp("latency"))
+    table_of_tiny().save(folder / "table.json")
+    return folder
+
+
+def cli(*arguments):
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert "Traceback" not in done.output
+    return done
+
+
+def pruned(home, *options):
+    quick = ["--data", home / "data.csv", "--max-length", 16, "--samples", 16, "--schedule", "one_shot"]
+    return cli("prune", home / "dense", home / "small", *quick, "--scorer", "l2", "--overwrite", *options)
+
+
+class TestCommands:
+    def test_a_table_is_measured_printed_and_saved(self, home, tmp_path, made_up_times, monkeypatch):
+        monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "cache"))
+        options = ["--batch", 2, "--length", 8, "--threads", 1, "--runs", 2]
+        done = cli("latency-table", home / "dense", *options, "--output", tmp_path / "table.json")
+        assert done.exit_code == 0, done.output
+        assert "attention, group" in done.stdout
+        assert "eager, cpu, float32, 1 threads, batch 2, 8 tokens; 2 passes for every width" in done.stdout
+        assert LatencyTable.load(tmp_path / "table.json").batch_size == 2
+        monkeypatch.setattr(block_times, "times_in_turn", None)
+        assert cli("latency-table", home / "dense", *options).exit_code == 0
+        assert cli("latency-table", home / "dense", *options, "--again").exit_code == 1
+
+    def test_mistakes(self, home, tmp_path):
+        assert "backend must be one of eager" in cli("latency-table", home / "dense", "--backend", "fast").stderr
+        assert "got the folder" in cli("latency-table", home / "dense", "--output", tmp_path).stderr
+        assert "no file" in pruned(home, "--latency-table", tmp_path / "none.json").stderr
+        assert "needs latency_table" in pruned(home, "--budget", "latency").stderr
+        assert "speedup go with budget='latency'" in pruned(home, "--speedup", 2).stderr
+        table = ["--latency-table", home / "table.json"]
+        assert "are two goals" in pruned(home, *table, "--speedup", 2, "--sparsity", 0.3).stderr
+        assert "are two goals" in pruned(home, *table, "--speedup", 2, "--within-ms", 12).stderr
+        assert "cannot be reached" in pruned(home, *table, "--within-ms", 1).stderr
+        assert "go with budget='latency', and budget='params'" in pruned(home, *table, "--budget", "params").stderr
+
+    def test_prune_says_what_was_predicted_and_measured(self, home):
+        done = pruned(home, "--latency-table", home / "table.json", "--within-ms", 12, "--min-units", 0)
+        assert done.exit_code == 0, done.output
+        assert "ms predicted, dense 24.00 ms" in done.stdout
+        assert "latency, ms" in done.stdout
+        assert "  predicted" in done.stdout
+        assert "latency predicted by the latency table" in (home / "small" / "README.md").read_text()
+
+    def test_sweep_names_the_best_point_in_time(self, home):
+        options = ["--max-length", 16, "--samples", 16, "--scorer", "l2", "--sparsity", 0.4]
+        table = ["--latency-table", home / "table.json", "--within-ms", 1e6]
+        done = cli("sweep", home / "dense", "--data", home / "data.csv", *options, *table)
+        assert done.exit_code == 0, done.output
+        assert "predicted, ms" in done.stdout
+        assert "best within 1e+06 ms: sparsity" in done.stdout

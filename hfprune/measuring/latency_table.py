@@ -299,6 +299,16 @@ class LatencyTable:
         )
 
     @property
+    def timing(self) -> dict[str, Any]:
+        """How models are to be timed so that they compare with the table: arguments of `measure_latencies`."""
+        return {
+            "batch_size": self.batch_size,
+            "sequence_length": self.sequence_length,
+            "backend": self.backend,
+            "threads": self.threads,
+        }
+
+    @property
     def summary(self) -> dict[str, Any]:
         """What a record says of the table: its digest, how it was measured, and the dense model's milliseconds."""
         return {

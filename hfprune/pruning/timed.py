@@ -35,14 +35,7 @@ def measured_and_predicted(
     if difference:
         logger.warning("the latency was not measured: the table is of %s. It was predicted only.", difference)
         return {}
-    measured = measure_latencies(
-        [dense, pruned],
-        batch_size=table.batch_size,
-        sequence_length=table.sequence_length,
-        runs=min(table.runs, _RUNS) or _RUNS,
-        backend=table.backend,
-        threads=table.threads,
-    )
+    measured = measure_latencies([dense, pruned], **table.timing, runs=min(table.runs, _RUNS) or _RUNS)
     before = getattr(dense, "pruning_plan", None)
     units = {
         "dense": pruned.pruning_plan.units_before if before is None else before.units_after,

@@ -91,7 +91,8 @@ def sweep(
             go on with. It is also the place to save a model, as the sweep keeps none.
         collator: Makes a batch of rows of a Dataset; `DataCollatorWithPadding(tokenizer)` pads.
         latency_batch_size: Sequences in a batch for the latency, of `config.sequence_length` tokens each. All models
-            are timed in turn, so all are in memory together during that time. None measures no latency.
+            are timed in turn, so all are in memory together during that time. None measures no latency. With a latency
+            table in the config, models are timed as the table was measured, and the points say what it predicts.
         latency_runs: How many forward passes of each model are timed.
         metric: The name of what `evaluate` measures, for the table and the picture.
         save_to: A JSON file, written after every point. If it exists, its points are not measured again, and those of
@@ -246,6 +247,7 @@ def measured_point(
         size=measure_size(anatomy, sequence_length=config.sequence_length),
         seconds=time.perf_counter() - began,
         plan_digest=_digest(composed),
+        predicted_ms=None if config.table is None else config.table.milliseconds(anatomy.units),
     )
 
 
@@ -415,9 +417,10 @@ def _latencies(
     models = []
     for pruning_plan in plans.values():
         models.append(dense.model if pruning_plan is None else apply_plan(dense, pruning_plan))
-    latencies: list[Latency] = measure_latencies(
-        models, batch_size=batch_size, sequence_length=config.sequence_length, runs=runs
-    )
+    shape: dict[str, Any] = {"batch_size": batch_size, "sequence_length": config.sequence_length}
+    if config.table is not None:
+        shape = config.table.timing
+    latencies: list[Latency] = measure_latencies(models, **shape, runs=runs)
     timings = {}
     for sparsity, latency in zip(plans, latencies, strict=True):
         timings[sparsity] = {"latency": latency, "speedup": latencies[0].median_ms / latency.median_ms}
