@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from huggingface_hub import constants
+from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 import hfprune
 from hfprune import PruningConfig, PruningRecord
 from hfprune.cli.app import app
+from hfprune.data.packages import resolve_model
 from hfprune.errors import BudgetError, PlanMismatchError
 from hfprune.measuring import block_times
 from hfprune.measuring.backends import known_backends, register_backend
@@ -575,6 +577,35 @@ class TestMeasuring:
         assert "counting" in known_backends()
         measure_latency_table(tiny(), batch_size=1, sequence_length=4, runs=1, warmup=0, backend="counting")
         assert len(calls) == 2 * (4 + 5)
+
+
+@pytest.mark.slow
+class TestRealTimes:
+    def test_torch_compile(self):
+        table = measure_latency_table(tiny(), batch_size=1, sequence_length=8, runs=2, warmup=1, backend="compile")
+        assert table.backend == "compile"
+        assert table.dense_ms > 0
+
+    def test_minilm(self):
+        source = resolve_model("minilm-l6")
+        model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=6)
+        table = measure_latency_table(model, batch_size=8, sequence_length=64, threads=1, runs=5, warmup=1)
+        attention, neurons = table.sublayers
+        assert attention.widths == tuple(range(13))
+        assert len(attention.blocks) == len(neurons.blocks) == 6
+        # most of the time of a batch of texts goes into units
+        assert table.prunable_ms > 0.5 * table.dense_ms
+        config = PruningConfig(
+            budget="latency", latency_table=table, speedup=1.5, scorer="l2", reconstruct=False, schedule="one_shot"
+        )
+        small = hfprune.prune(model, tiny_batches_of(model), config)
+        latencies = small.pruning_record.latencies
+        assert latencies["pruned"]["median_ms"] < latencies["dense"]["median_ms"]
+
+
+def tiny_batches_of(model):
+    ids = torch.arange(1000, 1032).reshape(2, 16)
+    return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from typing import Any
 # importing these modules fills the registries: what is imported later would be taken for what an example adds
 from hfprune.jobs import methods
 from hfprune.jobs.tasks import registry as tasks
+from hfprune.measuring import backends
 from hfprune.planning import allocation, costs
 from hfprune.recovery.losses import registry as losses
 from hfprune.scoring import registry as scoring
@@ -16,6 +17,7 @@ REGISTRIES: tuple[dict[str, Any], ...] = (
     allocation._ALLOCATORS,
     architectures._FINDERS,
     architectures._TABLE,
+    backends._BACKENDS,
     costs._BUDGETS,
     losses._LOSSES,
     losses._PENALTIES,
