@@ -15,6 +15,7 @@ from hfprune import PruningConfig, PruningRecord
 from hfprune.cli.app import app
 from hfprune.data.packages import resolve_model
 from hfprune.errors import BudgetError, PlanMismatchError
+from hfprune.jobs.tasks import TextArguments, parse
 from hfprune.measuring import block_times
 from hfprune.measuring.backends import known_backends, register_backend
 from hfprune.measuring.block_times import measure_latency_table, monotone
@@ -666,3 +667,13 @@ class TestCommands:
         assert done.exit_code == 0, done.output
         assert "predicted, ms" in done.stdout
         assert "best within 1e+06 ms: sparsity" in done.stdout
+
+
+def test_scripts_take_a_table(tmp_path):
+    path = table_of_tiny().save(tmp_path / "table.json")
+    words = ["--model_name_or_path", "minilm-l6", "--budget", "latency", "--latency_table", str(path), "--speedup", "2"]
+    config = parse(TextArguments, None, [*words, "--output_dir", str(tmp_path)]).pruning
+    assert config.table == table_of_tiny()
+    assert config.sparsity == 0.6
+    with pytest.raises(ValueError, match="are two goals"):
+        parse(TextArguments, None, [*words, "--output_dir", str(tmp_path), "--sparsity", "0.5"])
