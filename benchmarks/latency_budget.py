@@ -244,6 +244,7 @@ def main() -> None:
             sequence_length=setting.sequence_length,
             threads=setting.threads,
             runs=args.runs,
+            warmup=1,
             cache=Path("runs/latency_tables"),
         )
         print(f"\n{table}", flush=True)

@@ -62,7 +62,9 @@ def sweep(
     reconstruct: Reconstruct = True,
     samples: Samples = 512,
     round_to: RoundTo = 1,
-    latency_batch_size: Annotated[int, typer.Option(help="Sequences in a batch, for the latency.")] = 32,
+    latency_batch_size: Annotated[
+        int, typer.Option(help="Sequences in a batch, for the latency; with --latency-table as the table was measured.")
+    ] = 32,
     text_column: TextColumn = "text",
     pair_column: PairColumn = None,
     label_column: LabelColumn = "label",

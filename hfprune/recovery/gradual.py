@@ -367,6 +367,8 @@ class GradualPruning(TrainerCallback):
             model_type=anatomy.model_type,
             sequence_length=self.config.sequence_length,
         )
+        if self.config.table is not None:
+            chosen = replace(chosen, predicted=self.config.table.predict(chosen.units_after))
         small = apply_plan(anatomy, chosen)
         asked = self.config.to_dict()
         asked |= {"scorer": "gradual", "rounds": None, **self._schedule(), "reconstruct": False}
