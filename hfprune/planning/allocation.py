@@ -437,10 +437,13 @@ def allocate(
     least_cost = cost_of(candidates, lowest_levels(candidates))
     if least_cost > limit:
         full = full_cost_of(candidates)
+        hint = ""
+        if latency_table is not None and min_units:
+            hint = " A sublayer with one unit keeps its fixed cost: min_units=0 lets whole sublayers go."
         raise BudgetError(
             f"the budget leaves {limit / full:.1%} of this model's prunable {budget}, but min_units={min_units}, "
             f"round_to={round_to} and {len(exclude)} exclude pattern(s) keep at least {least_cost / full:.1%}. "
-            "Lower the sparsity or relax these."
+            f"Lower the sparsity or relax these.{hint}"
         )
     choose = portable if stock_widths else allocator.function
     # allocators need not care for a model without units
