@@ -31,6 +31,7 @@ from transformers.utils import logging
 
 from hfprune import PruningConfig, PruningPlan, apply_plan, plan, reconstruct, score
 from hfprune.data.packages import resolve_model
+from hfprune.errors import BudgetError
 from hfprune.measuring.block_times import measure_latency_table
 from hfprune.measuring.latency import measure_latencies
 from hfprune.measuring.latency_table import LatencyTable
@@ -86,13 +87,18 @@ def config_of(setting: Setting, seed: int, **fields: object) -> PruningConfig:
     )
 
 
-def with_milliseconds(make: Callable[[float], PruningPlan], table: LatencyTable, goal_ms: float) -> PruningPlan:
-    """The plan of the lowest sparsity that takes, by the table, no more than the goal: bisection."""
-    low, high = 0.0, 0.999
-    best = make(high)
+def with_milliseconds(make: Callable[[float], PruningPlan], table: LatencyTable, goal_ms: float) -> PruningPlan | None:
+    """The plan of the lowest sparsity that takes, by the table, no more than the goal; None if there is none."""
+    low, high = 0.0, 1.0
+    best = None
     for _ in range(STEPS):
         middle = (low + high) / 2
-        candidate = make(middle)
+        try:
+            candidate = make(middle)
+        except BudgetError:
+            # with a unit of each block, no more can go
+            high = middle
+            continue
         if table.milliseconds(candidate.units_after) <= goal_ms:
             high, best = middle, candidate
         else:
@@ -124,6 +130,9 @@ def plans_by_budget(
                 chosen = with_milliseconds(
                     lambda sparsity, config=config: plan(dense.model, scores, config, sparsity=sparsity), table, goal_ms
                 )
+            if chosen is None:
+                print(f"{name}: no plan is {speedup:g} times as fast, by the table")
+                continue
             found.append(Planned({"table": "budgets", "method": name, "goal": f"{speedup:g} ×"}, chosen))
     return found
 
