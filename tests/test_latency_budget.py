@@ -18,7 +18,7 @@ from hfprune.errors import BudgetError, PlanMismatchError
 from hfprune.jobs.tasks import TextArguments, parse
 from hfprune.measuring import block_times
 from hfprune.measuring.backends import known_backends, register_backend
-from hfprune.measuring.block_times import measure_latency_table, monotone
+from hfprune.measuring.block_times import measure_latency_table, monotone, steadied
 from hfprune.measuring.latency_table import LatencyTable, SublayerTimes
 from hfprune.planning import BlockPlan, PruningPlan, allocate
 from hfprune.planning.candidates import candidates_of
@@ -116,6 +116,17 @@ class TestTable:
         found = monotone([0, 8, 16, 24, 32], [0.2, 3.0, 1.0, 4.0, 3.9])
         assert found == sorted(found)
         assert found[0] == 0.0
+
+    def test_noise_is_drawn_towards_a_line_and_steps_are_not(self):
+        widths = [0, 8, 16, 24, 32]
+        stairs = [0.0, 2.0, 2.0, 4.0, 4.0]
+        assert steadied(widths, stairs, [0.001] * 5) == pytest.approx(stairs, abs=1e-4)
+        line = [0.0, 1.8, 2.6, 3.4, 4.2]
+        half = steadied(widths, stairs, [0.3] * 5)
+        for low, found, high in zip(line, half, stairs, strict=True):
+            assert min(low, high) <= found <= max(low, high)
+        assert steadied(widths, stairs, [2.0] * 5) == pytest.approx(line)
+        assert steadied([0, 1, 2], [0.0, 3.0, 1.0], [9.0] * 3) == [0.0, 3.0, 1.0]
 
     def test_the_sum_of_its_parts(self):
         table = table_of(FOUR)

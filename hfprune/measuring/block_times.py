@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import logging
+import math
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.isotonic import IsotonicRegression
 from transformers import PreTrainedModel
@@ -71,7 +73,8 @@ def measure_latency_table(
     model, by the surgery that prunes; all others stay dense. The copy and the dense model take turns, pass by pass, so
     that other work on the machine slows both alike. The median of the ratios of neighbouring passes is what counts. The
     difference to the dense model, shared among the sublayers that were cut, is what one of them saves. Times are made
-    monotone by isotonic regression, and interpolated between the widths.
+    monotone by isotonic regression, and interpolated between the widths. A plan would gain from widths that look fast
+    by chance, so times are drawn towards a straight line as far as noise explains their distance from it (`steadied`).
 
     All numbers of heads are measured up to 16, and about 12 widths of feed-forward layers at multiples of 32. Three
     widths between multiples of 8 tell whether the kernels are slower there.
@@ -159,7 +162,7 @@ def _measured(anatomy: Anatomy, timing: _Timing, conditions: Mapping[str, Any]) 
     sublayers = []
     with progress(total, desc="Timing", unit="width") as counted:
         for blocks, widths, between in wanted:
-            shares = {blocks[0].units: 1.0}
+            shares = {blocks[0].units: _Share(value=1.0, error=0.0)}
             for width in (*widths[:-1], *between):
                 shares[width] = watch.share(blocks, width, counted)
             sublayers.append(_Shape(blocks=blocks, widths=widths, between=between, shares=shares))
@@ -196,7 +199,7 @@ class _Watch:
         #: The times of all passes of the dense model, in milliseconds.
         self.dense: list[float] = []
 
-    def share(self, blocks: Sequence[Block], width: int, counted: Progress) -> float:
+    def share(self, blocks: Sequence[Block], width: int, counted: Progress) -> "_Share":
         """How long the model takes with these blocks cut to a width, as a share of the dense model's time.
 
         Args:
@@ -205,7 +208,7 @@ class _Watch:
             counted: Counts the width.
 
         Returns:
-            The median over pairs of neighbouring passes.
+            The median over pairs of neighbouring passes, and its standard error.
         """
         kept = {block.name: _spread(block, width) for block in blocks}
         small = keep_units(self.anatomy.model, kept, blocks=self.anatomy.blocks)
@@ -220,7 +223,19 @@ class _Watch:
         )
         self.dense += dense_times
         counted.update()
-        return statistics.median(cut / whole for cut, whole in zip(small_times, dense_times, strict=True))
+        ratios = [cut / whole for cut, whole in zip(small_times, dense_times, strict=True)]
+        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
+        # as of a normal distribution, from its quartiles, which passes that were interrupted do not move
+        deviation = (high - low) / 1.349
+        return _Share(value=middle, error=1.253 * deviation / math.sqrt(len(ratios)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """How long a cut model takes, as a share of the dense model's time, and the standard error of that."""
+
+    value: float
+    error: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +245,7 @@ class _Shape:
     blocks: Sequence[Block]
     widths: Sequence[int]
     between: Sequence[int]
-    shares: Mapping[int, float]
+    shares: Mapping[int, _Share]
 
 
 def _times(shape: _Shape, dense_ms: float) -> SublayerTimes:
@@ -239,9 +254,11 @@ def _times(shape: _Shape, dense_ms: float) -> SublayerTimes:
 
     def of_one(width: int) -> float:
         """What one sublayer takes beyond what it takes at the first width."""
-        return (shape.shares[width] - shape.shares[shape.widths[0]]) * dense_ms / count
+        return (shape.shares[width].value - shape.shares[shape.widths[0]].value) * dense_ms / count
 
-    milliseconds = monotone(shape.widths, [of_one(width) for width in shape.widths])
+    errors = [shape.shares[width].error * dense_ms / count for width in shape.widths]
+    steady = steadied(shape.widths, [of_one(width) for width in shape.widths], errors)
+    milliseconds = monotone(shape.widths, steady)
     block = shape.blocks[0]
     times = SublayerTimes(
         blocks=tuple(block.name for block in shape.blocks),
@@ -267,6 +284,40 @@ def _times(shape: _Shape, dense_ms: float) -> SublayerTimes:
         step=_STEP,
         off_step=round(effect, 4),
     )
+
+
+def steadied(widths: Sequence[int], milliseconds: Sequence[float], errors: Sequence[float]) -> list[float]:
+    """Times of sublayers, drawn towards a straight line as far as they are noise.
+
+    The line is a fixed cost and a cost for each unit. With r² the mean squared distance of the times from it and s² the
+    mean squared standard error, a time keeps the share max(0, 1 − s²/r²) of its distance (the shrinkage of James & Stein
+    1961, "Estimation with quadratic loss"). Times without noise stay as they are, so that steps of kernels are seen.
+
+    >>> steadied([0, 8, 16, 24, 32], [0.0, 2.0, 2.0, 4.0, 4.0], errors=[0.0] * 5)
+    [0.0, 2.0, 2.0, 4.0, 4.0]
+    >>> steadied([0, 8, 16, 24, 32], [0.0, 2.0, 2.0, 4.0, 4.0], errors=[0.9] * 5)
+    [0.0, 1.8, 2.6, 3.4, 4.2]
+
+    Args:
+        widths: Increasing numbers of units.
+        milliseconds: A time for each. The first is that of a sublayer without units, and stays.
+        errors: The standard error of each.
+
+    Returns:
+        The times.
+    """
+    with_units = np.array(milliseconds[1:])
+    # a line goes through any two points
+    if len(with_units) < 3:
+        return list(milliseconds)
+    slope, fixed = np.polyfit(widths[1:], with_units, deg=1)
+    # no sublayer takes less than nothing
+    line = np.maximum(fixed + slope * np.array(widths[1:]), 0.0)
+    distance = float(np.mean((with_units - line) ** 2))
+    noise = float(np.mean(np.square(errors[1:])))
+    kept = max(0.0, 1 - noise / distance) if distance else 1.0
+    steady = line + kept * (with_units - line)
+    return [milliseconds[0], *(round(float(time), 9) for time in steady)]
 
 
 def monotone(widths: Sequence[int], milliseconds: Sequence[float]) -> list[float]:
@@ -344,7 +395,7 @@ def _conditions(anatomy: Anatomy, timing: _Timing) -> dict[str, Any]:
     """Everything that the times depend on."""
     model = anatomy.model
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-    packages = ("torch", "transformers", *get_backend(timing.backend).packages)
+    packages = ("hfprune", "torch", "transformers", *get_backend(timing.backend).packages)
     return {
         "device": _name_of_device(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
