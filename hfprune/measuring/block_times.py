@@ -291,7 +291,7 @@ def steadied(widths: Sequence[int], milliseconds: Sequence[float], errors: Seque
 
     The line is a fixed cost and a cost for each unit. With r² the mean squared distance of the times from it and s² the
     mean squared standard error, a time keeps the share max(0, 1 − s²/r²) of its distance (the shrinkage of James and
-    Stein 1961, "Estimation with quadratic loss"). Times without noise stay as they are, so that steps of kernels are seen.
+    Stein 1961, "Estimation with quadratic loss"). Times without noise stay, so that steps of kernels are seen.
 
     >>> steadied([0, 8, 16, 24, 32], [0.0, 2.0, 2.0, 4.0, 4.0], errors=[0.0] * 5)
     [0.0, 2.0, 2.0, 4.0, 4.0]
