@@ -521,6 +521,17 @@ class TestMeasuring:
         assert table.dense_ms == pytest.approx(total, rel=1e-3)
         assert (table.threads, table.batch_size, table.sequence_length, table.runs) == (1, 2, 8, 2)
 
+    def test_the_parts_together_take_what_the_dense_model_takes(self, monkeypatch):
+        def times_in_turn(models, *, runs, **_):
+            # what is saved is saved twice, so the sublayers that are cut alone do not save all
+            sizes = [sum(p.numel() for p in model.bert.encoder.parameters()) for model in models]
+            return [[5.0 + (size / sizes[0]) ** 2 * 10.0] * runs for size in sizes]
+
+        monkeypatch.setattr(block_times, "times_in_turn", times_in_turn)
+        table = measure_latency_table(tiny(), batch_size=1, sequence_length=8, runs=2)
+        assert table.dense_ms == pytest.approx(15.0, rel=1e-4)
+        assert table.rest_ms == pytest.approx(5.0, rel=0.02)
+
     def test_slow_widths_between_multiples_of_eight_are_seen(self, monkeypatch):
         def times_in_turn(models, *, runs, **_):
             found = []
@@ -588,7 +599,8 @@ class TestMeasuring:
 
         assert "counting" in known_backends()
         measure_latency_table(tiny(), batch_size=1, sequence_length=4, runs=1, warmup=0, backend="counting")
-        assert len(calls) == 2 * (4 + 5)
+        # widths of heads and of neurons, and all of them cut
+        assert len(calls) == 2 * (4 + 5 + 1)
 
 
 @pytest.mark.slow

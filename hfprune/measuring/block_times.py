@@ -8,7 +8,7 @@ import math
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,9 @@ def measure_latency_table(
     For every shape of sublayer and every width, the sublayers of that shape are cut to the width in a copy of the
     model, by the surgery that prunes; all others stay dense. The copy and the dense model take turns, pass by pass, so
     that other work on the machine slows both alike. The median of the ratios of neighbouring passes is what counts. The
-    difference to the dense model, shared among the sublayers that were cut, is what one of them saves. Times are made
+    difference to the dense model, shared among the sublayers that were cut, is what one of them saves. A copy with all
+    sublayers cut to their first width tells the rest, and the times are scaled so that all parts together take what the
+    dense model takes. Times are made
     monotone by isotonic regression, and interpolated between the widths. A plan would gain from widths that look fast
     by chance, so times are drawn towards a straight line as far as noise explains their distance from it (`steadied`).
 
@@ -156,24 +158,29 @@ def _measured(anatomy: Anatomy, timing: _Timing, conditions: Mapping[str, Any]) 
     """The table, measured now."""
     shapes = _same_shapes(anatomy.blocks)
     wanted = [(blocks, _widths(blocks[0]), _between(blocks[0])) for blocks in shapes]
-    # the last width is the dense one, which needs no copy
-    total = sum(len(widths) - 1 + len(between) for _, widths, between in wanted)
+    # the last width is the dense one, which needs no copy; one copy more has the first width everywhere
+    total = 1 + sum(len(widths) - 1 + len(between) for _, widths, between in wanted)
     watch = _Watch(anatomy, timing)
     sublayers = []
     with progress(total, desc="Timing", unit="width") as counted:
         for blocks, widths, between in wanted:
             shares = {blocks[0].units: _Share(value=1.0, error=0.0)}
             for width in (*widths[:-1], *between):
-                shares[width] = watch.share(blocks, width, counted)
+                shares[width] = watch.share(dict.fromkeys(blocks, width), counted)
             sublayers.append(_Shape(blocks=blocks, widths=widths, between=between, shares=shares))
+        first_widths = {block: widths[0] for blocks, widths, _ in wanted for block in blocks}
+        emptied = watch.share(first_widths, counted)
     dense_ms = statistics.median(watch.dense)
-    times = tuple(_times(shape, dense_ms) for shape in sublayers)
-    prunable_ms = sum(found.milliseconds[-1] * len(found.blocks) for found in times)
+    times = [_times(shape, dense_ms) for shape in sublayers]
+    rest_ms = min(emptied.value, 1.0) * dense_ms
+    # each shape was cut alone, and together they may save more or less than the sum of that
+    together = sum(found.milliseconds[-1] * len(found.blocks) for found in times)
+    if together > 0:
+        times = [_scaled(found, (dense_ms - rest_ms) / together) for found in times]
     return LatencyTable(
         model_type=anatomy.model_type,
-        sublayers=times,
-        # sublayers of which each saves more than it takes would leave less than nothing
-        rest_ms=max(dense_ms - prunable_ms, 0.0),
+        sublayers=tuple(times),
+        rest_ms=rest_ms,
         backend=timing.backend,
         device=anatomy.model.device.type,
         dtype=str(anatomy.model.dtype).removeprefix("torch."),
@@ -199,18 +206,17 @@ class _Watch:
         #: The times of all passes of the dense model, in milliseconds.
         self.dense: list[float] = []
 
-    def share(self, blocks: Sequence[Block], width: int, counted: Progress) -> "_Share":
-        """How long the model takes with these blocks cut to a width, as a share of the dense model's time.
+    def share(self, widths: Mapping[Block, int], counted: Progress) -> "_Share":
+        """How long the model takes with some blocks cut, as a share of the dense model's time.
 
         Args:
-            blocks: Blocks of one shape.
-            width: How many units they keep.
-            counted: Counts the width.
+            widths: For blocks that are cut, how many units they keep.
+            counted: Counts the copy.
 
         Returns:
             The median over pairs of neighbouring passes, and its standard error.
         """
-        kept = {block.name: _spread(block, width) for block in blocks}
+        kept = {block.name: _spread(block, width) for block, width in widths.items()}
         small = keep_units(self.anatomy.model, kept, blocks=self.anatomy.blocks)
         timing = self.timing
         dense_times, small_times = times_in_turn(
@@ -284,6 +290,11 @@ def _times(shape: _Shape, dense_ms: float) -> SublayerTimes:
         step=_STEP,
         off_step=round(effect, 4),
     )
+
+
+def _scaled(times: SublayerTimes, factor: float) -> SublayerTimes:
+    """The times of a sublayer, each by a factor."""
+    return replace(times, milliseconds=tuple(round(time * factor, 6) for time in times.milliseconds))
 
 
 def steadied(widths: Sequence[int], milliseconds: Sequence[float], errors: Sequence[float]) -> list[float]:
