@@ -9,6 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import datasets
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers.utils import logging
 
 import hfprune  # noqa: F401 (registers pruned types with the Auto classes)
@@ -33,8 +34,10 @@ def _caches_in_tmp(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _marks_in_tmp(tmp_path_factory, monkeypatch):
-    """That a checkpoint was verified is not written into the user's cache."""
-    monkeypatch.setattr(verification, "HF_HOME", str(tmp_path_factory.getbasetemp() / "hf"))
+    """That a checkpoint was verified, and latency tables, are not written into the user's cache."""
+    home = str(tmp_path_factory.getbasetemp() / "hf")
+    monkeypatch.setattr(verification, "HF_HOME", home)
+    monkeypatch.setattr(constants, "HF_HOME", home)
 
 
 @pytest.fixture(autouse=True)

@@ -4,19 +4,35 @@ Values are checked when the config is made. The names of scorer, allocation and 
 begins, because scorers and allocators may be registered until then.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
+from hfprune.measuring.latency_table import LatencyTable
 from hfprune.planning.allocation import get_allocator, known_allocators
-from hfprune.planning.costs import BUDGET_NAMES, get_budget
+from hfprune.planning.costs import BUDGET_NAMES, LATENCY, get_budget
 from hfprune.planning.kernel_widths import TARGET_NAMES, multiple_for
-from hfprune.structure.arguments import ATTENTION_UNIT, FLAG, SEED, TEXT, TEXTS, instance, optional, plain, whole
+from hfprune.structure.arguments import (
+    ATTENTION_UNIT,
+    FLAG,
+    SEED,
+    TEXT,
+    TEXTS,
+    finite,
+    instance,
+    optional,
+    plain,
+    whole,
+)
 from hfprune.structure.specs import AttentionUnit
 
 #: What fields must be, besides those with checks of their own.
 _FIELDS = {
     "sequence_length": whole(least=1),
+    "latency_table": optional(instance("a LatencyTable or the path of its file", LatencyTable, str, Path)),
+    "speedup": optional(finite(above=0)),
+    "milliseconds": optional(finite(above=0)),
     "scorer": TEXT,
     "attention_unit": ATTENTION_UNIT,
     "allocation": TEXT,
@@ -34,6 +50,10 @@ _FIELDS = {
     "portable": FLAG,
     "seed": SEED,
 }
+
+
+class _Default(float):
+    """A sparsity that nobody asked for. `PruningConfig` tells by it whether a user gave one beside another goal."""
 
 
 def check_sparsity(value: float) -> None:
@@ -61,9 +81,14 @@ class PruningConfig:
 
     Attributes:
         sparsity: The fraction of the dense model's prunable cost to remove, in [0, 1): 0.5 halves the cost.
-        budget: The cost that sparsity counts: `macs` (multiply-adds for a sequence), `params`, or for decoders
-            `kv_cache` (bytes in the key/value cache for a token). Neurons have no part in that cache, so with it all of
-            them stay.
+        budget: The cost that sparsity counts: `macs` (multiply-adds for a sequence), `params`, for decoders
+            `kv_cache` (bytes in the key/value cache for a token), or `latency` (milliseconds by a latency table).
+            Neurons have no part in that cache, so with it all of them stay.
+        latency_table: For the budget `latency`, what `measure_latency_table` returned or the file that `hfprune
+            latency-table` wrote. The table is read when the config is made.
+        speedup: For that budget, in the place of `sparsity`: how many times as fast as the dense model the pruned one
+            shall be, by the table. `sparsity` then says which fraction of the prunable milliseconds goes.
+        milliseconds: The same: how long a pass of the pruned model may take.
         sequence_length: Tokens in a sequence, for `macs`. A model of pictures, or of spectrograms of one length, has a
             number of its own, which counts instead.
         scorer: The scorer: `residual_logit_fisher` (needs no labels), another one that
@@ -105,10 +130,21 @@ class PruningConfig:
         ValueError: sparsity must be in [0, 1), got 30. It is a fraction: write 0.3 for 30 %.
     """
 
-    sparsity: float = field(default=0.5, metadata={"help": "Fraction of the prunable cost to remove, in [0, 1)."})
+    sparsity: float = field(
+        default=_Default(0.5), metadata={"help": "Fraction of the prunable cost to remove, in [0, 1)."}
+    )
     budget: str = field(
         default="macs",
-        metadata={"help": "What sparsity counts: macs, params or kv_cache.", "choices": BUDGET_NAMES},
+        metadata={"help": "What sparsity counts: macs, params, kv_cache or latency.", "choices": BUDGET_NAMES},
+    )
+    latency_table: LatencyTable | str | Path | None = field(
+        default=None, metadata={"help": "File of a latency table, for a budget of latency."}
+    )
+    speedup: float | None = field(
+        default=None, metadata={"help": "For a budget of latency, instead of sparsity: how many times as fast."}
+    )
+    milliseconds: float | None = field(
+        default=None, metadata={"help": "For a budget of latency, instead of sparsity: how long a pass may take."}
     )
     sequence_length: int = field(default=128, metadata={"help": "Tokens in a sequence, for a budget of macs."})
     scorer: str = field(
@@ -166,7 +202,75 @@ class PruningConfig:
         object.__setattr__(self, "exclude", list(self.exclude))
         if self.target is not None:
             object.__setattr__(self, "round_to", multiple_for(self.target, self.round_to))
+        self._read_goal()
         self._check_combinations()
+
+    def _read_goal(self) -> None:
+        """Read the latency table, and turn a goal in time into a sparsity."""
+        self._check_goal()
+        if isinstance(self.latency_table, str | Path):
+            object.__setattr__(self, "latency_table", LatencyTable.load(self.latency_table))
+        sparsity = float(self.sparsity)
+        if self.table is not None and (self.speedup is not None or self.milliseconds is not None):
+            sparsity = self.table.sparsity(speedup=self.speedup, milliseconds=self.milliseconds)
+            # a copy of a config has the sparsity that followed from its goal
+            if not isinstance(self.sparsity, _Default) and self.sparsity != sparsity:
+                raise ValueError(
+                    f"sparsity={self.sparsity:g} and a goal in time (speedup or milliseconds) are two goals: give one "
+                    f"of them. The goal asks for a sparsity of {sparsity:.4f}, of the prunable milliseconds."
+                )
+        object.__setattr__(self, "sparsity", sparsity)
+
+    def _check_goal(self) -> None:
+        """Refuse a table or a goal in time in another budget, and a budget of time without a table."""
+        goals = {"latency_table": self.latency_table, "speedup": self.speedup, "milliseconds": self.milliseconds}
+        given = [name for name, value in goals.items() if value is not None]
+        if self.budget != LATENCY and given:
+            raise ValueError(
+                f"{', '.join(given)} go with budget='latency', and budget={self.budget!r} has no milliseconds. Write "
+                "budget='latency', or drop them."
+            )
+        if self.budget == LATENCY and self.latency_table is None:
+            raise ValueError(
+                "budget='latency' needs latency_table: the file that `hfprune latency-table MODEL --output FILE` "
+                "writes, or what measure_latency_table returns."
+            )
+        if self.speedup is not None and self.milliseconds is not None:
+            raise ValueError(
+                f"speedup={self.speedup:g} and milliseconds={self.milliseconds:g} are two goals: give one of them."
+            )
+
+    @property
+    def table(self) -> LatencyTable | None:
+        """The latency table of the budget `latency`; None in other budgets."""
+        return self.latency_table if isinstance(self.latency_table, LatencyTable) else None
+
+    def with_sparsity(self, sparsity: float) -> "PruningConfig":
+        """A copy with another sparsity, and without a goal in time.
+
+        Args:
+            sparsity: The fraction of the prunable cost to remove.
+
+        Returns:
+            The copy.
+
+        Examples:
+            >>> from hfprune import PruningConfig
+            >>> PruningConfig(scorer="fisher").with_sparsity(0.3).sparsity
+            0.3
+        """
+        return replace(self, sparsity=sparsity, speedup=None, milliseconds=None)
+
+    def in_budget(self, budget: str) -> "PruningConfig":
+        """A copy with another budget, and without a latency table.
+
+        Args:
+            budget: The name of a registered budget, other than `latency`.
+
+        Returns:
+            The copy.
+        """
+        return replace(self, budget=budget, latency_table=None, speedup=None, milliseconds=None)
 
     def _check_combinations(self) -> None:
         """Refuse fields that contradict each other."""
@@ -184,9 +288,17 @@ class PruningConfig:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, for JSON."""
-        values = asdict(self)
+        """The fields as plain values, for JSON. Of a latency table they say how it was measured."""
+        # the table is long, and a record needs no copy of it
+        values = asdict(self.in_budget("macs"))
+        values["budget"] = self.budget
         # records say it only where it was asked for, so those of earlier releases stay equal
+        for name in ("latency_table", "speedup", "milliseconds"):
+            del values[name]
+            if getattr(self, name) is not None:
+                values[name] = getattr(self, name)
+        if self.table is not None:
+            values["latency_table"] = self.table.summary
         if not self.all_blocks:
             del values["all_blocks"]
         if self.target is None:

@@ -11,7 +11,7 @@ from hfprune import PruningConfig
         ({"sparsity": 50}, r"sparsity must be in \[0, 1\), got 50. It is a fraction: write 0.5 for 50 %."),
         ({"sparsity": 1.0}, r"sparsity must be in \[0, 1\), got 1"),
         ({"sparsity": -0.1}, r"sparsity must be in \[0, 1\), got -0.1"),
-        ({"budget": "flops"}, "budget must be one of macs, params, kv_cache, got 'flops'"),
+        ({"budget": "flops"}, "budget must be one of macs, params, kv_cache, latency, got 'flops'"),
         ({"rounds": 3, "schedule": "one_shot"}, "rounds=3 needs a schedule that spreads them"),
         ({"min_units": -1}, "min_units must be a whole number of at least 0, got -1"),
         ({"calibration_batch_tokens": 0}, "calibration_batch_tokens must be a whole number of at least 1, got 0"),

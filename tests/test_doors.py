@@ -73,7 +73,9 @@ def test_a_budget(recorded_as):
             by_bits.pruning_plan.sparsity("weight_bits")
     with pytest.raises(ValueError, match="a budget named 'macs' is registered already"):
         register_budget("macs")(lambda block, sequence_length: 1)
-    with pytest.raises(ValueError, match="budget must be one of macs, params, kv_cache, weight_bits, got 'time'"):
+    with pytest.raises(
+        ValueError, match="budget must be one of macs, params, kv_cache, latency, weight_bits, got 'time'"
+    ):
         PruningConfig(budget="time")
 
 

@@ -115,7 +115,7 @@ class TestPlanning:
         (found,) = candidates_of(groups, scores, budget="params", sequence_length=1)
         assert found.order == (1, 5, 2, 3, 0, 4)
         assert found.levels == (2, 4, 6)
-        assert found.steps() == [(2, 9.0), (2, 1.0)]
+        assert [(step.cost, step.value) for step in found.steps()] == [(2, 9.0), (2, 1.0)]
         assert [found.keep(level) for level in found.levels] == [(1, 5), (1, 2, 3, 5), (0, 1, 2, 3, 4, 5)]
 
     @pytest.mark.parametrize(

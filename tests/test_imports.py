@@ -20,8 +20,8 @@ MAY_IMPORT = {
     "measuring": {"errors", "distributed", "showing", "structure"},
     "scoring": {"errors", "distributed", "showing", "structure"},
     "data": {"errors", "distributed", "structure", "measuring"},
-    "planning": {"errors", "showing", "structure", "scoring"},
-    "config": {"structure", "planning"},
+    "planning": {"errors", "showing", "structure", "measuring", "scoring"},
+    "config": {"errors", "structure", "measuring", "planning"},
     "publishing": {"errors", "distributed", "showing", "structure", "measuring", "planning"},
     "reconstruction": {"errors", "distributed", "showing", "structure", "scoring"},
     "pruning": {"errors", "showing", "structure", "measuring", "scoring", "planning", "config", "publishing"}
@@ -67,7 +67,8 @@ LATE |= {"pandas"}
 
 #: Files of the command line that say what a command takes. They import what it runs when it runs, as help and
 #: completion must not wait for torch and transformers.
-COMMANDS = {"__init__", "app", "options", "prune", "sweep", "vocabulary", "evaluate", "export", "checkpoints"}
+COMMANDS = {"__init__", "app", "options", "prune", "sweep", "latency_table", "vocabulary", "evaluate", "export"}
+COMMANDS |= {"checkpoints"}
 
 
 def is_of_commands(path: Path) -> bool:

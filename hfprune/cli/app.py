@@ -1,4 +1,4 @@
-"""The `hfprune` command: prune, sweep, evaluate, and commands about checkpoints. Each of them calls the public API.
+"""The `hfprune` command: prune, sweep, measure, and commands about checkpoints. Each of them calls the public API.
 
 The files of commands (this one, and those that it imports) say what a command takes. They import what a command runs
 when it runs, so that help and completion come at once.
@@ -12,6 +12,7 @@ import typer
 from hfprune.cli.checkpoints import diff, import_, inspect, push, report, verify
 from hfprune.cli.evaluate import evaluate
 from hfprune.cli.export import export
+from hfprune.cli.latency_table import latency_table
 from hfprune.cli.prune import prune
 from hfprune.cli.sweep import sweep
 from hfprune.cli.vocabulary import vocabulary
@@ -36,6 +37,7 @@ def hfprune(
 
 app.command()(prune)
 app.command()(sweep)
+app.command("latency-table")(latency_table)
 app.command()(vocabulary)
 app.command()(evaluate)
 app.command()(export)

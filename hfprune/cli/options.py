@@ -23,6 +23,7 @@ class BudgetChoice(StrEnum):
     macs = "macs"
     params = "params"
     kv_cache = "kv_cache"
+    latency = "latency"
 
 
 class UnitChoice(StrEnum):
@@ -48,6 +49,12 @@ HeldOut = Annotated[
     typer.Option(help="Texts with labels to measure on, all of them: a file or name as for --data."),
 ]
 Budget = Annotated[BudgetChoice, typer.Option(help="What the sparsity counts.")]
+LatencyTableFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--latency-table", help="File of `hfprune latency-table`: the sparsity counts milliseconds, as it says them."
+    ),
+]
 TextColumn = Annotated[str, typer.Option(help="Column with the text.")]
 PairColumn = Annotated[str | None, typer.Option(help="Column with the second text of a pair.")]
 LabelColumn = Annotated[str, typer.Option(help="Column with the labels.")]
@@ -78,6 +85,12 @@ Scorer = Annotated[str, typer.Option(help="Which units matter.")]
 Reconstruct = Annotated[bool, typer.Option(help="Repair in closed form after every surgery.")]
 Samples = Annotated[int, typer.Option(help="Calibration samples.")]
 RoundTo = Annotated[int, typer.Option(help="Keep neurons in multiples of this.")]
+Speedup = Annotated[
+    float | None, typer.Option(help="With --latency-table: how many times as fast as the dense model, by the table.")
+]
+WithinMs = Annotated[
+    float | None, typer.Option(help="With --latency-table: the most milliseconds that a pass may take.")
+]
 Overwrite = Annotated[bool, typer.Option(help="Replace the output folder if it is there.")]
 
 
@@ -119,3 +132,18 @@ def refuse_filled(output: Path, *, overwrite: bool) -> None:
         return
     if any(output.iterdir()):
         raise HfpruneError(f"{output} exists and is not empty. Choose another folder, or pass --overwrite.")
+
+
+def budget_of(budget: BudgetChoice, latency_table: Path | None) -> str:
+    """The name of the budget: a latency table says that the sparsity counts milliseconds.
+
+    Args:
+        budget: What the user chose, or the default.
+        latency_table: The file of a table, if there is one.
+
+    Returns:
+        The name.
+    """
+    if latency_table is not None and budget is BudgetChoice.macs:
+        return BudgetChoice.latency.value
+    return budget.value

@@ -1,7 +1,7 @@
 """The command `hfprune prune`: a text classifier without training, to a sparsity or to the most that it can spare."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from hfprune.cli.options import (
     Encoding,
     HeldOut,
     LabelMap,
+    LatencyTableFile,
     MaxDrop,
     MaxLength,
     Output,
@@ -25,8 +26,11 @@ from hfprune.cli.options import (
     Scorer,
     Seed,
     Separator,
+    Speedup,
     TextColumn,
     UnitChoice,
+    WithinMs,
+    budget_of,
     errors_in_one_line,
     refuse_filled,
 )
@@ -47,6 +51,9 @@ def prune(
         Path | None, typer.Option(help="JSON file of --max-drop: what it measured; a search that it holds goes on.")
     ] = None,
     budget: Budget = BudgetChoice.macs,
+    latency_table: LatencyTableFile = None,
+    speedup: Speedup = None,
+    within_ms: WithinMs = None,
     scorer: Scorer = "residual_logit_fisher",
     attention_unit: Annotated[
         UnitChoice,
@@ -97,9 +104,11 @@ def prune(
             raise ValueError("--sparsity says how much to remove, --max-drop has it found: give one of them.")
         if max_drop is None and (metric or search_file):
             raise ValueError("--metric and --search-file go with --max-drop; without it they would be ignored.")
+        goal: dict[str, Any] = {"sparsity": sparsity, "speedup": speedup, "milliseconds": within_ms}
         config = PruningConfig(
-            sparsity=0.5 if sparsity is None else sparsity,
-            budget=budget.value,
+            **{name: value for name, value in goal.items() if value is not None},
+            budget=budget_of(budget, latency_table),
+            latency_table=latency_table,
             sequence_length=max_length,
             scorer=scorer,
             attention_unit=attention_unit.value,

@@ -14,6 +14,7 @@ from hfprune.cli.options import (
     HeldOut,
     LabelColumn,
     LabelMap,
+    LatencyTableFile,
     MaxDrop,
     MaxLength,
     PairColumn,
@@ -25,6 +26,7 @@ from hfprune.cli.options import (
     Seed,
     Separator,
     TextColumn,
+    budget_of,
     errors_in_one_line,
 )
 
@@ -52,11 +54,17 @@ def sweep(
         ),
     ] = None,
     budget: Budget = BudgetChoice.macs,
+    latency_table: LatencyTableFile = None,
+    within_ms: Annotated[
+        float | None, typer.Option(help="Name the best point whose measured latency is at most so many milliseconds.")
+    ] = None,
     scorer: Scorer = "logit_fisher",
     reconstruct: Reconstruct = True,
     samples: Samples = 512,
     round_to: RoundTo = 1,
-    latency_batch_size: Annotated[int, typer.Option(help="Sequences in a batch, for the latency.")] = 32,
+    latency_batch_size: Annotated[
+        int, typer.Option(help="Sequences in a batch, for the latency; with --latency-table as the table was measured.")
+    ] = 32,
     text_column: TextColumn = "text",
     pair_column: PairColumn = None,
     label_column: LabelColumn = "label",
@@ -75,7 +83,8 @@ def sweep(
         if held_out is not None and split is not None:
             raise ValueError("--held-out is measured whole, --split names a part of --data: give one of them.")
         config = PruningConfig(
-            budget=budget.value,
+            budget=budget_of(budget, latency_table),
+            latency_table=latency_table,
             sequence_length=max_length,
             scorer=scorer,
             schedule="one_shot",
@@ -102,6 +111,7 @@ def sweep(
             split=split,
             sparsities=tuple(sparsities or _SPARSITIES),
             max_drop=max_drop,
+            within_ms=within_ms,
             metric=metric,
             latency_batch_size=latency_batch_size,
             save_to=output,

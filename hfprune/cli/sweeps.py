@@ -32,6 +32,7 @@ class SweepRequest:
         split: Which part, unless `texts` is a file, of which all rows measure that calibration does not take.
         sparsities: The points.
         max_drop: The most of the metric that may be lost; None: nothing is said about it.
+        within_ms: The most milliseconds that a pass may take; None: nothing is said about it.
         metric: The metric of single samples; None: the usual one.
         latency_batch_size: Sequences in a batch, for the latency.
         save_to: The file that the sweep writes, and goes on from.
@@ -44,6 +45,7 @@ class SweepRequest:
     split: str | None
     sparsities: tuple[float, ...]
     max_drop: float | None
+    within_ms: float | None
     metric: str | None
     latency_batch_size: int
     save_to: Path | None
@@ -95,6 +97,8 @@ def swept(request: SweepRequest, config: PruningConfig) -> Iterator[str]:
         yield f"drawn in {request.plot}"
     if request.max_drop is not None:
         yield _verdict(curve, request.max_drop)
+    if request.within_ms is not None:
+        yield _verdict_in_time(curve, request.within_ms)
 
 
 def _rows(request: SweepRequest, config: PruningConfig) -> tuple[Dataset, Dataset, PreTrainedTokenizerBase]:
@@ -122,3 +126,12 @@ def _verdict(curve: Sweep, max_drop: float) -> str:
     largest = curve.within(max_drop)
     verdict = "no point" if largest is None else f"sparsity {largest.sparsity:g}"
     return f"largest with a drop below {max_drop:g} (95 % confidence): {verdict}"
+
+
+def _verdict_in_time(curve: Sweep, milliseconds: float) -> str:
+    """Which point is best among those that are fast enough, as a line of text."""
+    best = curve.within_ms(milliseconds)
+    if best is None:
+        return f"best within {milliseconds:g} ms: no point is as fast"
+    found = f"sparsity {best.sparsity:g}, {curve.metric} {best.metric:.4f}, {best.latency_ms:.1f} ms measured"
+    return f"best within {milliseconds:g} ms: {found}"

@@ -23,6 +23,7 @@ from hfprune.jobs.training import train
 from hfprune.measuring.latency import check_timing, measure_latencies
 from hfprune.measuring.size import checkpoint_bytes
 from hfprune.pruning.prune import batches_for, check
+from hfprune.pruning.timed import measured_and_predicted
 from hfprune.publishing.checkpoint import save
 from hfprune.publishing.hub import check_login
 from hfprune.publishing.provenance import public_name
@@ -270,20 +271,33 @@ def _complete_record(job: Job, outcome: MethodOutcome, *, script: str, began: fl
     # called for its effect: it takes the mixed precision of training off `forward`, which would be timed with it
     for model in (dense, pruned):
         outcome.trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    models = [dense.to(pruned.device), pruned]
-    dense_latency, pruned_latency = measure_latencies(models, **_latency_shape(arguments.data))
+    latencies = _latencies(dense.to(pruned.device), pruned, arguments)
     datasets = []
     if arguments.data.dataset:
         datasets.append(public_name(arguments.data.dataset))
     pruned.pruning_record = pruned.pruning_record.with_(
         base_model=_base_model(dense, arguments.model.model_name_or_path),
         metrics={"dense": job.metrics, **outcome.metrics},
-        latencies={"dense": asdict(dense_latency), "pruned": asdict(pruned_latency)},
+        latencies=latencies,
         datasets=datasets,
         recovery=_recovery_settings(arguments, outcome),
         command=command_line(f"python scripts/{Path(script).name}"),
         seconds=round(time.perf_counter() - began, 1),
     )
+
+
+def _latencies(dense: PreTrainedModel, pruned: PreTrainedModel, arguments: Arguments) -> dict[str, dict[str, Any]]:
+    """The latencies of both models for the record: measured as the latency table was, if there is one."""
+    table = arguments.pruning.table
+    if table is not None:
+        latencies = measured_and_predicted(dense, pruned, table)
+        if latencies:
+            return latencies
+    shape = _latency_shape(arguments.data)
+    dense_latency, pruned_latency = measure_latencies(
+        [dense, pruned], batch_size=shape["batch_size"], sequence_length=shape["sequence_length"]
+    )
+    return {"dense": asdict(dense_latency), "pruned": asdict(pruned_latency)}
 
 
 def _base_model(dense: PreTrainedModel, name_or_path: str) -> str:

@@ -25,6 +25,9 @@ def _pruning_fields() -> list[tuple[str, Any, Any]]:
         if setting.name == "sequence_length":
             described = field(default=None, metadata={"help": f"{setting.metadata['help']} By default max_length."})
             taken.append((setting.name, int | None, described))
+        elif setting.name == "latency_table":
+            # of a command line it is a file
+            taken.append((setting.name, str | None, setting))
         else:
             taken.append((setting.name, setting.type, setting))
     return taken

@@ -2,16 +2,18 @@
 
 import statistics
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 
 from hfprune.errors import StructureError, UnsupportedArchitectureError
+from hfprune.measuring.backends import Run, get_backend
 from hfprune.measuring.size import example_batch
 from hfprune.structure.anatomy import anatomy_of
-from hfprune.structure.arguments import checked, whole
+from hfprune.structure.arguments import TEXT, checked, optional, whole
 from hfprune.structure.batches import Batch
 from hfprune.structure.examples import check_length
 from hfprune.structure.running import frozen
@@ -96,9 +98,23 @@ def check_timing(model: PreTrainedModel, *, batch_size: int, sequence_length: in
             raise ValueError(f"{name} must be at least 1, got {value}.")
 
 
-@checked(batch_size=whole(), sequence_length=whole(least=1), runs=whole(), warmup=whole(least=0))
+@checked(
+    batch_size=whole(),
+    sequence_length=whole(least=1),
+    runs=whole(),
+    warmup=whole(least=0),
+    backend=TEXT,
+    threads=optional(whole(least=1)),
+)
 def measure_latencies(
-    models: list[PreTrainedModel], *, batch_size: int, sequence_length: int, runs: int = 20, warmup: int = 3
+    models: list[PreTrainedModel],
+    *,
+    batch_size: int,
+    sequence_length: int,
+    runs: int = 20,
+    warmup: int = 3,
+    backend: str = "eager",
+    threads: int | None = None,
 ) -> list[Latency]:
     """Time several models in turn, one pass of each after the other.
 
@@ -110,12 +126,14 @@ def measure_latencies(
         sequence_length: Tokens in a sequence.
         runs: Number of timed passes of each model.
         warmup: Number of untimed passes before them.
+        backend: How the models are run: the name of a registered backend.
+        threads: Threads of PyTorch on the CPU during that time; None: as many as it has now.
 
     Returns:
         Median and spread of each model.
 
     Raises:
-        ValueError: A model cannot take so long a sequence, or a number is not positive.
+        ValueError: A model cannot take so long a sequence, a number is not positive, or the backend is unknown.
 
     Examples:
         >>> import hfprune
@@ -128,18 +146,16 @@ def measure_latencies(
     """
     for model in models:
         check_timing(model, batch_size=batch_size, sequence_length=sequence_length, runs=runs)
-    milliseconds: list[list[float]] = [[] for _ in models]
-    with ExitStack() as stack, torch.inference_mode():
-        for model in models:
-            stack.enter_context(frozen(model))
-        # Passes with a negative number are the warm-up.
-        for run in range(-warmup, runs):
-            for model, measured in zip(models, milliseconds, strict=True):
-                # Made before the clock starts: the copy to the device is no part of the pass.
-                inputs = example_batch(model, batch_size, sequence_length)
-                elapsed = _seconds_of_one_pass(model, inputs)
-                if run >= 0:
-                    measured.append(elapsed * 1000)
+    with threads_of_torch(threads):
+        milliseconds = times_in_turn(
+            models,
+            batch_size=batch_size,
+            sequence_length=sequence_length,
+            runs=runs,
+            warmup=warmup,
+            backend=backend,
+        )
+        used_threads = torch.get_num_threads()
     latencies: list[Latency] = []
     for model, measured in zip(models, milliseconds, strict=True):
         measured.sort()
@@ -153,10 +169,69 @@ def measure_latencies(
             sequence_length=_tokens_of(inner(model), sequence_length),
             device=str(inner(model).device),
             dtype=str(inner(model).dtype).removeprefix("torch."),
-            threads=torch.get_num_threads(),
+            threads=used_threads,
         )
         latencies.append(latency)
     return latencies
+
+
+def times_in_turn(
+    models: Sequence[PreTrainedModel],
+    *,
+    batch_size: int,
+    sequence_length: int,
+    runs: int,
+    warmup: int,
+    backend: str = "eager",
+) -> list[list[float]]:
+    """The time of every pass of several models that take turns, in milliseconds.
+
+    Args:
+        models: The models.
+        batch_size: Sequences in a batch.
+        sequence_length: Tokens in a sequence.
+        runs: Number of timed passes of each model.
+        warmup: Number of untimed passes before them.
+        backend: How the models are run.
+
+    Returns:
+        For each model the times in the order in which they were taken. Passes of the same number follow each other.
+    """
+    chosen = get_backend(backend)
+    milliseconds: list[list[float]] = [[] for _ in models]
+    with ExitStack() as stack, torch.inference_mode():
+        runners: list[Run] = []
+        for model in models:
+            stack.enter_context(frozen(model))
+            runners.append(chosen.prepare(model, example_batch(model, batch_size, sequence_length)))
+        # Passes with a negative number are the warm-up.
+        for number in range(-warmup, runs):
+            for model, run, measured in zip(models, runners, milliseconds, strict=True):
+                # Made before the clock starts: the copy to the device is no part of the pass.
+                inputs = example_batch(model, batch_size, sequence_length)
+                elapsed = _seconds_of_one_pass(run, inputs, inner(model).device)
+                if number >= 0:
+                    measured.append(elapsed * 1000)
+    return milliseconds
+
+
+@contextmanager
+def threads_of_torch(threads: int | None) -> Iterator[None]:
+    """Another number of threads for PyTorch on the CPU, inside the `with`.
+
+    Args:
+        threads: The number; None leaves it as it is.
+
+    Yields:
+        Nothing.
+    """
+    before = torch.get_num_threads()
+    try:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _tokens_of(model: PreTrainedModel, asked: int) -> int:
@@ -170,12 +245,11 @@ def _tokens_of(model: PreTrainedModel, asked: int) -> int:
         return asked
 
 
-def _seconds_of_one_pass(model: PreTrainedModel, inputs: Batch) -> float:
+def _seconds_of_one_pass(run: Run, inputs: Batch, device: torch.device) -> float:
     # Kernels of a GPU run after the call that starts them has returned, so the clock waits for them at both ends.
-    device = inner(model).device
     _synchronize(device)
     start = time.perf_counter()
-    model(**inputs)
+    run(inputs)
     _synchronize(device)
     return time.perf_counter() - start
 

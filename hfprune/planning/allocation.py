@@ -8,14 +8,15 @@ import bisect
 import heapq
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hfprune.errors import BudgetError
-from hfprune.planning.candidates import Candidate, candidates_of, cost_of, full_cost_of, lowest_levels
+from hfprune.measuring.latency_table import LatencyTable
+from hfprune.planning.candidates import Candidate, Step, candidates_of, cost_of, full_cost_of, lowest_levels
 from hfprune.planning.plan import PruningPlan
 from hfprune.planning.stock_widths import portable
 from hfprune.scoring.scores import Scores
@@ -176,6 +177,10 @@ def global_(candidates: Sequence[Candidate], limit: int) -> list[int]:
     Steps of heads and steps of neurons are each sorted by score for their cost, over all blocks. For every number h of
     the best head steps, the neurons get the cost that the limit still allows; the h with the largest total score wins
     (Kwon et al. 2022, Algorithm 1). The result is exact if all heads have one cost and all neurons have one cost.
+
+    In a budget of milliseconds, where a sublayer has a fixed cost, units of one block that are worth more together than
+    the first of them alone are one step (`Candidate.ranked_steps`): so a whole block goes at once where that loses less
+    score for the time that it saves than single units elsewhere.
     """
     heads = _ranked(candidates, neurons=False)
     neurons = _ranked(candidates, neurons=True)
@@ -197,9 +202,13 @@ def global_(candidates: Sequence[Candidate], limit: int) -> list[int]:
     # not even the lowest levels fit
     if best_total is None:
         return lowest
-    steps_up = Counter(heads.owners[:best_heads] + neurons.owners[:best_neurons])
+    counts = lowest
+    for ranked, steps in ((heads, best_heads), (neurons, best_neurons)):
+        # of the steps of one block the highest comes last
+        for owner, level in zip(ranked.owners[:steps], ranked.levels[:steps], strict=True):
+            counts[owner] = level
     # rounding of levels may leave room that no pair of numbers uses
-    return filled(candidates, _levels_after(candidates, steps_up), limit)
+    return filled(candidates, counts, limit)
 
 
 class _Ranked(NamedTuple):
@@ -209,29 +218,29 @@ class _Ranked(NamedTuple):
         costs: The cost of the first 0, 1, ... steps together.
         values: The score of the first 0, 1, ... steps together.
         owners: For each step, the place of its block among the candidates.
+        levels: For each step, how many units the block keeps with it.
     """
 
     costs: list[int]
     values: list[float]
     owners: list[int]
+    levels: list[int]
 
 
-class _Step(NamedTuple):
-    """The units between two neighbouring levels of a block. Steps sort by rank, and then in the order of the model.
+class _Ordered(NamedTuple):
+    """A step of a block in a common order: by rank, and then in the order of the model.
 
     Attributes:
         rank: What the steps are sorted by; the lowest comes first.
         owner: The place of the block among the candidates.
         number: How many steps of the block are below this one.
-        cost: The cost of the units.
-        value: Their total score.
+        step: The step.
     """
 
     rank: float
     owner: int
     number: int
-    cost: int
-    value: float
+    step: Step
 
 
 def _ranked(candidates: Sequence[Candidate], *, neurons: bool) -> _Ranked:
@@ -241,16 +250,17 @@ def _ranked(candidates: Sequence[Candidate], *, neurons: bool) -> _Ranked:
         if (candidate.block.unit == "neuron") is not neurons:
             continue
         density = float("inf")
-        for number, (cost, value) in enumerate(candidate.steps()):
+        for number, step in enumerate(candidate.ranked_steps()):
             # rounding errors may make a step denser than the one below it, which must come first
-            density = min(density, value / cost)
-            steps.append(_Step(rank=-density, owner=owner, number=number, cost=cost, value=value))
+            density = min(density, step.value / step.cost)
+            steps.append(_Ordered(rank=-density, owner=owner, number=number, step=step))
     steps.sort()
-    ranked = _Ranked(costs=[0], values=[0.0], owners=[])
-    for step in steps:
+    ranked = _Ranked(costs=[0], values=[0.0], owners=[], levels=[])
+    for _, owner, _, step in steps:
         ranked.costs.append(ranked.costs[-1] + step.cost)
         ranked.values.append(ranked.values[-1] + step.value)
-        ranked.owners.append(step.owner)
+        ranked.owners.append(owner)
+        ranked.levels.append(step.level)
     return ranked
 
 
@@ -260,14 +270,14 @@ def random(candidates: Sequence[Candidate], limit: int) -> list[int]:
     room = limit - cost_of(candidates, lowest_levels(candidates))
     steps = []
     for owner, candidate in enumerate(candidates):
-        for number, (cost, value) in enumerate(candidate.steps()):
-            mean_of_units = value * candidate.unit_cost / cost
-            steps.append(_Step(rank=-mean_of_units, owner=owner, number=number, cost=cost, value=value))
+        for number, step in enumerate(candidate.steps()):
+            mean_of_units = step.value / step.units
+            steps.append(_Ordered(rank=-mean_of_units, owner=owner, number=number, step=step))
     steps_up: Counter[int] = Counter()
-    for step in sorted(steps):
+    for _, owner, number, step in sorted(steps):
         # a step is possible only after all steps below it
-        if step.cost <= room and steps_up[step.owner] == step.number:
-            steps_up[step.owner] += 1
+        if step.cost <= room and steps_up[owner] == number:
+            steps_up[owner] += 1
             room -= step.cost
     return _levels_after(candidates, steps_up)
 
@@ -279,17 +289,16 @@ def threshold(candidates: Sequence[Candidate], limit: int) -> list[int]:
     steps = []
     for owner, candidate in enumerate(candidates):
         lowest_mean = float("inf")
-        for number, (cost, value) in enumerate(candidate.steps()):
-            mean_of_units = value * candidate.unit_cost / cost
+        for number, step in enumerate(candidate.steps()):
             # rounding errors may raise a step above the one below it, which must come first
-            lowest_mean = min(lowest_mean, mean_of_units)
-            steps.append(_Step(rank=-lowest_mean, owner=owner, number=number, cost=cost, value=value))
+            lowest_mean = min(lowest_mean, step.value / step.units)
+            steps.append(_Ordered(rank=-lowest_mean, owner=owner, number=number, step=step))
     steps_up: Counter[int] = Counter()
-    for step in sorted(steps):
+    for _, owner, _, step in sorted(steps):
         # a threshold admits no cheaper unit of a lower score
         if step.cost > room:
             break
-        steps_up[step.owner] += 1
+        steps_up[owner] += 1
         room -= step.cost
     return _levels_after(candidates, steps_up)
 
@@ -322,7 +331,7 @@ def filled(candidates: Sequence[Candidate], counts: Sequence[int], limit: int) -
             return
         low = candidate.levels[number]
         high = candidate.levels[number + 1]
-        cost = (high - low) * candidate.unit_cost
+        cost = candidate.cost(high) - candidate.cost(low)
         density = float(candidate.values[low:high].sum()) / cost
         heapq.heappush(heap, (-density, owner, cost))
 
@@ -364,6 +373,7 @@ def allocate(
     stock_widths: bool = False,
     at_most: Mapping[str, int] | None = None,
     seed: int = 0,
+    latency_table: LatencyTable | None = None,
 ) -> PruningPlan:
     """Choose the units that stay.
 
@@ -382,6 +392,8 @@ def allocate(
             the allocator.
         at_most: By block name, the most units that a block keeps.
         seed: The seed of the random numbers of allocators that ignore scores.
+        latency_table: What the budget `latency` goes by; costs are nanoseconds then. The plan says what the table
+            predicts of it.
 
     Returns:
         The plan. Units are numbered as in this model.
@@ -420,14 +432,18 @@ def allocate(
         round_to=round_to,
         exclude=exclude,
         at_most=at_most,
+        latency_table=latency_table,
     )
     least_cost = cost_of(candidates, lowest_levels(candidates))
     if least_cost > limit:
         full = full_cost_of(candidates)
+        hint = ""
+        if latency_table is not None and min_units:
+            hint = " A sublayer with one unit keeps its fixed cost: min_units=0 lets whole sublayers go."
         raise BudgetError(
             f"the budget leaves {limit / full:.1%} of this model's prunable {budget}, but min_units={min_units}, "
             f"round_to={round_to} and {len(exclude)} exclude pattern(s) keep at least {least_cost / full:.1%}. "
-            "Lower the sparsity or relax these."
+            f"Lower the sparsity or relax these.{hint}"
         )
     choose = portable if stock_widths else allocator.function
     # allocators need not care for a model without units
@@ -435,7 +451,10 @@ def allocate(
     kept = {}
     for candidate, count in zip(candidates, counts, strict=True):
         kept[candidate.block.name] = candidate.keep(count)
-    return PruningPlan.keep(blocks, kept, model_type=model_type, sequence_length=sequence_length)
+    plan = PruningPlan.keep(blocks, kept, model_type=model_type, sequence_length=sequence_length)
+    if latency_table is None:
+        return plan
+    return replace(plan, predicted=latency_table.predict(plan.units_after))
 
 
 def _random_scores(blocks: Sequence[Block], seed: int) -> Mapping[str, Tensor]:

@@ -1,16 +1,35 @@
 """Candidates: each block with its units in order of score, and the numbers of units that it may keep."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hfprune.planning.costs import get_budget
+from hfprune.measuring.latency_table import LatencyTable
+from hfprune.planning.costs import LATENCY, Cost, block_cost
 from hfprune.structure.arguments import TEXT, finite
 from hfprune.structure.blocks import Block
+
+
+class Step(NamedTuple):
+    """The units between two levels of a block, which are kept or removed together.
+
+    Attributes:
+        cost: What they cost.
+        value: Their total score.
+        level: How many units the block keeps with them.
+        units: How many units they are.
+    """
+
+    cost: int
+    value: float
+    level: int
+    units: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +44,17 @@ class Candidate:
         order: Unit indices from the highest score to the lowest; of equal scores the lower index comes first. If units
             stand in groups that must keep equally many, the best unit of every group comes first, then the second best
             of every group, and so on.
-        unit_cost: The cost of one unit.
-        levels: Every number of units that the block may keep, increasing. With a single entry there is no choice.
+        cost: From a number of units to their cost, as the budget counts it.
+        is_linear: Whether that is proportional to their number.
+        levels: Every number of units that the block may keep, increasing, as their costs are. With a single entry there
+            is no choice.
         values: The scores in the order of `order`, `(units,)` float64.
     """
 
     block: Block
     order: tuple[int, ...]
-    unit_cost: int
+    cost: Cost
+    is_linear: bool = True
     levels: tuple[int, ...]
     values: Tensor
 
@@ -45,24 +67,62 @@ class Candidate:
         """The total score of the best 0, 1, ... units, `(units + 1,)` float64."""
         return torch.cat([torch.zeros(1, dtype=torch.float64, device="cpu"), self.values.cumsum(0)])
 
-    def steps(self) -> list[tuple[int, float]]:
-        """`(cost, score)` of the units between each two neighbouring levels, from the lowest level up."""
+    def steps(self) -> list[Step]:
+        """The units between each two neighbouring levels, from the lowest level up."""
         totals = self.totals
         steps = []
         for low, high in pairwise(self.levels):
-            cost = (high - low) * self.unit_cost
-            steps.append((cost, float(totals[high] - totals[low])))
+            cost = self.cost(high) - self.cost(low)
+            steps.append(Step(cost=cost, value=float(totals[high] - totals[low]), level=high, units=high - low))
         return steps
+
+    def ranked_steps(self) -> list[Step]:
+        """The steps in an order of falling score for their cost, as an allocator that takes the best step next needs.
+
+        Where the cost of a block is proportional to its units, they are the steps between neighbouring levels. Where it
+        is not, a step that is worth more for its cost than the one below it is joined with that one: the fixed cost of
+        a sublayer is due with its first unit, so that unit alone is a bad bargain, and the sublayer as a whole may be a
+        good one. What is left are the corners of the upper convex hull of score over cost.
+        """
+        steps = self.steps()
+        if self.is_linear:
+            return steps
+        joined: list[Step] = []
+        for step in steps:
+            joined.append(step)
+            while len(joined) > 1 and _is_better_bargain(joined[-1], than=joined[-2]):
+                upper = joined.pop()
+                lower = joined.pop()
+                whole = Step(
+                    cost=lower.cost + upper.cost,
+                    value=lower.value + upper.value,
+                    level=upper.level,
+                    units=lower.units + upper.units,
+                )
+                joined.append(whole)
+        return joined
+
+    @property
+    def cost_divisor(self) -> int:
+        """The greatest common divisor of the costs of the block; 0 if it costs nothing."""
+        if self.is_linear:
+            return self.cost(1)
+        return math.gcd(*(self.cost(level) for level in self.levels))
 
     @property
     def full_cost(self) -> int:
         """The cost of all units of the block."""
-        return self.block.units * self.unit_cost
+        return self.cost(self.block.units)
+
+
+def _is_better_bargain(step: Step, *, than: Step) -> bool:
+    """Whether a step has a higher score for its cost than another one; without division, as costs are whole numbers."""
+    return step.value * than.cost > than.value * step.cost
 
 
 def cost_of(candidates: Sequence[Candidate], counts: Sequence[int]) -> int:
     """The cost of keeping some number of units of each block."""
-    return sum(candidate.unit_cost * count for candidate, count in zip(candidates, counts, strict=True))
+    return sum(candidate.cost(count) for candidate, count in zip(candidates, counts, strict=True))
 
 
 def lowest_levels(candidates: Sequence[Candidate]) -> list[int]:
@@ -85,6 +145,7 @@ def candidates_of(
     round_to: int = 1,
     exclude: Sequence[str] = (),
     at_most: Mapping[str, int] | None = None,
+    latency_table: LatencyTable | None = None,
 ) -> list[Candidate]:
     """Order the units of every block by score, and list how many of them the block may keep.
 
@@ -98,6 +159,7 @@ def candidates_of(
         round_to: Neurons are kept in multiples of this number; heads are not rounded.
         exclude: Shell-style patterns of block names: blocks that keep all their units.
         at_most: By block name, the most units that a block keeps. `min_units` takes precedence.
+        latency_table: What the budget `latency` goes by.
 
     Returns:
         The blocks as allocators see them.
@@ -106,7 +168,7 @@ def candidates_of(
         ValueError: A pattern matches no block, or the scores are not scores of these blocks.
     """
     check_patterns(exclude, [block.name for block in blocks])
-    cost_in_budget = get_budget(budget).unit_cost(sequence_length)
+    cost_in_budget = block_cost(budget, sequence_length=sequence_length, latency_table=latency_table)
     most_units = at_most or {}
     candidates = []
     for block in blocks:
@@ -117,13 +179,34 @@ def candidates_of(
         if not is_excluded(block.name, exclude):
             most = most_units.get(block.name, block.units)
             levels = _levels(block, min_units=min_units, round_to=round_to, most=most)
-        unit_cost = cost_in_budget(block)
-        # removing units that cost nothing would lose score and gain nothing
-        if not unit_cost:
-            levels = levels[-1:]
+        cost = cost_in_budget(block)
         values, order = _ranked(block, scores_of_block)
-        candidates.append(Candidate(block=block, order=order, unit_cost=unit_cost, levels=tuple(levels), values=values))
+        candidate = Candidate(
+            block=block,
+            order=order,
+            cost=cost,
+            is_linear=budget != LATENCY,
+            levels=_worth_having(levels, cost),
+            values=values,
+        )
+        candidates.append(candidate)
     return candidates
+
+
+def _worth_having(levels: Sequence[int], cost: Cost) -> tuple[int, ...]:
+    """The levels without those that save nothing over a higher one: removing such units would lose score for nothing.
+
+    What stays costs more from level to level. Where units cost nothing, only the highest level stays; where kernels
+    take multiples of eight in steps, the multiples do.
+
+    >>> _worth_having([0, 1, 2, 3, 4], lambda units: [0, 5, 4, 9, 9][units])
+    (0, 2, 4)
+    """
+    found: list[int] = []
+    for level in reversed(levels):
+        if not found or cost(level) < cost(found[-1]):
+            found.append(level)
+    return tuple(reversed(found))
 
 
 def _scores_of(block: Block, scores: Mapping[str, Tensor]) -> Tensor:

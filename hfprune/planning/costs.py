@@ -1,14 +1,21 @@
-"""Budgets: what a sparsity can count, and the cost of one unit of a block in each of them."""
+"""Budgets: what a sparsity can count, and what a block costs in each of them by how many units it keeps."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from hfprune.measuring.latency_table import LatencyTable
 from hfprune.structure.arguments import TEXT, checked, choice
 from hfprune.structure.blocks import Block
 from hfprune.structure.registration import check_same
 
 #: From a block and the tokens of a sequence to the cost of one unit.
 CostFunction = Callable[[Block, int], int]
+#: From how many units of a block are kept to their cost. It need not be proportional to their number.
+Cost = Callable[[int], int]
+#: From a block to its costs.
+BlockCost = Callable[[Block], Cost]
+#: The budget of measured time, whose costs a latency table says.
+LATENCY = "latency"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,3 +135,42 @@ def params(block: Block, sequence_length: int) -> int:  # noqa: ARG001 (the same
 def kv_cache(block: Block, sequence_length: int) -> int:  # noqa: ARG001 (the same for all lengths)
     """Bytes of one unit in the key/value cache, for one token."""
     return block.unit_cache_bytes
+
+
+@register_budget(LATENCY)
+def latency(block: Block, sequence_length: int) -> int:  # noqa: ARG001 (there is no such cost)
+    """Nanoseconds by a latency table (see `block_cost`). A sublayer has a fixed cost, so one unit has no cost."""
+    raise ValueError(
+        "the budget 'latency' has no cost of one unit: what a block takes depends on how many units it keeps. Ask the "
+        "table: LatencyTable.milliseconds(plan.units_after)."
+    )
+
+
+def block_cost(budget: str, *, sequence_length: int, latency_table: LatencyTable | None = None) -> BlockCost:
+    """What a block costs in a budget, by how many units it keeps.
+
+    Args:
+        budget: The name of a registered budget.
+        sequence_length: Tokens in a sequence, for `macs`.
+        latency_table: What the budget `latency` goes by.
+
+    Returns:
+        A function from a block to a function from a number of its units to their cost.
+
+    Raises:
+        ValueError: No budget has that name, or it is `latency` and there is no table.
+    """
+    if budget == LATENCY:
+        if latency_table is None:
+            raise ValueError(
+                "the budget 'latency' needs latency_table: the file that `hfprune latency-table MODEL --output FILE` "
+                "writes, or what measure_latency_table returns."
+            )
+        return latency_table.costs
+    unit_cost = get_budget(budget).unit_cost(sequence_length)
+
+    def costs(block: Block) -> Cost:
+        of_one = unit_cost(block)
+        return lambda units: units * of_one
+
+    return costs

@@ -37,7 +37,7 @@ class Table(NamedTuple):
 def tabulate(candidates: Sequence[Candidate], limit: int) -> Table:
     """Find the best levels for every budget up to a limit.
 
-    The result is exact if the limit is at most `BINS` times the greatest common divisor of the unit costs. Otherwise
+    The result is exact if the limit is at most `BINS` times the greatest common divisor of the costs. Otherwise
     the cost of every block is rounded up to whole bins, so up to one bin for each block may stay unused.
 
     Args:
@@ -48,7 +48,7 @@ def tabulate(candidates: Sequence[Candidate], limit: int) -> Table:
         The table.
     """
     # 0 if no unit costs anything
-    common_divisor = math.gcd(*(candidate.unit_cost for candidate in candidates)) or 1
+    common_divisor = math.gcd(*(candidate.cost_divisor for candidate in candidates)) or 1
     bin_cost = common_divisor * max(1, math.ceil(limit / common_divisor / BINS))
     bins = limit // bin_cost
     table = Table(best=torch.zeros(bins + 1, dtype=torch.float64, device="cpu"), choices=[], bin_cost=bin_cost)
@@ -64,7 +64,7 @@ def _with_block(table: Table, candidate: Candidate) -> Table:
     best = torch.full_like(table.best, -torch.inf)
     choice = torch.zeros(last_bin + 1, dtype=torch.long, device="cpu")
     for index, level in enumerate(candidate.levels):
-        bins = table.bins_of(level * candidate.unit_cost)
+        bins = table.bins_of(candidate.cost(level))
         # levels increase, and so do their costs
         if bins > last_bin:
             break
@@ -115,7 +115,7 @@ def trade_off_curve(candidates: Sequence[Candidate], dense_cost: int) -> list[Tr
     """
     if not candidates:
         return []
-    full_cost = sum(candidate.unit_cost * candidate.levels[-1] for candidate in candidates)
+    full_cost = sum(candidate.cost(candidate.levels[-1]) for candidate in candidates)
     full_score = sum(float(candidate.totals[-1]) for candidate in candidates)
     table = tabulate(candidates, full_cost)
     points: list[TradeOff] = []
@@ -143,6 +143,6 @@ def knapsack(candidates: Sequence[Candidate], limit: int) -> list[int]:
     # a choice depends on the bins that the blocks before it leave, so the solution is read from the last block
     for candidate, choice in zip(reversed(candidates), reversed(table.choices), strict=True):
         level = candidate.levels[int(choice[bins_left])]
-        bins_left -= table.bins_of(level * candidate.unit_cost)
+        bins_left -= table.bins_of(candidate.cost(level))
         counts.append(level)
     return filled(candidates, counts[::-1], limit)

@@ -4,19 +4,20 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from hfprune.errors import PlanMismatchError
+from hfprune.measuring.latency_table import PredictedLatency
 from hfprune.planning.block_plan import BlockPlan, unit_in_json
 from hfprune.planning.compare import ComparedBlock, Comparison
 from hfprune.showing.picture import ThemeName, save_picture, theme_of
 from hfprune.showing.tables import Table, bar_of, data_frame
 from hfprune.showing.units import UnitRow, draw_kept, layer_number
-from hfprune.structure.arguments import TEXT, instance, whole
+from hfprune.structure.arguments import TEXT, finite, instance, whole
 from hfprune.structure.blocks import Block, attention_unit_of, check_attention_unit, sequence_length_of
 from hfprune.structure.json_text import read_json
 from hfprune.structure.specs import AttentionUnit, Kind
@@ -41,6 +42,7 @@ class PruningPlan:
         model_type: The dense model's type.
         sequence_length: Tokens in a sequence, for the multiply-adds.
         blocks: The plan of each block by name, in the order in which the blocks run.
+        predicted: What a latency table says of the pruned model, if the plan was made by one.
 
     Examples:
         >>> from hfprune.planning import BlockPlan, PruningPlan
@@ -58,6 +60,8 @@ class PruningPlan:
     model_type: str
     sequence_length: int
     blocks: Mapping[str, BlockPlan]
+    # plans that keep the same units are equal, whoever predicts what
+    predicted: PredictedLatency | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         blocks = {}
@@ -179,7 +183,7 @@ class PruningPlan:
         for name, block in self.blocks.items():
             kept = tuple(block.kept[unit] for unit in second.blocks[name].kept)
             blocks[name] = replace(block, kept=kept)
-        return PruningPlan(model_type=self.model_type, sequence_length=self.sequence_length, blocks=blocks)
+        return replace(self, blocks=blocks, predicted=second.predicted)
 
     def to_json(self) -> str:
         """The plan as JSON. Each block has a line of its own, so that two plans can be compared with `diff`."""
@@ -196,6 +200,8 @@ class PruningPlan:
         if heads:
             # here and not in the blocks, where earlier versions of hfprune refuse fields that they do not know
             head["heads"] = heads
+        if self.predicted is not None:
+            head["predicted"] = asdict(self.predicted)
         # json.dumps has no layout with one line for each block, so the closing brace is cut off and written again below
         opening = json.dumps(head, indent=1)[:-2]
         return opening + ',\n "blocks": {\n' + ",\n".join(lines) + "\n }\n}\n"
@@ -229,7 +235,12 @@ class PruningPlan:
             for name, fields in data["blocks"].items():
                 blocks[name] = BlockPlan.from_fields(name, fields, heads=heads.get(name))
                 _check_values(name, blocks[name], data["sequence_length"])
-            plan = cls(model_type=data["model_type"], sequence_length=data["sequence_length"], blocks=blocks)
+            plan = cls(
+                model_type=data["model_type"],
+                sequence_length=data["sequence_length"],
+                blocks=blocks,
+                predicted=_predicted(data.get("predicted")),
+            )
         # files come from strangers, so every way in which their JSON can be wrong gets the same clear error
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"not a pruning plan: {type(error).__name__}: {error}") from error
@@ -261,9 +272,12 @@ class PruningPlan:
         cache = ""
         if self.cost("kv_cache")[1]:
             cache = f", {self.sparsity('kv_cache'):.1%} of its key/value cache"
+        predicted = ""
+        if self.predicted is not None:
+            predicted = f"; {self.predicted}"
         return (
             f"removed {self.sparsity('macs'):.1%} of prunable MACs (sequences of {self.sequence_length} tokens), "
-            f"{self.sparsity('params'):.1%} of prunable parameters{cache}; digest {self.digest[:12]}"
+            f"{self.sparsity('params'):.1%} of prunable parameters{cache}{predicted}; digest {self.digest[:12]}"
         )
 
     def to_pandas(self) -> "DataFrame":
@@ -364,6 +378,15 @@ class PruningPlan:
             param_sparsity=(self.sparsity("params"), other.sparsity("params")),
             digests=(self.digest, other.digest),
         )
+
+
+def _predicted(fields: Any) -> PredictedLatency | None:
+    """The prediction in a file, which comes from a stranger."""
+    if fields is None:
+        return None
+    for name in ("pruned_ms", "dense_ms"):
+        finite(above=0).check(f"the plan's {name}", fields[name])
+    return PredictedLatency(pruned_ms=fields["pruned_ms"], dense_ms=fields["dense_ms"])
 
 
 def _recorded_heads(block: Block) -> int | None:

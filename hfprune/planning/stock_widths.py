@@ -85,17 +85,16 @@ def _widths(candidates: Sequence[Candidate]) -> list[_Width]:
     if not candidates:
         return [_Width(cost=0, units=0, score=0.0)]
     allowed = set(candidates[0].levels)
-    unit_cost = 0
     # of each block, the total score of its best 1, 2, ... units
     totals = []
     for candidate in candidates:
         allowed &= set(candidate.levels) & set(candidate.block.portable_units)
-        unit_cost += candidate.unit_cost
         totals.append(candidate.values.cumsum(0))
     widths = []
     for units in sorted(allowed):
         score = sum(float(total[units - 1]) for total in totals)
-        widths.append(_Width(cost=unit_cost * units, units=units, score=score))
+        cost = sum(candidate.cost(units) for candidate in candidates)
+        widths.append(_Width(cost=cost, units=units, score=score))
     return widths
 
 

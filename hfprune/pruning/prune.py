@@ -16,7 +16,8 @@ from hfprune.measuring.size import example_batch, size_of
 from hfprune.planning import sparsities
 from hfprune.planning.allocation import get_allocator
 from hfprune.planning.schedule import ROUND_KEEPS, TRAINED_ROUND_KEEPS
-from hfprune.pruning.steps import check_plan, check_target, cut, plan_units, unit_cost_of, zero_scores
+from hfprune.pruning.steps import check_plan, check_target, cut, plan_units, sparsity_of, zero_scores
+from hfprune.pruning.timed import measured_and_predicted
 from hfprune.publishing.record import record_of
 from hfprune.reconstruction.reconstruct import repair_model
 from hfprune.scoring import CalibrationData, Collator, calibration_batches, score, scorers_in
@@ -88,7 +89,8 @@ def prune(
 
     Returns:
         A new model with `.pruning_plan` (units numbered as in the dense model) and `.pruning_record`. Its class is the
-        stock class if the stock config can say its widths, and `Pruned<Base>` otherwise.
+        stock class if the stock config can say its widths, and `Pruned<Base>` otherwise. With `budget="latency"` the
+        plan says which milliseconds the table predicts, and the record has them beside measured ones.
 
     Raises:
         BudgetError: The sparsity cannot be reached under the constraints, or the model has it already.
@@ -157,7 +159,7 @@ def prune(
                     # the user's function may return another model, or replace modules of the one that it got
                     small = anatomy_of(recovered(small.model, model, recover), config.attention_unit)
             rounds.append(_entry(step, small.model.pruning_plan.digest, scores.samples, seconds))
-            logger.info("removed %.1f %% of prunable %s", 100 * small.sparsity(unit_cost_of(config)), config.budget)
+            logger.info("removed %.1f %% of prunable %s", 100 * sparsity_of(small, config), config.budget)
     asked = config.to_dict()
     if sparsity is not None:
         asked["sparsity"] = dict(sparsity)
@@ -166,6 +168,8 @@ def prune(
     with alone_with(model):
         pruned.train(model.training)
     record = record_of(dense, before, small, asked, rounds, describe(batches))
+    if config.table is not None:
+        record = record.with_(latencies=measured_and_predicted(model, pruned, config.table))
     pruned.pruning_record = replace(record, seconds=round(time.perf_counter() - began, 3))
     return pruned
 

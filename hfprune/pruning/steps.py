@@ -9,13 +9,14 @@ from transformers import PreTrainedModel
 
 from hfprune.config import A_CONFIG, CONFIG, PruningConfig, check_sparsity
 from hfprune.errors import BudgetError, PlanMismatchError, UnsupportedArchitectureError
+from hfprune.measuring.latency_table import check_table
 from hfprune.planning import PruningPlan, TradeOff, allocate, trade_off_curve
 from hfprune.planning.candidates import candidates_of, units_by_pattern
-from hfprune.planning.costs import get_budget
+from hfprune.planning.costs import LATENCY, block_cost
 from hfprune.planning.plan import check_match
 from hfprune.publishing.record import origin_of
 from hfprune.scoring import Scores
-from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, UnitCost, anatomy_of, model_of
+from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, anatomy_of, model_of
 from hfprune.structure.architectures import base_model_type
 from hfprune.structure.arguments import checked, instance
 from hfprune.structure.blocks import check_attention_unit
@@ -183,6 +184,7 @@ def _plan(
         stock_widths=config.portable,
         at_most=at_most,
         seed=config.seed,
+        latency_table=config.table,
     )
 
 
@@ -321,6 +323,7 @@ def trade_off(model: ModelOrAnatomy, scores: Scores, config: PruningConfig | Non
         min_units=config.min_units,
         round_to=config.round_to,
         exclude=config.exclude,
+        latency_table=config.table,
     )
     return trade_off_curve(candidates, _dense_cost(anatomy, config))
 
@@ -329,24 +332,44 @@ def trade_off(model: ModelOrAnatomy, scores: Scores, config: PruningConfig | Non
 def sparsity_of(model: ModelOrAnatomy, config: PruningConfig) -> float:
     """The fraction of the dense model's prunable cost that was removed from this model, in the config's budget."""
     anatomy = anatomy_of(model, config.attention_unit)
-    _dense_cost(anatomy, config)
-    return anatomy.sparsity(unit_cost_of(config))
+    dense = _dense_cost(anatomy, config)
+    return 1 - cost_of_units(anatomy, config, anatomy.units) / dense
 
 
-def unit_cost_of(config: PruningConfig) -> UnitCost:
-    """The cost of one unit of a block, in the config's budget."""
-    return get_budget(config.budget).unit_cost(config.sequence_length)
+def cost_of_units(anatomy: Anatomy, config: PruningConfig, units: Mapping[str, int]) -> int:
+    """What the blocks of a model cost with so many units, in the config's budget.
+
+    Args:
+        anatomy: The anatomy of the model.
+        config: For its budget.
+        units: By block name, how many units there are.
+
+    Returns:
+        Their cost, as the budget counts it.
+
+    Raises:
+        PlanMismatchError: The latency table of the config is of another model.
+    """
+    if config.table is not None:
+        check_table(config.table, anatomy.model_type, anatomy.dense_units)
+    costs = block_cost(config.budget, sequence_length=config.sequence_length, latency_table=config.table)
+    return sum(costs(block)(units[block.name]) for block in anatomy.blocks)
 
 
 def _dense_cost(anatomy: Anatomy, config: PruningConfig) -> int:
     """The prunable cost of the dense model; a cost of 0 is refused, as no fraction of it can be removed."""
-    cost = anatomy.dense_cost(unit_cost_of(config))
-    if not cost:
+    cost = cost_of_units(anatomy, config, anatomy.dense_units)
+    if cost:
+        return cost
+    if config.budget == LATENCY:
         raise BudgetError(
-            f"{type(anatomy.model).__name__} has no prunable {config.budget}: no unit of it is in a key/value cache. "
-            "Choose budget='macs' or 'params'."
+            f"by the latency table ({config.table.setting if config.table else ''}) no unit of "
+            f"{type(anatomy.model).__name__} takes any time. Measure it with more runs, or on a quieter machine."
         )
-    return cost
+    raise BudgetError(
+        f"{type(anatomy.model).__name__} has no prunable {config.budget}: no unit of it is in a key/value cache. "
+        "Choose budget='macs' or 'params'."
+    )
 
 
 def check_target(anatomy: Anatomy, config: PruningConfig) -> float:
@@ -364,7 +387,11 @@ def check_target(anatomy: Anatomy, config: PruningConfig) -> float:
         PlanMismatchError: The model was pruned by another `attention_unit` than the config's.
         ValueError: The allocation is unknown, or a pattern matches no block.
     """
-    start = anatomy.sparsity(unit_cost_of(config))
+    start = 0.0
+    dense = cost_of_units(anatomy, config, anatomy.dense_units)
+    # a model without any such cost is refused below, where a plan is tried
+    if dense:
+        start = 1 - cost_of_units(anatomy, config, anatomy.units) / dense
     if config.sparsity <= start and config.sparsity > 0:
         raise BudgetError(
             f"the model has {start:.1%} of its dense {config.budget} removed already, and sparsity={config.sparsity:g} "

@@ -307,6 +307,8 @@ def comparison_rows(record: PruningRecord, stage: str) -> list[Row]:
     pruned_latency = record.latencies.get("pruned")
     if dense_latency and pruned_latency:
         rows.append(_latency_row(dense_latency, pruned_latency))
+        if "predicted_ms" in dense_latency and "predicted_ms" in pruned_latency:
+            rows.append(_predicted_row(dense_latency, pruned_latency))
     return rows
 
 
@@ -362,3 +364,10 @@ def _latency_row(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> Row:
     )
     speedup = dense["median_ms"] / pruned["median_ms"]
     return setting, f"{dense['median_ms']:.1f} ms", f"{pruned['median_ms']:.1f} ms", f"{speedup:.2f}× faster"
+
+
+def _predicted_row(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> Row:
+    """What a latency table predicted of both models before one was pruned, and the speed-up by it."""
+    speedup = dense["predicted_ms"] / pruned["predicted_ms"]
+    setting = "latency predicted by the latency table"
+    return setting, f"{dense['predicted_ms']:.1f} ms", f"{pruned['predicted_ms']:.1f} ms", f"{speedup:.2f}× faster"

@@ -58,7 +58,8 @@ class PruningRecord:
             (`params`) and multiply-adds a token (`token_macs`), the number of `texts` that were read, and how often a
             token had to occur in them to stay (`min_count`); empty if there was none.
         sizes: `measuring.size.Size` as plain values, under `dense` and `pruned`.
-        latencies: `measuring.latency.Latency` as plain values, under `dense` and `pruned`.
+        latencies: `measuring.latency.Latency` as plain values, under `dense` and `pruned`; with `predicted_ms` if the
+            model was pruned by a latency table.
         metrics: Under `dense`, `pruned` and `recovered`, each a mapping from metric to value.
         datasets: Names of the data sets used.
         recovery: The hyper-parameters of recovery that were set, and its steps and seconds.
@@ -157,6 +158,7 @@ class PruningRecord:
             before = dense_latency["median_ms"]
             after = pruned_latency["median_ms"]
             facts.append(("median latency", f"{before:.1f} ms → {after:.1f} ms ({before / after:.2f}× faster)"))
+            facts += _predicted_facts(dense_latency, pruned_latency)
         facts.append(("digest of the plan", self.plan_digest[:12]))
         return facts
 
@@ -260,6 +262,15 @@ class PruningRecord:
             )
         del data["format_version"]
         return cls(**data)
+
+
+def _predicted_facts(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a latency table predicted, if there was one."""
+    if "predicted_ms" not in dense or "predicted_ms" not in pruned:
+        return []
+    before = dense["predicted_ms"]
+    after = pruned["predicted_ms"]
+    return [("predicted latency", f"{before:.1f} ms → {after:.1f} ms ({before / after:.2f}× faster)")]
 
 
 def _asked(sparsity: Any, budget: str) -> str:

@@ -106,6 +106,8 @@ def comparison_table(record: PruningRecord, checkpoint_bytes: Mapping[str, int] 
     pruned_latency = record.latencies.get("pruned")
     if dense_latency and pruned_latency:
         rows.append(_latency_row(dense_latency, pruned_latency))
+        if "predicted_ms" in dense_latency and "predicted_ms" in pruned_latency:
+            rows.append(_predicted_row(dense_latency, pruned_latency))
         note = _latency_note(pruned_latency)
     return _aligned(rows) + note
 
@@ -150,6 +152,12 @@ def _latency_row(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> _Row:
     """The median latency of both models, and the speed-up."""
     speedup = dense["median_ms"] / pruned["median_ms"]
     return "latency, ms", f"{dense['median_ms']:.1f}", f"{pruned['median_ms']:.1f}", f"{speedup:.2f}× faster"
+
+
+def _predicted_row(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> _Row:
+    """What a latency table predicted of both models, and the speed-up by it."""
+    speedup = dense["predicted_ms"] / pruned["predicted_ms"]
+    return "  predicted", f"{dense['predicted_ms']:.1f}", f"{pruned['predicted_ms']:.1f}", f"{speedup:.2f}× faster"
 
 
 def _latency_note(latency: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from hfprune.distributed import add_over_processes, from_main_process, is_main_p
 from hfprune.measuring.size import measure_size
 from hfprune.planning import PruningPlan
 from hfprune.planning.schedule import sparsity_at
-from hfprune.pruning.steps import apply_plan, check_target, plan, unit_cost_of
+from hfprune.pruning.steps import apply_plan, check_target, cost_of_units, plan
 from hfprune.publishing.record import record_of
 from hfprune.scoring import Scores
 from hfprune.structure.anatomy import Anatomy, anatomy_of
@@ -330,14 +330,10 @@ class GradualPruning(TrainerCallback):
         """The fraction of the present model's prunable cost that a plan removes."""
         assert self._anatomy is not None
         # by the blocks: a plan does not record the cost in every budget
-        unit_cost = unit_cost_of(self.config)
-        before = self._anatomy.cost(unit_cost)
+        before = cost_of_units(self._anatomy, self.config, self._anatomy.units)
         if not before:
             return 0.0
-        after = 0
-        for block in self._anatomy.blocks:
-            after += len(chosen.kept[block.name]) * unit_cost(block)
-        return 1 - after / before
+        return 1 - cost_of_units(self._anatomy, self.config, chosen.units_after) / before
 
     def _seen(self) -> int:
         """The largest count of samples of any unit: counts decay at every choice, and restart when a gate changes."""
@@ -371,6 +367,8 @@ class GradualPruning(TrainerCallback):
             model_type=anatomy.model_type,
             sequence_length=self.config.sequence_length,
         )
+        if self.config.table is not None:
+            chosen = replace(chosen, predicted=self.config.table.predict(chosen.units_after))
         small = apply_plan(anatomy, chosen)
         asked = self.config.to_dict()
         asked |= {"scorer": "gradual", "rounds": None, **self._schedule(), "reconstruct": False}

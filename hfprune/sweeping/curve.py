@@ -186,6 +186,25 @@ class Sweep:
                 best = point
         return best
 
+    @checked(milliseconds=finite(above=0))
+    def within_ms(self, milliseconds: float) -> SweepPoint | None:
+        """The point of the best metric among those whose measured latency is at most a limit.
+
+        Args:
+            milliseconds: The limit.
+
+        Returns:
+            The point; of equal metrics the fastest. None if all points are slower.
+
+        Raises:
+            ValueError: The sweep measured no latency.
+        """
+        if self.dense.latency is None:
+            raise ValueError("this sweep measured no latency: give sweep(latency_batch_size=...).")
+        fast = [point for point in self.points if point.latency_ms is not None and point.latency_ms <= milliseconds]
+        # the fastest is the last one
+        return max(reversed(fast), key=lambda point: point.metric, default=None)
+
     @checked(confidence=finite())
     def table(self, *, confidence: float = 0.95) -> str:
         """The points as a table of plain text, with notes that say how every number was measured.
@@ -213,6 +232,8 @@ class Sweep:
             titles.append("at most")
         if self.dense.latency is not None:
             titles += ["latency, ms", "speed-up"]
+        if self.dense.predicted_ms is not None:
+            titles.append("predicted, ms")
         return [*titles, "seconds"]
 
     def _row(self, point: SweepPoint, confidence: float) -> list[str]:
@@ -231,6 +252,8 @@ class Sweep:
             cells.append(at_most)
         if self.dense.latency is not None:
             cells += [f"{point.latency_ms:.1f}", f"{point.speedup:.2f}×"]
+        if self.dense.predicted_ms is not None:
+            cells.append("" if point.predicted_ms is None else f"{point.predicted_ms:.1f}")
         return [*cells, f"{point.seconds:.1f}"]
 
     def _notes(self, confidence: float) -> list[str]:
@@ -364,7 +387,8 @@ class Sweep:
             Columns `sparsity` (asked for), `mac_sparsity`, `param_sparsity`, `params` and `macs` (of the whole model),
             the metric under its name, `low` and `high` (the ends of its 95 % interval; NaN where it is not known),
             `drop` (from the first row), `drop_at_most` (the upper end of its one-sided 95 % interval), `samples`,
-            `latency_ms`, `speedup`, `seconds`, `knee` (whether the point is the knee) and `plan_digest`.
+            `latency_ms`, `speedup`, `predicted_ms`, `seconds`, `knee` (whether the point is the knee) and
+            `plan_digest`.
 
         Examples:
             >>> from hfprune.measuring.size import Size
@@ -403,6 +427,7 @@ class Sweep:
                 "samples": point.samples,
                 "latency_ms": point.latency_ms,
                 "speedup": point.speedup,
+                "predicted_ms": point.predicted_ms,
                 "seconds": point.seconds,
                 "knee": point is knee,
                 "plan_digest": point.plan_digest,

@@ -25,6 +25,7 @@ class SweepPoint:
         size: Parameters, multiply-adds and bytes.
         latency: Time of a forward pass; None if it was not measured.
         speedup: The median latency of the model that the sweep was given over this one's; None if not measured.
+        predicted_ms: What a latency table predicts of it; None in a budget without one.
         seconds: Time for surgery, repair, recovery and evaluation; with rounds of pruning also for their scoring.
         plan_digest: Digest of the plan in the dense model's numbering; empty for a model without a plan.
     """
@@ -39,6 +40,7 @@ class SweepPoint:
     speedup: float | None = None
     seconds: float
     plan_digest: str
+    predicted_ms: float | None = None
 
     @property
     def samples(self) -> int | None:

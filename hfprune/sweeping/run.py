@@ -91,7 +91,8 @@ def sweep(
             go on with. It is also the place to save a model, as the sweep keeps none.
         collator: Makes a batch of rows of a Dataset; `DataCollatorWithPadding(tokenizer)` pads.
         latency_batch_size: Sequences in a batch for the latency, of `config.sequence_length` tokens each. All models
-            are timed in turn, so all are in memory together during that time. None measures no latency.
+            are timed in turn, so all are in memory together during that time. None measures no latency. With a latency
+            table in the config, models are timed as the table was measured, and the points say what it predicts.
         latency_runs: How many forward passes of each model are timed.
         metric: The name of what `evaluate` measures, for the table and the picture.
         save_to: A JSON file, written after every point. If it exists, its points are not measured again, and those of
@@ -139,7 +140,7 @@ def sweep(
     dense = anatomy_of(model, config.attention_unit)
     # before any work, so that a sparsity out of reach does not stop the sweep half way
     for sparsity in wanted:
-        check(dense, replace(config, sparsity=sparsity))
+        check(dense, config.with_sparsity(sparsity))
     batches = batches_for(model, data, config, collator=collator)
     settings = settings_of(model, batches, config, metric=metric, recover=recover is not None)
     settings["latency_batch_size"] = latency_batch_size
@@ -239,13 +240,14 @@ def measured_point(
         metric, per_sample = outcome_of(evaluate(anatomy.model))
     return SweepPoint(
         sparsity=sparsity,
-        mac_sparsity=sparsity_of(anatomy, replace(config, budget="macs")),
-        param_sparsity=sparsity_of(anatomy, replace(config, budget="params")),
+        mac_sparsity=sparsity_of(anatomy, config.in_budget("macs")),
+        param_sparsity=sparsity_of(anatomy, config.in_budget("params")),
         metric=metric,
         per_sample=per_sample,
         size=measure_size(anatomy, sequence_length=config.sequence_length),
         seconds=time.perf_counter() - began,
         plan_digest=_digest(composed),
+        predicted_ms=None if config.table is None else config.table.milliseconds(anatomy.units),
     )
 
 
@@ -284,7 +286,8 @@ def settings_of(
     """
     fields = config.to_dict()
     # each point has a sparsity of its own
-    del fields["sparsity"]
+    for name in ("sparsity", "speedup", "milliseconds"):
+        fields.pop(name, None)
     return {
         "model": public_name(model.config._name_or_path or ""),
         "weights": sha256_of(model.state_dict()),
@@ -414,9 +417,10 @@ def _latencies(
     models = []
     for pruning_plan in plans.values():
         models.append(dense.model if pruning_plan is None else apply_plan(dense, pruning_plan))
-    latencies: list[Latency] = measure_latencies(
-        models, batch_size=batch_size, sequence_length=config.sequence_length, runs=runs
-    )
+    shape: dict[str, Any] = {"batch_size": batch_size, "sequence_length": config.sequence_length}
+    if config.table is not None:
+        shape = config.table.timing
+    latencies: list[Latency] = measure_latencies(models, **shape, runs=runs)
     timings = {}
     for sparsity, latency in zip(plans, latencies, strict=True):
         timings[sparsity] = {"latency": latency, "speedup": latencies[0].median_ms / latency.median_ms}

@@ -61,7 +61,8 @@ def prune_within(
     Args:
         model: The dense model, or one that was pruned before. It stays as it is.
         data: Calibration data, as for `prune`.
-        config: What to do; `sparsity` does not count.
+        config: What to do; `sparsity` does not count. A goal in time (`speedup` or `milliseconds`, in the budget
+            `latency`) does: the model shall be as fast at least, by the latency table.
         max_drop: The limit, in the unit of the metric: 0.01 is one point of an accuracy in [0, 1].
         evaluate: Measures a model, in evaluation mode: one number or bool a sample, as `correctness` gives; higher is
             better. Its samples must be ones that no model was trained or calibrated on.
@@ -121,7 +122,7 @@ def prune_within(
     known = {point.sparsity: point for point in search.points[1:]}
 
     def pruned_to(sparsity: float) -> PreTrainedModel:
-        return prune(model, batches, replace(config, sparsity=sparsity), recover=recover)
+        return prune(model, batches, config.with_sparsity(sparsity), recover=recover)
 
     best: PreTrainedModel | None = None
     # indices of candidates: all up to `low` are within the limit, all from `high` on are not
@@ -190,12 +191,16 @@ def _check_step(step: float) -> None:
 
 
 def _candidates(anatomy: Anatomy, config: PruningConfig, step: float) -> list[float]:
-    """Multiples of a step that the constraints allow, and that are above the model's present sparsity."""
+    """Multiples of a step that the constraints and the goal allow, and that are above the model's present sparsity."""
     candidates: list[float] = []
     reason: BudgetError | None = None
-    for sparsity in _multiples(step):
+    wanted = _multiples(step)
+    if config.speedup is not None or config.milliseconds is not None:
+        # a goal in time is the least that shall go
+        wanted = [config.sparsity, *(sparsity for sparsity in wanted if sparsity > config.sparsity)]
+    for sparsity in wanted:
         try:
-            check(anatomy, replace(config, sparsity=sparsity))
+            check(anatomy, config.with_sparsity(sparsity))
         # the model may have more removed already than a low candidate asks for, so the loop goes on
         except BudgetError as error:
             reason = error

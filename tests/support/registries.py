@@ -8,6 +8,7 @@ from typing import Any
 from hfprune.deployment.targets import _TARGETS
 from hfprune.jobs import methods
 from hfprune.jobs.tasks import registry as tasks
+from hfprune.measuring import backends
 from hfprune.planning import allocation, costs
 from hfprune.recovery.losses import registry as losses
 from hfprune.scoring import registry as scoring
@@ -17,6 +18,7 @@ REGISTRIES: tuple[dict[str, Any], ...] = (
     allocation._ALLOCATORS,
     architectures._FINDERS,
     architectures._TABLE,
+    backends._BACKENDS,
     costs._BUDGETS,
     losses._LOSSES,
     losses._PENALTIES,
