@@ -124,7 +124,7 @@ def rope_factors(model: PreTrainedModel) -> Tensor | None:
     """
     frequencies = model.base_model.rotary_emb.inv_freq.float().cpu()
     base = float(model.config.rope_parameters["rope_theta"])
-    steps = torch.arange(0, 2 * len(frequencies), 2, dtype=torch.float) / (2 * len(frequencies))
+    steps = torch.arange(0, 2 * len(frequencies), 2, dtype=torch.float, device="cpu") / (2 * len(frequencies))
     factors: Tensor = (1.0 / base**steps) / frequencies
     if torch.allclose(factors, torch.ones_like(factors), rtol=1e-5):
         return None

@@ -2,7 +2,7 @@
 
 import json
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ class LlamaCppRunner:
         ids = batch["input_ids"]
         mask = batch.get("attention_mask")
         is_token = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        outputs = torch.zeros(*ids.shape, self.vocabulary)
+        outputs = torch.zeros(*ids.shape, self.vocabulary, dtype=torch.float, device="cpu")
         for row in range(len(ids)):
             text = ids[row][is_token[row]].tolist()
             logits = self.hidden_states(text) @ self._output.T
@@ -131,14 +131,13 @@ class LlamaCppRunner:
         """
         self._check_length(len(ids))
         answer = self._ask("/embedding", {"content": list(ids), "embd_normalize": -1})
-        return torch.tensor(answer[0]["embedding"])
+        return _numbers(answer[0]["embedding"])
 
     def _check_last(self, ids: Sequence[int], logits: Tensor) -> None:
         """Compare logits behind a text with the likeliest tokens there, as the server has them."""
         found = self._likely(ids, _LIKELY)
         expected = logits.log_softmax(-1)
-        numbers = torch.tensor(list(found))
-        difference = (torch.tensor(list(found.values())) - expected[numbers]).abs().max()
+        difference = (_numbers(found.values()) - expected[list(found)]).abs().max()
         # llama.cpp rounds hidden states before it multiplies them with rounded weights
         if not difference <= _ROUNDED * expected.abs().max():
             raise ExportError(
@@ -172,11 +171,11 @@ class LlamaCppRunner:
             ValueError: The text is longer than the context.
         """
         self._check_length(len(ids) + 1)
-        outputs = torch.full((len(ids), self.vocabulary), -torch.inf)
+        outputs = torch.full((len(ids), self.vocabulary), -torch.inf, dtype=torch.float, device="cpu")
         # the server keeps what it computed for the text before, so each request computes one token
         for place in range(len(ids)):
             likely = self._likely(ids[: place + 1], most or self.vocabulary)
-            outputs[place, torch.tensor(list(likely))] = torch.tensor(list(likely.values()))
+            outputs[place, list(likely)] = _numbers(likely.values())
         return outputs
 
     def generate(self, input_ids: Tensor, new_tokens: int) -> Tensor:
@@ -197,7 +196,7 @@ class LlamaCppRunner:
         written: list[int] = []
         while len(written) < new_tokens:
             written += self._likely([*ids, *written], 1)
-        return torch.tensor([written])
+        return torch.tensor([written], dtype=torch.long, device="cpu")
 
     def complete(self, ids: Sequence[int], new_tokens: int) -> dict[str, Any]:
         """Write a text greedily, as the server does in one request; the text does not end before.
@@ -254,6 +253,11 @@ class LlamaCppRunner:
         if response.status != 200:
             raise ExportError(f"llama.cpp answers with an error to {route}: {answer}.")
         return answer
+
+
+def _numbers(values: Iterable[Any]) -> Tensor:
+    """Numbers of an answer, nested or not, as a tensor."""
+    return torch.tensor(list(values), dtype=torch.float, device="cpu")
 
 
 def _output_matrix(reader: Any) -> Tensor:
