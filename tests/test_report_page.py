@@ -68,12 +68,12 @@ def folder(tmp_path_factory):
     return hfprune.save(small, tmp_path_factory.mktemp("checkpoints") / "small-bert")
 
 
-@pytest.fixture(scope="module")
-def sweep_file(tmp_path_factory):
+def sweep_of(params):
+    """A sweep that began with a model of so many parameters."""
     points = []
     for sparsity, right in ((0.0, 90), (0.5, 80)):
         left = round(1000 * (1 - sparsity))
-        costs = {"params": left + 500, "prunable_params": left, "macs": left, "prunable_macs": left}
+        costs = {"params": params - 1000 + left, "prunable_params": left, "macs": left, "prunable_macs": left}
         size = Size(**costs, sequence_length=8, weight_bytes=4 * left)
         right_or_not = (1.0,) * right + (0.0,) * (100 - right)
         point = SweepPoint(
@@ -88,9 +88,14 @@ def sweep_file(tmp_path_factory):
             seconds=1.0,
         )
         points.append(point)
-    sweep = Sweep(
-        points=tuple(points), settings={"metric": "accuracy", "budget": "macs", "scorer": "l2"}, scoring_seconds=None
-    )
+    settings = {"metric": "accuracy", "budget": "macs", "scorer": "l2"}
+    return Sweep(points=tuple(points), settings=settings, scoring_seconds=None)
+
+
+@pytest.fixture(scope="module")
+def sweep_file(folder, tmp_path_factory):
+    dense = hfprune.load(folder).pruning_record.sizes["dense"]
+    sweep = sweep_of(dense["params"])
     return sweep.save(tmp_path_factory.mktemp("sweeps") / "sweep.json")
 
 
@@ -147,6 +152,11 @@ class TestSafety:
             write_report(copy, tmp_path / "report.html")
         assert not (tmp_path / "report.html").exists()
 
+    def test_the_sweep_of_another_model_is_refused(self, folder, tmp_path):
+        other = sweep_of(123_456).save(tmp_path / "other.json")
+        with pytest.raises(ValueError, match="began with a model of 123,456 parameters"):
+            draw_report(folder, sweep=other)
+
     def test_no_checkpoint(self, tmp_path):
         with pytest.raises(CheckpointError, match="nowhere"):
             draw_report(tmp_path / "nowhere")
@@ -180,6 +190,12 @@ def test_in_a_browser(folder, sweep_file, tmp_path):
     done = subprocess.run(["chromium", *options, page.as_uri()], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert picture.stat().st_size > 20_000
-    dumped = subprocess.run(["chromium", *options[:-1], "--dump-dom", page.as_uri()], capture_output=True, text=True)
+    logged = [*options[:-1], "--enable-logging=stderr", "--dump-dom"]
+    dumped = subprocess.run(["chromium", *logged, page.as_uri()], capture_output=True, text=True, timeout=120)
     assert "Where units were removed" in dumped.stdout
-    assert "Refused to" not in dumped.stderr
+    assert "Content Security Policy" not in dumped.stderr
+    # the policy does forbid what is not in the file, and the log does say so
+    bad = tmp_path / "bad.html"
+    bad.write_text(page.read_text().replace("</main>", '<img src="http://127.0.0.1:9/x.png"></main>'))
+    refused = subprocess.run(["chromium", *logged, bad.as_uri()], capture_output=True, text=True, timeout=120)
+    assert "Content Security Policy" in refused.stderr

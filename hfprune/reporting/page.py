@@ -83,7 +83,7 @@ def write_report(folder: str | Path, path: str | Path, *, sweep: str | Path | No
 
     Raises:
         CheckpointError: The folder is no checkpoint of hfprune, or `verify` finds something wrong in it.
-        ValueError: The file of the sweep is none.
+        ValueError: The file of the sweep is none, or of another model.
 
     Examples:
         >>> import hfprune
@@ -110,7 +110,7 @@ def draw_report(folder: str | Path, *, sweep: str | Path | None = None) -> str:
 
     Raises:
         CheckpointError: The folder is no checkpoint of hfprune, or `verify` finds something wrong in it.
-        ValueError: The file of the sweep is none.
+        ValueError: The file of the sweep is none, or of another model.
 
     Examples:
         >>> import hfprune
@@ -132,6 +132,8 @@ def draw_report(folder: str | Path, *, sweep: str | Path | None = None) -> str:
     plan = PruningPlan.from_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
     stage = published_stage(record)
     rows = comparison_rows(record, stage)
+    if curve is not None:
+        _check_same_model(curve, record)
     return _template().render(
         name=title_of(record, folder.resolve().name),
         record=record,
@@ -151,6 +153,18 @@ def draw_report(folder: str | Path, *, sweep: str | Path | None = None) -> str:
         recovery=_settings(record.recovery),
         versions=record.versions,
     )
+
+
+def _check_same_model(sweep: Sweep, record: PruningRecord) -> None:
+    """Refuse the sweep of another model, as far as the numbers of parameters tell."""
+    swept = sweep.dense.size.params
+    sizes = record.sizes.values()
+    known = [size["params"] for size in sizes]
+    if known and swept not in known:
+        raise ValueError(
+            f"the sweep began with a model of {swept:,} parameters, and the checkpoint was cut from one of "
+            f"{known[0]:,}: name a sweep of the same model, or leave it out."
+        )
 
 
 def _tiles(rows: list[Row]) -> list[Tile]:
