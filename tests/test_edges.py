@@ -194,7 +194,7 @@ class TestRecords:
         path.write_text(path.read_text().replace("encoder.layer.1.output.dense", "encoder.layer.9.output.dense"))
         changed, problem = verify(tmp_path / "a")
         assert changed == "config.json is not the file that was saved: its SHA-256 differs"
-        assert "the shape table in config.json does not fit the model" in problem
+        assert "the shape of 'encoder.layer.9.output.dense', and the model has no such module" in problem
 
     def test_commands_are_quoted_and_carry_no_token(self, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["x", "--hub_token", "hf_secret", "--a", "two words", "--token=hf_secret"])
