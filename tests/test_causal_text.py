@@ -142,6 +142,7 @@ def test_what_is_refused(home):
 
 @pytest.mark.script
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_two_processes_learn_from_what_one_wrote(home, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(home / "cache"))
     values = settings(home, self_generated=48, teacher_top_k=4, num_train_epochs=1, eval_strategy="epoch", **DISTILLED)

@@ -62,6 +62,7 @@ class TestTheEntry:
         assert '"support": "table"' in done.stdout
 
     @pytest.mark.script
+    @pytest.mark.slow
     def test_as_a_module(self):
         done = subprocess.run(
             [sys.executable, "-m", "hfprune", "--version"], capture_output=True, text=True, check=False

@@ -335,6 +335,7 @@ class TestResuming:
         assert plan.sparsity("macs") >= 0.6
 
     @pytest.mark.distributed
+    @pytest.mark.slow
     def test_two_processes_end_with_the_plan_of_one_and_resume_to_it(self, tmp_path):
         """Equal global batches; and one process goes on from a checkpoint of two."""
         run_python("-m", "tests.support.gradual_run", tmp_path / "two", processes=2)

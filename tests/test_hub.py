@@ -78,6 +78,7 @@ def digest_of(model):
 
 @pytest.mark.demo
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.slow
 def test_a_minilm_loads_by_name_in_four_ways(hub, client, tmp_path):
     """Equal logits and equal bytes: Auto classes, hfprune.load, remote code, and a stock one with nothing."""
     try:

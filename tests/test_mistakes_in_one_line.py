@@ -159,6 +159,7 @@ class TestScripts:
             self.run(monkeypatch, name, *arguments)
 
     @pytest.mark.script
+    @pytest.mark.slow
     def test_as_a_user_runs_it(self, home):
         script = SCRIPTS / "run_text_classification.py"
         files = ["--model_name_or_path", home / "dense", "--train_file", home / "hot.jsonl"]

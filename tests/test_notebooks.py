@@ -91,8 +91,9 @@ def test_all_notebooks_are_known():
 
 
 def notebooks_to_run():
-    """The names; two notebooks make only calls that the code of how-tos makes too, which test_pages.py runs."""
+    """The names; three notebooks make only calls that the code of how-tos makes too, which test_pages.py runs."""
     second = {
+        "classifier": "quick-start.md and how-to/prune-a-classifier.md",
         "gradual_pruning": "how-to/prune-while-training.md",
         "publish_and_load": "how-to/publish-to-the-hub.md and how-to/load-without-hfprune.md",
     }

@@ -45,7 +45,14 @@ def test_files_change_nothing(model_type, tmp_path):
 
 
 @pytest.mark.script
-@pytest.mark.parametrize(("model_type", "kept"), [("llama", True), ("llama", False), ("t5", True)])
+@pytest.mark.parametrize(
+    ("model_type", "kept"),
+    [
+        ("llama", True),
+        pytest.param("llama", False, marks=pytest.mark.slow),
+        pytest.param("t5", True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_run_goes_on_to_the_same_weights(model_type, kept, tmp_path, layers_run):
     small, dense, batches = repair_case(model_type)
     repairs = reconstruct(small, dense, batches)

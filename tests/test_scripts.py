@@ -92,6 +92,7 @@ class TestScript:
         assert "recovered_accuracy" not in results
         assert "recover" not in (home / "out" / "model" / "README.md").read_text().partition("## How to load")[0]
 
+    @pytest.mark.slow
     def test_a_killed_run_goes_on_where_it_was(self, home, run_here):
         values = settings(home, num_train_epochs=15, save_strategy="steps", save_steps=8)
         path = write(home, values)

