@@ -33,6 +33,11 @@ class Twin:
             return self.change(self.model(**batch).logits)
 
 
+class MasklessTwin(Twin):
+    def __call__(self, batch):
+        return super().__call__({name: value for name, value in batch.items() if name != "attention_mask"})
+
+
 class WritingTwin(Twin):
     def generate(self, input_ids, new_tokens):
         ids = input_ids
@@ -156,6 +161,15 @@ class TestWhatIsRefused:
         twin_target(change=lambda logits: logits if len(logits) < 4 else logits.flip(-1))
         with pytest.raises(ExportError, match="on 6 samples outputs differ"):
             hfprune.export(small, "twin", tmp_path / "out")
+
+    @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+    def test_a_decoder_that_looks_at_padding(self, model_type, tmp_path):
+        dense = tiny_model(model_type, "AutoModelForCausalLM")
+        twin_target()
+        hfprune.export(dense, "twin", tmp_path / "sound")
+        twin_target(name="maskless", twin=MasklessTwin)
+        with pytest.raises(ExportError, match="on 6 samples, padded in front outputs differ"):
+            hfprune.export(dense, "maskless", tmp_path / "out")
 
     def test_a_quantised_model_may_differ_by_more(self, small, tmp_path):
         twin_target(change=lambda logits: logits + 0.01)

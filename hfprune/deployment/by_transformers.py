@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_unflatten, treespec_loads
 from transformers import PreTrainedModel
 
-from hfprune.deployment.examples import padded, takes_texts, texts_of
+from hfprune.deployment.examples import padded, positions_of, takes_texts, texts_of
 from hfprune.deployment.proof import logits_of
 from hfprune.deployment.targets import (
     OpenOptions,
@@ -189,8 +189,7 @@ class _WithCache:
 
     def _step(self, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Read tokens behind those of a cache."""
-        # padding has no position of its own
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        positions = positions_of(mask)[:, -ids.shape[1] :]
         arguments = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
         given = {name: value for name, value in arguments.items() if name in self._names}
         with _quiet():

@@ -382,6 +382,9 @@ def _differences(source: _Source, runner: Runner) -> list[Difference]:
     for batch in held_out_batches(source.model, source.tokenizer):
         samples = len(next(iter(batch.values())))
         name = "one sample" if samples == 1 else f"{samples} samples"
+        mask = batch.get("attention_mask")
+        if mask is not None and not bool(mask[:, 0].all()):
+            name += ", padded in front"
         differences.append(compared(name, reference(batch), _run(runner, batch), batch))
     return differences
 

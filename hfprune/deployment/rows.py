@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel
 
-from hfprune.deployment.examples import arguments_in
+from hfprune.deployment.examples import arguments_in, with_positions
 from hfprune.deployment.proof import Difference, compared, in_pytorch, together
 from hfprune.deployment.targets import Runner
 from hfprune.measuring.metrics import check_metrics, compute_metrics_for, default_metrics
@@ -104,7 +104,7 @@ def evaluate(
     for start in range(0, len(data), _ROWS_IN_A_BATCH):
         rows = range(start, min(start + _ROWS_IN_A_BATCH, len(data)))
         batch = _batch_of(model, data, rows, collator)
-        arguments = arguments_in(model, batch)
+        arguments = with_positions(model, arguments_in(model, batch))
         expected, found = reference(arguments), runner(arguments)
         parts.append(compared("the data", expected, found, arguments))
         # the logits of tokens would fill the memory, and no metric here reads them

@@ -25,7 +25,8 @@ class Runner(Protocol):
 
         Args:
             batch: Arguments of the model: `input_ids` and `attention_mask`, each `(samples, tokens)`, and what else the
-                tokenizer gives.
+                tokenizer gives. A decoder also gets `position_ids` where padding may stand in front; a runner whose
+                file does not take them counts positions by the mask.
 
         Returns:
             The logits, or the last hidden states of a model without a head, float32, on the CPU.
