@@ -15,6 +15,7 @@ from hfprune.cli.app import app
 from hfprune.deployment import Target, Tolerance, get_target, known_targets, register_target
 from hfprune.deployment.examples import held_out_batches, padded, trace_batch
 from hfprune.deployment.export import EXPORT_FILE
+from hfprune.deployment.proof import Comparison, Reading, Spread, reading_of
 from hfprune.errors import CheckpointError, ExportError, MissingDependencyError
 from tests.support.plans import quick_checkpoint, removed_plan, uneven_plan
 from tests.support.registries import restored
@@ -177,6 +178,55 @@ class TestWhatIsRefused:
         assert exported.differences[0].largest == pytest.approx(0.01, abs=1e-5)
         assert "int8" in str(exported)
 
+    @pytest.mark.parametrize(
+        ("labels", "bias", "change"),
+        [
+            # a regression around 4, and logits with a common offset
+            (1, 4.0, lambda logits: torch.full_like(logits, 4.0)),
+            (3, 100.0, lambda logits: logits.flip(-1)),
+        ],
+    )
+    def test_a_quantised_file_of_other_outputs_that_are_near_in_all(self, labels, bias, change, tmp_path):
+        dense = tiny_model("bert", num_labels=labels)
+        dense.classifier.bias.data += bias
+        twin_target(change=change)
+        with pytest.raises(ExportError, match="does not compute what the model computes"):
+            hfprune.export(dense, "twin", tmp_path / "out", quantize="int8")
+        twin_target(name="sound", change=lambda logits: logits + 1e-4)
+        assert hfprune.export(dense, "sound", tmp_path / "out", quantize="int8").differences[0].agreement == 1
+
+    def test_a_quantised_file_that_ignores_its_input(self, tmp_path):
+        dense = tiny_model("bert", num_labels=3)
+        dense.classifier.bias.data += torch.tensor([0.0, 0.0, 20.0])
+        with torch.no_grad():
+            always = dense(input_ids=torch.tensor([[5, 6, 7]])).logits
+        twin_target(change=lambda logits: always.expand_as(logits))
+        with pytest.raises(ExportError, match="gives nearly the same outputs for every sample"):
+            hfprune.export(dense, "twin", tmp_path / "out", quantize="int8")
+
+    def test_choices_must_agree_over_all_samples(self, small, tmp_path):
+        twin_target(
+            change=lambda logits: logits.flip(-1), tolerance={None: Tolerance(agreement=0.8), "int8": Tolerance()}
+        )
+        with pytest.raises(ExportError, match="does not choose what the model chooses"):
+            hfprune.export(small, "twin", tmp_path / "out")
+
+    def test_a_mask_is_no_table_of_classes(self):
+        mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+        batch = {"input_ids": torch.ones(2, 3, dtype=torch.long), "attention_mask": mask}
+        expected = torch.zeros(2, 3)
+        classes = Comparison("it", Spread(Reading(chooses=True, has_tokens=False, is_of_samples=True)))
+        classes.add(expected, torch.tensor([[0.0, 0.0, 7.0], [0.0, 0.0, 0.0]]), batch)
+        assert classes.difference().largest == 7
+        assert classes.difference().agreement == 0.5
+        # a number of every token, as ELECTRA's detector gives it
+        detector = tiny_model("electra", "AutoModelForPreTraining")
+        reading = reading_of(detector, batch)
+        assert (reading.chooses, reading.has_tokens) == (False, True)
+        tokens = Comparison("it", Spread(reading))
+        tokens.add(expected, torch.tensor([[0.0, 0.0, 7.0], [0.0, 0.0, 0.0]]), batch)
+        assert tokens.difference().largest == 0
+
     def test_a_writer_that_fails(self, small, tmp_path):
         def write(model, folder, options):
             raise KeyError("aten.none")
@@ -267,6 +317,9 @@ class TestData:
             hfprune.export(small, "twin", tmp_path / "out", tokenizer=tiny_tokenizer(), data=rows.select([]))
         with pytest.raises(ValueError, match="the metric 'bleurt' does not fit a classification"):
             hfprune.export(small, "twin", tmp_path / "out", tokenizer=tiny_tokenizer(), data=rows, metrics=["bleurt"])
+        with pytest.raises(ValueError, match="f1 is for a class or a number of every sample, and LlamaForCausalLM"):
+            decoder = tiny_model("llama", "AutoModelForCausalLM")
+            hfprune.export(decoder, "twin", tmp_path / "out", data=tiny_tokenized(8), metrics=["f1"])
         assert written == {}, "mistakes are found before anything is written"
 
 

@@ -21,15 +21,16 @@ from hfprune.data.packages import model_title, resolve_model
 from hfprune.deployment.examples import held_out_batches, trace_batch
 from hfprune.deployment.loading import load_model
 from hfprune.deployment.proof import (
+    Comparison,
     Difference,
+    Spread,
     Text,
     check_within,
-    compared,
     in_pytorch,
-    together,
+    reading_of,
     written_alike,
 )
-from hfprune.deployment.rows import Collator, Evaluation, calibration_batches, check_rows, evaluate
+from hfprune.deployment.rows import Collator, calibration_batches, check_rows, evaluate
 from hfprune.deployment.targets import (
     OpenOptions,
     Runner,
@@ -225,14 +226,16 @@ def export(
     reason = target.refusal(source.model)
     if reason is not None:
         raise ExportError(f"{source.name} cannot be exported to {to}: {reason}.")
+    batch = trace_batch(source.model, source.tokenizer)
+    reading = reading_of(source.model, batch)
     if data is not None:
-        check_rows(source.model, data, metrics)
+        check_rows(source.model, data, metrics, reading)
     collator = collator or _collator_for(source.tokenizer)
     calibration = data if calibration is None else calibration
     options = WriteOptions(
         quantization=quantize,
         tokenizer=source.tokenizer,
-        batch=trace_batch(source.model, source.tokenizer),
+        batch=batch,
         calibration=[] if calibration is None else calibration_batches(source.model, calibration, collator),
         name=source.name,
     )
@@ -241,12 +244,15 @@ def export(
     with draft_for(place) as draft:
         size_bytes = _write(target, source, draft, options)
         runner = _opened(target, draft, OpenOptions(threads=threads))
-        evaluation = None
-        differences = _differences(source, runner)
+        spread = Spread(reading)
+        comparisons = _comparisons(source, runner, spread)
+        found: Mapping[str, Mapping[str, float]] = {}
         if data is not None:
-            evaluation = evaluate(source.model, runner, data, collator=collator, metrics=metrics)
-            differences.append(evaluation.difference)
-        check_within(differences, target.tolerance[quantize], target.name)
+            on_data = Comparison("the data", spread)
+            found = evaluate(source.model, runner, data, comparison=on_data, collator=collator, metrics=metrics)
+            comparisons.append(on_data)
+        differences = [comparison.difference() for comparison in comparisons]
+        check_within(differences, target.tolerance[quantize], spread, target.name)
         text = written_alike(source.model, runner, options.batch, quantized=quantize is not None)
         result = Export(
             path=place,
@@ -258,7 +264,7 @@ def export(
             weights_bytes=_weights_bytes(source.model),
             differences=tuple(differences),
             text=text,
-            metrics=_metrics_of(evaluation),
+            metrics=found,
             versions=versions_of(target),
             seconds=round(time.perf_counter() - began, 1),
         )
@@ -375,31 +381,32 @@ def _write_config(model: PreTrainedModel, folder: Path) -> None:
         model.generation_config.save_pretrained(folder)
 
 
-def _differences(source: _Source, runner: Runner) -> list[Difference]:
+def _comparisons(source: _Source, runner: Runner, spread: Spread) -> list[Comparison]:
     """Compare the exported model on the probe, and on texts of other sizes than it was made with."""
     reference = in_pytorch(source.model)
-    differences = [_on_the_probe(source, runner)]
+    comparisons = [_on_the_probe(source, runner, spread)]
     for batch in held_out_batches(source.model, source.tokenizer):
         samples = len(next(iter(batch.values())))
         name = "one sample" if samples == 1 else f"{samples} samples"
         mask = batch.get("attention_mask")
         if mask is not None and not bool(mask[:, 0].all()):
             name += ", padded in front"
-        differences.append(compared(name, reference(batch), _run(runner, batch), batch))
-    return differences
+        comparison = Comparison(name, spread)
+        comparison.add(reference(batch), _run(runner, batch), batch)
+        comparisons.append(comparison)
+    return comparisons
 
 
-def _on_the_probe(source: _Source, runner: Runner) -> Difference:
+def _on_the_probe(source: _Source, runner: Runner, spread: Spread) -> Comparison:
     """Compare on the input of the probe, one sample at a time."""
     probe = source.probe or Probe.of(source.model)
     reference = in_pytorch(source.model)
-    parts = []
+    comparison = Comparison("the probe", spread)
     ids = torch.tensor(probe.input_ids, dtype=torch.long, device="cpu")
     for row in torch.tensor_split(ids, len(ids)):
         batch = example_inputs(source.model, row)
-        found = _run(runner, batch)
-        parts.append(compared("the probe", reference(batch), found, batch))
-    return together("the probe", parts)
+        comparison.add(reference(batch), _run(runner, batch), batch)
+    return comparison
 
 
 def _run(runner: Runner, batch: Mapping[str, Any]) -> torch.Tensor:
@@ -422,8 +429,3 @@ def _plan_digest(model: PreTrainedModel) -> str:
 def _weights_bytes(model: PreTrainedModel) -> int:
     """The bytes of the parameters in float32; a shared one counts once."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-
-
-def _metrics_of(evaluation: Evaluation | None) -> Mapping[str, Mapping[str, float]]:
-    """The metrics of both models; none without data."""
-    return {} if evaluation is None else evaluation.metrics

@@ -89,8 +89,8 @@ class Tolerance:
     Attributes:
         largest: The largest difference of an output, relative to the largest output of the model in PyTorch. Few
             outputs of a quantised model differ by much, so this bound is for those that are not quantised.
-        typical: The root mean square of the differences, relative to that of the outputs.
-        agreement: The least share of the positions at which both have the same largest logit.
+        typical: The root mean square of the differences, relative to that of the outputs, as `Difference` has it.
+        agreement: The least share of the positions at which both have the same largest logit, over all samples.
     """
 
     largest: float = math.inf
