@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_model
@@ -14,10 +13,11 @@ import hfprune
 from hfprune.cli.app import app
 from hfprune.deployment import Target, Tolerance, get_target, known_targets, register_target
 from hfprune.deployment.examples import held_out_batches, padded, trace_batch
-from hfprune.deployment.export import EXPORT_FILE
+from hfprune.deployment.folders import EXPORT_FILE
 from hfprune.deployment.proof import Comparison, Reading, Spread, reading_of
 from hfprune.errors import CheckpointError, ExportError, MissingDependencyError
-from tests.support.plans import quick_checkpoint, removed_plan, uneven_plan
+from hfprune.publishing.probe import PROBE_FILE
+from tests.support.plans import quick_checkpoint, uneven_plan
 from tests.support.registries import restored
 from tests.support.tiny import tiny_model
 from tests.support.tiny_data import tiny_tokenized, tiny_tokenizer
@@ -133,11 +133,55 @@ class TestWhatIsWritten:
             hfprune.export(small, "twin", tmp_path / "out")
         hfprune.export(small, "twin", tmp_path / "out", quantize="int8", overwrite=True)
         assert json.loads((tmp_path / "out" / EXPORT_FILE).read_text())["quantization"] == "int8"
+        (tmp_path / "out" / "notes").mkdir()
+        (tmp_path / "out" / "notes" / "thesis.txt").write_text("three years")
+        (tmp_path / "out" / "Modelfile").write_text("FROM ./model.gguf")
+        with pytest.raises(CheckpointError, match="files that the export did not write: Modelfile, notes/thesis.txt"):
+            hfprune.export(small, "twin", tmp_path / "out", overwrite=True)
+        assert (tmp_path / "out" / "notes" / "thesis.txt").is_file()
         (tmp_path / "work").mkdir()
         (tmp_path / "work" / "thesis.txt").write_text("three years")
         with pytest.raises(CheckpointError, match="something else than an export"):
             hfprune.export(small, "twin", tmp_path / "work", overwrite=True)
         assert left_in(tmp_path / "work") == ["thesis.txt"]
+        (tmp_path / "work" / EXPORT_FILE).write_text("not JSON")
+        with pytest.raises(CheckpointError, match="did not write: hfprune_export.json, thesis.txt"):
+            hfprune.export(small, "twin", tmp_path / "work", overwrite=True)
+
+    def test_a_checkpoint_that_computes_something_else_than_its_probe_says(self, tmp_path, monkeypatch):
+        folder = quick_checkpoint(tmp_path / "small")
+        probe = json.loads((folder / PROBE_FILE).read_text())
+        probe["output"][0] += 1.0
+        (folder / PROBE_FILE).write_text(json.dumps(probe))
+        # checksums find this before; what is loaded here may be a checkpoint that another library computes otherwise
+        monkeypatch.setattr("hfprune.deployment.export.load_model", lambda name: hfprune.load(name, verify=False))
+        written = twin_target()
+        with pytest.raises(
+            CheckpointError, match="small: the model does not compute what its author saw.*Run: hfprune verify"
+        ):
+            hfprune.export(folder, "twin", tmp_path / "out")
+        assert written == {}
+
+    def test_a_tokenizer_that_cannot_be_loaded_is_not_left_out(self, tmp_path):
+        folder = tmp_path / "dense"
+        tiny_model("bert").save_pretrained(folder)
+        written = twin_target()
+        hfprune.export(folder, "twin", tmp_path / "out")
+        assert written["options"].tokenizer is None
+        (folder / "tokenizer.json").write_text("{}")
+        with pytest.raises(CheckpointError, match="the tokenizer of .*dense cannot be loaded"):
+            hfprune.export(folder, "twin", tmp_path / "more")
+
+    def test_the_threads_of_the_caller_stay(self, small, tmp_path):
+        before = torch.get_num_threads()
+
+        def open_again(folder, options):
+            get_target("torch").open(folder, options)
+
+        twin_target(open=open_again)
+        with pytest.raises(ExportError, match="its runtime cannot open it"):
+            hfprune.export(small, "twin", tmp_path / "out", threads=before + 1)
+        assert torch.get_num_threads() == before
 
 
 class TestWhatIsRefused:
@@ -280,6 +324,10 @@ class TestWhatIsRefused:
     def test_caches_of_sliding_windows(self, tmp_path):
         with pytest.raises(ExportError, match="look at a sliding window"):
             hfprune.export(tiny_model("gemma3_text", "AutoModelForCausalLM"), "torch", tmp_path / "out")
+        # no list of the kinds of layers, and a window in all of them
+        with pytest.raises(ExportError, match="look at a sliding window"):
+            hfprune.export(tiny_model("mistral", "AutoModelForCausalLM", sliding_window=64), "torch", tmp_path / "out")
+        assert get_target("torch").refusal(tiny_model("mistral", "AutoModelForCausalLM", sliding_window=None)) is None
         # the refusal needs no package
         register_target(dataclasses.replace(get_target("executorch"), modules=()))
         with pytest.raises(ExportError, match="writes texts, and hfprune has not tried a cache in ExecuTorch"):
@@ -308,6 +356,26 @@ class TestData:
         assert (last.name, last.samples) == ("the data", 40)
         assert "accuracy: PyTorch" in str(exported)
 
+    def test_calibration_on_the_rows_that_are_measured_is_stated(self, small, tmp_path):
+        written = twin_target(calibrated=("int8",))
+        rows = tiny_tokenized(200)
+        arguments = {"tokenizer": tiny_tokenizer(), "data": rows, "quantize": "int8", "overwrite": True}
+        exported = hfprune.export(small, "twin", tmp_path / "out", **arguments)
+        assert exported.calibrated_on == "data"
+        assert "measured on rows of the same data" in str(exported)
+        first = [batch["input_ids"] for batch in written["options"].calibration]
+        assert sum(map(len, first)) == 128
+        texts = {tuple(row["input_ids"]) for row in rows.select(range(128))}
+        seen = [tuple(row[row != 0].tolist()) for batch in first for row in batch]
+        assert not set(seen) <= texts, "a sample of all rows, not the first"
+        exported = hfprune.export(small, "twin", tmp_path / "out", calibration=tiny_tokenized(9), **arguments)
+        assert exported.calibrated_on == "calibration"
+        assert "same data" not in str(exported)
+        assert sum(len(batch["input_ids"]) for batch in written["options"].calibration) == 9
+        arguments["quantize"] = None
+        assert hfprune.export(small, "twin", tmp_path / "out", **arguments).calibrated_on is None
+        assert written["options"].calibration == []
+
     def test_metrics_want_labels(self, small, tmp_path):
         written = twin_target()
         rows = tiny_tokenized(8).select_columns(["input_ids", "attention_mask"])
@@ -317,8 +385,8 @@ class TestData:
             hfprune.export(small, "twin", tmp_path / "out", tokenizer=tiny_tokenizer(), data=rows.select([]))
         with pytest.raises(ValueError, match="the metric 'bleurt' does not fit a classification"):
             hfprune.export(small, "twin", tmp_path / "out", tokenizer=tiny_tokenizer(), data=rows, metrics=["bleurt"])
+        decoder = tiny_model("llama", "AutoModelForCausalLM")
         with pytest.raises(ValueError, match="f1 is for a class or a number of every sample, and LlamaForCausalLM"):
-            decoder = tiny_model("llama", "AutoModelForCausalLM")
             hfprune.export(decoder, "twin", tmp_path / "out", data=tiny_tokenized(8), metrics=["f1"])
         assert written == {}, "mistakes are found before anything is written"
 
@@ -361,6 +429,14 @@ class TestTheCommand:
         assert "compared on" in done.output
         assert (tmp_path / "small-twin-int8" / EXPORT_FILE).is_file()
 
+    def test_the_working_directory_has_a_name(self, tmp_path, monkeypatch):
+        quick_checkpoint(tmp_path / "small")
+        monkeypatch.chdir(tmp_path / "small")
+        twin_target()
+        done = self.run("export", ".", "--to", "twin")
+        assert done.exit_code == 0, done.output
+        assert (tmp_path / "small" / "small-twin" / EXPORT_FILE).is_file()
+
     def test_with_data(self, tmp_path, monkeypatch):
         quick_checkpoint(tmp_path / "small")
         monkeypatch.chdir(tmp_path)
@@ -382,89 +458,3 @@ class TestTheCommand:
         assert done.output.startswith("hfprune: to must be one of")
         done = self.run("export", tmp_path, "--to", "torch", "--split", "test")
         assert "--split and --metric go with --data" in done.output
-
-
-@pytest.fixture(scope="module")
-def in_onnx(tmp_path_factory):
-    """A classifier with a removed attention and a removed feed-forward block."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package)
-    dense = tiny_model("bert", num_labels=3)
-    small = hfprune.apply_plan(dense, removed_plan(dense))
-    folder = tmp_path_factory.mktemp("onnx") / "out"
-    return small, hfprune.export(small, "onnx", folder, tokenizer=tiny_tokenizer(), threads=1)
-
-
-class TestOnnx:
-    def test_the_file_computes_the_same(self, in_onnx):
-        _, exported = in_onnx
-        assert all(difference.relative < 1e-5 for difference in exported.differences)
-
-    def test_the_runtime_alone_opens_it(self, in_onnx):
-        import onnxruntime
-
-        small, exported = in_onnx
-        session = onnxruntime.InferenceSession(exported.path / "model.onnx")
-        ids = torch.randint(4, 60, (5, 11))
-        (logits,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": np.ones((5, 11), dtype=np.int64)})
-        with torch.no_grad():
-            torch.testing.assert_close(torch.from_numpy(logits), small(input_ids=ids).logits, atol=1e-5, rtol=0)
-
-    @pytest.mark.slow
-    def test_int8(self, in_onnx, tmp_path):
-        small, exported = in_onnx
-        quantised = hfprune.export(small, "onnx", tmp_path / "out", quantize="int8", threads=1)
-        assert quantised.differences[0].largest > 0
-        assert quantised.size_bytes < exported.size_bytes
-
-    def test_a_decoder_writes_with_its_cache(self, tmp_path):
-        for package in ("onnx", "onnxscript", "onnxruntime"):
-            pytest.importorskip(package)
-        # one layer is enough to have a cache, and two take twice as long
-        dense = tiny_model("llama", "AutoModelForCausalLM", num_hidden_layers=1)
-        small = hfprune.apply_plan(dense, uneven_plan(dense))
-        exported = hfprune.export(small, "onnx", tmp_path / "out", threads=1)
-        assert exported.text == hfprune.deployment.Text(tokens=16, equal=16)
-        layers = json.loads((tmp_path / "out" / "cache.json").read_text())["layers"]
-        assert [layer["heads"] for layer in layers] == [3]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("target", "model_type", "head"),
-    [
-        ("openvino", "bert", "AutoModelForSequenceClassification"),
-        ("onnx", "llama", "AutoModelForCausalLM"),
-        ("openvino", "llama", "AutoModelForCausalLM"),
-        ("torch", "llama", "AutoModelForCausalLM"),
-        ("torch", "vit", "AutoModelForImageClassification"),
-        ("executorch", "bert", "AutoModelForSequenceClassification"),
-    ],
-)
-def test_every_other_target(target, model_type, head, tmp_path):
-    for module in get_target(target).modules:
-        pytest.importorskip(module)
-    dense = tiny_model(model_type, head)
-    small = hfprune.apply_plan(dense, uneven_plan(dense))
-    exported = hfprune.export(small, target, tmp_path / "out", threads=1)
-    assert all(difference.relative < 1e-4 for difference in exported.differences)
-
-
-@pytest.mark.slow
-def test_int8_of_openvino(small, tmp_path):
-    pytest.importorskip("nncf")
-    weights = hfprune.export(small, "openvino", tmp_path / "out", quantize="int8", threads=1)
-    assert weights.differences[0].largest > 0
-    with pytest.raises(ExportError, match="measures the ranges of activations on data, and none was given"):
-        hfprune.export(small, "openvino", tmp_path / "more", quantize="int8-calibrated")
-    assert not (tmp_path / "more").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.demo
-@pytest.mark.parametrize("target", ["onnx", "openvino", "torch"])
-def test_minilm(target, tmp_path):
-    for module in get_target(target).modules:
-        pytest.importorskip(module)
-    exported = hfprune.export("minilm-l6", target, tmp_path / "out", threads=1)
-    assert all(difference.relative < 1e-4 for difference in exported.differences)

@@ -227,13 +227,22 @@ def _refusal(model: PreTrainedModel) -> str | None:
             f"{type(model).__name__} is an encoder-decoder, whose cache has two parts. hfprune exports encoders, and "
             "decoders alone"
         )
-    kinds = getattr(model.config, "layer_types", None) or ()
-    if predicts_next_token(model) and "sliding_attention" in kinds:
+    if predicts_next_token(model) and _has_window(model):
         return (
             f"layers of {type(model).__name__} look at a sliding window, and their cache counts tokens in a way that "
-            "the graph cannot be given"
+            "the graph cannot be given. For texts that are shorter than the window, the model computes the same "
+            "without one, if its config may have none: set config.sliding_window = None before it is loaded"
         )
     return None
+
+
+def _has_window(model: PreTrainedModel) -> bool:
+    """Whether layers of a decoder keep the last tokens of a text only."""
+    kinds = getattr(model.config, "layer_types", None)
+    if kinds:
+        return "sliding_attention" in kinds
+    # Mistral, Phi-3 and Starcoder 2 have a window in every layer, or in none
+    return bool(getattr(model.config, "sliding_window", None))
 
 
 def _refusal_of_executorch(model: PreTrainedModel) -> str | None:
@@ -395,6 +404,7 @@ register_target(
             "int8": "int8 weights; activations stay float32 (NNCF)",
             "int8-calibrated": "int8 weights and activations, with ranges measured on the data (NNCF)",
         },
+        calibrated=("int8-calibrated",),
         tolerance={None: _EXACT, "int8": _EIGHT_BITS, "int8-calibrated": _EIGHT_BITS},
         write=_write_openvino,
         open=_open_openvino,

@@ -1,6 +1,6 @@
 """Data of the user: rows as batches, and the metrics of a model in PyTorch and of the exported one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ _CALIBRATION_BATCH = 8
 
 
 def calibration_batches(model: PreTrainedModel, data: Any, collator: Collator) -> list[dict[str, Tensor]]:
-    """Batches for a quantiser, of the first rows.
+    """Batches for a quantiser, of a seeded sample of the rows: their order may be that of their labels.
 
     Args:
         model: The model.
@@ -35,9 +35,10 @@ def calibration_batches(model: PreTrainedModel, data: Any, collator: Collator) -
         The batches, without labels.
     """
     batches = []
-    rows = min(len(data), _CALIBRATION_ROWS)
-    for start in range(0, rows, _CALIBRATION_BATCH):
-        batch = _batch_of(model, data, range(start, min(start + _CALIBRATION_BATCH, rows)), collator)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randperm(len(data), dtype=torch.long, device="cpu", generator=generator)[:_CALIBRATION_ROWS].tolist()
+    for start in range(0, len(rows), _CALIBRATION_BATCH):
+        batch = _batch_of(model, data, rows[start : start + _CALIBRATION_BATCH], collator)
         batches.append(arguments_in(model, batch))
     return batches
 
@@ -129,7 +130,7 @@ def _metrics(
     return results
 
 
-def _batch_of(model: PreTrainedModel, data: Any, rows: range, collator: Collator) -> Mapping[str, Any]:
+def _batch_of(model: PreTrainedModel, data: Any, rows: Iterable[int], collator: Collator) -> Mapping[str, Any]:
     """The rows of some numbers as a batch; columns that the model does not take are left out before collating."""
     taken = argument_names(model) | {"label", "label_ids"}
     chosen = []

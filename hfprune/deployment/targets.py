@@ -60,7 +60,8 @@ class WriteOptions:
         tokenizer: The tokenizer of the model. It is saved in the folder already; a target whose one file holds
             everything writes it there too.
         batch: Arguments of the model to trace it with: real token ids, with padding.
-        calibration: Batches that a quantiser may look at; empty if the user gave no data.
+        calibration: Batches that a quantiser may look at; empty if the user gave no data, or the quantisation is not
+            in the target's `calibrated`.
         name: What the user calls the model, for metadata inside the file.
     """
 
@@ -113,6 +114,7 @@ class Target:
         modules: What must be importable.
         packages: The packages whose versions an export states.
         quantizations: By name, such as `int8`, what it does: a line of help.
+        calibrated: The quantisations that look at data.
         tolerance: By quantisation (None: not quantised) how far the exported model may be from the one in PyTorch.
         write: Writes the model into a folder, which holds its config and its tokenizer already.
         open: Opens what `write` wrote in the target's runtime.
@@ -127,6 +129,7 @@ class Target:
     open: Callable[[Path, OpenOptions], Runner]
     packages: tuple[str, ...] = ()
     quantizations: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    calibrated: tuple[str, ...] = ()
     refusal: Callable[[PreTrainedModel], str | None] = _no_reason
 
 
