@@ -342,6 +342,23 @@ def test_smollm2_writes_the_same_in_llama_cpp(tmp_path):
     assert runner.generate(ids[:, :32], 32).tolist() == written.tolist()
 
 
+def test_probabilities_must_follow_from_the_hidden_states(tmp_path, monkeypatch):
+    """A file of float32 rounds nothing; one whose output matrix is rounded may be off by more."""
+    for folder, quantization in (("float32", None), ("rounded", "q8_0")):
+        (tmp_path / folder).mkdir()
+        model = decoder(**MULTIPLES_OF_32)
+        runner = runner_of(model, tmp_path / folder, quantization=quantization)
+        likely = runner._likely
+        monkeypatch.setattr(
+            runner, "_likely", lambda ids, most, likely=likely: {k: 1.01 * v for k, v in likely(ids, most).items()}
+        )
+        if quantization is None:
+            with pytest.raises(ExportError, match="gives other probabilities than follow"):
+                runner({"input_ids": IDS})
+        else:
+            assert runner({"input_ids": IDS}).isfinite().all()
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("model", "message"),

@@ -50,11 +50,11 @@ def exported(
     target = get_target(to)
     check_quantization(target, quantize)
     check_installed(target)
-    folder = output or Path(f"{Path(model).name}-{to}" + (f"-{quantize}" if quantize else ""))
+    folder = output or Path(f"{Path(model).resolve().name}-{to}" + (f"-{quantize}" if quantize else ""))
     if texts is None:
         return export(model, to, folder, quantize=quantize, threads=threads, overwrite=overwrite)
     classifier_config(model)
-    calibrates = quantize == "int8-calibrated"
+    calibrates = quantize in target.calibrated
     # a quantiser must not see the rows that are measured, so a single file is cut where one looks at data
     splits, tokenizer = texts.tokenized_for(resolve_model(model), whole=split is None and not calibrates)
     return export(

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfprune.structure.devices import input_embeddings
 from hfprune.structure.examples import example_inputs, longest_sequence
+from hfprune.structure.predictions import predicts_next_token
 from hfprune.structure.wrapping import argument_names
 
 #: Sentences of different lengths, so that a batch of them is padded. No model was trained on them by us.
@@ -43,6 +44,9 @@ def trace_batch(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
 def held_out_batches(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> list[dict[str, Tensor]]:
     """Batches of other sizes than `trace_batch` gives: one short text, six texts, and one long text.
 
+    A decoder looks only at what stands before a token, so padding behind a text says nothing of its mask. It gets the
+    six texts with padding in front too.
+
     Args:
         model: The model.
         tokenizer: Its tokenizer; without one the token ids are random.
@@ -59,11 +63,14 @@ def held_out_batches(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase 
         joined += text
     # a text of several sentences; a tokenizer's special tokens inside of it do no harm
     long_text = joined[: min(longest, _LONGEST)]
-    return [
+    batches = [
         padded(model, tokenizer, texts[1:2]),
         padded(model, tokenizer, texts),
         padded(model, tokenizer, [long_text]),
     ]
+    if predicts_next_token(model):
+        batches.append(with_positions(model, padded(model, tokenizer, texts, left=True)))
+    return batches
 
 
 def takes_texts(model: PreTrainedModel) -> bool:
@@ -130,6 +137,42 @@ def padded(
     if has_types and "token_type_ids" in argument_names(model):
         batch["token_type_ids"] = torch.zeros_like(ids)
     return batch
+
+
+def with_positions(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch for a decoder with the positions of its tokens, which padding in front does not move.
+
+    Some models count positions by the mask, and others, such as GPT-2, by where a token stands, unless they are told.
+
+    Args:
+        model: The model.
+        batch: Its arguments.
+
+    Returns:
+        The batch; with `position_ids`, `(texts, tokens)`, where the model is a decoder that takes them and there is a
+        mask.
+    """
+    given = dict(batch)
+    is_wanted = predicts_next_token(model) and "position_ids" in argument_names(model)
+    if is_wanted and "attention_mask" in given and "position_ids" not in given:
+        given["position_ids"] = positions_of(given["attention_mask"])
+    return given
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """The position of every token in its text; padding has no position of its own.
+
+    Args:
+        mask: `(texts, tokens)`, 1 for tokens and 0 for padding.
+
+    Returns:
+        `(texts, tokens)`.
+
+    Examples:
+        >>> positions_of(torch.tensor([[0, 0, 1, 1]])).tolist()
+        [[0, 0, 0, 1]]
+    """
+    return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def arguments_in(model: PreTrainedModel, batch: Mapping[str, object]) -> dict[str, Tensor]:

@@ -3,14 +3,14 @@
 import copy
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
-    AutoTokenizer,
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -19,17 +19,19 @@ from transformers import (
 
 from hfprune.data.packages import model_title, resolve_model
 from hfprune.deployment.examples import held_out_batches, trace_batch
-from hfprune.deployment.loading import load_model
+from hfprune.deployment.folders import EXPORT_FILE, check_replaceable, files_in
+from hfprune.deployment.loading import load_model, probe_of, tokenizer_of
 from hfprune.deployment.proof import (
+    Comparison,
     Difference,
+    Spread,
     Text,
     check_within,
-    compared,
     in_pytorch,
-    together,
+    reading_of,
     written_alike,
 )
-from hfprune.deployment.rows import Collator, Evaluation, calibration_batches, check_rows, evaluate
+from hfprune.deployment.rows import Collator, calibration_batches, check_rows, evaluate
 from hfprune.deployment.targets import (
     OpenOptions,
     Runner,
@@ -43,15 +45,13 @@ from hfprune.deployment.targets import (
 from hfprune.errors import CheckpointError, ExportError, one_line
 from hfprune.publishing.contents import CONFIG_FILE
 from hfprune.publishing.probe import Probe
-from hfprune.publishing.replacement import draft_for, entries_of, put
+from hfprune.publishing.replacement import draft_for, put
 from hfprune.showing.tables import Table
 from hfprune.structure.arguments import FLAG, PATH, TEXT, checked, optional, whole
 from hfprune.structure.examples import example_inputs
 from hfprune.structure.modeling_pruned import base_class
 from hfprune.structure.wrapping import unwrapped
 
-#: What an export says of itself. transformers writes a file `export.json` of its own.
-EXPORT_FILE = "hfprune_export.json"
 #: Grows when a reader of today would misread the file.
 FORMAT_VERSION = 1
 #: Fields of the config of a pruned model that only its class in PyTorch reads.
@@ -73,6 +73,9 @@ class Export:
         differences: How far its outputs are from those of PyTorch in float32, by what was compared.
         text: The text that a decoder wrote, beside PyTorch's; None for other models, or a runtime that does not write.
         metrics: The metrics on the user's data, by `pytorch` and `exported`; empty without labelled data.
+        calibrated_on: What the ranges of activations were measured on: `calibration`, or rows of the `data` that the
+            metrics are of; None where a quantisation does not look at data.
+        files: The names of all files in the folder. Only these are replaced if it is overwritten.
         versions: The versions of the packages that it was made with.
         seconds: How long writing and comparing took.
 
@@ -97,6 +100,8 @@ class Export:
     differences: Sequence[Difference]
     text: Text | None
     metrics: Mapping[str, Mapping[str, float]]
+    calibrated_on: str | None
+    files: Sequence[str]
     versions: Mapping[str, str]
     seconds: float
 
@@ -134,6 +139,11 @@ class Export:
             notes.append(f"greedy text: {self.text.equal} of {self.text.tokens} tokens as in PyTorch")
         for name, value in self.metrics.get("pytorch", {}).items():
             notes.append(f"{name}: PyTorch {value:.4f}, exported {self.metrics['exported'][name]:.4f}")
+        if self.calibrated_on == "data":
+            notes.append(
+                "the ranges of activations were measured on rows of the same data, so the metrics may be too good; "
+                "give other rows as calibration"
+            )
         notes.append(f"written to {self.path} in {self.seconds:.0f} s")
         return notes
 
@@ -192,11 +202,12 @@ def export(
         tokenizer: The tokenizer; of a folder or Hub name by default the one that is there.
         quantize: How to quantise the weights, one of the target's `quantizations`; None: not at all.
         data: Tokenized rows to compare both models on, all of them; with labels also their metrics.
-        calibration: Tokenized rows whose activations a quantiser may look at; by default `data`.
+        calibration: Tokenized rows whose activations a quantiser may look at, a sample of 128; by default `data`, which
+            the table then says.
         collator: Makes batches of rows; by default it pads with the tokenizer.
         metrics: Names of metrics for data with labels, as `hfprune evaluate` knows them; by default the usual one.
         threads: How many threads the runtime may use when both are compared; None: as many as it likes.
-        overwrite: Whether the folder may replace an export that is there already.
+        overwrite: Whether the folder may replace an export that is there already, if it holds no other files.
 
     Returns:
         What was written, and how far it is from the model in PyTorch.
@@ -204,7 +215,8 @@ def export(
     Raises:
         ExportError: The target cannot take the model, or its file computes something else. No file is left.
         MissingDependencyError: A package of the target is not installed; the message has the command.
-        CheckpointError: The output is a file or a folder of something else, or the model cannot be loaded.
+        CheckpointError: The output is a file or holds files of something else; the model or its tokenizer cannot be
+            loaded, or it computes something else than its probe says.
         ValueError: The target or the quantisation is unknown, or data, labels or metrics do not fit.
 
     Examples:
@@ -220,33 +232,39 @@ def export(
     check_quantization(target, quantize)
     check_installed(target)
     place = Path(output).resolve()
-    _check_replaceable(place, overwrite=overwrite)
+    check_replaceable(place, overwrite=overwrite)
     source = _source_of(model, tokenizer)
     reason = target.refusal(source.model)
     if reason is not None:
         raise ExportError(f"{source.name} cannot be exported to {to}: {reason}.")
+    batch = trace_batch(source.model, source.tokenizer)
+    reading = reading_of(source.model, batch)
     if data is not None:
-        check_rows(source.model, data, metrics)
+        check_rows(source.model, data, metrics, reading)
     collator = collator or _collator_for(source.tokenizer)
-    calibration = data if calibration is None else calibration
+    calibrated_on = _calibrated_on(target, quantize, data, calibration)
+    calibration = data if calibrated_on == "data" else calibration
     options = WriteOptions(
         quantization=quantize,
         tokenizer=source.tokenizer,
-        batch=trace_batch(source.model, source.tokenizer),
-        calibration=[] if calibration is None else calibration_batches(source.model, calibration, collator),
+        batch=batch,
+        calibration=[] if calibrated_on is None else calibration_batches(source.model, calibration, collator),
         name=source.name,
     )
     began = time.perf_counter()
     place.parent.mkdir(parents=True, exist_ok=True)
-    with draft_for(place) as draft:
+    with _threads_kept(), draft_for(place) as draft:
         size_bytes = _write(target, source, draft, options)
         runner = _opened(target, draft, OpenOptions(threads=threads))
-        evaluation = None
-        differences = _differences(source, runner)
+        spread = Spread(reading)
+        comparisons = _comparisons(source, runner, spread)
+        found: Mapping[str, Mapping[str, float]] = {}
         if data is not None:
-            evaluation = evaluate(source.model, runner, data, collator=collator, metrics=metrics)
-            differences.append(evaluation.difference)
-        check_within(differences, target.tolerance[quantize], target.name)
+            on_data = Comparison("the data", spread)
+            found = evaluate(source.model, runner, data, comparison=on_data, collator=collator, metrics=metrics)
+            comparisons.append(on_data)
+        differences = [comparison.difference() for comparison in comparisons]
+        check_within(differences, target.tolerance[quantize], spread, target.name)
         text = written_alike(source.model, runner, options.batch, quantized=quantize is not None)
         result = Export(
             path=place,
@@ -258,7 +276,9 @@ def export(
             weights_bytes=_weights_bytes(source.model),
             differences=tuple(differences),
             text=text,
-            metrics=_metrics_of(evaluation),
+            metrics=found,
+            calibrated_on=calibrated_on,
+            files=tuple(sorted([*files_in(draft), EXPORT_FILE])),
             versions=versions_of(target),
             seconds=round(time.perf_counter() - began, 1),
         )
@@ -267,21 +287,23 @@ def export(
     return result
 
 
-def _check_replaceable(place: Path, *, overwrite: bool) -> None:
-    """Refuse a place that an export may not take."""
-    if not place.exists():
-        return
-    if not place.is_dir():
-        raise CheckpointError(f"{place} is a file; an export is a folder.")
-    if not entries_of(place):
-        return
-    if not overwrite:
-        raise CheckpointError(f"{place} exists and is not empty. Choose another folder, or allow to overwrite it.")
-    # replacing removes the whole folder, so one mistyped path could cost somebody's work
-    if not (place / EXPORT_FILE).is_file():
-        raise CheckpointError(
-            f"{place} holds something else than an export; it is not replaced. Choose another folder."
-        )
+def _calibrated_on(target: Target, quantization: str | None, data: Any, calibration: Any) -> str | None:
+    """Which rows a quantiser looks at: `calibration`, or the `data` that metrics are measured on; None for none."""
+    if quantization not in target.calibrated:
+        return None
+    if calibration is not None and calibration is not data:
+        return "calibration"
+    return None if data is None else "data"
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """Give PyTorch its number of threads back, which a target of PyTorch sets for all."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _source_of(model: PreTrainedModel | str | Path, tokenizer: PreTrainedTokenizerBase | None) -> _Source:
@@ -290,11 +312,16 @@ def _source_of(model: PreTrainedModel | str | Path, tokenizer: PreTrainedTokeniz
         loaded = load_model(str(model))
         folder = resolve_model(str(model))
         name = model_title(str(model))
+        reference = _as_reference(loaded)
+        probe = probe_of(Path(folder))
+        problem = probe.problem_of(reference) if probe is not None else None
+        if problem is not None:
+            raise CheckpointError(f"{model}: {problem}. Run: hfprune verify {model}")
         return _Source(
-            model=_as_reference(loaded),
-            tokenizer=tokenizer or _tokenizer_of(folder),
+            model=reference,
+            tokenizer=tokenizer or tokenizer_of(folder),
             name=Path(name).name if Path(name).is_dir() else name,
-            probe=_probe_of(Path(folder)),
+            probe=probe,
         )
     inside = unwrapped(model)
     name = Path(inside.name_or_path or type(inside).__name__).name
@@ -306,23 +333,6 @@ def _as_reference(model: PreTrainedModel) -> PreTrainedModel:
     reference: PreTrainedModel = model.to("cpu", torch.float32).eval()
     reference.requires_grad_(False)
     return reference
-
-
-def _tokenizer_of(source: str) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a folder or repository; None if it has none."""
-    try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError):
-        return None
-
-
-def _probe_of(folder: Path) -> Probe | None:
-    """The probe of a checkpoint's folder, if it says what the model computes in float32."""
-    file = folder / "pruning_probe.json"
-    if not file.is_file():
-        return None
-    probe = Probe.from_json(file.read_text(encoding="utf-8"))
-    return probe if probe.dtype == "float32" else None
 
 
 def _collator_for(tokenizer: PreTrainedTokenizerBase | None) -> Collator:
@@ -375,28 +385,32 @@ def _write_config(model: PreTrainedModel, folder: Path) -> None:
         model.generation_config.save_pretrained(folder)
 
 
-def _differences(source: _Source, runner: Runner) -> list[Difference]:
+def _comparisons(source: _Source, runner: Runner, spread: Spread) -> list[Comparison]:
     """Compare the exported model on the probe, and on texts of other sizes than it was made with."""
     reference = in_pytorch(source.model)
-    differences = [_on_the_probe(source, runner)]
+    comparisons = [_on_the_probe(source, runner, spread)]
     for batch in held_out_batches(source.model, source.tokenizer):
         samples = len(next(iter(batch.values())))
         name = "one sample" if samples == 1 else f"{samples} samples"
-        differences.append(compared(name, reference(batch), _run(runner, batch), batch))
-    return differences
+        mask = batch.get("attention_mask")
+        if mask is not None and not bool(mask[:, 0].all()):
+            name += ", padded in front"
+        comparison = Comparison(name, spread)
+        comparison.add(reference(batch), _run(runner, batch), batch)
+        comparisons.append(comparison)
+    return comparisons
 
 
-def _on_the_probe(source: _Source, runner: Runner) -> Difference:
+def _on_the_probe(source: _Source, runner: Runner, spread: Spread) -> Comparison:
     """Compare on the input of the probe, one sample at a time."""
     probe = source.probe or Probe.of(source.model)
     reference = in_pytorch(source.model)
-    parts = []
+    comparison = Comparison("the probe", spread)
     ids = torch.tensor(probe.input_ids, dtype=torch.long, device="cpu")
     for row in torch.tensor_split(ids, len(ids)):
         batch = example_inputs(source.model, row)
-        found = _run(runner, batch)
-        parts.append(compared("the probe", reference(batch), found, batch))
-    return together("the probe", parts)
+        comparison.add(reference(batch), _run(runner, batch), batch)
+    return comparison
 
 
 def _run(runner: Runner, batch: Mapping[str, Any]) -> torch.Tensor:
@@ -419,8 +433,3 @@ def _plan_digest(model: PreTrainedModel) -> str:
 def _weights_bytes(model: PreTrainedModel) -> int:
     """The bytes of the parameters in float32; a shared one counts once."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-
-
-def _metrics_of(evaluation: Evaluation | None) -> Mapping[str, Mapping[str, float]]:
-    """The metrics of both models; none without data."""
-    return {} if evaluation is None else evaluation.metrics

@@ -1,12 +1,20 @@
-"""Models by the names that users give: pruned checkpoints with their plans, and any other models."""
+"""Models by the names that users give: pruned checkpoints with their plans, and any others; and their tokenizers."""
 
-from transformers import AutoConfig, PreTrainedModel
+from pathlib import Path
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from hfprune.data.models import load_whole
 from hfprune.data.packages import resolve_model
+from hfprune.errors import CheckpointError, one_line
 from hfprune.publishing.checkpoint import load
+from hfprune.publishing.probe import PROBE_FILE, Probe
 from hfprune.publishing.sources import is_pruned
 from hfprune.publishing.verification import class_of
+
+#: How files of tokenizers are called.
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "spiece.model", "sentencepiece*")
 
 
 def load_model(name: str, *, revision: str | None = None) -> PreTrainedModel:
@@ -28,3 +36,55 @@ def load_model(name: str, *, revision: str | None = None) -> PreTrainedModel:
         return load(source, revision=revision)
     config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     return load_whole(class_of(config.architectures or [], name), source, name=name, revision=revision)
+
+
+def tokenizer_of(source: str) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer of a folder or repository.
+
+    Args:
+        source: The folder or repository.
+
+    Returns:
+        The tokenizer; None if there is no file of one.
+
+    Raises:
+        CheckpointError: There are files of a tokenizer, and it cannot be loaded.
+    """
+    if not _has_tokenizer(source):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:
+        raise CheckpointError(
+            f"the tokenizer of {source} cannot be loaded: {type(error).__name__}: {one_line(error)}. Mend its files; "
+            "in Python, tokenizer= takes another."
+        ) from error
+
+
+def _has_tokenizer(source: str) -> bool:
+    """Whether a folder or repository has files of a tokenizer."""
+    if Path(source).is_dir():
+        return any(file for pattern in _TOKENIZER_FILES for file in Path(source).glob(pattern))
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        try:
+            cached_file(source, name)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def probe_of(folder: Path) -> Probe | None:
+    """Read the probe of a checkpoint.
+
+    Args:
+        folder: The folder of the checkpoint.
+
+    Returns:
+        The probe; None if there is none, or it does not say what the model computes in float32.
+    """
+    file = folder / PROBE_FILE
+    if not file.is_file():
+        return None
+    probe = Probe.from_json(file.read_text(encoding="utf-8"))
+    return probe if probe.dtype == "float32" else None

@@ -1,7 +1,6 @@
 """Data of the user: rows as batches, and the metrics of a model in PyTorch and of the exported one."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel
 
-from hfprune.deployment.examples import arguments_in
-from hfprune.deployment.proof import Difference, compared, in_pytorch, together
+from hfprune.deployment.examples import arguments_in, with_positions
+from hfprune.deployment.proof import Comparison, Reading, in_pytorch
 from hfprune.deployment.targets import Runner
 from hfprune.measuring.metrics import check_metrics, compute_metrics_for, default_metrics
 from hfprune.structure.predictions import predicts_number
@@ -24,22 +23,8 @@ _CALIBRATION_ROWS = 128
 _CALIBRATION_BATCH = 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What a model in PyTorch and the exported one do on the user's data.
-
-    Attributes:
-        difference: How far their outputs are apart.
-        metrics: By `pytorch` and `exported`, the metrics by name; empty where the data has no labels, or they are no
-            class or number a sample.
-    """
-
-    difference: Difference
-    metrics: Mapping[str, Mapping[str, float]]
-
-
 def calibration_batches(model: PreTrainedModel, data: Any, collator: Collator) -> list[dict[str, Tensor]]:
-    """Batches for a quantiser, of the first rows.
+    """Batches for a quantiser, of a seeded sample of the rows: their order may be that of their labels.
 
     Args:
         model: The model.
@@ -50,20 +35,22 @@ def calibration_batches(model: PreTrainedModel, data: Any, collator: Collator) -
         The batches, without labels.
     """
     batches = []
-    rows = min(len(data), _CALIBRATION_ROWS)
-    for start in range(0, rows, _CALIBRATION_BATCH):
-        batch = _batch_of(model, data, range(start, min(start + _CALIBRATION_BATCH, rows)), collator)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randperm(len(data), dtype=torch.long, device="cpu", generator=generator)[:_CALIBRATION_ROWS].tolist()
+    for start in range(0, len(rows), _CALIBRATION_BATCH):
+        batch = _batch_of(model, data, rows[start : start + _CALIBRATION_BATCH], collator)
         batches.append(arguments_in(model, batch))
     return batches
 
 
-def check_rows(model: PreTrainedModel, data: Any, metrics: Sequence[str]) -> None:
+def check_rows(model: PreTrainedModel, data: Any, metrics: Sequence[str], reading: Reading) -> None:
     """Refuse data and metrics that do not fit, before a model is written.
 
     Args:
         model: The model.
         data: Rows.
         metrics: Names of metrics.
+        reading: What the outputs of the model mean.
 
     Raises:
         ValueError: There are no rows, a metric is unknown or does not fit the model, or it needs labels that are not
@@ -73,48 +60,58 @@ def check_rows(model: PreTrainedModel, data: Any, metrics: Sequence[str]) -> Non
         raise ValueError("the data has no rows to compare the exported model on.")
     if not metrics:
         return
+    if not reading.is_of_samples:
+        raise ValueError(
+            f"the metric {metrics[0]} is for a class or a number of every sample, and {type(model).__name__} predicts "
+            "something else. Leave metrics out: the outputs are compared without."
+        )
     check_metrics(metrics, regression=predicts_number(model.config))
     if not {"labels", "label", "label_ids"} & set(data[0]):
         raise ValueError(f"the metric {metrics[0]} needs labels of every sample, and the data has none.")
 
 
 def evaluate(
-    model: PreTrainedModel, runner: Runner, data: Any, *, collator: Collator, metrics: Sequence[str] = ()
-) -> Evaluation:
+    model: PreTrainedModel,
+    runner: Runner,
+    data: Any,
+    *,
+    comparison: Comparison,
+    collator: Collator,
+    metrics: Sequence[str] = (),
+) -> dict[str, dict[str, float]]:
     """Run a model and the exported one on data.
 
     Args:
         model: The model, in evaluation mode.
         runner: The exported model.
         data: Rows.
+        comparison: Counts the outputs of both.
         collator: Makes batches of them.
         metrics: Names of metrics; by default the usual one of a classifier or a regression.
 
     Returns:
-        The differences, and the metrics of both.
+        By `pytorch` and `exported`, the metrics by name; empty where the data has no labels, or they are no class or
+        number a sample.
 
     Raises:
         ExportError: The outputs have different shapes, or are not finite.
         ValueError: A metric is unknown, or does not fit.
     """
     reference = in_pytorch(model)
-    parts: list[Difference] = []
     outputs: dict[str, list[Tensor]] = {"pytorch": [], "exported": []}
     labels: list[Tensor] = []
     for start in range(0, len(data), _ROWS_IN_A_BATCH):
         rows = range(start, min(start + _ROWS_IN_A_BATCH, len(data)))
         batch = _batch_of(model, data, rows, collator)
-        arguments = arguments_in(model, batch)
+        arguments = with_positions(model, arguments_in(model, batch))
         expected, found = reference(arguments), runner(arguments)
-        parts.append(compared("the data", expected, found, arguments))
+        comparison.add(expected, found, arguments)
         # the logits of tokens would fill the memory, and no metric here reads them
         if expected.ndim == 2 and isinstance(batch.get("labels"), Tensor):
             outputs["pytorch"].append(expected)
             outputs["exported"].append(found)
             labels.append(batch["labels"])
-    return Evaluation(
-        difference=together("the data", parts), metrics=_metrics(model, outputs, labels, names=list(metrics))
-    )
+    return _metrics(model, outputs, labels, names=list(metrics))
 
 
 def _metrics(
@@ -133,7 +130,7 @@ def _metrics(
     return results
 
 
-def _batch_of(model: PreTrainedModel, data: Any, rows: range, collator: Collator) -> Mapping[str, Any]:
+def _batch_of(model: PreTrainedModel, data: Any, rows: Iterable[int], collator: Collator) -> Mapping[str, Any]:
     """The rows of some numbers as a batch; columns that the model does not take are left out before collating."""
     taken = argument_names(model) | {"label", "label_ids"}
     chosen = []

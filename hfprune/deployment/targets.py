@@ -25,7 +25,8 @@ class Runner(Protocol):
 
         Args:
             batch: Arguments of the model: `input_ids` and `attention_mask`, each `(samples, tokens)`, and what else the
-                tokenizer gives.
+                tokenizer gives. A decoder also gets `position_ids` where padding may stand in front; a runner whose
+                file does not take them counts positions by the mask.
 
         Returns:
             The logits, or the last hidden states of a model without a head, float32, on the CPU.
@@ -59,7 +60,8 @@ class WriteOptions:
         tokenizer: The tokenizer of the model. It is saved in the folder already; a target whose one file holds
             everything writes it there too.
         batch: Arguments of the model to trace it with: real token ids, with padding.
-        calibration: Batches that a quantiser may look at; empty if the user gave no data.
+        calibration: Batches that a quantiser may look at; empty if the user gave no data, or the quantisation is not
+            in the target's `calibrated`.
         name: What the user calls the model, for metadata inside the file.
     """
 
@@ -88,8 +90,8 @@ class Tolerance:
     Attributes:
         largest: The largest difference of an output, relative to the largest output of the model in PyTorch. Few
             outputs of a quantised model differ by much, so this bound is for those that are not quantised.
-        typical: The root mean square of the differences, relative to that of the outputs.
-        agreement: The least share of the positions at which both have the same largest logit.
+        typical: The root mean square of the differences, relative to that of the outputs, as `Difference` has it.
+        agreement: The least share of the positions at which both have the same largest logit, over all samples.
     """
 
     largest: float = math.inf
@@ -112,6 +114,7 @@ class Target:
         modules: What must be importable.
         packages: The packages whose versions an export states.
         quantizations: By name, such as `int8`, what it does: a line of help.
+        calibrated: The quantisations that look at data.
         tolerance: By quantisation (None: not quantised) how far the exported model may be from the one in PyTorch.
         write: Writes the model into a folder, which holds its config and its tokenizer already.
         open: Opens what `write` wrote in the target's runtime.
@@ -126,6 +129,7 @@ class Target:
     open: Callable[[Path, OpenOptions], Runner]
     packages: tuple[str, ...] = ()
     quantizations: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    calibrated: tuple[str, ...] = ()
     refusal: Callable[[PreTrainedModel], str | None] = _no_reason
 
 

@@ -224,7 +224,7 @@ def _run_hfprune(arguments: Sequence[str]) -> None:
     from hfprune.cli.app import app
 
     if arguments[0] == "export":
-        # an export takes many seconds, and tests/test_export.py has one of each kind; here the options are read
+        # an export takes many seconds, and tests/test_export_runtimes.py has one of each; here the options are read
         get_command(app).commands["export"].make_context("export", list(arguments[1:]))
         return
     # commands have a default of their own

@@ -26,8 +26,9 @@ SPECIMEN = (
 #: What makes one token certain to follow. Its text is complete, so that the server answers with the probabilities.
 _CERTAIN = 1e4
 #: Of how many tokens the probabilities behind a text are compared, and how far they may be off, relative to the
-#: largest.
+#: largest: where the output matrix is float32, and where it is not.
 _LIKELY = 20
+_EXACT = 1e-3
 _ROUNDED = 0.05
 #: Seconds that an answer may take.
 _PATIENCE = 600
@@ -64,7 +65,9 @@ class LlamaCppRunner:
         self.context = min(CONTEXT, reader.fields[f"{architecture}.context_length"].contents())
         letters = [number for number, token in enumerate(tokens) if token in set(string.ascii_letters)]
         self._letter = letters[0]
-        self._output = _output_matrix(reader)
+        self._output, is_exact = _output_matrix(reader)
+        # llama.cpp rounds hidden states before it multiplies them with rounded weights
+        self._admitted = _EXACT if is_exact else _ROUNDED
         parameters = xllamacpp.CommonParams()
         parameters.model.path = str(path)
         parameters.n_ctx = self.context
@@ -138,8 +141,7 @@ class LlamaCppRunner:
         found = self._likely(ids, _LIKELY)
         expected = logits.log_softmax(-1)
         difference = (_numbers(found.values()) - expected[list(found)]).abs().max()
-        # llama.cpp rounds hidden states before it multiplies them with rounded weights
-        if not difference <= _ROUNDED * expected.abs().max():
+        if not difference <= self._admitted * expected.abs().max():
             raise ExportError(
                 f"llama.cpp gives other probabilities than follow from its hidden states: they differ by "
                 f"{difference:.2g} of {expected.abs().max():.2g}."
@@ -260,13 +262,18 @@ def _numbers(values: Iterable[Any]) -> Tensor:
     return torch.tensor(list(values), dtype=torch.float, device="cpu")
 
 
-def _output_matrix(reader: Any) -> Tensor:
-    """The matrix that makes logits of hidden states, `(vocabulary, hidden)`: the embeddings, if there is none."""
+def _output_matrix(reader: Any) -> tuple[Tensor, bool]:
+    """The matrix that makes logits of hidden states, `(vocabulary, hidden)`, and whether it is stored as float32.
+
+    It is that of the embeddings, if there is none.
+    """
+    from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     stored = tensors.get("output.weight", tensors["token_embd.weight"])
-    return torch.from_numpy(dequantize(stored.data, stored.tensor_type).copy())
+    matrix = torch.from_numpy(dequantize(stored.data, stored.tensor_type).copy())
+    return matrix, stored.tensor_type == GGMLQuantizationType.F32
 
 
 def open_runner(folder: Path, options: OpenOptions) -> LlamaCppRunner:

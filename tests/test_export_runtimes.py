@@ -1,0 +1,102 @@
+"""Models as files of other runtimes, in those runtimes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import hfprune
+from hfprune.deployment import get_target
+from hfprune.errors import ExportError
+from tests.support.plans import removed_plan, uneven_plan
+from tests.support.tiny import tiny_model
+from tests.support.tiny_data import tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def in_onnx(tmp_path_factory):
+    """A classifier with a removed attention and a removed feed-forward block."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    dense = tiny_model("bert", num_labels=3)
+    small = hfprune.apply_plan(dense, removed_plan(dense))
+    folder = tmp_path_factory.mktemp("onnx") / "out"
+    return small, hfprune.export(small, "onnx", folder, tokenizer=tiny_tokenizer(), threads=1)
+
+
+class TestOnnx:
+    def test_the_file_computes_the_same(self, in_onnx):
+        _, exported = in_onnx
+        assert all(difference.relative < 1e-5 for difference in exported.differences)
+
+    def test_the_runtime_alone_opens_it(self, in_onnx):
+        import onnxruntime
+
+        small, exported = in_onnx
+        session = onnxruntime.InferenceSession(exported.path / "model.onnx")
+        ids = torch.randint(4, 60, (5, 11))
+        (logits,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": np.ones((5, 11), dtype=np.int64)})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(logits), small(input_ids=ids).logits, atol=1e-5, rtol=0)
+
+    @pytest.mark.slow
+    def test_int8(self, in_onnx, tmp_path):
+        small, exported = in_onnx
+        quantised = hfprune.export(small, "onnx", tmp_path / "out", quantize="int8", threads=1)
+        assert quantised.differences[0].largest > 0
+        assert quantised.size_bytes < exported.size_bytes
+
+    def test_a_decoder_writes_with_its_cache(self, tmp_path):
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package)
+        # one layer is enough to have a cache, and two take twice as long
+        dense = tiny_model("llama", "AutoModelForCausalLM", num_hidden_layers=1)
+        small = hfprune.apply_plan(dense, uneven_plan(dense))
+        exported = hfprune.export(small, "onnx", tmp_path / "out", threads=1)
+        assert exported.text == hfprune.deployment.Text(tokens=16, equal=16)
+        layers = json.loads((tmp_path / "out" / "cache.json").read_text())["layers"]
+        assert [layer["heads"] for layer in layers] == [3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "model_type", "head"),
+    [
+        ("openvino", "bert", "AutoModelForSequenceClassification"),
+        ("onnx", "llama", "AutoModelForCausalLM"),
+        ("openvino", "llama", "AutoModelForCausalLM"),
+        ("torch", "llama", "AutoModelForCausalLM"),
+        ("torch", "vit", "AutoModelForImageClassification"),
+        ("executorch", "bert", "AutoModelForSequenceClassification"),
+    ],
+)
+def test_every_other_target(target, model_type, head, tmp_path):
+    for module in get_target(target).modules:
+        pytest.importorskip(module)
+    dense = tiny_model(model_type, head)
+    small = hfprune.apply_plan(dense, uneven_plan(dense))
+    exported = hfprune.export(small, target, tmp_path / "out", threads=1)
+    assert all(difference.relative < 1e-4 for difference in exported.differences)
+
+
+@pytest.mark.slow
+def test_int8_of_openvino(tmp_path):
+    pytest.importorskip("nncf")
+    dense = tiny_model("bert", num_labels=3)
+    small = hfprune.apply_plan(dense, uneven_plan(dense))
+    weights = hfprune.export(small, "openvino", tmp_path / "out", quantize="int8", threads=1)
+    assert weights.differences[0].largest > 0
+    with pytest.raises(ExportError, match="measures the ranges of activations on data, and none was given"):
+        hfprune.export(small, "openvino", tmp_path / "more", quantize="int8-calibrated")
+    assert not (tmp_path / "more").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.demo
+@pytest.mark.parametrize("target", ["onnx", "openvino", "torch"])
+def test_minilm(target, tmp_path):
+    for module in get_target(target).modules:
+        pytest.importorskip(module)
+    exported = hfprune.export("minilm-l6", target, tmp_path / "out", threads=1)
+    assert all(difference.relative < 1e-4 for difference in exported.differences)
