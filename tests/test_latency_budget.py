@@ -285,6 +285,16 @@ def latency_config(**options):
 BATCHES = [{"input_ids": torch.arange(4, 20).reshape(2, 8), "attention_mask": torch.ones(2, 8, dtype=torch.long)}]
 
 
+@pytest.fixture
+def made_up_times(monkeypatch):
+    """Times by how many parameters a model has, in the place of a clock."""
+
+    def times_in_turn(models, *, runs, **_):
+        return [[1e-4 * sum(p.numel() for p in model.parameters())] * runs for model in models]
+
+    monkeypatch.setattr(block_times, "times_in_turn", times_in_turn)
+
+
 class TestConfig:
     def test_a_speedup_is_a_sparsity_of_the_prunable_milliseconds(self):
         assert latency_config(speedup=2.0).sparsity == 12.0 / 20.0
@@ -398,6 +408,38 @@ class TestPruning:
         plan = hfprune.plan(model, no_scores(model, latency_config()), latency_config(), sparsity={"*.ffn": 1.0})
         assert plan.predicted.pruned_ms == 12.0
 
+    def test_fractions_by_pattern_remove_nothing_that_no_pattern_names(self):
+        attention, neurons = table_of_tiny().sublayers
+        # 38 neurons take longer than all 40
+        table = table_of_tiny(sublayers=(attention, replace(neurons, step=8, off_step=2.0)))
+        for allocation in ("global", "knapsack", "uniform", "threshold", "random"):
+            config = latency_config(latency_table=table, allocation=allocation)
+            plan = hfprune.plan(tiny(), no_scores(tiny(), config), config, sparsity={"*.ffn": 0.05})
+            assert list(plan.units_after.values()) == [4, 38, 4, 38]
+
+    @pytest.mark.parametrize(
+        ("fingerprint", "message"),
+        [
+            (
+                {"class": "BertForMaskedLM"},
+                "its class is BertForMaskedLM, and here it is BertForSequenceClass.*Measure",
+            ),
+            ({"hidden size": 64}, "its hidden size is 64, and here it is 32"),
+        ],
+    )
+    def test_a_table_of_another_head_is_refused(self, fingerprint, message):
+        config = latency_config(latency_table=table_of_tiny(fingerprint=fingerprint))
+        with pytest.raises(PlanMismatchError, match=message):
+            hfprune.prune(tiny(), BATCHES, config)
+
+    def test_the_table_of_the_dense_model_holds_for_pruned_ones(self, made_up_times):
+        table = measure_latency_table(tiny(), batch_size=2, sequence_length=8, runs=1)
+        config = latency_config(latency_table=table, schedule="one_shot")
+        small = hfprune.prune(tiny(), BATCHES, config.with_sparsity(0.3))
+        assert type(small).__name__.startswith("Pruned")
+        smaller = hfprune.prune(small, BATCHES, config.with_sparsity(0.5))
+        assert smaller.pruning_plan.predicted.pruned_ms < small.pruning_plan.predicted.pruned_ms
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
@@ -497,16 +539,6 @@ class TestSweeping:
             )
 
 
-@pytest.fixture
-def made_up_times(monkeypatch):
-    """Times by how many parameters a model has, in the place of a clock."""
-
-    def times_in_turn(models, *, runs, **_):
-        return [[1e-4 * sum(p.numel() for p in model.parameters())] * runs for model in models]
-
-    monkeypatch.setattr(block_times, "times_in_turn", times_in_turn)
-
-
 class TestMeasuring:
     def test_sublayers_of_one_shape_share_their_times(self, made_up_times):
         table = measure_latency_table(tiny(), batch_size=2, sequence_length=8, runs=2, threads=1)
@@ -569,6 +601,19 @@ class TestMeasuring:
         assert measure_latency_table(tiny(), **settings) == table
         with pytest.raises(TypeError):
             measure_latency_table(tiny(), **settings, again=True)
+
+    @pytest.mark.parametrize("change", [{"num_attention_heads": 2}, {"hidden_act": "relu"}])
+    def test_the_cache_knows_models_of_the_same_shapes_apart(self, change, made_up_times, tmp_path):
+        settings = {"batch_size": 2, "sequence_length": 8, "runs": 2, "cache": tmp_path}
+        measure_latency_table(tiny(), **settings)
+        other = tiny_model("bert", "AutoModelForSequenceClassification", num_labels=2, **change)
+        table = measure_latency_table(other, **settings)
+        assert len(list(tmp_path.glob("*.json"))) == 2
+        assert table.sublayers[0].units == other.config.num_attention_heads
+        other.config.id2label = {0: "no", 1: "yes"}
+        other.config._name_or_path = "elsewhere"
+        measure_latency_table(other, **settings)
+        assert len(list(tmp_path.glob("*.json"))) == 2
 
     def test_a_pruned_model_is_refused(self):
         small = hfprune.prune(tiny(), BATCHES, latency_config(speedup=2.0))

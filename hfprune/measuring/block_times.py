@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from hfprune.errors import PlanMismatchError
 from hfprune.measuring.backends import get_backend
 from hfprune.measuring.latency import check_timing, threads_of_torch, times_in_turn
-from hfprune.measuring.latency_table import LatencyTable, SublayerTimes
+from hfprune.measuring.latency_table import LatencyTable, SublayerTimes, shape_of_model
 from hfprune.showing.progress import Progress, progress
 from hfprune.structure.anatomy import Anatomy, anatomy_of
 from hfprune.structure.arguments import ATTENTION_UNIT, FLAG, PATH, TEXT, checked, optional, whole
@@ -38,6 +38,16 @@ _POINTS = 12
 _GRID = 32
 #: The multiples that are compared with the widths between them.
 _STEP = 8
+#: What a config says besides how the model computes, or what is among the conditions anyway.
+_NAMES_IN_CONFIG = (
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "id2label",
+    "label2id",
+    "torch_dtype",
+    "transformers_version",
+)
 #: A smaller difference between widths on and off the step is noise.
 _LEAST_EFFECT = 1.02
 
@@ -418,8 +428,19 @@ def _conditions(anatomy: Anatomy, timing: _Timing) -> dict[str, Any]:
         "sequence_length": timing.sequence_length,
         "runs": timing.runs,
         "versions": {package: version(package) for package in packages},
-        "model": f"{type(model).__name__}, shapes {_digest(shapes)[:16]}",
+        **shape_of_model(model),
+        # heads, windows and activations show in no shape
+        "model": f"shapes {_digest(shapes)[:16]}, units {_digest(anatomy.dense_units)[:16]}, "
+        f"config {_digest(_timed_config(model))[:16]}",
     }
+
+
+def _timed_config(model: PreTrainedModel) -> dict[str, Any]:
+    """The fields of the config that times may depend on."""
+    fields = dict(model.config.to_diff_dict())
+    for name in _NAMES_IN_CONFIG:
+        fields.pop(name, None)
+    return fields
 
 
 def _name_of_device(device: torch.device) -> str:
@@ -443,4 +464,4 @@ def _processor() -> str:
 
 def _digest(values: Mapping[str, Any]) -> str:
     """SHA-256 of plain values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()

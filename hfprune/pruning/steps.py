@@ -137,8 +137,8 @@ def plan_units(
             "block. Drop one of the two."
         )
     at_most = units_by_pattern(sparsity, anatomy.dense_units)
-    # the patterns limit the units of every block, so the common budget removes nothing more
-    return _plan(anatomy, scores, config, 0.0, at_most)
+    # the patterns limit the units of every block, and no common budget removes more
+    return _plan(anatomy, scores, config, None, at_most)
 
 
 def _nested_plans(
@@ -165,15 +165,19 @@ def _plan(
     anatomy: Anatomy,
     scores: Scores,
     config: PruningConfig,
-    sparsity: float,
+    sparsity: float | None,
     at_most: Mapping[str, int] | None = None,
 ) -> PruningPlan:
-    check_sparsity(sparsity)
+    if sparsity is not None:
+        check_sparsity(sparsity)
     _check_all_blocks(anatomy, config)
+    # a model without any such cost is refused with fractions by pattern, too
+    dense_cost = _dense_cost(anatomy, config)
+    limit = None if sparsity is None else _limit(dense_cost, sparsity)
     return allocate(
         anatomy.blocks,
         scores,
-        limit=_limit(_dense_cost(anatomy, config), sparsity),
+        limit=limit,
         budget=config.budget,
         sequence_length=config.sequence_length,
         model_type=anatomy.model_type,
@@ -351,7 +355,7 @@ def cost_of_units(anatomy: Anatomy, config: PruningConfig, units: Mapping[str, i
         PlanMismatchError: The latency table of the config is of another model.
     """
     if config.table is not None:
-        check_table(config.table, anatomy.model_type, anatomy.dense_units)
+        check_table(config.table, anatomy)
     costs = block_cost(config.budget, sequence_length=config.sequence_length, latency_table=config.table)
     return sum(costs(block)(units[block.name]) for block in anatomy.blocks)
 
