@@ -307,6 +307,14 @@ class TestConfig:
         assert config.with_sparsity(0.25).speedup is None
         assert config.with_sparsity(0.25).sparsity == 0.25
 
+    def test_a_copy_can_be_given_another_goal(self):
+        assert replace(latency_config(), speedup=2.0).sparsity == 0.6
+        assert replace(latency_config(speedup=2.0), speedup=None, milliseconds=14.0).sparsity == 0.5
+        assert replace(latency_config(speedup=2.0), speedup=1.5).sparsity == pytest.approx(8.0 / 20.0)
+        assert type(latency_config(speedup=2.0).to_dict()["sparsity"]) is float
+        with pytest.raises(ValueError, match="are two goals"):
+            replace(latency_config(sparsity=0.5), speedup=2.0)
+
     def test_the_table_is_read_from_its_file(self, tmp_path):
         path = table_of_tiny().save(tmp_path / "table.json")
         assert latency_config(latency_table=path).table == table_of_tiny()
@@ -374,6 +382,21 @@ class TestPruning:
         small = hfprune.prune(tiny(), BATCHES, config)
         assert small.pruning_record.latencies == {}
         assert "the table is of float16, and the model is float32. It was predicted only." in caplog.text
+
+    def test_a_result_that_cannot_be_timed_is_kept(self, caplog):
+        @register_backend("failing")
+        def failing(model, batch):
+            raise RuntimeError("no room")
+
+        small = hfprune.prune(tiny(), BATCHES, latency_config(latency_table=table_of_tiny(backend="failing")))
+        assert small.pruning_record.latencies == {}
+        assert "could not be measured, and was predicted only: RuntimeError: no room" in caplog.text
+
+    def test_a_table_of_longer_sequences_than_the_model_takes_is_refused_before_the_work(self, monkeypatch):
+        monkeypatch.setattr("hfprune.pruning.prune.score", None)
+        config = latency_config(latency_table=table_of_tiny(sequence_length=4096))
+        with pytest.raises(ValueError, match="sequence_length of the latency table=4096 is more than the model's"):
+            hfprune.prune(tiny(), BATCHES, config)
 
     def test_a_plan_keeps_its_prediction_in_a_file(self):
         model = tiny()

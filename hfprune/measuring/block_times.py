@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import math
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,8 @@ from transformers import PreTrainedModel
 from hfprune.errors import PlanMismatchError
 from hfprune.measuring.backends import get_backend
 from hfprune.measuring.latency import check_timing, threads_of_torch, times_in_turn
-from hfprune.measuring.latency_table import LatencyTable, SublayerTimes, shape_of_model
+from hfprune.measuring.latency_table import LatencyTable, SublayerTimes
+from hfprune.measuring.table_checks import name_of_device, shape_of_model
 from hfprune.showing.progress import Progress, progress
 from hfprune.structure.anatomy import Anatomy, anatomy_of
 from hfprune.structure.arguments import ATTENTION_UNIT, FLAG, PATH, TEXT, checked, optional, whole
@@ -418,7 +418,7 @@ def _conditions(anatomy: Anatomy, timing: _Timing) -> dict[str, Any]:
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     packages = ("hfprune", "torch", "transformers", *get_backend(timing.backend).packages)
     return {
-        "device": _name_of_device(model.device),
+        "device": name_of_device(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "backend": timing.backend,
@@ -441,25 +441,6 @@ def _timed_config(model: PreTrainedModel) -> dict[str, Any]:
     for name in _NAMES_IN_CONFIG:
         fields.pop(name, None)
     return fields
-
-
-def _name_of_device(device: torch.device) -> str:
-    """The processor that the model is on, as far as the machine says it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}: {platform.machine()} {_processor()}".strip()
-
-
-def _processor() -> str:
-    """The name of the CPU, with what it can compute in one step; empty if the machine does not say it."""
-    described = Path("/proc/cpuinfo")
-    capability = torch.backends.cpu.get_cpu_capability()
-    if not described.is_file():
-        return f"{platform.processor()} {capability}"
-    for line in described.read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return f"{line.partition(':')[2].strip()} {capability}"
-    return capability
 
 
 def _digest(values: Mapping[str, Any]) -> str:

@@ -12,12 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from hfprune.errors import BudgetError, PlanMismatchError
 from hfprune.showing.files import write_whole
 from hfprune.showing.tables import Table
-from hfprune.structure.anatomy import Anatomy
 from hfprune.structure.arguments import checked, finite, optional
 from hfprune.structure.blocks import Block
 from hfprune.structure.json_text import read_json
@@ -239,7 +236,7 @@ class LatencyTable:
         """
         times = self.by_block.get(block.name)
         if times is None:
-            raise _other_model(self, f"it has no block {block.name!r}")
+            raise other_model(self, f"it has no block {block.name!r}")
         return lambda units: round(times.at(units) * _NANOSECONDS)
 
     @checked(speedup=optional(finite()), milliseconds=optional(finite()))
@@ -445,59 +442,21 @@ def check_blocks(table: LatencyTable, units: Mapping[str, int]) -> None:
     missing = sorted(set(units) - set(table.by_block))
     more = sorted(set(table.by_block) - set(units))
     if missing:
-        raise _other_model(table, f"it has no block {missing[0]!r}")
+        raise other_model(table, f"it has no block {missing[0]!r}")
     if more:
-        raise _other_model(table, f"its block {more[0]!r} is not in this model")
+        raise other_model(table, f"its block {more[0]!r} is not in this model")
 
 
-def check_table(table: LatencyTable, anatomy: Anatomy) -> None:
-    """Refuse a table of another model.
+def other_model(table: LatencyTable, difference: str) -> PlanMismatchError:
+    """The error of a table of another model.
 
     Args:
         table: The table.
-        anatomy: The model, dense or pruned.
-
-    Raises:
-        PlanMismatchError: It is of another type of model, of one with other blocks or other widths, or of one with
-            another head.
-    """
-    model_type = anatomy.model_type
-    dense_units = anatomy.dense_units
-    if table.model_type != model_type:
-        raise _other_model(table, f"it is of a {table.model_type} model, this is a {model_type} model")
-    check_blocks(table, dense_units)
-    for name, units in dense_units.items():
-        measured = table.by_block[name].units
-        if measured != units:
-            raise _other_model(table, f"block {name!r} has {measured} units in it and {units} in the dense model")
-    _check_head(table, anatomy.model)
-
-
-def _check_head(table: LatencyTable, model: PreTrainedModel) -> None:
-    """Refuse a table of another class or hidden size, whose head and embeddings take other times."""
-    fingerprint = table.fingerprint or {}
-    for name, present in shape_of_model(model).items():
-        measured = fingerprint.get(name, present)
-        if measured != present:
-            raise _other_model(table, f"its {name} is {measured}, and here it is {present}")
-
-
-def shape_of_model(model: PreTrainedModel) -> dict[str, Any]:
-    """What the time beside the blocks depends on, and a pruned model shares with the dense one.
-
-    Args:
-        model: The model, dense or pruned.
+        difference: What it is of, and the model is not.
 
     Returns:
-        The class of the dense model, and the hidden size where the config says one.
+        The error.
     """
-    return {
-        "class": type(model).__name__.removeprefix("Pruned"),
-        "hidden size": getattr(model.config, "hidden_size", None),
-    }
-
-
-def _other_model(table: LatencyTable, difference: str) -> PlanMismatchError:
     return PlanMismatchError(
         f"the latency table ({table.setting}) is of another model: {difference}. Measure one of this model: "
         "`hfprune latency-table MODEL --output FILE`, with the attention_unit that it is pruned by."

@@ -328,6 +328,9 @@ def _check_before_reading(model: PreTrainedModel, config: PruningConfig) -> None
     refuse_inference_weights(model)
     check_in_one_place(model)
     check_length(model, config.sequence_length)
+    if config.table is not None:
+        # the result is timed as the table was measured
+        check_length(model, config.table.sequence_length, option="sequence_length of the latency table")
     scorers, _ = scorers_in(config.scorer)
     if any(scorer.labels != "none" for scorer in scorers):
         refuse_tuples(model)

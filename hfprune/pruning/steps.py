@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from hfprune.config import A_CONFIG, CONFIG, PruningConfig, check_sparsity
 from hfprune.errors import BudgetError, PlanMismatchError, UnsupportedArchitectureError
-from hfprune.measuring.latency_table import check_table
+from hfprune.measuring.table_checks import check_table
 from hfprune.planning import PruningPlan, TradeOff, allocate, trade_off_curve
 from hfprune.planning.candidates import candidates_of, units_by_pattern
 from hfprune.planning.costs import LATENCY, block_cost
