@@ -255,6 +255,15 @@ class PruningConfig:
         """The latency table of the budget `latency`; None in other budgets."""
         return self.latency_table if isinstance(self.latency_table, LatencyTable) else None
 
+    @property
+    def goal_in_time(self) -> str:
+        """The goal in time as it was asked for, such as `speedup=2`; empty if there is none."""
+        if self.speedup is not None:
+            return f"speedup={self.speedup:g}"
+        if self.milliseconds is not None:
+            return f"milliseconds={self.milliseconds:g}"
+        return ""
+
     def with_sparsity(self, sparsity: float) -> "PruningConfig":
         """A copy with another sparsity, and without a goal in time.
 

@@ -431,6 +431,22 @@ class TestPruning:
         plan = hfprune.plan(model, no_scores(model, latency_config()), latency_config(), sparsity={"*.ffn": 1.0})
         assert plan.predicted.pruned_ms == 12.0
 
+    def test_fractions_by_pattern_go_without_a_goal_in_time(self):
+        config = latency_config(speedup=2.0)
+        with pytest.raises(ValueError, match="speedup=2 says how long .* a mapping of sparsities says"):
+            hfprune.prune(tiny(), BATCHES, config, sparsity={"*.ffn": 0.5})
+        with pytest.raises(ValueError, match="speedup=2 says how long .* a mapping of sparsities says"):
+            hfprune.plan(tiny(), no_scores(tiny(), config), config, sparsity={"*.ffn": 0.5})
+        # a number overrides it
+        plan = hfprune.plan(tiny(), no_scores(tiny(), config), config, sparsity=0.3)
+        assert 12.0 < plan.predicted.pruned_ms <= 18.0
+
+    def test_a_table_of_another_processor_or_length_is_told(self, caplog):
+        table = table_of_tiny(fingerprint={"device": "cpu: abacus"}, sequence_length=6)
+        hfprune.prune(tiny(), BATCHES, latency_config(latency_table=table))
+        assert caplog.text.count("the latency table was measured on 'cpu: abacus', and this is 'cpu: ") == 1
+        assert "the latency table is of 6 tokens, and sequence_length=8" in caplog.text
+
     def test_fractions_by_pattern_remove_nothing_that_no_pattern_names(self):
         attention, neurons = table_of_tiny().sublayers
         # 38 neurons take longer than all 40
@@ -516,6 +532,25 @@ class TestSweeping:
         assert found.settings["latency_table"]["dense_ms"] == 24.0
         assert "speedup" not in found.settings
         assert hfprune.Sweep.from_json((tmp_path / "sweep.json").read_text()).points == found.points
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"milliseconds": 14.0}, r"milliseconds=14 would be ignored. .* sparsities=\[0.5000\]"),
+            ({"latency_table": table_of_tiny(backend="unheard")}, "backend must be one of eager"),
+        ],
+    )
+    def test_mistakes_are_found_before_scoring(self, fields, message, monkeypatch):
+        monkeypatch.setattr("hfprune.sweeping.run.score", None)
+        with pytest.raises(ValueError, match=message):
+            hfprune.sweep(tiny(), BATCHES, latency_config(**fields), sparsities=[0.3], evaluate=lambda model: 0.5)
+
+    def test_models_of_another_dtype_than_the_table_are_not_timed(self, caplog):
+        config = latency_config(latency_table=table_of_tiny(dtype="float16"))
+        found = hfprune.sweep(tiny(), BATCHES, config, sparsities=[0.3], evaluate=lambda model: 0.5)
+        assert [point.latency for point in found.points] == [None, None]
+        assert found.points[1].predicted_ms <= 18.0
+        assert "latencies are not measured: the table is of float16, and the model is float32" in caplog.text
 
     def test_the_best_point_that_is_fast_enough(self):
         found = hfprune.sweep(
@@ -741,7 +776,18 @@ class TestCommands:
         assert "are two goals" in pruned(home, *table, "--speedup", 2, "--sparsity", 0.3).stderr
         assert "are two goals" in pruned(home, *table, "--speedup", 2, "--within-ms", 12).stderr
         assert "cannot be reached" in pruned(home, *table, "--within-ms", 1).stderr
-        assert "go with budget='latency', and budget='params'" in pruned(home, *table, "--budget", "params").stderr
+        for budget in ("params", "macs"):
+            refused = f"latency_table go with budget='latency', and budget={budget!r}"
+            assert refused in pruned(home, *table, "--budget", budget).stderr
+        table_of_tiny(dtype="float16").save(tmp_path / "half.json")
+        for options, message in [
+            (["--within-ms", 0], "--within-ms must be a finite number above 0, got 0"),
+            (["--within-ms", -3], "--within-ms must be a finite number above 0, got -3"),
+            (["--within-ms", 3, "--latency-table", tmp_path / "half.json"], "cannot be timed as the latency table was"),
+            (["--allocation", "best"], "unknown allocation 'best'"),
+            (["--min-units", -1], "min_units must be a whole number of at least 0"),
+        ]:
+            assert message in cli("sweep", home / "dense", "--data", home / "data.csv", *options).stderr
 
     def test_prune_says_what_was_predicted_and_measured(self, home):
         done = pruned(home, "--latency-table", home / "table.json", "--within-ms", 12, "--min-units", 0)

@@ -1,6 +1,8 @@
 """Whether a latency table is of a model, and of the processor that the model is on."""
 
+import logging
 import platform
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from hfprune.measuring.backends import known_backends
 from hfprune.measuring.latency_table import LatencyTable, check_blocks, other_model
 from hfprune.structure.anatomy import Anatomy
 from hfprune.structure.wrapping import inner
+
+logger = logging.getLogger(__name__)
 
 
 def check_table(table: LatencyTable, anatomy: Anatomy) -> None:
@@ -79,6 +83,32 @@ def difference_to_table(model: PreTrainedModel, table: LatencyTable) -> str:
     if table.backend not in known_backends():
         return f"the backend {table.backend!r}, which is not registered here"
     return ""
+
+
+def warn_of_other_setting(model: PreTrainedModel, table: LatencyTable, sequence_length: int) -> None:
+    """Warn, once for each difference, of a table whose milliseconds are of another processor or length.
+
+    Args:
+        model: The model.
+        table: The table.
+        sequence_length: Tokens in a sequence, as the user says them.
+    """
+    measured_on = (table.fingerprint or {}).get("device")
+    # another type of device is another difference, see `difference_to_table`
+    present = name_of_device(inner(model).device)
+    if measured_on is not None and measured_on != present and table.device == inner(model).device.type:
+        _warn_once(f"the latency table was measured on {measured_on!r}, and this is {present!r}: times may differ.")
+    if table.sequence_length != sequence_length:
+        _warn_once(
+            f"the latency table is of {table.sequence_length} tokens, and sequence_length={sequence_length}: the "
+            "milliseconds are those of the table's length."
+        )
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """A search checks its config for every sparsity, and one warning is enough."""
+    logger.warning(message)
 
 
 def name_of_device(device: torch.device) -> str:

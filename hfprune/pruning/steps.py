@@ -60,11 +60,11 @@ def plan(
         model: The model that was scored, or its anatomy. An anatomy spares reading the structure again.
         scores: The scores of the model.
         config: Budget, allocation and constraints; `PruningConfig()` if not given.
-        sparsity: Overrides `config.sparsity`. It counts from the dense model, also if this model is pruned. A mapping
-            from shell-style patterns of block names gives the fraction of units to remove block by block, without a
-            common budget: for each block the first pattern that matches it counts, and a block that no pattern matches
-            keeps all its units. A list of increasing numbers gives a list of plans, in which the units of every plan
-            are among the units of the plan before.
+        sparsity: Overrides `config.sparsity`, and with it a goal in time. It counts from the dense model, also if this
+            model is pruned. A mapping from shell-style patterns of block names gives the fraction of units to remove
+            block by block, without a common budget: for each block the first pattern that matches it counts, and a
+            block that no pattern matches keeps all its units. A list of increasing numbers gives a list of plans, in
+            which the units of every plan are among the units of the plan before.
 
     Returns:
         A plan with the units numbered as in `model`, or a list of such plans.
@@ -74,7 +74,8 @@ def plan(
         PlanMismatchError: The model was pruned by another `attention_unit` than the config's.
         UnsupportedArchitectureError: Blocks of the model are left out, and the config has `all_blocks`.
         ValueError: A sparsity is not in [0, 1), the allocation is unknown, a pattern matches no block, a list does not
-            increase, a mapping is combined with `portable`, or the scores belong to another model or to other units.
+            increase, a mapping is combined with `portable` or with a goal in time, or the scores belong to
+            another model or to other units.
 
     Examples:
         >>> import hfprune
@@ -106,7 +107,25 @@ def plan(
     anatomy = anatomy_of(model, config.attention_unit)
     if isinstance(sparsity, Sequence) and not isinstance(sparsity, str):
         return _nested_plans(anatomy, scores, config, sparsity)
+    if isinstance(sparsity, Mapping):
+        refuse_goal_beside_patterns(config)
     return plan_units(anatomy, scores, config, config.sparsity if sparsity is None else sparsity)
+
+
+def refuse_goal_beside_patterns(config: PruningConfig) -> None:
+    """Refuse a goal in time beside fractions by pattern, which leave nothing to choose for it.
+
+    Args:
+        config: The config.
+
+    Raises:
+        ValueError: It has a goal in time.
+    """
+    if config.goal_in_time:
+        raise ValueError(
+            f"{config.goal_in_time} says how long the model may take, and a mapping of sparsities says how many units "
+            "go from every block: give one of them. The plan says what the latency table predicts of the mapping."
+        )
 
 
 def plan_units(

@@ -37,7 +37,7 @@ def measured_and_predicted(
     # a model that was pruned for hours must not be lost because it could not be timed
     try:
         measured = measure_latencies([dense, pruned], **table.timing, runs=min(table.runs, _RUNS) or _RUNS)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (whatever fails, the pruned model is worth more than its timing)
         logger.warning("the latency could not be measured, and was predicted only: %s: %s", type(error).__name__, error)
         return {}
     before = getattr(dense, "pruning_plan", None)
