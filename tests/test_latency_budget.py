@@ -154,6 +154,8 @@ class TestTable:
             ({"widths": (0, 1, 2, 4)}, "end at all 3 units"),
             ({"milliseconds": (1.0, 2.0, 3.0, 4.0)}, "begin at 0 ms"),
             ({"off_step": 0.5}, "off_step be at least 1"),
+            ({"widths": (0, 1, 2.5, 3)}, "units and widths of a latency table must be a whole number"),
+            ({"milliseconds": (0.0, 1.0, 2.0, float("inf"))}, "milliseconds of a latency table must be a finite"),
         ],
     )
     def test_times_that_cannot_be_are_refused(self, change, message):
@@ -173,6 +175,22 @@ class TestTable:
         data["rest_ms"] = "much"
         with pytest.raises(ValueError, match="not a latency table"):
             LatencyTable.from_json(json.dumps(data))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"rest_ms": -1.0}, "rest_ms of a latency table must be a finite number of at least 0, got -1"),
+            ({"threads": 1.5}, "threads of a latency table must be a whole number of at least 1, got 1.5"),
+            ({"batch_size": 0}, "batch_size of a latency table"),
+            ({"sequence_length": "8"}, "sequence_length of a latency table"),
+            ({"runs": -1}, "runs of a latency table"),
+        ],
+    )
+    def test_numbers_that_cannot_be_are_refused_with_the_path(self, change, message, tmp_path):
+        path = tmp_path / "table.json"
+        path.write_text(json.dumps({**json.loads(table_of(FOUR).to_json()), **change}))
+        with pytest.raises(ValueError, match=f"table.json: not a latency table: ValueError: {message}"):
+            LatencyTable.load(path)
 
     def test_a_newer_format_is_refused(self):
         data = {**json.loads(table_of(FOUR).to_json()), "format_version": 2}
@@ -197,8 +215,10 @@ class TestAllocators:
         plan = planned(limit_ms, allocation)
         assert plan.predicted.pruned_ms == table_of(FOUR).milliseconds(plan.units_after)
         assert plan.predicted.pruned_ms <= limit_ms + 2.0
-        for kept, _ in plan.counts.values():
-            assert kept >= 0
+        for name, kept in plan.units_after.items():
+            assert kept in ((0, 4, 8) if name.endswith("f") else (0, 1, 2, 3))
+        if limit_ms in (0, 26):
+            assert list(plan.units_after.values()) == ([0, 0, 0, 0] if limit_ms == 0 else [3, 8, 3, 8])
 
     @pytest.mark.parametrize("allocation", ["global", "knapsack"])
     def test_the_fixed_cost_of_a_sublayer_lets_it_go_whole(self, allocation):
@@ -229,8 +249,14 @@ class TestAllocators:
         densities = [step.value / step.cost for step in candidates[1].ranked_steps()]
         assert densities == sorted(densities, reverse=True)
 
+    def test_milliseconds_have_no_cost_of_one_unit(self):
+        options = {"budget": "latency", "sequence_length": 8, "latency_table": table_of(FOUR)}
+        with pytest.raises(ValueError, match="block '0.a' has no cost of one unit"):
+            _ = candidates_of(FOUR, scores_of(VALUES), **options)[0].unit_cost
+
     def test_a_budget_of_units_has_the_steps_that_it_had(self):
         candidates = candidates_of(FOUR, scores_of(VALUES), budget="params", sequence_length=8)
+        assert [found.unit_cost for found in candidates] == [found.unit_params for found in FOUR]
         for candidate in candidates:
             assert candidate.ranked_steps() == candidate.steps()
 
@@ -514,6 +540,18 @@ class TestPruning:
         assert curve[-1].sparsity == pytest.approx(1.0)
 
 
+def test_gradual_pruning_goes_on_with_the_same_table_only(tmp_path):
+    gradual = hfprune.GradualPruning(latency_config())
+    gradual.attach(tiny())
+    gradual.save(tmp_path)
+    other = hfprune.GradualPruning(latency_config(latency_table=table_of_tiny(rest_ms=5.0)))
+    with pytest.raises(ValueError, match="is of a gradual pruning to .*'latency_table'"):
+        other.load(tmp_path, tiny())
+    again = hfprune.GradualPruning(latency_config())
+    again.load(tmp_path, tiny())
+    assert again.attached
+
+
 class TestSweeping:
     def test_points_say_what_the_table_predicts(self, tmp_path):
         found = hfprune.sweep(
@@ -673,6 +711,12 @@ class TestMeasuring:
         measure_latency_table(other, **settings)
         assert len(list(tmp_path.glob("*.json"))) == 2
 
+    def test_a_table_without_times_of_units_is_not_saved(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(block_times, "times_in_turn", lambda models, *, runs, **_: [[2.0] * runs for _ in models])
+        with pytest.raises(BudgetError, match="no unit takes any time, measured with eager, cpu, float32"):
+            measure_latency_table(tiny(), batch_size=1, sequence_length=8, runs=2, cache=tmp_path)
+        assert not list(tmp_path.iterdir())
+
     def test_a_pruned_model_is_refused(self):
         small = hfprune.prune(tiny(), BATCHES, latency_config(speedup=2.0))
         with pytest.raises(PlanMismatchError, match="measured on the dense model, and this model was pruned already"):
@@ -762,9 +806,13 @@ class TestCommands:
         assert "attention, group" in done.stdout
         assert "eager, cpu, float32, 1 threads, batch 2, 8 tokens; 2 passes for every width" in done.stdout
         assert LatencyTable.load(tmp_path / "table.json").batch_size == 2
-        monkeypatch.setattr(block_times, "times_in_turn", None)
+
+        def times_in_turn(models, **_):
+            raise ValueError("measured anew")
+
+        monkeypatch.setattr(block_times, "times_in_turn", times_in_turn)
         assert cli("latency-table", home / "dense", *options).exit_code == 0
-        assert cli("latency-table", home / "dense", *options, "--again").exit_code == 1
+        assert "measured anew" in cli("latency-table", home / "dense", *options, "--again").stderr
 
     def test_mistakes(self, home, tmp_path):
         assert "backend must be one of eager" in cli("latency-table", home / "dense", "--backend", "fast").stderr
@@ -799,11 +847,15 @@ class TestCommands:
 
     def test_sweep_names_the_best_point_in_time(self, home):
         options = ["--max-length", 16, "--samples", 16, "--scorer", "l2", "--sparsity", 0.4]
-        table = ["--latency-table", home / "table.json", "--within-ms", 1e6]
-        done = cli("sweep", home / "dense", "--data", home / "data.csv", *options, *table)
+        table = ["--latency-table", home / "table.json", "--output", home / "sweep.json"]
+        command = ["sweep", home / "dense", "--data", home / "data.csv", *options, *table, "--within-ms"]
+        done = cli(*command, 1e6)
         assert done.exit_code == 0, done.output
         assert "predicted, ms" in done.stdout
-        assert "best within 1e+06 ms: sparsity" in done.stdout
+        points = hfprune.Sweep.from_json((home / "sweep.json").read_text()).points
+        best = max(reversed(points), key=lambda point: point.metric)
+        assert f"best within 1e+06 ms: sparsity {best.sparsity:g}, accuracy {best.metric:.4f}, " in done.stdout
+        assert "best within 1e-06 ms: no point is as fast" in cli(*command, 1e-6).stdout
 
 
 def test_scripts_take_a_table(tmp_path):

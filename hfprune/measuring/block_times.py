@@ -17,7 +17,7 @@ import torch
 from sklearn.isotonic import IsotonicRegression
 from transformers import PreTrainedModel
 
-from hfprune.errors import PlanMismatchError
+from hfprune.errors import BudgetError, PlanMismatchError
 from hfprune.measuring.backends import get_backend
 from hfprune.measuring.latency import check_timing, threads_of_torch, times_in_turn
 from hfprune.measuring.latency_table import LatencyTable, SublayerTimes
@@ -109,6 +109,7 @@ def measure_latency_table(
         The table.
 
     Raises:
+        BudgetError: No unit takes any time, as far as the runs tell.
         PlanMismatchError: The model was pruned already.
         UnsupportedArchitectureError: The model type is not in the table of architectures, and no entry could be proven.
         ValueError: The model cannot take so long a sequence, or the backend is unknown.
@@ -148,9 +149,20 @@ def measure_latency_table(
                 logger.info("the latency table is in %s already", path)
                 return LatencyTable.load(path)
         table = _measured(anatomy, timing, conditions)
+    _check_prunable(table)
     if path is not None:
         table.save(path)
     return table
+
+
+def _check_prunable(table: LatencyTable) -> None:
+    """Refuse times that are all noise, before they are saved: no model can be pruned by them."""
+    if table.prunable_ms <= 0:
+        raise BudgetError(
+            f"no unit takes any time, measured with {table.setting}: the model takes {table.dense_ms:.3f} ms with all "
+            "units and without any. Measure it with more runs, larger batches or longer sequences, or on a quieter "
+            "machine."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
