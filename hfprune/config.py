@@ -56,6 +56,10 @@ class _Default(float):
     """A sparsity that nobody asked for. `PruningConfig` tells by it whether a user gave one beside another goal."""
 
 
+class _OfTarget(int):
+    """A `round_to` that nobody asked for, but `target` set. It goes with the target."""
+
+
 def check_sparsity(value: float) -> None:
     """Refuse a sparsity that is not in [0, 1).
 
@@ -190,6 +194,8 @@ class PruningConfig:
             )
         check_sparsity(self.sparsity)
         get_budget(self.budget)
+        asked_multiple = 1 if isinstance(self.round_to, _OfTarget) else self.round_to
+        object.__setattr__(self, "round_to", asked_multiple)
         for name, expected in _FIELDS.items():
             value = getattr(self, name)
             expected.check(name, value)
@@ -201,7 +207,8 @@ class PruningConfig:
         # a list, as in a config that was read from JSON, so that the two compare equal
         object.__setattr__(self, "exclude", list(self.exclude))
         if self.target is not None:
-            object.__setattr__(self, "round_to", multiple_for(self.target, self.round_to))
+            multiple = multiple_for(self.target, self.round_to)
+            object.__setattr__(self, "round_to", multiple if self.round_to == multiple else _OfTarget(multiple))
         self._read_goal()
         self._check_combinations()
 
@@ -210,16 +217,19 @@ class PruningConfig:
         self._check_goal()
         if isinstance(self.latency_table, str | Path):
             object.__setattr__(self, "latency_table", LatencyTable.load(self.latency_table))
+        is_default = isinstance(self.sparsity, _Default)
         sparsity = float(self.sparsity)
         if self.table is not None and (self.speedup is not None or self.milliseconds is not None):
             sparsity = self.table.sparsity(speedup=self.speedup, milliseconds=self.milliseconds)
             # a copy of a config has the sparsity that followed from its goal
-            if not isinstance(self.sparsity, _Default) and self.sparsity != sparsity:
+            if not is_default and self.sparsity != sparsity:
                 raise ValueError(
                     f"sparsity={self.sparsity:g} and a goal in time (speedup or milliseconds) are two goals: give one "
                     f"of them. The goal asks for a sparsity of {sparsity:.4f}, of the prunable milliseconds."
                 )
-        object.__setattr__(self, "sparsity", sparsity)
+            is_default = True
+        # so that a copy may be given another goal
+        object.__setattr__(self, "sparsity", _Default(sparsity) if is_default else sparsity)
 
     def _check_goal(self) -> None:
         """Refuse a table or a goal in time in another budget, and a budget of time without a table."""
@@ -244,6 +254,15 @@ class PruningConfig:
     def table(self) -> LatencyTable | None:
         """The latency table of the budget `latency`; None in other budgets."""
         return self.latency_table if isinstance(self.latency_table, LatencyTable) else None
+
+    @property
+    def goal_in_time(self) -> str:
+        """The goal in time as it was asked for, such as `speedup=2`; empty if there is none."""
+        if self.speedup is not None:
+            return f"speedup={self.speedup:g}"
+        if self.milliseconds is not None:
+            return f"milliseconds={self.milliseconds:g}"
+        return ""
 
     def with_sparsity(self, sparsity: float) -> "PruningConfig":
         """A copy with another sparsity, and without a goal in time.
@@ -292,6 +311,8 @@ class PruningConfig:
         # the table is long, and a record needs no copy of it
         values = asdict(self.in_budget("macs"))
         values["budget"] = self.budget
+        values["sparsity"] = float(self.sparsity)
+        values["round_to"] = int(self.round_to)
         # records say it only where it was asked for, so those of earlier releases stay equal
         for name in ("latency_table", "speedup", "milliseconds"):
             del values[name]

@@ -86,7 +86,7 @@ def test_choices_are_those_of_the_registry():
 def test_defaults_are_those_of_the_api(command, config):
     shared = 0
     for name, parameter in inspect.signature(command).parameters.items():
-        if hasattr(config, name) and name not in ("sparsity", "exclude"):
+        if hasattr(config, name) and name not in ("sparsity", "exclude", "budget"):
             default = getattr(parameter.default, "value", parameter.default)
             assert default == getattr(config, name), name
             shared += 1

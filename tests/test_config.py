@@ -1,5 +1,7 @@
 """PruningConfig says what is wrong and what to do."""
 
+from dataclasses import replace
+
 import pytest
 
 from hfprune import PruningConfig
@@ -39,4 +41,9 @@ def test_a_target_says_in_multiples_of_how_many_neurons_are_kept():
     assert config.round_to == 32
     assert PruningConfig(**config.to_dict()) == config
     assert PruningConfig(target="gguf-q4_0", round_to=64).round_to == 64
+    # the multiple of a target goes with it, and one that was asked for stays
+    assert replace(config, seed=1).round_to == 32
+    assert replace(config, target=None).round_to == 1
+    assert replace(PruningConfig(target="gguf-q4_0", round_to=32), target=None).round_to == 32
+    assert type(config.to_dict()["round_to"]) is int
     assert "target" not in PruningConfig().to_dict()

@@ -154,6 +154,8 @@ class TestTable:
             ({"widths": (0, 1, 2, 4)}, "end at all 3 units"),
             ({"milliseconds": (1.0, 2.0, 3.0, 4.0)}, "begin at 0 ms"),
             ({"off_step": 0.5}, "off_step be at least 1"),
+            ({"widths": (0, 1, 2.5, 3)}, "units and widths of a latency table must be a whole number"),
+            ({"milliseconds": (0.0, 1.0, 2.0, float("inf"))}, "milliseconds of a latency table must be a finite"),
         ],
     )
     def test_times_that_cannot_be_are_refused(self, change, message):
@@ -173,6 +175,22 @@ class TestTable:
         data["rest_ms"] = "much"
         with pytest.raises(ValueError, match="not a latency table"):
             LatencyTable.from_json(json.dumps(data))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"rest_ms": -1.0}, "rest_ms of a latency table must be a finite number of at least 0, got -1"),
+            ({"threads": 1.5}, "threads of a latency table must be a whole number of at least 1, got 1.5"),
+            ({"batch_size": 0}, "batch_size of a latency table"),
+            ({"sequence_length": "8"}, "sequence_length of a latency table"),
+            ({"runs": -1}, "runs of a latency table"),
+        ],
+    )
+    def test_numbers_that_cannot_be_are_refused_with_the_path(self, change, message, tmp_path):
+        path = tmp_path / "table.json"
+        path.write_text(json.dumps({**json.loads(table_of(FOUR).to_json()), **change}))
+        with pytest.raises(ValueError, match=f"table.json: not a latency table: ValueError: {message}"):
+            LatencyTable.load(path)
 
     def test_a_newer_format_is_refused(self):
         data = {**json.loads(table_of(FOUR).to_json()), "format_version": 2}
@@ -197,8 +215,10 @@ class TestAllocators:
         plan = planned(limit_ms, allocation)
         assert plan.predicted.pruned_ms == table_of(FOUR).milliseconds(plan.units_after)
         assert plan.predicted.pruned_ms <= limit_ms + 2.0
-        for kept, _ in plan.counts.values():
-            assert kept >= 0
+        for name, kept in plan.units_after.items():
+            assert kept in ((0, 4, 8) if name.endswith("f") else (0, 1, 2, 3))
+        if limit_ms in (0, 26):
+            assert list(plan.units_after.values()) == ([0, 0, 0, 0] if limit_ms == 0 else [3, 8, 3, 8])
 
     @pytest.mark.parametrize("allocation", ["global", "knapsack"])
     def test_the_fixed_cost_of_a_sublayer_lets_it_go_whole(self, allocation):
@@ -229,8 +249,14 @@ class TestAllocators:
         densities = [step.value / step.cost for step in candidates[1].ranked_steps()]
         assert densities == sorted(densities, reverse=True)
 
+    def test_milliseconds_have_no_cost_of_one_unit(self):
+        options = {"budget": "latency", "sequence_length": 8, "latency_table": table_of(FOUR)}
+        with pytest.raises(ValueError, match="block '0.a' has no cost of one unit"):
+            _ = candidates_of(FOUR, scores_of(VALUES), **options)[0].unit_cost
+
     def test_a_budget_of_units_has_the_steps_that_it_had(self):
         candidates = candidates_of(FOUR, scores_of(VALUES), budget="params", sequence_length=8)
+        assert [found.unit_cost for found in candidates] == [found.unit_params for found in FOUR]
         for candidate in candidates:
             assert candidate.ranked_steps() == candidate.steps()
 
@@ -285,6 +311,16 @@ def latency_config(**options):
 BATCHES = [{"input_ids": torch.arange(4, 20).reshape(2, 8), "attention_mask": torch.ones(2, 8, dtype=torch.long)}]
 
 
+@pytest.fixture
+def made_up_times(monkeypatch):
+    """Times by how many parameters a model has, in the place of a clock."""
+
+    def times_in_turn(models, *, runs, **_):
+        return [[1e-4 * sum(p.numel() for p in model.parameters())] * runs for model in models]
+
+    monkeypatch.setattr(block_times, "times_in_turn", times_in_turn)
+
+
 class TestConfig:
     def test_a_speedup_is_a_sparsity_of_the_prunable_milliseconds(self):
         assert latency_config(speedup=2.0).sparsity == 12.0 / 20.0
@@ -296,6 +332,14 @@ class TestConfig:
         assert (config.sparsity, config.speedup, config.seed) == (0.6, 2.0, 3)
         assert config.with_sparsity(0.25).speedup is None
         assert config.with_sparsity(0.25).sparsity == 0.25
+
+    def test_a_copy_can_be_given_another_goal(self):
+        assert replace(latency_config(), speedup=2.0).sparsity == 0.6
+        assert replace(latency_config(speedup=2.0), speedup=None, milliseconds=14.0).sparsity == 0.5
+        assert replace(latency_config(speedup=2.0), speedup=1.5).sparsity == pytest.approx(8.0 / 20.0)
+        assert type(latency_config(speedup=2.0).to_dict()["sparsity"]) is float
+        with pytest.raises(ValueError, match="are two goals"):
+            replace(latency_config(sparsity=0.5), speedup=2.0)
 
     def test_the_table_is_read_from_its_file(self, tmp_path):
         path = table_of_tiny().save(tmp_path / "table.json")
@@ -365,6 +409,21 @@ class TestPruning:
         assert small.pruning_record.latencies == {}
         assert "the table is of float16, and the model is float32. It was predicted only." in caplog.text
 
+    def test_a_result_that_cannot_be_timed_is_kept(self, caplog):
+        @register_backend("failing")
+        def failing(model, batch):
+            raise RuntimeError("no room")
+
+        small = hfprune.prune(tiny(), BATCHES, latency_config(latency_table=table_of_tiny(backend="failing")))
+        assert small.pruning_record.latencies == {}
+        assert "could not be measured, and was predicted only: RuntimeError: no room" in caplog.text
+
+    def test_a_table_of_longer_sequences_than_the_model_takes_is_refused_before_the_work(self, monkeypatch):
+        monkeypatch.setattr("hfprune.pruning.prune.score", None)
+        config = latency_config(latency_table=table_of_tiny(sequence_length=4096))
+        with pytest.raises(ValueError, match="sequence_length of the latency table=4096 is more than the model's"):
+            hfprune.prune(tiny(), BATCHES, config)
+
     def test_a_plan_keeps_its_prediction_in_a_file(self):
         model = tiny()
         plan = hfprune.plan(model, no_scores(model, latency_config()), latency_config())
@@ -397,6 +456,54 @@ class TestPruning:
         model = tiny()
         plan = hfprune.plan(model, no_scores(model, latency_config()), latency_config(), sparsity={"*.ffn": 1.0})
         assert plan.predicted.pruned_ms == 12.0
+
+    def test_fractions_by_pattern_go_without_a_goal_in_time(self):
+        config = latency_config(speedup=2.0)
+        with pytest.raises(ValueError, match="speedup=2 says how long .* a mapping of sparsities says"):
+            hfprune.prune(tiny(), BATCHES, config, sparsity={"*.ffn": 0.5})
+        with pytest.raises(ValueError, match="speedup=2 says how long .* a mapping of sparsities says"):
+            hfprune.plan(tiny(), no_scores(tiny(), config), config, sparsity={"*.ffn": 0.5})
+        # a number overrides it
+        plan = hfprune.plan(tiny(), no_scores(tiny(), config), config, sparsity=0.3)
+        assert 12.0 < plan.predicted.pruned_ms <= 18.0
+
+    def test_a_table_of_another_processor_or_length_is_told(self, caplog):
+        table = table_of_tiny(fingerprint={"device": "cpu: abacus"}, sequence_length=6)
+        hfprune.prune(tiny(), BATCHES, latency_config(latency_table=table))
+        assert caplog.text.count("the latency table was measured on 'cpu: abacus', and this is 'cpu: ") == 1
+        assert "the latency table is of 6 tokens, and sequence_length=8" in caplog.text
+
+    def test_fractions_by_pattern_remove_nothing_that_no_pattern_names(self):
+        attention, neurons = table_of_tiny().sublayers
+        # 38 neurons take longer than all 40
+        table = table_of_tiny(sublayers=(attention, replace(neurons, step=8, off_step=2.0)))
+        for allocation in ("global", "knapsack", "uniform", "threshold", "random"):
+            config = latency_config(latency_table=table, allocation=allocation)
+            plan = hfprune.plan(tiny(), no_scores(tiny(), config), config, sparsity={"*.ffn": 0.05})
+            assert list(plan.units_after.values()) == [4, 38, 4, 38]
+
+    @pytest.mark.parametrize(
+        ("fingerprint", "message"),
+        [
+            (
+                {"class": "BertForMaskedLM"},
+                "its class is BertForMaskedLM, and here it is BertForSequenceClass.*Measure",
+            ),
+            ({"hidden size": 64}, "its hidden size is 64, and here it is 32"),
+        ],
+    )
+    def test_a_table_of_another_head_is_refused(self, fingerprint, message):
+        config = latency_config(latency_table=table_of_tiny(fingerprint=fingerprint))
+        with pytest.raises(PlanMismatchError, match=message):
+            hfprune.prune(tiny(), BATCHES, config)
+
+    def test_the_table_of_the_dense_model_holds_for_pruned_ones(self, made_up_times):
+        table = measure_latency_table(tiny(), batch_size=2, sequence_length=8, runs=1)
+        config = latency_config(latency_table=table, schedule="one_shot")
+        small = hfprune.prune(tiny(), BATCHES, config.with_sparsity(0.3))
+        assert type(small).__name__.startswith("Pruned")
+        smaller = hfprune.prune(small, BATCHES, config.with_sparsity(0.5))
+        assert smaller.pruning_plan.predicted.pruned_ms < small.pruning_plan.predicted.pruned_ms
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -433,6 +540,18 @@ class TestPruning:
         assert curve[-1].sparsity == pytest.approx(1.0)
 
 
+def test_gradual_pruning_goes_on_with_the_same_table_only(tmp_path):
+    gradual = hfprune.GradualPruning(latency_config())
+    gradual.attach(tiny())
+    gradual.save(tmp_path)
+    other = hfprune.GradualPruning(latency_config(latency_table=table_of_tiny(rest_ms=5.0)))
+    with pytest.raises(ValueError, match="is of a gradual pruning to .*'latency_table'"):
+        other.load(tmp_path, tiny())
+    again = hfprune.GradualPruning(latency_config())
+    again.load(tmp_path, tiny())
+    assert again.attached
+
+
 class TestSweeping:
     def test_points_say_what_the_table_predicts(self, tmp_path):
         found = hfprune.sweep(
@@ -451,6 +570,25 @@ class TestSweeping:
         assert found.settings["latency_table"]["dense_ms"] == 24.0
         assert "speedup" not in found.settings
         assert hfprune.Sweep.from_json((tmp_path / "sweep.json").read_text()).points == found.points
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"milliseconds": 14.0}, r"milliseconds=14 would be ignored. .* sparsities=\[0.5000\]"),
+            ({"latency_table": table_of_tiny(backend="unheard")}, "backend must be one of eager"),
+        ],
+    )
+    def test_mistakes_are_found_before_scoring(self, fields, message, monkeypatch):
+        monkeypatch.setattr("hfprune.sweeping.run.score", None)
+        with pytest.raises(ValueError, match=message):
+            hfprune.sweep(tiny(), BATCHES, latency_config(**fields), sparsities=[0.3], evaluate=lambda model: 0.5)
+
+    def test_models_of_another_dtype_than_the_table_are_not_timed(self, caplog):
+        config = latency_config(latency_table=table_of_tiny(dtype="float16"))
+        found = hfprune.sweep(tiny(), BATCHES, config, sparsities=[0.3], evaluate=lambda model: 0.5)
+        assert [point.latency for point in found.points] == [None, None]
+        assert found.points[1].predicted_ms <= 18.0
+        assert "latencies are not measured: the table is of float16, and the model is float32" in caplog.text
 
     def test_the_best_point_that_is_fast_enough(self):
         found = hfprune.sweep(
@@ -495,16 +633,6 @@ class TestSweeping:
             hfprune.prune_within(
                 tiny(), BATCHES, latency_config(speedup=2.0), max_drop=0.5, evaluate=evaluate, step=0.25
             )
-
-
-@pytest.fixture
-def made_up_times(monkeypatch):
-    """Times by how many parameters a model has, in the place of a clock."""
-
-    def times_in_turn(models, *, runs, **_):
-        return [[1e-4 * sum(p.numel() for p in model.parameters())] * runs for model in models]
-
-    monkeypatch.setattr(block_times, "times_in_turn", times_in_turn)
 
 
 class TestMeasuring:
@@ -569,6 +697,25 @@ class TestMeasuring:
         assert measure_latency_table(tiny(), **settings) == table
         with pytest.raises(TypeError):
             measure_latency_table(tiny(), **settings, again=True)
+
+    @pytest.mark.parametrize("change", [{"num_attention_heads": 2}, {"hidden_act": "relu"}])
+    def test_the_cache_knows_models_of_the_same_shapes_apart(self, change, made_up_times, tmp_path):
+        settings = {"batch_size": 2, "sequence_length": 8, "runs": 2, "cache": tmp_path}
+        measure_latency_table(tiny(), **settings)
+        other = tiny_model("bert", "AutoModelForSequenceClassification", num_labels=2, **change)
+        table = measure_latency_table(other, **settings)
+        assert len(list(tmp_path.glob("*.json"))) == 2
+        assert table.sublayers[0].units == other.config.num_attention_heads
+        other.config.id2label = {0: "no", 1: "yes"}
+        other.config._name_or_path = "elsewhere"
+        measure_latency_table(other, **settings)
+        assert len(list(tmp_path.glob("*.json"))) == 2
+
+    def test_a_table_without_times_of_units_is_not_saved(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(block_times, "times_in_turn", lambda models, *, runs, **_: [[2.0] * runs for _ in models])
+        with pytest.raises(BudgetError, match="no unit takes any time, measured with eager, cpu, float32"):
+            measure_latency_table(tiny(), batch_size=1, sequence_length=8, runs=2, cache=tmp_path)
+        assert not list(tmp_path.iterdir())
 
     def test_a_pruned_model_is_refused(self):
         small = hfprune.prune(tiny(), BATCHES, latency_config(speedup=2.0))
@@ -659,9 +806,13 @@ class TestCommands:
         assert "attention, group" in done.stdout
         assert "eager, cpu, float32, 1 threads, batch 2, 8 tokens; 2 passes for every width" in done.stdout
         assert LatencyTable.load(tmp_path / "table.json").batch_size == 2
-        monkeypatch.setattr(block_times, "times_in_turn", None)
+
+        def times_in_turn(models, **_):
+            raise ValueError("measured anew")
+
+        monkeypatch.setattr(block_times, "times_in_turn", times_in_turn)
         assert cli("latency-table", home / "dense", *options).exit_code == 0
-        assert cli("latency-table", home / "dense", *options, "--again").exit_code == 1
+        assert "measured anew" in cli("latency-table", home / "dense", *options, "--again").stderr
 
     def test_mistakes(self, home, tmp_path):
         assert "backend must be one of eager" in cli("latency-table", home / "dense", "--backend", "fast").stderr
@@ -673,7 +824,18 @@ class TestCommands:
         assert "are two goals" in pruned(home, *table, "--speedup", 2, "--sparsity", 0.3).stderr
         assert "are two goals" in pruned(home, *table, "--speedup", 2, "--within-ms", 12).stderr
         assert "cannot be reached" in pruned(home, *table, "--within-ms", 1).stderr
-        assert "go with budget='latency', and budget='params'" in pruned(home, *table, "--budget", "params").stderr
+        for budget in ("params", "macs"):
+            refused = f"latency_table go with budget='latency', and budget={budget!r}"
+            assert refused in pruned(home, *table, "--budget", budget).stderr
+        table_of_tiny(dtype="float16").save(tmp_path / "half.json")
+        for options, message in [
+            (["--within-ms", 0], "--within-ms must be a finite number above 0, got 0"),
+            (["--within-ms", -3], "--within-ms must be a finite number above 0, got -3"),
+            (["--within-ms", 3, "--latency-table", tmp_path / "half.json"], "cannot be timed as the latency table was"),
+            (["--allocation", "best"], "unknown allocation 'best'"),
+            (["--min-units", -1], "min_units must be a whole number of at least 0"),
+        ]:
+            assert message in cli("sweep", home / "dense", "--data", home / "data.csv", *options).stderr
 
     def test_prune_says_what_was_predicted_and_measured(self, home):
         done = pruned(home, "--latency-table", home / "table.json", "--within-ms", 12, "--min-units", 0)
@@ -685,11 +847,15 @@ class TestCommands:
 
     def test_sweep_names_the_best_point_in_time(self, home):
         options = ["--max-length", 16, "--samples", 16, "--scorer", "l2", "--sparsity", 0.4]
-        table = ["--latency-table", home / "table.json", "--within-ms", 1e6]
-        done = cli("sweep", home / "dense", "--data", home / "data.csv", *options, *table)
+        table = ["--latency-table", home / "table.json", "--output", home / "sweep.json"]
+        command = ["sweep", home / "dense", "--data", home / "data.csv", *options, *table, "--within-ms"]
+        done = cli(*command, 1e6)
         assert done.exit_code == 0, done.output
         assert "predicted, ms" in done.stdout
-        assert "best within 1e+06 ms: sparsity" in done.stdout
+        points = hfprune.Sweep.from_json((home / "sweep.json").read_text()).points
+        best = max(reversed(points), key=lambda point: point.metric)
+        assert f"best within 1e+06 ms: sparsity {best.sparsity:g}, accuracy {best.metric:.4f}, " in done.stdout
+        assert "best within 1e-06 ms: no point is as fast" in cli(*command, 1e-6).stdout
 
 
 def test_scripts_take_a_table(tmp_path):

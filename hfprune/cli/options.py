@@ -48,7 +48,10 @@ HeldOut = Annotated[
     str | None,
     typer.Option(help="Texts with labels to measure on, all of them: a file or name as for --data."),
 ]
-Budget = Annotated[BudgetChoice, typer.Option(help="What the sparsity counts.")]
+Budget = Annotated[
+    BudgetChoice | None,
+    typer.Option(help="What the sparsity counts; by default macs, or latency with --latency-table."),
+]
 LatencyTableFile = Annotated[
     Path | None,
     typer.Option(
@@ -84,6 +87,10 @@ SampleMetric = Annotated[
 Scorer = Annotated[str, typer.Option(help="Which units matter.")]
 Reconstruct = Annotated[bool, typer.Option(help="Repair in closed form after every surgery.")]
 Samples = Annotated[int, typer.Option(help="Calibration samples.")]
+Allocation = Annotated[
+    str, typer.Option(help="Where to remove: global, knapsack, threshold, uniform, layerwise or random.")
+]
+MinUnits = Annotated[int, typer.Option(help="The fewest heads or neurons that a block keeps; 0 lets whole blocks go.")]
 RoundTo = Annotated[int, typer.Option(help="Keep neurons in multiples of this.")]
 Speedup = Annotated[
     float | None, typer.Option(help="With --latency-table: how many times as fast as the dense model, by the table.")
@@ -134,16 +141,17 @@ def refuse_filled(output: Path, *, overwrite: bool) -> None:
         raise HfpruneError(f"{output} exists and is not empty. Choose another folder, or pass --overwrite.")
 
 
-def budget_of(budget: BudgetChoice, latency_table: Path | None) -> str:
+def budget_of(budget: BudgetChoice | None, latency_table: Path | None) -> str:
     """The name of the budget: a latency table says that the sparsity counts milliseconds.
 
     Args:
-        budget: What the user chose, or the default.
+        budget: What the user chose; None: nothing.
         latency_table: The file of a table, if there is one.
 
     Returns:
         The name.
     """
-    if latency_table is not None and budget is BudgetChoice.macs:
-        return BudgetChoice.latency.value
-    return budget.value
+    # what was chosen stays, and the config refuses a table in another budget
+    if budget is not None:
+        return budget.value
+    return BudgetChoice.macs.value if latency_table is None else BudgetChoice.latency.value

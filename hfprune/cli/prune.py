@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from hfprune.cli.options import (
+    Allocation,
     Budget,
-    BudgetChoice,
     ClassifierName,
     DataName,
     Encoding,
@@ -16,6 +16,7 @@ from hfprune.cli.options import (
     LatencyTableFile,
     MaxDrop,
     MaxLength,
+    MinUnits,
     Output,
     Overwrite,
     PairColumn,
@@ -50,7 +51,7 @@ def prune(
     search_file: Annotated[
         Path | None, typer.Option(help="JSON file of --max-drop: what it measured; a search that it holds goes on.")
     ] = None,
-    budget: Budget = BudgetChoice.macs,
+    budget: Budget = None,
     latency_table: LatencyTableFile = None,
     speedup: Speedup = None,
     within_ms: WithinMs = None,
@@ -59,18 +60,14 @@ def prune(
         UnitChoice,
         typer.Option(help="Where key/value heads are shared: group, or query (as many query heads of each)."),
     ] = UnitChoice.group,
-    allocation: Annotated[
-        str, typer.Option(help="Where to remove: global, knapsack, threshold, uniform, layerwise or random.")
-    ] = "global",
+    allocation: Allocation = "global",
     schedule: Annotated[str, typer.Option(help="one_shot, geometric, linear or cubic.")] = "geometric",
     rounds: Annotated[
         int | None, typer.Option(help="Rounds of score, plan, surgery and repair; by default each keeps four fifths.")
     ] = None,
     reconstruct: Reconstruct = True,
     samples: Samples = 512,
-    min_units: Annotated[
-        int, typer.Option(help="The fewest heads or neurons that a block keeps; 0 lets whole blocks go.")
-    ] = 1,
+    min_units: MinUnits = 1,
     round_to: RoundTo = 1,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Pattern of names of blocks to leave whole; several may be given.")

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from hfprune.cli.options import (
+    Allocation,
     Budget,
-    BudgetChoice,
     ClassifierName,
     DataName,
     Encoding,
@@ -17,6 +17,7 @@ from hfprune.cli.options import (
     LatencyTableFile,
     MaxDrop,
     MaxLength,
+    MinUnits,
     PairColumn,
     Reconstruct,
     RoundTo,
@@ -53,14 +54,16 @@ def sweep(
             "single file that calibration does not take."
         ),
     ] = None,
-    budget: Budget = BudgetChoice.macs,
+    budget: Budget = None,
     latency_table: LatencyTableFile = None,
     within_ms: Annotated[
         float | None, typer.Option(help="Name the best point whose measured latency is at most so many milliseconds.")
     ] = None,
     scorer: Scorer = "logit_fisher",
+    allocation: Allocation = "global",
     reconstruct: Reconstruct = True,
     samples: Samples = 512,
+    min_units: MinUnits = 1,
     round_to: RoundTo = 1,
     latency_batch_size: Annotated[
         int, typer.Option(help="Sequences in a batch, for the latency; with --latency-table as the table was measured.")
@@ -87,9 +90,11 @@ def sweep(
             latency_table=latency_table,
             sequence_length=max_length,
             scorer=scorer,
+            allocation=allocation,
             schedule="one_shot",
             reconstruct=reconstruct,
             calibration_samples=samples,
+            min_units=min_units,
             round_to=round_to,
             seed=seed,
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from hfprune.cli.held_out import calibration_and_rest, log_lines, needs_no_data
 from hfprune.cli.models import classifier_config
@@ -13,7 +13,10 @@ from hfprune.cli.texts import TextSource, split_of
 from hfprune.config import PruningConfig
 from hfprune.data.packages import resolve_model
 from hfprune.deployment.loading import load_model
+from hfprune.measuring.latency_table import LatencyTable
+from hfprune.measuring.table_checks import difference_to_table
 from hfprune.showing.picture import check_picture_path, require_matplotlib
+from hfprune.structure.arguments import finite
 from hfprune.structure.predictions import predicts_number
 from hfprune.sweeping import Sweep
 from hfprune.sweeping import sweep as sweep_model
@@ -70,6 +73,8 @@ def swept(request: SweepRequest, config: PruningConfig) -> Iterator[str]:
     if request.plot is not None:
         require_matplotlib()
         check_picture_path(request.plot)
+    if request.within_ms is not None:
+        finite(above=0).check("--within-ms", request.within_ms)
     # before the texts and the weights are read
     regression = predicts_number(classifier_config(request.model))
     metric = request.metric or sample_metrics(regression=regression)[0]
@@ -79,6 +84,8 @@ def swept(request: SweepRequest, config: PruningConfig) -> Iterator[str]:
         _check_enough_samples(request.max_drop, len(measured))
     collator = DataCollatorWithPadding(tokenizer)
     model = load_model(request.model)
+    if request.within_ms is not None and config.table is not None:
+        _check_timed(model, config.table)
     with log_lines("hfprune.sweeping.run"):
         curve = sweep_model(
             model,
@@ -119,6 +126,16 @@ def _check_enough_samples(max_drop: float, samples: int) -> None:
     """Refuse, before the work, a limit that not even a model without any drop could be shown to keep."""
     all_right = [1.0] * samples
     check_max_drop(max_drop, paired_drop(all_right, all_right))
+
+
+def _check_timed(model: PreTrainedModel, table: LatencyTable) -> None:
+    """Refuse, before the work, a limit in time where no latency can be measured."""
+    difference = difference_to_table(model, table)
+    if difference:
+        raise ValueError(
+            f"--within-ms goes by measured latencies, and models cannot be timed as the latency table was: it is of "
+            f"{difference}. Measure a table here, or leave out --within-ms."
+        )
 
 
 def _verdict(curve: Sweep, max_drop: float) -> str:

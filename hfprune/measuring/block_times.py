@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import math
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,10 +17,11 @@ import torch
 from sklearn.isotonic import IsotonicRegression
 from transformers import PreTrainedModel
 
-from hfprune.errors import PlanMismatchError
+from hfprune.errors import BudgetError, PlanMismatchError
 from hfprune.measuring.backends import get_backend
 from hfprune.measuring.latency import check_timing, threads_of_torch, times_in_turn
 from hfprune.measuring.latency_table import LatencyTable, SublayerTimes
+from hfprune.measuring.table_checks import name_of_device, shape_of_model
 from hfprune.showing.progress import Progress, progress
 from hfprune.structure.anatomy import Anatomy, anatomy_of
 from hfprune.structure.arguments import ATTENTION_UNIT, FLAG, PATH, TEXT, checked, optional, whole
@@ -38,6 +38,16 @@ _POINTS = 12
 _GRID = 32
 #: The multiples that are compared with the widths between them.
 _STEP = 8
+#: What a config says besides how the model computes, or what is among the conditions anyway.
+_NAMES_IN_CONFIG = (
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "id2label",
+    "label2id",
+    "torch_dtype",
+    "transformers_version",
+)
 #: A smaller difference between widths on and off the step is noise.
 _LEAST_EFFECT = 1.02
 
@@ -99,6 +109,7 @@ def measure_latency_table(
         The table.
 
     Raises:
+        BudgetError: No unit takes any time, as far as the runs tell.
         PlanMismatchError: The model was pruned already.
         UnsupportedArchitectureError: The model type is not in the table of architectures, and no entry could be proven.
         ValueError: The model cannot take so long a sequence, or the backend is unknown.
@@ -138,9 +149,20 @@ def measure_latency_table(
                 logger.info("the latency table is in %s already", path)
                 return LatencyTable.load(path)
         table = _measured(anatomy, timing, conditions)
+    _check_prunable(table)
     if path is not None:
         table.save(path)
     return table
+
+
+def _check_prunable(table: LatencyTable) -> None:
+    """Refuse times that are all noise, before they are saved: no model can be pruned by them."""
+    if table.prunable_ms <= 0:
+        raise BudgetError(
+            f"no unit takes any time, measured with {table.setting}: the model takes {table.dense_ms:.3f} ms with all "
+            "units and without any. Measure it with more runs, larger batches or longer sequences, or on a quieter "
+            "machine."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -408,7 +430,7 @@ def _conditions(anatomy: Anatomy, timing: _Timing) -> dict[str, Any]:
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     packages = ("hfprune", "torch", "transformers", *get_backend(timing.backend).packages)
     return {
-        "device": _name_of_device(model.device),
+        "device": name_of_device(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "backend": timing.backend,
@@ -418,29 +440,21 @@ def _conditions(anatomy: Anatomy, timing: _Timing) -> dict[str, Any]:
         "sequence_length": timing.sequence_length,
         "runs": timing.runs,
         "versions": {package: version(package) for package in packages},
-        "model": f"{type(model).__name__}, shapes {_digest(shapes)[:16]}",
+        **shape_of_model(model),
+        # heads, windows and activations show in no shape
+        "model": f"shapes {_digest(shapes)[:16]}, units {_digest(anatomy.dense_units)[:16]}, "
+        f"config {_digest(_timed_config(model))[:16]}",
     }
 
 
-def _name_of_device(device: torch.device) -> str:
-    """The processor that the model is on, as far as the machine says it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}: {platform.machine()} {_processor()}".strip()
-
-
-def _processor() -> str:
-    """The name of the CPU, with what it can compute in one step; empty if the machine does not say it."""
-    described = Path("/proc/cpuinfo")
-    capability = torch.backends.cpu.get_cpu_capability()
-    if not described.is_file():
-        return f"{platform.processor()} {capability}"
-    for line in described.read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return f"{line.partition(':')[2].strip()} {capability}"
-    return capability
+def _timed_config(model: PreTrainedModel) -> dict[str, Any]:
+    """The fields of the config that times may depend on."""
+    fields = dict(model.config.to_diff_dict())
+    for name in _NAMES_IN_CONFIG:
+        fields.pop(name, None)
+    return fields
 
 
 def _digest(values: Mapping[str, Any]) -> str:
     """SHA-256 of plain values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()

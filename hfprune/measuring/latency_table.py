@@ -15,7 +15,7 @@ from typing import Any
 from hfprune.errors import BudgetError, PlanMismatchError
 from hfprune.showing.files import write_whole
 from hfprune.showing.tables import Table
-from hfprune.structure.arguments import checked, finite, optional
+from hfprune.structure.arguments import checked, finite, optional, whole
 from hfprune.structure.blocks import Block
 from hfprune.structure.json_text import read_json
 from hfprune.structure.specs import Unit
@@ -49,6 +49,11 @@ class SublayerTimes:
     off_step: float = 1.0
 
     def __post_init__(self) -> None:
+        for count in (self.units, *self.widths):
+            whole(least=0).check("units and widths of a latency table", count)
+        for number in (self.off_step, *self.milliseconds):
+            finite().check("off_step and milliseconds of a latency table", number)
+        whole().check("step of a latency table", self.step)
         increases = all(low < high for low, high in zip(self.widths, self.widths[1:], strict=False))
         rises = all(low <= high for low, high in zip(self.milliseconds, self.milliseconds[1:], strict=False))
         if len(self.widths) != len(self.milliseconds) or not self.widths or not increases or not rises:
@@ -175,6 +180,12 @@ class LatencyTable:
     runs: int = 0
     fingerprint: Mapping[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        finite(least=0).check("rest_ms of a latency table", self.rest_ms)
+        for name in ("threads", "batch_size", "sequence_length"):
+            whole(least=1).check(f"{name} of a latency table", getattr(self, name))
+        whole(least=0).check("runs of a latency table", self.runs)
+
     @cached_property
     def by_block(self) -> Mapping[str, SublayerTimes]:
         """The times of every block by its name."""
@@ -236,7 +247,7 @@ class LatencyTable:
         """
         times = self.by_block.get(block.name)
         if times is None:
-            raise _other_model(self, f"it has no block {block.name!r}")
+            raise other_model(self, f"it has no block {block.name!r}")
         return lambda units: round(times.at(units) * _NANOSECONDS)
 
     @checked(speedup=optional(finite()), milliseconds=optional(finite()))
@@ -358,7 +369,7 @@ class LatencyTable:
             table = cls(**data, sublayers=tuple(sublayers))
             # values of another type show here, and not in the middle of a pruning
             table.sparsity_at((table.dense_ms + table.rest_ms) / 2, "half")
-        except (AttributeError, KeyError, TypeError, BudgetError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, BudgetError) as error:
             raise ValueError(f"not a latency table: {type(error).__name__}: {error}") from error
         return table
 
@@ -391,7 +402,10 @@ class LatencyTable:
                 f"latency_table must be the file of a latency table, and there is no file {str(path)!r}. "
                 "`hfprune latency-table MODEL --output FILE` makes one."
             )
-        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def __str__(self) -> str:
         return self._table().text()
@@ -442,32 +456,21 @@ def check_blocks(table: LatencyTable, units: Mapping[str, int]) -> None:
     missing = sorted(set(units) - set(table.by_block))
     more = sorted(set(table.by_block) - set(units))
     if missing:
-        raise _other_model(table, f"it has no block {missing[0]!r}")
+        raise other_model(table, f"it has no block {missing[0]!r}")
     if more:
-        raise _other_model(table, f"its block {more[0]!r} is not in this model")
+        raise other_model(table, f"its block {more[0]!r} is not in this model")
 
 
-def check_table(table: LatencyTable, model_type: str, dense_units: Mapping[str, int]) -> None:
-    """Refuse a table of another model.
+def other_model(table: LatencyTable, difference: str) -> PlanMismatchError:
+    """The error of a table of another model.
 
     Args:
         table: The table.
-        model_type: The dense model's type.
-        dense_units: By block name, how many units the dense model has.
+        difference: What it is of, and the model is not.
 
-    Raises:
-        PlanMismatchError: It is of another type of model, or of one with other blocks or other widths.
+    Returns:
+        The error.
     """
-    if table.model_type != model_type:
-        raise _other_model(table, f"it is of a {table.model_type} model, this is a {model_type} model")
-    check_blocks(table, dense_units)
-    for name, units in dense_units.items():
-        measured = table.by_block[name].units
-        if measured != units:
-            raise _other_model(table, f"block {name!r} has {measured} units in it and {units} in the dense model")
-
-
-def _other_model(table: LatencyTable, difference: str) -> PlanMismatchError:
     return PlanMismatchError(
         f"the latency table ({table.setting}) is of another model: {difference}. Measure one of this model: "
         "`hfprune latency-table MODEL --output FILE`, with the attention_unit that it is pruned by."

@@ -20,7 +20,7 @@ from hfprune.planning.candidates import Candidate, Step, candidates_of, cost_of,
 from hfprune.planning.plan import PruningPlan
 from hfprune.planning.stock_widths import portable
 from hfprune.scoring.scores import Scores
-from hfprune.structure.arguments import FLAG, SEED, TEXT, TEXTS, checked, whole
+from hfprune.structure.arguments import FLAG, SEED, TEXT, TEXTS, checked, optional, whole
 from hfprune.structure.blocks import Block
 from hfprune.structure.registration import check_same
 
@@ -348,7 +348,7 @@ def filled(candidates: Sequence[Candidate], counts: Sequence[int], limit: int) -
 
 
 @checked(
-    limit=whole(least=0),
+    limit=optional(whole(least=0)),
     sequence_length=whole(least=1),
     model_type=TEXT,
     allocation=TEXT,
@@ -362,7 +362,7 @@ def allocate(
     blocks: Sequence[Block],
     scores: Scores,
     *,
-    limit: int,
+    limit: int | None,
     budget: str,
     sequence_length: int,
     model_type: str,
@@ -380,7 +380,8 @@ def allocate(
     Args:
         blocks: The model's blocks.
         scores: Their scores.
-        limit: The prunable cost that may stay, as the budget counts it.
+        limit: The prunable cost that may stay, as the budget counts it. None: what the units that `at_most` lets stay
+            cost, so that no others are removed.
         budget: The name of a registered budget.
         sequence_length: Tokens in a sequence, for `macs`.
         model_type: The dense model's type, for the plan.
@@ -434,6 +435,9 @@ def allocate(
         at_most=at_most,
         latency_table=latency_table,
     )
+    if limit is None:
+        # a width off the step may take longer than the dense one, so the dense cost would not do
+        limit = cost_of(candidates, [candidate.levels[-1] for candidate in candidates])
     least_cost = cost_of(candidates, lowest_levels(candidates))
     if least_cost > limit:
         full = full_cost_of(candidates)

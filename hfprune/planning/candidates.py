@@ -103,10 +103,20 @@ class Candidate:
         return joined
 
     @property
+    def unit_cost(self) -> int:
+        """The cost of one unit, where the cost of a block is proportional to its units."""
+        if self.is_linear:
+            return self.cost(1)
+        raise ValueError(
+            f"block {self.block.name!r} has no cost of one unit: in a budget of milliseconds a sublayer has a fixed "
+            "cost beside that of its units. Ask cost(units)."
+        )
+
+    @property
     def cost_divisor(self) -> int:
         """The greatest common divisor of the costs of the block; 0 if it costs nothing."""
         if self.is_linear:
-            return self.cost(1)
+            return self.unit_cost
         return math.gcd(*(self.cost(level) for level in self.levels))
 
     @property

@@ -13,10 +13,19 @@ from transformers import PreTrainedModel
 from hfprune.config import A_CONFIG, CONFIG, PruningConfig
 from hfprune.errors import BudgetError, CalibrationError
 from hfprune.measuring.size import example_batch, size_of
+from hfprune.measuring.table_checks import warn_of_other_setting
 from hfprune.planning import sparsities
 from hfprune.planning.allocation import get_allocator
 from hfprune.planning.schedule import ROUND_KEEPS, TRAINED_ROUND_KEEPS
-from hfprune.pruning.steps import check_plan, check_target, cut, plan_units, sparsity_of, zero_scores
+from hfprune.pruning.steps import (
+    check_plan,
+    check_target,
+    cut,
+    plan_units,
+    refuse_goal_beside_patterns,
+    sparsity_of,
+    zero_scores,
+)
 from hfprune.pruning.timed import measured_and_predicted
 from hfprune.publishing.record import record_of
 from hfprune.reconstruction.reconstruct import repair_model
@@ -319,6 +328,7 @@ def _checked_steps(
             f"sparsity of prune is a mapping from patterns of block names to fractions, got {sparsity!r}. One "
             "number for the whole model goes into PruningConfig(sparsity=...)."
         )
+    refuse_goal_beside_patterns(config)
     check_plan(anatomy, config, sparsity)
     return _steps_by_pattern(config, sparsity, keeps=keeps)
 
@@ -328,6 +338,10 @@ def _check_before_reading(model: PreTrainedModel, config: PruningConfig) -> None
     refuse_inference_weights(model)
     check_in_one_place(model)
     check_length(model, config.sequence_length)
+    if config.table is not None:
+        # the result is timed as the table was measured
+        check_length(model, config.table.sequence_length, option="sequence_length of the latency table")
+        warn_of_other_setting(model, config.table, config.sequence_length)
     scorers, _ = scorers_in(config.scorer)
     if any(scorer.labels != "none" for scorer in scorers):
         refuse_tuples(model)

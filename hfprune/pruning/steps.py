@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from hfprune.config import A_CONFIG, CONFIG, PruningConfig, check_sparsity
 from hfprune.errors import BudgetError, PlanMismatchError, UnsupportedArchitectureError
-from hfprune.measuring.latency_table import check_table
+from hfprune.measuring.table_checks import check_table
 from hfprune.planning import PruningPlan, TradeOff, allocate, trade_off_curve
 from hfprune.planning.candidates import candidates_of, units_by_pattern
 from hfprune.planning.costs import LATENCY, block_cost
@@ -60,11 +60,11 @@ def plan(
         model: The model that was scored, or its anatomy. An anatomy spares reading the structure again.
         scores: The scores of the model.
         config: Budget, allocation and constraints; `PruningConfig()` if not given.
-        sparsity: Overrides `config.sparsity`. It counts from the dense model, also if this model is pruned. A mapping
-            from shell-style patterns of block names gives the fraction of units to remove block by block, without a
-            common budget: for each block the first pattern that matches it counts, and a block that no pattern matches
-            keeps all its units. A list of increasing numbers gives a list of plans, in which the units of every plan
-            are among the units of the plan before.
+        sparsity: Overrides `config.sparsity`, and with it a goal in time. It counts from the dense model, also if this
+            model is pruned. A mapping from shell-style patterns of block names gives the fraction of units to remove
+            block by block, without a common budget: for each block the first pattern that matches it counts, and a
+            block that no pattern matches keeps all its units. A list of increasing numbers gives a list of plans, in
+            which the units of every plan are among the units of the plan before.
 
     Returns:
         A plan with the units numbered as in `model`, or a list of such plans.
@@ -74,7 +74,8 @@ def plan(
         PlanMismatchError: The model was pruned by another `attention_unit` than the config's.
         UnsupportedArchitectureError: Blocks of the model are left out, and the config has `all_blocks`.
         ValueError: A sparsity is not in [0, 1), the allocation is unknown, a pattern matches no block, a list does not
-            increase, a mapping is combined with `portable`, or the scores belong to another model or to other units.
+            increase, a mapping is combined with `portable` or with a goal in time, or the scores belong to
+            another model or to other units.
 
     Examples:
         >>> import hfprune
@@ -106,7 +107,25 @@ def plan(
     anatomy = anatomy_of(model, config.attention_unit)
     if isinstance(sparsity, Sequence) and not isinstance(sparsity, str):
         return _nested_plans(anatomy, scores, config, sparsity)
+    if isinstance(sparsity, Mapping):
+        refuse_goal_beside_patterns(config)
     return plan_units(anatomy, scores, config, config.sparsity if sparsity is None else sparsity)
+
+
+def refuse_goal_beside_patterns(config: PruningConfig) -> None:
+    """Refuse a goal in time beside fractions by pattern, which leave nothing to choose for it.
+
+    Args:
+        config: The config.
+
+    Raises:
+        ValueError: It has a goal in time.
+    """
+    if config.goal_in_time:
+        raise ValueError(
+            f"{config.goal_in_time} says how long the model may take, and a mapping of sparsities says how many units "
+            "go from every block: give one of them. The plan says what the latency table predicts of the mapping."
+        )
 
 
 def plan_units(
@@ -137,8 +156,8 @@ def plan_units(
             "block. Drop one of the two."
         )
     at_most = units_by_pattern(sparsity, anatomy.dense_units)
-    # the patterns limit the units of every block, so the common budget removes nothing more
-    return _plan(anatomy, scores, config, 0.0, at_most)
+    # the patterns limit the units of every block, and no common budget removes more
+    return _plan(anatomy, scores, config, None, at_most)
 
 
 def _nested_plans(
@@ -165,15 +184,19 @@ def _plan(
     anatomy: Anatomy,
     scores: Scores,
     config: PruningConfig,
-    sparsity: float,
+    sparsity: float | None,
     at_most: Mapping[str, int] | None = None,
 ) -> PruningPlan:
-    check_sparsity(sparsity)
+    if sparsity is not None:
+        check_sparsity(sparsity)
     _check_all_blocks(anatomy, config)
+    # a model without any such cost is refused with fractions by pattern, too
+    dense_cost = _dense_cost(anatomy, config)
+    limit = None if sparsity is None else _limit(dense_cost, sparsity)
     return allocate(
         anatomy.blocks,
         scores,
-        limit=_limit(_dense_cost(anatomy, config), sparsity),
+        limit=limit,
         budget=config.budget,
         sequence_length=config.sequence_length,
         model_type=anatomy.model_type,
@@ -351,7 +374,7 @@ def cost_of_units(anatomy: Anatomy, config: PruningConfig, units: Mapping[str, i
         PlanMismatchError: The latency table of the config is of another model.
     """
     if config.table is not None:
-        check_table(config.table, anatomy.model_type, anatomy.dense_units)
+        check_table(config.table, anatomy)
     costs = block_cost(config.budget, sequence_length=config.sequence_length, latency_table=config.table)
     return sum(costs(block)(units[block.name]) for block in anatomy.blocks)
 

@@ -6,10 +6,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hfprune.measuring.backends import known_backends
 from hfprune.measuring.latency import measure_latencies
 from hfprune.measuring.latency_table import LatencyTable
-from hfprune.structure.wrapping import inner
+from hfprune.measuring.table_checks import difference_to_table
 
 logger = logging.getLogger(__name__)
 #: The most passes of each model. A table may have been measured with more, for the sake of small differences.
@@ -29,13 +28,18 @@ def measured_and_predicted(
     Returns:
         For a record: under `dense` and `pruned` the fields of a `Latency`, `predicted_ms`, and the `backend` where it
         is not `eager`. Empty if the models are not as the table says: on another device, of another dtype, or without
-        its backend.
+        its backend; or if they could not be timed.
     """
-    difference = _difference(dense, table)
+    difference = difference_to_table(dense, table)
     if difference:
         logger.warning("the latency was not measured: the table is of %s. It was predicted only.", difference)
         return {}
-    measured = measure_latencies([dense, pruned], **table.timing, runs=min(table.runs, _RUNS) or _RUNS)
+    # a model that was pruned for hours must not be lost because it could not be timed
+    try:
+        measured = measure_latencies([dense, pruned], **table.timing, runs=min(table.runs, _RUNS) or _RUNS)
+    except Exception as error:  # noqa: BLE001 (whatever fails, the pruned model is worth more than its timing)
+        logger.warning("the latency could not be measured, and was predicted only: %s: %s", type(error).__name__, error)
+        return {}
     before = getattr(dense, "pruning_plan", None)
     units = {
         "dense": pruned.pruning_plan.units_before if before is None else before.units_after,
@@ -47,16 +51,3 @@ def measured_and_predicted(
         if table.backend != "eager":
             found[stage]["backend"] = table.backend
     return found
-
-
-def _difference(model: PreTrainedModel, table: LatencyTable) -> str:
-    """What the table is of and this model is not, in words; empty if it can be timed as the table was."""
-    device = inner(model).device.type
-    dtype = str(inner(model).dtype).removeprefix("torch.")
-    if table.device != device:
-        return f"{table.device}, and the model is on {device}"
-    if table.dtype != dtype:
-        return f"{table.dtype}, and the model is {dtype}"
-    if table.backend not in known_backends():
-        return f"the backend {table.backend!r}, which is not registered here"
-    return ""

@@ -431,6 +431,9 @@ class GradualPruning(TrainerCallback):
     def _target(self) -> dict[str, Any]:
         """What this run goes to, and how."""
         config = {name: getattr(self.config, name) for name in _TARGET_OF_CONFIG}
+        # checkpoints of other budgets stay as they were
+        if self.config.table is not None:
+            config["latency_table"] = self.config.table.summary["digest"]
         return {**config, **self._schedule()}
 
     def _schedule(self) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from typing import Any, TypeAlias
 from transformers import PreTrainedModel
 
 from hfprune.config import CONFIG, PruningConfig, check_sparsity
+from hfprune.measuring.backends import get_backend
 from hfprune.measuring.latency import Latency, measure_latencies
 from hfprune.measuring.size import measure_size
+from hfprune.measuring.table_checks import difference_to_table
 from hfprune.planning import PruningPlan
 from hfprune.planning.allocation import get_allocator
 from hfprune.pruning.prune import Recover, batches_for, check, check_portable, recovered
@@ -83,7 +85,7 @@ def sweep(
     Args:
         model: The dense model. It stays as it is, and is the first point.
         data: Calibration data, as for `prune`.
-        config: What to do; `sparsity` and `rounds` do not count.
+        config: What to do; `sparsity` and `rounds` do not count. A goal in time is refused.
         sparsities: Fractions of the prunable cost to remove, in any order.
         evaluate: Measures a model, in evaluation mode: it returns a number, or one number or bool a sample (as
             `correctness` does). The metric is then their mean, and `Sweep.within` has an interval. Higher is better.
@@ -92,7 +94,8 @@ def sweep(
         collator: Makes a batch of rows of a Dataset; `DataCollatorWithPadding(tokenizer)` pads.
         latency_batch_size: Sequences in a batch for the latency, of `config.sequence_length` tokens each. All models
             are timed in turn, so all are in memory together during that time. None measures no latency. With a latency
-            table in the config, models are timed as the table was measured, and the points say what it predicts.
+            table in the config, models are timed as the table was measured, and the points say what it predicts. If
+            the model is on another device or of another dtype than the table, a warning says so, and nothing is timed.
         latency_runs: How many forward passes of each model are timed.
         metric: The name of what `evaluate` measures, for the table and the picture.
         save_to: A JSON file, written after every point. If it exists, its points are not measured again, and those of
@@ -135,9 +138,12 @@ def sweep(
     model = unwrapped(model)
     wanted = _in_order_without_zero(sparsities)
     _check_one_pass(config)
+    _check_no_goal(config)
     if save_to is not None:
         _check_file(save_to)
     dense = anatomy_of(model, config.attention_unit)
+    if latency_batch_size is not None and not _can_be_timed(model, config):
+        latency_batch_size = None
     # before any work, so that a sparsity out of reach does not stop the sweep half way
     for sparsity in wanted:
         check(dense, config.with_sparsity(sparsity))
@@ -325,6 +331,27 @@ def _check_one_pass(config: PruningConfig) -> None:
             f"allocation={config.allocation!r} scores anew after every block, and a sweep has one scoring pass. "
             "'uniform' gives the same widths."
         )
+
+
+def _check_no_goal(config: PruningConfig) -> None:
+    """Refuse a goal in time: a sweep measures the sparsities that it is given."""
+    if config.goal_in_time:
+        raise ValueError(
+            f"a sweep measures the sparsities that it is given, and {config.goal_in_time} would be ignored. Leave it "
+            f"out, and give sparsities=[{config.sparsity:.4f}] to measure that goal; prune_within searches from it on."
+        )
+
+
+def _can_be_timed(model: PreTrainedModel, config: PruningConfig) -> bool:
+    """Whether models can be timed as the latency table was, if there is one; a warning says why not."""
+    if config.table is None:
+        return True
+    # raises if there is none of that name
+    get_backend(config.table.backend)
+    difference = difference_to_table(model, config.table)
+    if difference:
+        logger.warning("latencies are not measured: the table is of %s. They are predicted only.", difference)
+    return not difference
 
 
 def earlier_sweep(path: str | Path | None, settings: Mapping[str, Any]) -> Sweep | None:
