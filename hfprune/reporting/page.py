@@ -5,7 +5,7 @@ forbids everything else.
 """
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 
 #: The themes that a picture is drawn in; the browser takes the one that the reader prefers.
 _THEMES = ("light", "dark")
-#: The rows of costs that stand at the head of the page, and those that stand in the table only.
+#: The rows of costs that stand at the head of the page; the others stand in the table only.
 _MAIN_COSTS = ("parameters", "MACs", "latency")
-_COSTS = (*_MAIN_COSTS, "tokens", "prunable parameters", "prunable MACs", "bytes of weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +141,7 @@ def draw_report(folder: str | Path, *, sweep: str | Path | None = None) -> str:
         is_portable=not (folder / "modeling_pruned.py").is_file(),
         mac_sparsity=plan.sparsity("macs"),
         param_sparsity=plan.sparsity("params"),
-        tiles=_tiles(rows),
+        tiles=_tiles(rows, record.metrics.get("dense", {})),
         rows=rows,
         stage=stage,
         families=_families(plan),
@@ -167,13 +166,13 @@ def _check_same_model(sweep: Sweep, record: PruningRecord) -> None:
         )
 
 
-def _tiles(rows: list[Row]) -> list[Tile]:
+def _tiles(rows: list[Row], metrics: Collection[str]) -> list[Tile]:
     """The first metric and the main costs, as the head of the page shows them."""
     tiles = []
     for position, (name, dense, published, change) in enumerate(rows):
         # how it was measured stands in the tables below
         short = name.partition(" (")[0]
-        if short in _MAIN_COSTS or (position == 0 and short not in _COSTS):
+        if short in _MAIN_COSTS or (position == 0 and name in metrics):
             tiles.append(Tile(name=short, value=published, note=f"{change.partition(';')[0]} (dense: {dense})"))
     return tiles
 
