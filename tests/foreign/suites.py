@@ -155,6 +155,7 @@ def on_both(
     plugins: Sequence[str],
     pruned: Mapping[str, str],
     dense: Mapping[str, str],
+    settings: Sequence[str] = (),
 ) -> Run:
     """Run tests on a pruned model, and those that do not pass on the dense one too.
 
@@ -166,11 +167,12 @@ def on_both(
         plugins: Modules of `tests/foreign/plugins/`.
         pruned: Variables of the environment that let the tests find pruned models.
         dense: Those that let them find dense models.
+        settings: Arguments of both runs.
 
     Returns:
         What became of them.
     """
-    on_pruned = pytest_outcomes(folder, tests, plugins=plugins, variables=pruned)
+    on_pruned = pytest_outcomes(folder, [*settings, *tests], plugins=plugins, variables=pruned)
     rest = [test for test, outcome in on_pruned.items() if outcome.outcome != "passed"]
     on_dense: dict[str, Outcome] = {}
     if rest:
@@ -178,7 +180,7 @@ def on_both(
             # there may be too many for a command line
             listed = Path(written) / "tests"
             listed.write_text("\n".join(rest), encoding="utf-8")
-            on_dense = pytest_outcomes(folder, [f"@{listed}"], plugins=plugins, variables=dense)
+            on_dense = pytest_outcomes(folder, [*settings, f"@{listed}"], plugins=plugins, variables=dense)
     return compared(suite, model, dense=on_dense, pruned=on_pruned)
 
 

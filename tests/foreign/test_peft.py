@@ -47,5 +47,7 @@ def test_adapters(run, suite_dir, checked, tmp_path):
     dense = hub_of(REPOSITORIES, home=tmp_path / "dense", is_pruned=False)
     file, selected = TESTS[run]
     # its own settings ask for a plugin that measures coverage
-    tests = ["-c", "/dev/null", "--rootdir", ".", f"tests/{file}", "-k", selected]
-    checked(on_both("peft", run, suite_dir, tests, plugins=["foreign_peft"], pruned=pruned, dense=dense))
+    settings = ["-c", "/dev/null", "--rootdir", "."]
+    tests = [f"tests/{file}", "-k", selected]
+    plugins = ["foreign_peft"]
+    checked(on_both("peft", run, suite_dir, tests, plugins=plugins, pruned=pruned, dense=dense, settings=settings))
