@@ -52,8 +52,7 @@ process that cannot import hfprune.
         "peft",
         """The tests of `tests/test_decoder_models.py`, and those of `tests/test_custom_models.py` that load a model of
 transformers. The models that they name are folders with pruned models. Widths are multiples of 8, as some methods want.
-Of the methods in the tests of decoders, of which there are about thirty, LoRA, IA³, OFT, VeRA, prefix and prompt tuning
-run. peft looks up by the model type which modules an adapter goes into, unless `target_modules` names them. It finds
+peft looks up by the model type which modules an adapter goes into, unless `target_modules` names them. It finds
 the entries of the dense type for a pruned one.
 
 `make suite-peft SUITE_DIR=...` needs the source of the installed version of peft, in which `tests/` is a package (the
