@@ -14,6 +14,7 @@ from huggingface_hub import constants
 from transformers.utils import logging
 
 import hfprune  # noqa: F401 (registers pruned types with the Auto classes)
+from hfprune.measuring import latency
 from hfprune.publishing import card, verification
 from tests.support.examples import given
 from tests.support.registries import restored
@@ -52,6 +53,15 @@ def _no_pictures(request, monkeypatch):
     """Cards have no pictures, which take longer than all else of a small model's saving, but in tests marked so."""
     if request.node.get_closest_marker("pictures") is None:
         monkeypatch.setattr(card, "can_draw", lambda: False)
+
+
+@pytest.fixture(autouse=True)
+def _few_timed_passes(monkeypatch):
+    """Latency is measured in few passes where a call does not say in how many: no test goes by the times."""
+    for function in (latency.measure_latency, latency.measure_latencies):
+        defaults = function.__wrapped__.__kwdefaults__
+        monkeypatch.setitem(defaults, "runs", 3)
+        monkeypatch.setitem(defaults, "warmup", 1)
 
 
 @pytest.fixture(autouse=True)

@@ -230,6 +230,8 @@ def _run_hfprune(arguments: Sequence[str]) -> None:
     # commands have a default of their own
     takes_samples = arguments[0] in ("prune", "sweep") and "--samples" not in arguments
     added = ["--samples", str(_SAMPLES)] if takes_samples else []
+    if arguments[0] == "latency-table" and "--runs" not in arguments:
+        added = ["--runs", "3"]
     done = CliRunner().invoke(app, [*arguments, *added])
     assert done.exit_code == 0, f"hfprune {shlex.join(arguments)}: {done.output[-2000:]} {done.exception!r}"
 
