@@ -1,6 +1,7 @@
 """Tests and the examples in docstrings run offline, seeded, without progress bars, and write into temporary folders."""
 
 import gc
+import inspect
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,6 +17,7 @@ from transformers.utils import logging
 import hfprune  # noqa: F401 (registers pruned types with the Auto classes)
 from hfprune.measuring import latency
 from hfprune.publishing import card, verification
+from hfprune.sweeping.run import sweep
 from tests.support.examples import given
 from tests.support.registries import restored
 
@@ -59,9 +61,10 @@ def _no_pictures(request, monkeypatch):
 def _few_timed_passes(monkeypatch):
     """Latency is measured in few passes where a call does not say in how many: no test goes by the times."""
     for function in (latency.measure_latency, latency.measure_latencies):
-        defaults = function.__wrapped__.__kwdefaults__
+        defaults = inspect.unwrap(function).__kwdefaults__
         monkeypatch.setitem(defaults, "runs", 3)
         monkeypatch.setitem(defaults, "warmup", 1)
+    monkeypatch.setitem(inspect.unwrap(sweep).__kwdefaults__, "latency_runs", 3)
 
 
 @pytest.fixture(autouse=True)
