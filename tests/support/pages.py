@@ -262,6 +262,8 @@ def _run_python(words: Sequence[str]) -> None:
         return
     quick = ["--dataloader_pin_memory", "false", "--disable_tqdm", "true", "--report_to", "none", "--use_cpu", "true"]
     quick += ["--calibration_samples", str(_SAMPLES)]
+    if not any(word.endswith(".yaml") for word in words):
+        quick += ["--per_device_train_batch_size", "32"]  # fewer steps than by default
     given = [word for word in words[1:] if word.startswith("--")]
     added = []
     for option, value in zip(quick[::2], quick[1::2], strict=True):
