@@ -13,6 +13,7 @@ from hfprune.errors import UnsupportedArchitectureError
 from hfprune.planning import PruningPlan
 from hfprune.structure import find_blocks, gated, known_architectures
 from hfprune.structure.modeling_pruned import PrunedModel
+from tests.support.cells import ALIKE, every_type, quick
 from tests.support.contract_table import PROPERTY, Cell
 from tests.support.plans import as_gates, removed_blocks, removed_plan, uneven_plan
 from tests.support.tiny import (
@@ -84,11 +85,6 @@ def first_head(model_type):
     return min(heads, key=lambda head: FIRST_HEADS.index(head) if head in FIRST_HEADS else len(FIRST_HEADS))
 
 
-def quick(*cell, is_quick):
-    """A cell that `make test` runs, or one that only `make contract` and `make test-all` run."""
-    return pytest.param(*cell, marks=[] if is_quick else [pytest.mark.slow])
-
-
 def cells_to_run():
     """All cells. `make test` runs one head of every type, and every cell of a few types."""
     cells = []
@@ -149,7 +145,7 @@ def test_gated_equals_pruned_equals_reloaded(model_type, head, attention, tmp_pa
     assert again.pruning_plan == plan
 
 
-@pytest.mark.parametrize("model_type", sorted(SIZES))
+@pytest.mark.parametrize("model_type", every_type())
 def test_bfloat16(model_type, tmp_path):
     tiny_model(model_type).save_pretrained(tmp_path / "dense")
     model = type(tiny_model(model_type)).from_pretrained(tmp_path / "dense", dtype=torch.bfloat16)
@@ -170,7 +166,7 @@ STORY_HEADS = (
 )
 
 
-@pytest.mark.parametrize("model_type", sorted(SIZES))
+@pytest.mark.parametrize("model_type", every_type())
 def test_scored_planned_pruned_and_repaired(model_type):
     """The default job on every architecture: the repair brings every consumer nearer to the dense model."""
     head = next(head for head in STORY_HEADS if has_head(model_type, head))
@@ -229,7 +225,7 @@ def may_go(model_type, block):
 @pytest.mark.parametrize(
     ("model_type", "attention"),
     [
-        quick(t, attention, is_quick=attention == "sdpa" or t in WHOLE)
+        quick(t, attention, is_quick=t in WHOLE or (attention == "sdpa" and t not in ALIKE))
         for t in sorted(set(SIZES) - {"gpt2"})
         for attention in ("sdpa", "eager")
         if attention == "sdpa" or t not in EAGER_ONLY

@@ -16,10 +16,11 @@ from hfprune.structure import anatomy_of, find_blocks, gated, keep_units, known_
 from hfprune.structure.anatomy import dense_units
 from hfprune.structure.modeling_pruned import PrunedModel
 from hfprune.structure.specs import specs_of
+from tests.support.cells import every_type, quick
 from tests.support.plans import as_gates, uneven_plan
 from tests.support.tiny import DECODERS, tiny_batch, tiny_model
 from tests.support.training import arguments, trainer_of
-from tests.test_contract import output, quick
+from tests.test_contract import output
 from tests.test_planning import block, run
 
 GROUPED = sorted(
@@ -94,7 +95,7 @@ def test_gated_equals_pruned_equals_reloaded(model_type, attention, tmp_path):
             assert torch.equal(expected, again.generate(**options, **cache))
 
 
-@pytest.mark.parametrize("model_type", GROUPED)
+@pytest.mark.parametrize("model_type", every_type(GROUPED))
 def test_scored_planned_pruned_and_repaired(model_type):
     head = "AutoModelForCausalLM" if model_type in DECODERS else "AutoModelForMaskedLM"
     model = tiny_model(model_type, head)

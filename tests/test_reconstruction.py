@@ -10,7 +10,8 @@ from hfprune.reconstruction import reconstruct as reconstruction
 from hfprune.reconstruction.reconstruct import reconstruct
 from hfprune.structure import find_blocks
 from hfprune.structure.surgery import keep_units
-from tests.support.tiny import ATTENTION_ONLY, FFN_ONLY, SIZES, tiny_batch, tiny_model
+from tests.support.cells import every_type
+from tests.support.tiny import ATTENTION_ONLY, FFN_ONLY, tiny_batch, tiny_model
 
 
 def batches(model_type="bert", *, count=8):
@@ -36,7 +37,7 @@ def distance(small, dense, data):
     return total / tokens
 
 
-@pytest.mark.parametrize("model_type", sorted(SIZES))
+@pytest.mark.parametrize("model_type", every_type())
 def test_every_architecture_comes_closer_to_its_dense_model(model_type):
     dense = tiny_model(model_type)
     small, data = half(dense), batches(model_type)

@@ -11,9 +11,10 @@ from hfprune.measuring.size import count_macs, measure_size
 from hfprune.planning import PruningPlan
 from hfprune.publishing.verification import verify
 from hfprune.structure import find_blocks, gated
+from tests.support.cells import ALIKE, quick
 from tests.support.plans import as_gates
 from tests.support.tiny import DECODERS, FFN_ONLY, KEEPS_ATTENTION, tiny_batch, tiny_model
-from tests.test_contract import output, quick
+from tests.test_contract import output
 
 pytestmark = pytest.mark.contract
 CAN = sorted(set(DECODERS) - {*KEEPS_ATTENTION, *FFN_ONLY})
@@ -27,10 +28,6 @@ def without(model, attentions, ffns=()):
     by_kind = {kind: [b.name for b in blocks if b.kind == kind] for kind in ("attention", "ffn")}
     gone = [by_kind["attention"][i] for i in attentions] + [by_kind["ffn"][i] for i in ffns if by_kind["ffn"]]
     return PruningPlan.keep(blocks, dict.fromkeys(gone, ()), model_type=model.config.model_type, sequence_length=8)
-
-
-#: Types that share the layers and the caches of others: `make test` runs those others.
-ALIKE = ("cohere", "gemma", "granite", "mixtral", "qwen2", "smollm3", "stablelm", "starcoder2")
 
 
 def cases():
