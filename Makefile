@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Two tests at a time, a thread each: more threads than cores wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+# Python keeps what it compiled, whatever the environment says: tests start many processes.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -44,7 +45,7 @@ test: setup ## lint, types, docstrings and all tests (those marked slow apart), 
 	$(BIN)/pydoclint --quiet hfprune
 	$(PYTEST) -m "not slow"
 
-test-all: setup ## every test, the slow ones too
+test-all: setup ## every test, the slow ones and all cells of the contract too
 	$(PYTEST)
 
 # What a user may have who has what pyproject.toml asks for and nothing newer. Warnings of old versions are no errors.

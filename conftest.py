@@ -1,5 +1,7 @@
 """Tests and the examples in docstrings run offline, seeded, without progress bars, and write into temporary folders."""
 
+import gc
+import inspect
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,12 +15,20 @@ from huggingface_hub import constants
 from transformers.utils import logging
 
 import hfprune  # noqa: F401 (registers pruned types with the Auto classes)
-from hfprune.publishing import verification
+from hfprune.measuring import latency
+from hfprune.publishing import card, verification
+from hfprune.sweeping.run import sweep
 from tests.support.examples import given
 from tests.support.registries import restored
 
 logging.disable_progress_bar()
 datasets.disable_progress_bars()
+
+
+def pytest_collection_finish():
+    """Torch, transformers and the tests stay to the end: Python need not search them for garbage again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +48,23 @@ def _marks_in_tmp(tmp_path_factory, monkeypatch):
     home = str(tmp_path_factory.getbasetemp() / "hf")
     monkeypatch.setattr(verification, "HF_HOME", home)
     monkeypatch.setattr(constants, "HF_HOME", home)
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(request, monkeypatch):
+    """Cards have no pictures, which take longer than all else of a small model's saving, but in tests marked so."""
+    if request.node.get_closest_marker("pictures") is None:
+        monkeypatch.setattr(card, "can_draw", lambda: False)
+
+
+@pytest.fixture(autouse=True)
+def _few_timed_passes(monkeypatch):
+    """Latency is measured in few passes where a call does not say in how many: no test goes by the times."""
+    for function in (latency.measure_latency, latency.measure_latencies):
+        defaults = inspect.unwrap(function).__kwdefaults__
+        monkeypatch.setitem(defaults, "runs", 3)
+        monkeypatch.setitem(defaults, "warmup", 1)
+    monkeypatch.setitem(inspect.unwrap(sweep).__kwdefaults__, "latency_runs", 3)
 
 
 @pytest.fixture(autouse=True)

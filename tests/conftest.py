@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from hfprune.publishing import card
 from tests.support import contract_table
 from tests.support.hub import Hub, loopback_hub
 from tests.support.processes import Python
@@ -43,12 +42,6 @@ def _pythons(_running_hub: Hub, tmp_path_factory):
 def client(_pythons, tmp_path):
     """Run code in another process, in `tmp_path`, where hfprune can be imported or cannot; see `Python.run`."""
     return lambda code, *, with_hfprune=True, **options: _pythons(with_hfprune).run(code, folder=tmp_path, **options)
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """For tests that save many small models: the pictures of the card would take longer than all the rest."""
-    monkeypatch.setattr(card, "can_draw", lambda: False)
 
 
 @pytest.fixture

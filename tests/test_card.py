@@ -18,6 +18,8 @@ from tests.support.hub import yaml_errors
 from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.tiny_data import tiny_tokenizer
 
+pytestmark = pytest.mark.pictures
+
 ROOT = Path(__file__).parent.parent
 QUICK = {"sequence_length": 8, "scorer": "l2", "reconstruct": False, "schedule": "one_shot"}
 LATENCY = {

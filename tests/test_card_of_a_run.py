@@ -16,8 +16,6 @@ from tests.support.plans import QUICK
 from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.tiny_data import tiny_tokenizer
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 def pruned(model_type="bert", head="AutoModelForSequenceClassification", **options):
     return hfprune.prune(tiny_model(model_type, head), [tiny_batch(model_type)], PruningConfig(**QUICK | options))

@@ -10,8 +10,6 @@ from hfprune.structure.modeling_pruned import PrunedModel
 from tests.support.plans import removed_plan, uneven_plan
 from tests.support.tiny import VOCABULARY, tiny_batch, tiny_model
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 HEADS = {
     "bert": "AutoModelForMaskedLM",
     "modernbert": "AutoModelForMaskedLM",

@@ -13,6 +13,7 @@ from hfprune.errors import UnsupportedArchitectureError
 from hfprune.planning import PruningPlan
 from hfprune.structure import find_blocks, gated, known_architectures
 from hfprune.structure.modeling_pruned import PrunedModel
+from tests.support.cells import ALIKE, every_type, quick
 from tests.support.contract_table import PROPERTY, Cell
 from tests.support.plans import as_gates, removed_blocks, removed_plan, uneven_plan
 from tests.support.tiny import (
@@ -26,7 +27,7 @@ from tests.support.tiny import (
     tiny_model,
 )
 
-pytestmark = [pytest.mark.contract, pytest.mark.usefixtures("no_pictures")]
+pytestmark = pytest.mark.contract
 
 
 def kind(model_type):
@@ -65,12 +66,31 @@ CELLS = [
 ]
 
 
+#: The head of a cell that `make test` runs: the first of these that the type has.
+FIRST_HEADS = (
+    "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForSequenceClassification",
+    "AutoModelForImageClassification",
+    "AutoModelForCTC",
+    "AutoModel",
+)
+#: One type of every kind, whose attention and heads `make test` runs all. Further types share the code of these.
+WHOLE = ("bart", "bert", "gpt_neox", "llama", "modernbert", "vit")
+
+
+def first_head(model_type):
+    heads = [head for head in HEADS[kind(model_type)] if has_head(model_type, head)]
+    return min(heads, key=lambda head: FIRST_HEADS.index(head) if head in FIRST_HEADS else len(FIRST_HEADS))
+
+
 def cells_to_run():
-    """All cells; `make contract` runs those too whose attention another head of the type shows."""
+    """All cells. `make test` runs one head of every type, and every cell of a few types."""
     cells = []
     for t, head, attention in CELLS:
-        is_second = attention == "eager" and t not in EAGER_ONLY and head != HEADS[kind(t)][0]
-        cells.append(pytest.param(t, head, attention, marks=[pytest.mark.slow] if is_second else []))
+        is_first = head == first_head(t) and (attention == "sdpa" or t in EAGER_ONLY)
+        cells.append(quick(t, head, attention, is_quick=is_first or t in WHOLE))
     return cells
 
 
@@ -125,7 +145,7 @@ def test_gated_equals_pruned_equals_reloaded(model_type, head, attention, tmp_pa
     assert again.pruning_plan == plan
 
 
-@pytest.mark.parametrize("model_type", sorted(SIZES))
+@pytest.mark.parametrize("model_type", every_type())
 def test_bfloat16(model_type, tmp_path):
     tiny_model(model_type).save_pretrained(tmp_path / "dense")
     model = type(tiny_model(model_type)).from_pretrained(tmp_path / "dense", dtype=torch.bfloat16)
@@ -146,7 +166,7 @@ STORY_HEADS = (
 )
 
 
-@pytest.mark.parametrize("model_type", sorted(SIZES))
+@pytest.mark.parametrize("model_type", every_type())
 def test_scored_planned_pruned_and_repaired(model_type):
     """The default job on every architecture: the repair brings every consumer nearer to the dense model."""
     head = next(head for head in STORY_HEADS if has_head(model_type, head))
@@ -162,10 +182,14 @@ def test_scored_planned_pruned_and_repaired(model_type):
     assert any(repair.error_after < 0.9 * repair.error_before for repair in repairs)
 
 
+#: The types whose static cache `make test` runs.
+STATIC = ("bart", "gemma2", "gpt2", "llama", "t5", "whisper")
+
+
 @pytest.mark.parametrize(
     ("model_type", "cache"),
     [
-        (t, cache)
+        quick(t, cache, is_quick=cache == "dynamic" or t in STATIC)
         for t in (*DECODERS, *ENCODER_DECODERS)
         for cache in ("dynamic", "static")
         if (t, cache) != ("falcon", "static")  # its alibi
@@ -198,8 +222,15 @@ def may_go(model_type, block):
     )
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("model_type", sorted(set(SIZES) - {"gpt2"}))
+@pytest.mark.parametrize(
+    ("model_type", "attention"),
+    [
+        quick(t, attention, is_quick=t in WHOLE or (attention == "sdpa" and t not in ALIKE))
+        for t in sorted(set(SIZES) - {"gpt2"})
+        for attention in ("sdpa", "eager")
+        if attention == "sdpa" or t not in EAGER_ONLY
+    ],
+)
 def test_whole_blocks_removed(model_type, attention, tmp_path):
     model = tiny_model(model_type, attn_implementation=attention)
     batch, plan, blocks = tiny_batch(model_type), removed_plan(model), find_blocks(model)

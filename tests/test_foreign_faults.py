@@ -148,6 +148,20 @@ class TestPeft:
         expected = peft.get_peft_model(dense, getattr(peft, method)(**settings))
         assert set(wrapped.base_model.targeted_module_names) == set(expected.base_model.targeted_module_names)
 
+    def test_tables_that_come_after_the_model_is_loaded(self, tmp_path, monkeypatch):
+        """As after an import of peft; the test below has the import itself, which takes seconds."""
+        peft = pytest.importorskip("peft")
+        tables = pytest.importorskip("peft.utils.constants")
+        dense = tiny_model("llama", "AutoModelForCausalLM")
+        hfprune.apply_plan(dense, uneven_plan(dense)).save_pretrained(tmp_path)
+        with monkeypatch.context() as without:
+            without.delitem(sys.modules, "peft.utils.constants")
+            model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+        monkeypatch.delitem(tables.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, "pruned_llama", raising=False)
+        adapted = peft.get_peft_model(model, peft.LoraConfig())
+        assert adapted.peft_config["default"].target_modules == {"q_proj", "v_proj"}
+
+    @pytest.mark.slow
     def test_peft_may_be_imported_after_the_model_is_loaded(self, tmp_path):
         pytest.importorskip("peft")
         dense = tiny_model("llama", "AutoModelForCausalLM")

@@ -26,8 +26,6 @@ from tests.support.processes import run_python
 from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.training import arguments, trainer_of
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 def gradual(sparsity=0.6, **options):
     return GradualPruning(PruningConfig(sparsity=sparsity, sequence_length=8), **{"every": 2, **options})

@@ -15,7 +15,7 @@ from tests.support.hub import Repo
 from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.tiny_data import tiny_tokenizer
 
-pytestmark = pytest.mark.hub
+pytestmark = [pytest.mark.hub, pytest.mark.pictures]
 
 SAW = "what its author saw"
 

@@ -23,8 +23,6 @@ from tests.support.runs import mlm_home, run_here, text_home
 from tests.support.tiny import tiny_model
 from tests.support.tiny_data import tiny_texts, tiny_tokenizer
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 @pytest.fixture
 def home(tmp_path):

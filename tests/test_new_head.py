@@ -13,8 +13,6 @@ from hfprune.structure.modeling_pruned import PrunedModel
 from tests.support.plans import uneven_plan
 from tests.support.tiny import tiny_batch, tiny_model
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 NEW_HEAD = {"num_labels": 5, "ignore_mismatched_sizes": True}
 
 

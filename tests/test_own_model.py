@@ -4,12 +4,10 @@ import json
 import subprocess
 import sys
 
-import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 import hfprune
-from hfprune.errors import CheckpointError
 from hfprune.publishing.verification import verify
 from hfprune.structure import find_blocks, gated, support_of
 from hfprune.structure.blocks import Amount
@@ -64,49 +62,48 @@ def test_gated_equals_pruned_equals_reloaded(tmp_path):
 
 
 FRESH = """
+import json, sys
+import hfprune
+from hfprune.errors import CheckpointError
+try:
+    hfprune.load(sys.argv[1])
+except CheckpointError as error:
+    refusal = str(error)
+import torch
+import tests.support.own_model
+from hfprune.structure import find_blocks, support_of
+model = hfprune.load(sys.argv[1])
+units = [block.units for block in find_blocks(model)]
+logits = model(input_ids=torch.arange(4, 12)[None]).logits.flatten().tolist()
+print(json.dumps({"refusal": refusal, "by": support_of(model).by, "units": units, "logits": logits}))
+"""
+WITHOUT = """
 import sys, torch
 import tests.support.own_model
-folder, kind = sys.argv[1:]
-if kind == "hfprune":
-    import hfprune
-    from hfprune.structure import find_blocks, support_of
-    model = hfprune.load(folder)
-    assert support_of(model).by == "proof"
-    print([block.units for block in find_blocks(model)])
-else:
-    from transformers import AutoModelForSequenceClassification
-    model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
-    assert "hfprune" not in sys.modules
-    print()
-print(model(input_ids=torch.arange(4, 12)[None]).logits.flatten().tolist())
+from transformers import AutoModelForSequenceClassification
+model = AutoModelForSequenceClassification.from_pretrained("small", trust_remote_code=True)
+assert "hfprune" not in sys.modules
+say(logits=model(input_ids=torch.arange(4, 12)[None]).logits.flatten().tolist())
 """
 
 
-@pytest.mark.parametrize("kind", ["hfprune", "trust_remote_code"])
-def test_default_prune_and_a_fresh_process(kind, tmp_path, monkeypatch):
+def test_default_prune_and_other_processes(tmp_path, client):
+    """With hfprune: without the model's module it is refused, and nothing is run; with it, it is the same."""
     data = [tiny_batch(samples=8, length=12, seed=seed) for seed in range(3)]
     small = hfprune.prune(own_model(), data, hfprune.PruningConfig(sparsity=0.4, sequence_length=12))
     assert small.pruning_plan.sparsity("macs") >= 0.4
     hfprune.save(small, tmp_path / "small")
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    done = subprocess.run(
-        [sys.executable, "-c", FRESH, tmp_path / "small", kind], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    units, output = done.stdout.splitlines()
-    assert units == ("" if kind != "hfprune" else str([block.units for block in find_blocks(small)]))
-    expected = small(input_ids=torch.arange(4, 12)[None]).logits.flatten()
-    assert torch.allclose(torch.tensor(eval(output)), expected, atol=1e-6)
-
-
-def test_without_its_module_the_checkpoint_is_refused_and_nothing_is_run(tmp_path):
-    pruned = hfprune.apply_plan(own_model(), uneven_plan(own_model()))
-    hfprune.save(pruned, tmp_path / "small")
     assert [path.name for path in (tmp_path / "small").glob("*.py")] == ["modeling_pruned.py"]
-    code = f"import hfprune; hfprune.load({str(tmp_path / 'small')!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "import the module that registers it first" in done.stderr
-    assert CheckpointError.__name__ in done.stderr
+    expected = small(input_ids=torch.arange(4, 12)[None]).logits.flatten()
+    command = [sys.executable, "-c", FRESH, tmp_path / "small"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert "import the module that registers it first" in said["refusal"]
+    assert said["by"] == "proof"
+    assert said["units"] == [block.units for block in find_blocks(small)]
+    for logits_there in (said["logits"], client(WITHOUT, with_hfprune=False)["logits"]):
+        assert torch.allclose(torch.tensor(logits_there), expected, atol=1e-6)
 
 
 def test_a_uniform_width_stays_of_the_users_own_class(tmp_path):

@@ -10,9 +10,8 @@ from hfprune.reconstruction import reconstruct as reconstruction
 from hfprune.reconstruction.reconstruct import reconstruct
 from hfprune.structure import find_blocks
 from hfprune.structure.surgery import keep_units
-from tests.support import two_processes
-from tests.support.processes import run_python
-from tests.support.tiny import ATTENTION_ONLY, FFN_ONLY, SIZES, tiny_batch, tiny_model
+from tests.support.cells import every_type
+from tests.support.tiny import ATTENTION_ONLY, FFN_ONLY, tiny_batch, tiny_model
 
 
 def batches(model_type="bert", *, count=8):
@@ -38,7 +37,7 @@ def distance(small, dense, data):
     return total / tokens
 
 
-@pytest.mark.parametrize("model_type", sorted(SIZES))
+@pytest.mark.parametrize("model_type", every_type())
 def test_every_architecture_comes_closer_to_its_dense_model(model_type):
     dense = tiny_model(model_type)
     small, data = half(dense), batches(model_type)
@@ -206,23 +205,3 @@ def test_prune_in_rounds_repairs_after_each():
     )
     assert distance(repaired, dense, data) < distance(plain, dense, data)
     assert all(entry["reconstruction_seconds"] is not None for entry in repaired.pruning_record.rounds)
-
-
-@pytest.fixture(scope="module")
-def by_two_processes(tmp_path_factory):
-    """What two processes make of six batches and of one: one start for both, as it takes seconds."""
-    folder = tmp_path_factory.mktemp("two")
-    run_python("-m", "tests.support.two_processes", folder, 6, 1, processes=2)
-    return folder
-
-
-@pytest.mark.distributed
-@pytest.mark.parametrize("batches", [6, 1])
-def test_one_process_and_two_give_the_same_model(batches, by_two_processes):
-    """Two gloo processes share the batches; plan and repaired weights are those of one process. One may be idle."""
-    alone = two_processes.pruned(batches)
-    for rank in ("0", "1"):
-        other = hfprune.load(by_two_processes / str(batches) / rank)
-        assert other.pruning_plan.digest == alone.pruning_plan.digest
-        for name, value in alone.state_dict().items():
-            torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-4, atol=1e-4)

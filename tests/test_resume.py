@@ -12,8 +12,6 @@ from hfprune.jobs.tasks import CausalTextArguments, causal_language_modelling
 from hfprune.recovery.trainer import RecoveryTrainer
 from tests.support.runs import causal_home, classify, run_here, text_home
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 @pytest.fixture
 def home(tmp_path):

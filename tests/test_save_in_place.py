@@ -20,8 +20,6 @@ from tests.support.plans import uneven_plan
 from tests.support.tiny import tiny_model
 from tests.support.tiny_data import tiny_tokenizer
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 IDS = torch.arange(4, 14).reshape(2, 5)
 _CLONE_NEWNS = 0x20000
 _MS_REC = 0x4000

@@ -19,8 +19,6 @@ from tests.support.plans import uneven_plan
 from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.tiny_data import tiny_tokenizer
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 def pruned(model_type="llama", head="AutoModelForCausalLM", **changes):
     model = tiny_model(model_type, head, **changes)

@@ -5,6 +5,7 @@ import torch
 
 from hfprune.scoring import activation_scorers, get_scorer, register_scorer, score, scorers_in
 from hfprune.structure import find_blocks, frozen, gate_gradients, gated
+from tests.support.cells import every_type
 from tests.support.tiny import SIZES, has_head, tiny_batch, tiny_model
 
 
@@ -162,7 +163,9 @@ def test_a_duplicate_costs_nothing_after_repair():
 @pytest.mark.parametrize(
     "name", ["l2", "weight_sensitivity", "movement", "activation_norm", "obs", "residual_fisher", "fluctuation"]
 )
-@pytest.mark.parametrize("model_type", [t for t in sorted(SIZES) if has_head(t, "AutoModelForSequenceClassification")])
+@pytest.mark.parametrize(
+    "model_type", every_type(t for t in SIZES if has_head(t, "AutoModelForSequenceClassification"))
+)
 def test_every_family_scores_every_architecture(model_type, name):
     model = tiny_model(model_type)
     scores = score(model, batches(model_type), scorer=name)

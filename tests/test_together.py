@@ -10,15 +10,18 @@ import hfprune
 from hfprune import distributed
 from hfprune.publishing.verification import verify
 from tests.support.processes import run_python
-from tests.support.together import HYBRID, SCORERS, TASKS
+from tests.support.together import HYBRID, REPAIRED_WITH, SCORERS, TASKS, repaired, work
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What one process and two left of the same work: one start for all tests, as it takes seconds."""
+    """What this process and two others left of the same work: one start for all tests, as it takes seconds."""
     found = tmp_path_factory.mktemp("together")
-    for processes in (1, 2):
-        run_python("-m", "tests.support.together", found, processes=processes)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the two have
+    work(found, "alone", 1)
+    torch.set_num_threads(threads)
+    run_python("-m", "tests.support.together", found, processes=2)
     return found
 
 
@@ -31,6 +34,18 @@ def test_plans_of_every_kind_of_scorer(folder):
     alone, *others = (report["plans"] for report in reports(folder))
     assert set(alone) == {"default", *SCORERS, HYBRID}
     assert others == [alone, alone]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("batches", REPAIRED_WITH)
+def test_repaired_models_are_those_of_one_process(folder, batches):
+    """The processes share the batches, and one may be idle."""
+    alone = repaired(batches)
+    for rank in ("0", "1"):
+        other = hfprune.load(folder / "repaired" / str(batches) / rank)
+        assert other.pruning_plan.digest == alone.pruning_plan.digest
+        for name, value in alone.state_dict().items():
+            torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.distributed

@@ -13,8 +13,6 @@ from tests.support.runs import run_here, save, token_home
 from tests.support.tiny import tiny_model
 from tests.support.tiny_data import tiny_tags, tiny_tokenizer
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 @pytest.fixture
 def home(tmp_path):

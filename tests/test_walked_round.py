@@ -27,8 +27,6 @@ from tests.support.plans import removed_plan, uneven_plan
 from tests.support.tiny import tiny_model
 from tests.support.tiny_data import tiny_texts, tiny_tokenizer
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 FOREIGN = "\nimport os\nos.system('true')\n"
 
 

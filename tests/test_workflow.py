@@ -35,8 +35,6 @@ from tests.support.runs import classify, mlm_home, run_here, save, settings, tex
 from tests.support.tiny import tiny_model
 from tests.support.tiny_data import WORDS
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 LABELS = {"num_labels": 3, "id2label": {0: "what", 1: "where", 2: "who"}}
 
 

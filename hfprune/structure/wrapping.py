@@ -8,6 +8,9 @@ from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from transformers import PreTrainedModel
 
+#: What `torch.compile`, DataParallel, DistributedDataParallel, DeepSpeed and FSDP call the module inside.
+_NAMES_INSIDE = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module"})
+
 
 def inner(model: Any) -> Any:
     """A model without what `torch.compile`, `DataParallel`, DistributedDataParallel, FSDP or DeepSpeed put around it.
@@ -24,12 +27,17 @@ def inner(model: Any) -> Any:
         >>> inner(torch.compile(nn.DataParallel(layer))) is layer
         True
     """
-    while isinstance(model, nn.Module):
+    while isinstance(model, nn.Module) and _may_be_wrapped(model):
         inside = extract_model_from_parallel(model, keep_torch_compile=False)
         if inside is model:
             break
         model = inside
     return model
+
+
+def _may_be_wrapped(module: nn.Module) -> bool:
+    """Whether a module holds another by a wrapper's name: a quick question, as every training step asks for `inner`."""
+    return "_orig_mod" in vars(module) or not _NAMES_INSIDE.isdisjoint(module._modules)
 
 
 def unwrapped(model: Any) -> PreTrainedModel:

@@ -230,6 +230,8 @@ def _run_hfprune(arguments: Sequence[str]) -> None:
     # commands have a default of their own
     takes_samples = arguments[0] in ("prune", "sweep") and "--samples" not in arguments
     added = ["--samples", str(_SAMPLES)] if takes_samples else []
+    if arguments[0] == "latency-table" and "--runs" not in arguments:
+        added = ["--runs", "3"]
     done = CliRunner().invoke(app, [*arguments, *added])
     assert done.exit_code == 0, f"hfprune {shlex.join(arguments)}: {done.output[-2000:]} {done.exception!r}"
 
@@ -260,6 +262,8 @@ def _run_python(words: Sequence[str]) -> None:
         return
     quick = ["--dataloader_pin_memory", "false", "--disable_tqdm", "true", "--report_to", "none", "--use_cpu", "true"]
     quick += ["--calibration_samples", str(_SAMPLES)]
+    if not any(word.endswith(".yaml") for word in words):
+        quick += ["--per_device_train_batch_size", "32"]  # fewer steps than by default
     given = [word for word in words[1:] if word.startswith("--")]
     added = []
     for option, value in zip(quick[::2], quick[1::2], strict=True):

@@ -1,12 +1,18 @@
 """Plans with a different width in every layer, and checkpoints that are made quickly."""
 
+import shutil
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import pytest
 import torch
 
 import hfprune
 from hfprune import PruningConfig
 from hfprune.planning import PruningPlan
+from hfprune.publishing import card
+from hfprune.showing.picture import can_draw
 from hfprune.structure import find_blocks
 from hfprune.structure.architectures import base_model_type
 from tests.support.tiny import tiny_batch, tiny_model
@@ -16,9 +22,19 @@ QUICK = {"sparsity": 0.5, "sequence_length": 8, "scorer": "l2", "reconstruct": F
 
 
 def quick_checkpoint(folder: Path) -> Path:
-    """A pruned classifier with its tokenizer."""
+    """A pruned classifier with its tokenizer. It is made once, with its pictures, and copied for each test."""
+    # new times, as after a download: a checkpoint that was verified is recognised by the time of its weights
+    return shutil.copytree(Path(_quick_checkpoint().name), folder, copy_function=shutil.copyfile)
+
+
+@cache
+def _quick_checkpoint() -> TemporaryDirectory:
+    made = TemporaryDirectory(prefix="quick_checkpoint")
     small = hfprune.prune(tiny_model("bert", num_labels=3), [tiny_batch()], PruningConfig(**QUICK))
-    return hfprune.save(small, folder, tokenizer=tiny_tokenizer())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(card, "can_draw", can_draw)
+        hfprune.save(small, made.name, tokenizer=tiny_tokenizer())
+    return made
 
 
 def uneven_kept(model, *, seed: int = 1, attention_unit=None) -> dict[str, list[int]]:

@@ -1,7 +1,8 @@
-"""Run alone or by torchrun in a test: plans of all kinds of scorers, training on equal batches, and who writes.
+"""Run alone or by torchrun in a test: plans of all kinds of scorers, repair, training on equal batches, and who writes.
 
 Every process writes what it found into the folder that is its argument, as `report-<rank>.json` and
-`<task>-<rank>.safetensors`; the rank of a process alone is `alone`.
+`<task>-<rank>.safetensors`; the rank of a process alone is `alone`. Each of several processes saves the models that it
+repaired into `repaired/<batches>/<rank>`.
 """
 
 import gc
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 from datasets import Dataset
 from safetensors.torch import save_file
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 import hfprune
 from hfprune.errors import HfpruneError
@@ -27,6 +28,8 @@ from tests.support.tiny import tiny_batch, tiny_model
 SCORERS = ("fisher", "kl_fisher", "residual_fisher", "l2", "gradient", "movement", "fluctuation", "obs")
 HYBRID = "hybrid(sparsity_measure, logit_fisher, rank)"
 TASKS = ("SequenceClassification", "TokenClassification")
+#: Numbers of batches that models are repaired with: of one batch, one of two processes gets none.
+REPAIRED_WITH = (6, 1)
 
 
 def plans() -> dict[str, str]:
@@ -40,6 +43,13 @@ def plans() -> dict[str, str]:
     for name in (*SCORERS, HYBRID):
         found[name] = hfprune.plan(model, hfprune.score(model, batches, scorer=name), config).digest
     return found
+
+
+def repaired(count: int) -> PreTrainedModel:
+    """The same small model in every process, from so many batches."""
+    batches = [tiny_batch("bert", samples=8, length=12, seed=seed) for seed in range(count)]
+    config = hfprune.PruningConfig(sparsity=0.6, rounds=2, sequence_length=12)
+    return hfprune.prune(tiny_model("bert"), batches, config)
 
 
 def failures() -> dict[str, str]:
@@ -146,30 +156,40 @@ def train_twice(folder: Path, processes: int) -> list[str]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    folder, rank = Path(sys.argv[1]), os.environ.get("RANK", "alone")
-    if rank != "alone":
-        dist.init_process_group("gloo")
-    work(folder, rank, int(os.environ.get("WORLD_SIZE", "1")))
-    if rank != "alone":
-        gc.collect()  # what holds the group goes before it, in all processes
-        dist.barrier()
-        dist.destroy_process_group()
+    folder, rank = Path(sys.argv[1]), os.environ["RANK"]
+    dist.init_process_group("gloo")
+    work(folder, rank, int(os.environ["WORLD_SIZE"]))
+    models = {count: repaired(count) for count in REPAIRED_WITH}
+    gc.collect()  # what holds the group goes before it, in all processes
+    dist.barrier()
+    dist.destroy_process_group()
+    for count, model in models.items():  # without a group, so that each process writes its own
+        model.save_pretrained(folder / "repaired" / str(count) / rank)
 
 
 def work(folder: Path, rank: str, processes: int) -> None:
+    """What all do, whether alone or together."""
     writes: list[str] = []
     write = checkpoint._write
     checkpoint._write = lambda model, path, *rest: (writes.append(str(path)), write(model, path, *rest))[1]
+    try:
+        report, trained = _report(folder, rank, processes)
+        hfprune.save(trained, folder / f"of-{processes}" / "saved")
+    finally:
+        checkpoint._write = write
+    report["writes"] = len(writes)
+    (folder / f"report-{rank}.json").write_text(json.dumps(report))
 
+
+def _report(folder: Path, rank: str, processes: int) -> tuple[dict[str, object], PreTrainedModel]:
+    """What was found but who writes, and the model that was trained last."""
     report = {"plans": plans(), "unlike": unlike_hardware(), "failures": failures(), "trained": {}}
     report["twice"] = train_twice(folder / f"of-{processes}", processes)
     for task in TASKS:
         report["trained"][task], trainer = train(task, folder / f"of-{processes}", processes)
         weights = trainer.accelerator.unwrap_model(trainer.model)
         save_file(weights.state_dict(), folder / f"{task}-{rank}.safetensors")
-    hfprune.save(weights, folder / f"of-{processes}" / "saved")
-    report["writes"] = len(writes)
-    (folder / f"report-{rank}.json").write_text(json.dumps(report))
+    return report, weights
 
 
 if __name__ == "__main__":
