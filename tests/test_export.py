@@ -5,13 +5,12 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_model
 from transformers import AutoConfig, AutoTokenizer, DataCollatorWithPadding
 from typer.testing import CliRunner
 
 import hfprune
 from hfprune.cli.app import app
-from hfprune.deployment import Target, Tolerance, get_target, known_targets, register_target
+from hfprune.deployment import Tolerance, get_target, known_targets, register_target
 from hfprune.deployment.examples import held_out_batches, padded, trace_batch
 from hfprune.deployment.folders import EXPORT_FILE
 from hfprune.deployment.proof import Comparison, Reading, Spread, reading_of
@@ -21,56 +20,7 @@ from tests.support.plans import quick_checkpoint, uneven_plan
 from tests.support.registries import restored
 from tests.support.tiny import tiny_model
 from tests.support.tiny_data import tiny_tokenized, tiny_tokenizer
-
-
-class Twin:
-    """A runner that is the model itself, with a change to its outputs."""
-
-    def __init__(self, model, change=lambda logits: logits, token=lambda token: token):
-        self.model, self.change, self.token = model, change, token
-
-    def __call__(self, batch):
-        with torch.no_grad():
-            return self.change(self.model(**batch).logits)
-
-
-class MasklessTwin(Twin):
-    def __call__(self, batch):
-        return super().__call__({name: value for name, value in batch.items() if name != "attention_mask"})
-
-
-class WritingTwin(Twin):
-    def generate(self, input_ids, new_tokens):
-        ids = input_ids
-        for _ in range(new_tokens):
-            ids = torch.cat((ids, self(batch={"input_ids": ids})[:, -1:].argmax(-1)), dim=1)
-        return self.token(ids[:, input_ids.shape[1] :])
-
-
-def twin_target(*, twin=Twin, **fields):
-    """A target whose runtime is PyTorch."""
-    written = {}
-    changes = {name: fields.pop(name) for name in ("change", "token") if name in fields}
-
-    def write(model, folder, options):
-        save_model(model, folder / "weights.safetensors")
-        written.update(model=model, options=options)
-
-    def open_again(folder, options):
-        assert (folder / "weights.safetensors").is_file()
-        return twin(written["model"], **changes)
-
-    values = {
-        "name": "twin",
-        "extra": "twin",
-        "modules": (),
-        "tolerance": {None: Tolerance(largest=1e-4), "int8": Tolerance(typical=0.3)},
-        "quantizations": {"int8": "for tests"},
-        "write": write,
-        "open": open_again,
-    }
-    register_target(Target(**{**values, **fields}))
-    return written
+from tests.support.twins import MasklessTwin, WritingTwin, twin_target
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +104,7 @@ class TestWhatIsWritten:
         probe["output"][0] += 1.0
         (folder / PROBE_FILE).write_text(json.dumps(probe))
         # checksums find this change; another version of a library would change outputs and no file
-        monkeypatch.setattr("hfprune.deployment.export.load_model", lambda name: hfprune.load(name, verify=False))
+        monkeypatch.setattr("hfprune.deployment.export.load_model", lambda name, **_: hfprune.load(name, verify=False))
         written = twin_target()
         with pytest.raises(
             CheckpointError, match="small: the model does not compute what its author saw.*Run: hfprune verify"

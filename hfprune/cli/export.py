@@ -13,6 +13,7 @@ from hfprune.cli.options import (
     MaxLength,
     ModelName,
     PairColumn,
+    Revision,
     Seed,
     Separator,
     TextColumn,
@@ -48,6 +49,10 @@ def export(
     encoding: Encoding = None,
     max_length: MaxLength = 128,
     threads: Annotated[int | None, typer.Option(help="Of the runtime, while it is compared.")] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="List the export in the record and the card of the checkpoint folder.")
+    ] = False,
+    revision: Revision = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an export that is in the folder.")] = False,
     seed: Seed = 0,
 ) -> None:
@@ -83,6 +88,8 @@ def export(
             split=split,
             metrics=metrics or [],
             threads=threads,
+            record=record,
+            revision=revision,
             overwrite=overwrite,
         )
         typer.echo(str(result))

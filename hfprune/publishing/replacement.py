@@ -100,6 +100,31 @@ def put(draft: Path, place: Path, *, overwrite: bool) -> None:
         raise NotPlacedError(_what_is_left(draft.parent, place, error)) from error
 
 
+@contextmanager
+def rewritten(place: Path) -> Iterator[Path]:
+    """A draft with all that is in a place, to change some files of it; then it takes the place, as by `put`.
+
+    Args:
+        place: A checkpoint's folder, without links in its path. No other save exchanges it meanwhile.
+
+    Yields:
+        The draft. Its files are the same as in the place, not copies: replace them, do not write into them.
+
+    Raises:
+        CheckpointError: The place cannot be replaced, or another process has it locked.
+        NotPlacedError: The draft could not take the place. The message says where the draft is: it is kept.
+    """
+    with draft_for(place) as draft, locked(place):
+        for name in entries_of(place):
+            _link_all(place / name, draft / name)
+        yield draft
+        try:
+            _keep_modes(place, draft)
+            _replace(draft, place, overwrite=True)
+        except OSError as error:
+            raise NotPlacedError(_what_is_left(draft.parent, place, error)) from error
+
+
 def finish_interrupted(place: Path) -> None:
     """Finish a save whose process was killed while it exchanged files: put the new checkpoint in its place.
 
@@ -435,10 +460,16 @@ def _link_new(view: Path, container: Path, place: Path, names: dict[str, list[st
             )
         if has_left and not _is_there(source):
             source = place / name
-        if source.is_dir() and not source.is_symlink():
-            shutil.copytree(source, view / name, symlinks=True, copy_function=_link)
-        elif _is_there(source):
-            _link(source, view / name)
+        if _is_there(source):
+            _link_all(source, view / name)
+
+
+def _link_all(source: Path, target: Path) -> None:
+    """Give a file, or every file in a folder, a second name."""
+    if source.is_dir() and not source.is_symlink():
+        shutil.copytree(source, target, symlinks=True, copy_function=_link)
+    else:
+        _link(source, target)
 
 
 def _link(source: str | Path, target: str | Path) -> None:
