@@ -408,3 +408,72 @@ class TestTheCommand:
         assert done.output.startswith("hfprune: to must be one of")
         done = self.run("export", tmp_path, "--to", "torch", "--split", "test")
         assert "--split and --metric go with --data" in done.output
+
+
+class TestKilledExports:
+    """The exchange of an export's folder, as a kill leaves it where the folder itself cannot be exchanged."""
+
+    @pytest.fixture
+    def killed(self, small, tmp_path):
+        twin_target()
+        place = tmp_path / "out"
+        hfprune.export(small, "twin", place)
+        draft = hfprune.export(small, "twin", tmp_path / "draft", quantize="int8", tokenizer=tiny_tokenizer()).path
+        container = place / ".0123456789ab.saving"
+        (container / "old").mkdir(parents=True)
+        old = [path.name for path in place.iterdir() if path != container]
+        new = [path.name for path in draft.iterdir()]
+        draft.rename(container / "new")
+        (container / "journal.json").write_text(json.dumps({"old": old, "new": new}))
+        for name in ("config.json", EXPORT_FILE):
+            (place / name).rename(container / "old" / name)
+        return place, container
+
+    def test_the_next_one_finishes_it(self, small, killed):
+        place, container = killed
+        with pytest.raises(CheckpointError, match="exists and is not empty"):
+            hfprune.export(small, "twin", place)
+        assert json.loads((place / EXPORT_FILE).read_text())["quantization"] == "int8"
+        assert (place / "tokenizer.json").is_file()
+        hfprune.export(small, "twin", place, overwrite=True)
+        assert json.loads((place / EXPORT_FILE).read_text())["quantization"] is None
+        assert not (place / "tokenizer.json").exists()
+        assert not container.exists()
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            (lambda new: (new / "weights.safetensors").unlink(), "weights.safetensors is missing"),
+            (lambda new: (new / "config.json").rename(new / "run.py"), "config.json is missing"),
+            (lambda new: (new / EXPORT_FILE).write_text("[]"), "it has no hfprune_export.json with a list"),
+        ],
+    )
+    def test_one_that_is_not_whole_is_refused(self, change, said, small, killed):
+        place, container = killed
+        change(container / "new")
+        with pytest.raises(CheckpointError, match=said):
+            hfprune.export(small, "twin", place, overwrite=True)
+        assert (container / "old" / "config.json").is_file()
+
+    def test_no_checkpoint_is_exchanged_for_an_export(self, killed):
+        place, _ = killed
+        with pytest.raises(CheckpointError, match="is no whole checkpoint"):
+            hfprune.load(place)
+
+
+class TestExamples:
+    def test_pictures_of_every_batch_are_others(self):
+        model = tiny_model("vit", "AutoModelForImageClassification")
+        pictures = [trace_batch(model, None), *held_out_batches(model, None)]
+        every = torch.cat([batch["pixel_values"] for batch in pictures]).flatten(1)
+        assert len(every) == len({tuple(picture.tolist()) for picture in every}) == 9
+
+    def test_types_of_tokens_are_those_of_a_pair(self):
+        tokenizer = tiny_tokenizer()
+        tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+        texts = [[1, 2, 3, 4, 5], [6, 7]]
+        types = padded(tiny_model("bert"), tokenizer, texts)["token_type_ids"]
+        assert types.tolist() == [[0, 0, 0, 1, 1], [0, 1, 0, 0, 0]]
+        # one row of embeddings has no second type
+        one = tiny_model("bert", type_vocab_size=1)
+        assert padded(one, tokenizer, texts)["token_type_ids"].tolist() == [[0] * 5, [0] * 5]

@@ -487,6 +487,15 @@ class TestTokenizer:
         assert (fields["tokenizer.ggml.bos_token_id"], fields["tokenizer.ggml.eos_token_id"]) == (2, 3)
         assert fields["tokenizer.chat_template"] == TOKENIZER.chat_template
 
+    def test_several_chat_templates(self, tmp_path):
+        tokenizer = copy.deepcopy(TOKENIZER)
+        tokenizer.chat_template = {"default": "a talk", "tool_use": "a talk with tools"}
+        write_file(decoder(), tmp_path / "model.gguf", options(tokenizer=tokenizer))
+        fields, _ = read(tmp_path / "model.gguf")
+        assert fields["tokenizer.chat_template"] == "a talk"
+        assert fields["tokenizer.chat_template.tool_use"] == "a talk with tools"
+        assert fields["tokenizer.chat_templates"] == ["tool_use"]
+
     def test_the_folder_is_opened_only_if_its_tokenizer_agrees(self, tmp_path):
         pytest.importorskip("xllamacpp", reason="xllamacpp is not installed")
         target = get_target("gguf")

@@ -19,7 +19,7 @@ from transformers import (
 
 from hfprune.data.packages import model_title
 from hfprune.deployment.examples import held_out_batches, trace_batch
-from hfprune.deployment.folders import EXPORT_FILE, check_replaceable, files_in
+from hfprune.deployment.folders import EXPORT_FILE, check_replaceable, export_problem, files_in
 from hfprune.deployment.loading import load_model, place_of, probe_of, tokenizer_of
 from hfprune.deployment.proof import (
     Comparison,
@@ -45,7 +45,7 @@ from hfprune.errors import CheckpointError, ExportError, one_line
 from hfprune.publishing.contents import CONFIG_FILE
 from hfprune.publishing.listing import list_export, weights_of
 from hfprune.publishing.probe import Probe
-from hfprune.publishing.replacement import draft_for, put
+from hfprune.publishing.replacement import draft_for, finish_interrupted, put
 from hfprune.structure.arguments import FLAG, PATH, TEXT, checked, optional, whole
 from hfprune.structure.examples import example_inputs
 from hfprune.structure.modeling_pruned import base_class
@@ -158,6 +158,7 @@ def export(
     check_quantization(target, quantize)
     check_installed(target)
     place = Path(output).resolve()
+    finish_interrupted(place, judge=export_problem)
     check_replaceable(place, overwrite=overwrite)
     listing = _listing_of(model) if record else None
     source = _source_of(model, tokenizer, revision)
@@ -180,7 +181,7 @@ def export(
     )
     began = time.perf_counter()
     place.parent.mkdir(parents=True, exist_ok=True)
-    with _threads_kept(), draft_for(place) as draft:
+    with _threads_kept(), draft_for(place, judge=export_problem) as draft:
         size_bytes = _write(target, source, draft, options)
         runner = _opened(target, draft, OpenOptions(threads=threads))
         spread = Spread(reading)

@@ -165,8 +165,9 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     writer.add_add_bos_token(vocabulary.adds_bos)
     writer.add_add_eos_token(vocabulary.adds_eos)
     writer.add_add_space_prefix(False)
-    if vocabulary.chat_template:
-        writer.add_chat_template(vocabulary.chat_template)
+    templates = [{"name": name, "template": text} for name, text in vocabulary.chat_templates.items()]
+    if templates:
+        writer.add_chat_template(templates)
 
 
 def _add_tensors(writer: Any, layout: Layout, main_type: str) -> Written:
