@@ -23,7 +23,7 @@ from hfprune.cli.options import (
 
 def export(
     model: ModelName,
-    to: Annotated[str, typer.Option(help="onnx, openvino, executorch, gguf or torch.")],
+    to: Annotated[str, typer.Option(help="onnx, openvino, executorch, litert, gguf or torch.")],
     output: Annotated[
         Path | None, typer.Option(help="Folder to write; by default the model's name with the target's behind it.")
     ] = None,
@@ -31,7 +31,8 @@ def export(
         str | None,
         typer.Option(
             help="onnx: int8 (weights; activations as the model runs). openvino: int8 (weights), int8-calibrated "
-            "(weights and activations, with ranges measured on --data). gguf: f16, bf16, q8_0, q4_0, q4_1."
+            "(weights and activations, with ranges measured on --data). litert: int8 (as onnx). "
+            "gguf: f16, bf16, q8_0, q4_0, q4_1."
         ),
     ] = None,
     data: Annotated[str | None, DATA] = None,

@@ -119,7 +119,7 @@ def export(
 
     Args:
         model: A pruned or dense model, or the folder or Hub name of one.
-        to: The target: `onnx`, `openvino`, `executorch`, `gguf` or `torch`, or one that was registered since.
+        to: The target: `onnx`, `openvino`, `executorch`, `litert`, `gguf` or `torch`, or one that was registered since.
         output: The folder to write.
         tokenizer: The tokenizer; of a folder or Hub name by default the one that is there.
         quantize: How to quantise the weights, one of the target's `quantizations`; None: not at all.
