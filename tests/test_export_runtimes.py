@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hfprune
+from hfprune.data.packages import resolve_model
 from hfprune.deployment import OpenOptions, get_target
 from hfprune.errors import ExportError
 from tests.support.plans import removed_plan, uneven_plan
@@ -164,3 +166,34 @@ def test_minilm(target, tmp_path):
         pytest.importorskip(module)
     exported = hfprune.export("minilm-l6", target, tmp_path / "out", threads=1)
     assert all(difference.relative < 1e-4 for difference in exported.differences)
+
+
+@pytest.mark.slow
+@pytest.mark.demo
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_smollm2_writes_the_same(target, tmp_path):
+    """A language model of 135 million weights, pruned unevenly: one graph reads a text, and writes with its cache."""
+    for module in get_target(target).modules:
+        pytest.importorskip(module)
+    try:
+        source = resolve_model("smollm2-135m")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    ids = tokenizer("The capital of France is a city on the river Seine, and", return_tensors="pt").input_ids
+    config = hfprune.PruningConfig(
+        sparsity=0.2,
+        budget="params",
+        scorer="activation_norm",
+        schedule="one_shot",
+        reconstruct=False,
+        calibration_samples=1,
+    )
+    small = hfprune.prune(AutoModelForCausalLM.from_pretrained(source), [{"input_ids": ids}], config)
+    exported = hfprune.export(small, target, tmp_path / "out", tokenizer=tokenizer, threads=1)
+    assert exported.text == hfprune.deployment.Text(tokens=16, equal=16)
+    # the runner writes on behind the token that ends a text
+    small.generation_config.eos_token_id = None
+    written = small.generate(ids, max_new_tokens=32, do_sample=False)[:, ids.shape[1] :]
+    runner = get_target(target).open(tmp_path / "out", OpenOptions(threads=1))
+    assert runner.generate(ids, 32).tolist() == written.tolist()
