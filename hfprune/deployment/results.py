@@ -37,6 +37,8 @@ class Export:
         size_bytes: The size of the files that the target wrote, without config and tokenizer.
         weights_bytes: The size of the weights in PyTorch.
         differences: How far its outputs are from those of PyTorch in float32, by what was compared.
+        rounding: How far its outputs are from those of PyTorch with the weights that the quantised file holds; None
+            where they are not known, or nothing is quantised.
         text: The text that a decoder wrote, beside PyTorch's; None for other models, or a runtime that does not write.
         metrics: The metrics on the user's data, by `pytorch` and `exported`; empty without labelled data.
         calibrated_on: What the ranges of activations were measured on: `calibration`, or rows of the `data` that the
@@ -65,6 +67,7 @@ class Export:
     size_bytes: int
     weights_bytes: int
     differences: Sequence[Difference]
+    rounding: Difference | None
     text: Text | None
     metrics: Mapping[str, Mapping[str, float]]
     calibrated_on: str | None
@@ -103,6 +106,11 @@ class Export:
             f"{self.target}{quantized}: {self.size_bytes / 1e6:.1f} MB; the weights in PyTorch: "
             f"{self.weights_bytes / 1e6:.1f} MB"
         ]
+        if self.rounding is not None:
+            notes.append(
+                "beside PyTorch with the weights of the file: typical difference "
+                f"{100 * self.rounding.typical:.1g} %, same choice {100 * self.rounding.agreement:.1f} %"
+            )
         if self.text is not None:
             notes.append(f"greedy text: {self.text.equal} of {self.text.tokens} tokens as in PyTorch")
         for name, value in self.metrics.get("pytorch", {}).items():
