@@ -25,7 +25,8 @@ from hfprune.structure.architectures import known_architectures
 if TYPE_CHECKING:
     from hfprune.config import PruningConfig
     from hfprune.data.corpus import self_generated
-    from hfprune.deployment.export import Export, export
+    from hfprune.deployment.export import export
+    from hfprune.deployment.results import Export
     from hfprune.measuring.perplexity import perplexity
     from hfprune.pruning.prune import prune
     from hfprune.pruning.steps import apply_plan, plan, trade_off
@@ -91,7 +92,7 @@ modeling_pruned.AFTER_LOADING.append(_warn_if_unchecked)
 
 # Trainer and datasets take seconds to import, so what needs them is imported when first used.
 _WHERE = {
-    "Export": "hfprune.deployment.export",
+    "Export": "hfprune.deployment.results",
     "GradualPruning": "hfprune.recovery.gradual",
     "PruningConfig": "hfprune.config",
     "RecoveryArguments": "hfprune.recovery.arguments",

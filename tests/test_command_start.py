@@ -16,6 +16,7 @@ from hfprune.cli.prune import prune
 from hfprune.cli.sweep import sweep
 from hfprune.config import PruningConfig
 from hfprune.planning.costs import known_budgets
+from hfprune.planning.kernel_widths import TARGET_NAMES
 from hfprune.sweeping.run import one_shot_of
 from tests.support.runs import text_home
 
@@ -91,3 +92,19 @@ def test_defaults_are_those_of_the_api(command, config):
             assert default == getattr(config, name), name
             shared += 1
     assert shared >= 4
+
+
+def test_the_target_of_a_pruning(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "hfprune.cli.pruning.prune_and_save", lambda request, config, output, overwrite: seen.append(config) or ()
+    )
+    arguments = ["prune", "model", str(tmp_path / "out"), "--data", "trec"]
+    assert CliRunner().invoke(app, [*arguments, "--target", "gguf-q8_0"]).exit_code == 0
+    assert (seen[0].target, seen[0].round_to) == ("gguf-q8_0", 32)
+    refused = CliRunner().invoke(app, [*arguments, "--target", "gguf-q3"])
+    assert refused.exit_code == 1
+    assert f"target must be one of {', '.join(TARGET_NAMES)}" in refused.output
+    # the help names them all
+    told = inspect.signature(prune).parameters["target"].annotation.__metadata__[0].help
+    assert all(name in told for name in TARGET_NAMES)

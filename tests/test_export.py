@@ -5,13 +5,12 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_model
 from transformers import AutoConfig, AutoTokenizer, DataCollatorWithPadding
 from typer.testing import CliRunner
 
 import hfprune
 from hfprune.cli.app import app
-from hfprune.deployment import Target, Tolerance, get_target, known_targets, register_target
+from hfprune.deployment import Tolerance, get_target, known_targets, register_target
 from hfprune.deployment.examples import held_out_batches, padded, trace_batch
 from hfprune.deployment.folders import EXPORT_FILE
 from hfprune.deployment.proof import Comparison, Reading, Spread, reading_of
@@ -21,56 +20,7 @@ from tests.support.plans import quick_checkpoint, uneven_plan
 from tests.support.registries import restored
 from tests.support.tiny import tiny_model
 from tests.support.tiny_data import tiny_tokenized, tiny_tokenizer
-
-
-class Twin:
-    """A runner that is the model itself, with a change to its outputs."""
-
-    def __init__(self, model, change=lambda logits: logits, token=lambda token: token):
-        self.model, self.change, self.token = model, change, token
-
-    def __call__(self, batch):
-        with torch.no_grad():
-            return self.change(self.model(**batch).logits)
-
-
-class MasklessTwin(Twin):
-    def __call__(self, batch):
-        return super().__call__({name: value for name, value in batch.items() if name != "attention_mask"})
-
-
-class WritingTwin(Twin):
-    def generate(self, input_ids, new_tokens):
-        ids = input_ids
-        for _ in range(new_tokens):
-            ids = torch.cat((ids, self(batch={"input_ids": ids})[:, -1:].argmax(-1)), dim=1)
-        return self.token(ids[:, input_ids.shape[1] :])
-
-
-def twin_target(*, twin=Twin, **fields):
-    """A target whose runtime is PyTorch."""
-    written = {}
-    changes = {name: fields.pop(name) for name in ("change", "token") if name in fields}
-
-    def write(model, folder, options):
-        save_model(model, folder / "weights.safetensors")
-        written.update(model=model, options=options)
-
-    def open_again(folder, options):
-        assert (folder / "weights.safetensors").is_file()
-        return twin(written["model"], **changes)
-
-    values = {
-        "name": "twin",
-        "extra": "twin",
-        "modules": (),
-        "tolerance": {None: Tolerance(largest=1e-4), "int8": Tolerance(typical=0.3)},
-        "quantizations": {"int8": "for tests"},
-        "write": write,
-        "open": open_again,
-    }
-    register_target(Target(**{**values, **fields}))
-    return written
+from tests.support.twins import MasklessTwin, WritingTwin, twin_target
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +104,7 @@ class TestWhatIsWritten:
         probe["output"][0] += 1.0
         (folder / PROBE_FILE).write_text(json.dumps(probe))
         # checksums find this change; another version of a library would change outputs and no file
-        monkeypatch.setattr("hfprune.deployment.export.load_model", lambda name: hfprune.load(name, verify=False))
+        monkeypatch.setattr("hfprune.deployment.export.load_model", lambda name, **_: hfprune.load(name, verify=False))
         written = twin_target()
         with pytest.raises(
             CheckpointError, match="small: the model does not compute what its author saw.*Run: hfprune verify"
@@ -458,3 +408,72 @@ class TestTheCommand:
         assert done.output.startswith("hfprune: to must be one of")
         done = self.run("export", tmp_path, "--to", "torch", "--split", "test")
         assert "--split and --metric go with --data" in done.output
+
+
+class TestKilledExports:
+    """The exchange of an export's folder, as a kill leaves it where the folder itself cannot be exchanged."""
+
+    @pytest.fixture
+    def killed(self, small, tmp_path):
+        twin_target()
+        place = tmp_path / "out"
+        hfprune.export(small, "twin", place)
+        draft = hfprune.export(small, "twin", tmp_path / "draft", quantize="int8", tokenizer=tiny_tokenizer()).path
+        container = place / ".0123456789ab.saving"
+        (container / "old").mkdir(parents=True)
+        old = [path.name for path in place.iterdir() if path != container]
+        new = [path.name for path in draft.iterdir()]
+        draft.rename(container / "new")
+        (container / "journal.json").write_text(json.dumps({"old": old, "new": new}))
+        for name in ("config.json", EXPORT_FILE):
+            (place / name).rename(container / "old" / name)
+        return place, container
+
+    def test_the_next_one_finishes_it(self, small, killed):
+        place, container = killed
+        with pytest.raises(CheckpointError, match="exists and is not empty"):
+            hfprune.export(small, "twin", place)
+        assert json.loads((place / EXPORT_FILE).read_text())["quantization"] == "int8"
+        assert (place / "tokenizer.json").is_file()
+        hfprune.export(small, "twin", place, overwrite=True)
+        assert json.loads((place / EXPORT_FILE).read_text())["quantization"] is None
+        assert not (place / "tokenizer.json").exists()
+        assert not container.exists()
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            (lambda new: (new / "weights.safetensors").unlink(), "weights.safetensors is missing"),
+            (lambda new: (new / "config.json").rename(new / "run.py"), "config.json is missing"),
+            (lambda new: (new / EXPORT_FILE).write_text("[]"), "it has no hfprune_export.json with a list"),
+        ],
+    )
+    def test_one_that_is_not_whole_is_refused(self, change, said, small, killed):
+        place, container = killed
+        change(container / "new")
+        with pytest.raises(CheckpointError, match=said):
+            hfprune.export(small, "twin", place, overwrite=True)
+        assert (container / "old" / "config.json").is_file()
+
+    def test_no_checkpoint_is_exchanged_for_an_export(self, killed):
+        place, _ = killed
+        with pytest.raises(CheckpointError, match="is no whole checkpoint"):
+            hfprune.load(place)
+
+
+class TestExamples:
+    def test_pictures_of_every_batch_are_others(self):
+        model = tiny_model("vit", "AutoModelForImageClassification")
+        pictures = [trace_batch(model, None), *held_out_batches(model, None)]
+        every = torch.cat([batch["pixel_values"] for batch in pictures]).flatten(1)
+        assert len(every) == len({tuple(picture.tolist()) for picture in every}) == 9
+
+    def test_types_of_tokens_are_those_of_a_pair(self):
+        tokenizer = tiny_tokenizer()
+        tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+        texts = [[1, 2, 3, 4, 5], [6, 7]]
+        types = padded(tiny_model("bert"), tokenizer, texts)["token_type_ids"]
+        assert types.tolist() == [[0, 0, 0, 1, 1], [0, 1, 0, 0, 0]]
+        # one row of embeddings has no second type
+        one = tiny_model("bert", type_vocab_size=1)
+        assert padded(one, tokenizer, texts)["token_type_ids"].tolist() == [[0] * 5, [0] * 5]

@@ -1,6 +1,7 @@
 """GGUF files of pruned decoders: llama.cpp computes what PyTorch computes, and what it cannot compute is refused."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hfprune.deployment.gguf.checks import refusal
 from hfprune.deployment.gguf.layout import ZERO_NEURONS, layout_of
 from hfprune.deployment.gguf.running import LlamaCppRunner, check_tokens
 from hfprune.deployment.gguf.tokenizer import vocabulary_of
-from hfprune.deployment.gguf.writing import write, write_file
+from hfprune.deployment.gguf.writing import with_weights_of_file, write, write_file
 from hfprune.errors import ExportError
 from hfprune.planning import PruningPlan
 from hfprune.structure import find_blocks
@@ -240,6 +241,37 @@ class TestQuantization:
         again = as_read(model, tmp_path / "model.gguf").state_dict()
         for name, tensor in model.state_dict().items():
             assert (again[name] - tensor).abs().max() <= bound * tensor.abs().max(), name
+
+    @pytest.mark.parametrize("quantization", ["f16", "q8_0", "q4_1"])
+    def test_the_weights_of_the_file_are_known(self, quantization, tmp_path):
+        dense = decoder(head="AutoModelForCausalLM", tie_word_embeddings=True, **MULTIPLES_OF_32)
+        model = without(pruned(dense), "layers.0.ffn")
+        write_file(model, tmp_path / "model.gguf", options(quantization))
+        expected = as_read(model, tmp_path / "model.gguf").state_dict()
+        for name, tensor in with_weights_of_file(model, quantization).state_dict().items():
+            assert torch.equal(tensor, expected[name]), name
+
+    def test_an_export_is_compared_with_the_weights_of_the_file(self, tmp_path, monkeypatch):
+        pytest.importorskip("xllamacpp", reason="xllamacpp is not installed")
+        model = pruned(decoder(**MULTIPLES_OF_32))
+        exported = hfprune.export(model, "gguf", tmp_path / "out", tokenizer=TOKENIZER, quantize="q4_0", threads=1)
+        assert exported.rounding.typical < 0.05
+        assert exported.rounding.typical < max(difference.typical for difference in exported.differences)
+        assert "beside PyTorch with the weights of the file" in str(exported)
+        # the wide bound of 4 bits would take this file, the narrow one does not
+        target = get_target("gguf")
+
+        def others(model, quantization):
+            again = with_weights_of_file(model, quantization)
+            again.model.layers[0].mlp.down_proj.weight.data.zero_()
+            return again
+
+        monkeypatch.setattr(
+            "hfprune.deployment.export.get_target", lambda name: dataclasses.replace(target, rounded=others)
+        )
+        with pytest.raises(ExportError, match="on the weights of the file outputs differ"):
+            hfprune.export(model, "gguf", tmp_path / "more", tokenizer=TOKENIZER, quantize="q4_0", threads=1)
+        assert not (tmp_path / "more").exists()
 
     def test_rows_that_are_no_multiple_stay_in_float16(self, tmp_path, caplog):
         model = without(decoder(**MULTIPLES_OF_32), "layers.1.ffn")
@@ -486,6 +518,15 @@ class TestTokenizer:
         assert (tokens[ROWS], types[ROWS]) == (f"[PAD{ROWS}]", 5)
         assert (fields["tokenizer.ggml.bos_token_id"], fields["tokenizer.ggml.eos_token_id"]) == (2, 3)
         assert fields["tokenizer.chat_template"] == TOKENIZER.chat_template
+
+    def test_several_chat_templates(self, tmp_path):
+        tokenizer = copy.deepcopy(TOKENIZER)
+        tokenizer.chat_template = {"default": "a talk", "tool_use": "a talk with tools"}
+        write_file(decoder(), tmp_path / "model.gguf", options(tokenizer=tokenizer))
+        fields, _ = read(tmp_path / "model.gguf")
+        assert fields["tokenizer.chat_template"] == "a talk"
+        assert fields["tokenizer.chat_template.tool_use"] == "a talk with tools"
+        assert fields["tokenizer.chat_templates"] == ["tool_use"]
 
     def test_the_folder_is_opened_only_if_its_tokenizer_agrees(self, tmp_path):
         pytest.importorskip("xllamacpp", reason="xllamacpp is not installed")

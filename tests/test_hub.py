@@ -109,6 +109,16 @@ def test_a_minilm_loads_by_name_in_four_ways(hub, client, tmp_path):
                 assert hub.repos[f"me/{name}"].files()[path.name] == path.read_bytes(), path.name
 
 
+EXPORT_REVISION = """
+from pathlib import Path
+import hfprune
+from hfprune.publishing.probe import Probe
+checked = []
+Probe.problem_of = lambda probe, model: checked.append(model) or None
+done = hfprune.export("me/x", "torch", "exported", revision="refs/pr/3")
+assert len(checked) == 1
+say(digest=done.plan_digest, model=done.model, tokenizer=Path("exported", "tokenizer.json").is_file())
+"""
 PUSH_MODEL = """
 import hfprune
 from transformers import AutoTokenizer
@@ -144,6 +154,9 @@ def test_push_private_branch_and_pull_request(hub, client, folder, tmp_path):
     first, other = (hfprune.load(tmp_path / name).pruning_plan.digest for name in ("small", "other"))
     assert client(load % '"second"')["digest"] == first
     assert client(load % '"refs/pr/3"')["digest"] == other
+    # an export names the repository, and is checked by its probe and tokenized by its tokenizer
+    exported = client(EXPORT_REVISION)
+    assert (exported["digest"], exported["model"], exported["tokenizer"]) == (other, "me/x", True)
 
     error = "CheckpointError: there is no folder me/x, and the Hub does not give a repository of that name"
     for changes in ('"main", token="hf_wrong", cache_dir="theirs"', '"nowhere"'):

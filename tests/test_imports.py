@@ -61,6 +61,9 @@ LATE |= {
     "gguf",
     "gguf.quants",
     "xllamacpp",
+    "litert_torch",
+    "ai_edge_litert.interpreter",
+    "ai_edge_quantizer",
 }
 #: It is there with datasets, but takes half a second to import.
 LATE |= {"pandas"}

@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from hfprune.cli.options import ModelName, Output, Overwrite, errors_in_one_line
+from hfprune.cli.options import ModelName, Output, Overwrite, Revision, errors_in_one_line
 
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a repository.")]
 PlanName = Annotated[str, typer.Argument(help="A plan file, a checkpoint folder, or a Hub name.")]
 
 
@@ -90,7 +89,7 @@ def import_(
 ) -> None:
     """Save a model that transformers 4 or TextPruner pruned so that transformers 5 loads it."""
     with errors_in_one_line():
-        from hfprune.cli.reports import tokenizer_of
+        from hfprune.deployment.loading import tokenizer_of
         from hfprune.publishing.checkpoint import save
         from hfprune.publishing.hub import fetch
         from hfprune.publishing.legacy import load_legacy

@@ -13,6 +13,7 @@ from hfprune.cli.options import (
     MaxLength,
     ModelName,
     PairColumn,
+    Revision,
     Seed,
     Separator,
     TextColumn,
@@ -22,7 +23,7 @@ from hfprune.cli.options import (
 
 def export(
     model: ModelName,
-    to: Annotated[str, typer.Option(help="onnx, openvino, executorch, gguf or torch.")],
+    to: Annotated[str, typer.Option(help="onnx, openvino, executorch, litert, gguf or torch.")],
     output: Annotated[
         Path | None, typer.Option(help="Folder to write; by default the model's name with the target's behind it.")
     ] = None,
@@ -30,7 +31,8 @@ def export(
         str | None,
         typer.Option(
             help="onnx: int8 (weights; activations as the model runs). openvino: int8 (weights), int8-calibrated "
-            "(weights and activations, with ranges measured on --data). gguf: f16, bf16, q8_0, q4_0, q4_1."
+            "(weights and activations, with ranges measured on --data). litert: int8 (as onnx). "
+            "gguf: f16, bf16, q8_0, q4_0, q4_1."
         ),
     ] = None,
     data: Annotated[str | None, DATA] = None,
@@ -48,6 +50,10 @@ def export(
     encoding: Encoding = None,
     max_length: MaxLength = 128,
     threads: Annotated[int | None, typer.Option(help="Of the runtime, while it is compared.")] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="List the export in the record and the card of the checkpoint folder.")
+    ] = False,
+    revision: Revision = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an export that is in the folder.")] = False,
     seed: Seed = 0,
 ) -> None:
@@ -83,6 +89,8 @@ def export(
             split=split,
             metrics=metrics or [],
             threads=threads,
+            record=record,
+            revision=revision,
             overwrite=overwrite,
         )
         typer.echo(str(result))

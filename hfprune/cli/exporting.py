@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import DataCollatorWithPadding
 
 from hfprune.cli.models import classifier_config
 from hfprune.cli.texts import TextSource, split_of
 from hfprune.data.packages import resolve_model
-from hfprune.deployment.export import Export, export
+from hfprune.deployment.export import export
+from hfprune.deployment.results import Export
 from hfprune.deployment.targets import check_installed, check_quantization, get_target
 
 
@@ -22,6 +24,8 @@ def exported(
     split: str | None,
     metrics: Sequence[str],
     threads: int | None,
+    record: bool,
+    revision: str | None,
     overwrite: bool,
 ) -> Export:
     """Export a model by its name.
@@ -35,6 +39,8 @@ def exported(
         split: A split of them; None: all of a file, or else test.
         metrics: Names of metrics.
         threads: Threads of the runtime.
+        record: Whether the checkpoint lists the export.
+        revision: Of a repository.
         overwrite: Whether an export may be replaced.
 
     Returns:
@@ -51,22 +57,34 @@ def exported(
     check_quantization(target, quantize)
     check_installed(target)
     folder = output or Path(f"{Path(model).resolve().name}-{to}" + (f"-{quantize}" if quantize else ""))
-    if texts is None:
-        return export(model, to, folder, quantize=quantize, threads=threads, overwrite=overwrite)
-    classifier_config(model)
-    calibrates = quantize in target.calibrated
-    # a quantiser must not see the rows that are measured, so a single file is cut where one looks at data
-    splits, tokenizer = texts.tokenized_for(resolve_model(model), whole=split is None and not calibrates)
+    measured: dict[str, Any] = {}
+    if texts is not None:
+        measured = _rows(model, texts, split, revision=revision, calibrates=quantize in target.calibrated)
+        measured["metrics"] = metrics
     return export(
         model,
         to,
         folder,
-        tokenizer=tokenizer,
         quantize=quantize,
-        data=split_of(splits, split or "test"),
-        calibration=split_of(splits, "train"),
-        collator=DataCollatorWithPadding(tokenizer),
-        metrics=metrics,
         threads=threads,
+        record=record,
+        revision=revision,
         overwrite=overwrite,
+        **measured,
     )
+
+
+def _rows(
+    model: str, texts: TextSource, split: str | None, *, revision: str | None, calibrates: bool
+) -> dict[str, Any]:
+    """The rows that are measured, those that a quantiser sees, and what makes batches of them."""
+    classifier_config(model, revision=revision)
+    source = resolve_model(model)
+    # a quantiser must not see the rows that are measured, so a single file is cut where one looks at data
+    splits, tokenizer = texts.tokenized_for(source, whole=split is None and not calibrates, revision=revision)
+    return {
+        "tokenizer": tokenizer,
+        "data": split_of(splits, split or "test"),
+        "calibration": split_of(splits, "train"),
+        "collator": DataCollatorWithPadding(tokenizer),
+    }

@@ -8,11 +8,12 @@ from hfprune.publishing.sources import check_source
 from hfprune.publishing.verification import class_of
 
 
-def classifier_config(name: str) -> PretrainedConfig:
+def classifier_config(name: str, *, revision: str | None = None) -> PretrainedConfig:
     """The config of a text classifier; a model that does not classify texts is refused, before it is loaded.
 
     Args:
         name: As for `load_model`.
+        revision: Branch, tag or commit of a repository.
 
     Returns:
         The config.
@@ -21,7 +22,7 @@ def classifier_config(name: str) -> PretrainedConfig:
         CheckpointError: It does not, or it is a pruned checkpoint that `load` would refuse.
     """
     source = resolve_model(name)
-    check_source(source)
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    check_source(source, revision=revision)
+    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     check_text_classifier(class_of(config.architectures or [], name), config, name)
     return config

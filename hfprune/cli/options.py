@@ -98,6 +98,7 @@ Speedup = Annotated[
 WithinMs = Annotated[
     float | None, typer.Option(help="With --latency-table: the most milliseconds that a pass may take.")
 ]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a repository.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace the output folder if it is there.")]
 
 

@@ -69,6 +69,12 @@ def prune(
     samples: Samples = 512,
     min_units: MinUnits = 1,
     round_to: RoundTo = 1,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="What the result is exported to, gguf-q8_0, gguf-q4_0 or gguf-q4_1: sets --round-to to what it needs."
+        ),
+    ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Pattern of names of blocks to leave whole; several may be given.")
     ] = None,
@@ -116,6 +122,7 @@ def prune(
             calibration_samples=samples,
             min_units=min_units,
             round_to=round_to,
+            target=target,
             exclude=exclude or [],
             portable=portable,
             seed=seed,

@@ -1,11 +1,10 @@
-"""The reports of commands about checkpoints, and the plans and tokenizers in them."""
+"""The reports of commands about checkpoints, and the plans in them."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from hfprune.data.packages import resolve_model
@@ -104,21 +103,6 @@ def _attached_plan(anatomy: Anatomy) -> PruningPlan | None:
     """The plan that a pruned model carries."""
     plan: PruningPlan | None = getattr(anatomy.model, "pruning_plan", None)
     return plan
-
-
-def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in a folder, if there is one.
-
-    Args:
-        folder: A checkpoint folder.
-
-    Returns:
-        The tokenizer, or None.
-    """
-    # many checkpoints of transformers 4 come without a tokenizer, and the new one then has none either
-    if not any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
-        return None
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def plan_of(name: str) -> PruningPlan:

@@ -57,7 +57,7 @@ class TextSource:
         return replace(self, name=name)
 
     def tokenized_for(
-        self, source: str, *, whole: bool = False, needs_labels: bool = True
+        self, source: str, *, whole: bool = False, needs_labels: bool = True, revision: str | None = None
     ) -> tuple[DatasetDict, PreTrainedTokenizerBase]:
         """Read the data and tokenize it for a model.
 
@@ -71,6 +71,7 @@ class TextSource:
             whole: Give all rows of a single file in each of its splits, instead of cutting it into splits.
             needs_labels: Whether labels that are missing, or that are not the model's, are an error. Otherwise a line
                 on stderr says what is wrong with them, and the splits have no column `labels`.
+            revision: Branch, tag or commit of a repository, of its config and tokenizer.
 
         Returns:
             The tokenized splits, and the tokenizer.
@@ -78,8 +79,8 @@ class TextSource:
         Raises:
             ValueError: The data cannot be read, has no such columns, or its labels are not those of the model.
         """
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
         label_column: str | None = self.label_column or "label"
         try:
             splits = load_text_dataset(

@@ -1,8 +1,8 @@
 """Models as files of other runtimes: the targets, and the proof that a file computes what the model computes."""
 
-from hfprune.deployment import by_transformers, gguf
-from hfprune.deployment.export import Export
+from hfprune.deployment import by_transformers, gguf, litert
 from hfprune.deployment.proof import Difference, Text
+from hfprune.deployment.results import Export
 from hfprune.deployment.targets import (
     Generator,
     OpenOptions,
@@ -29,5 +29,6 @@ __all__ = [
     "get_target",
     "gguf",
     "known_targets",
+    "litert",
     "register_target",
 ]

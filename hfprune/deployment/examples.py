@@ -37,7 +37,7 @@ def trace_batch(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
         Arguments by name: three texts of different lengths, padded; or as many pictures or sounds of noise.
     """
     if not takes_texts(model):
-        return _noise(model, _TRACED)
+        return _noise(model, _TRACED, seed=0)
     return padded(model, tokenizer, texts_of(model, tokenizer)[:_TRACED])
 
 
@@ -55,7 +55,7 @@ def held_out_batches(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase 
         The batches.
     """
     if not takes_texts(model):
-        return [_noise(model, 1), _noise(model, _TRACED + 2)]
+        return [_noise(model, 1, seed=1), _noise(model, _TRACED + 2, seed=2)]
     texts = texts_of(model, tokenizer)
     longest = longest_sequence(model) or _LONGEST
     joined: list[int] = []
@@ -119,7 +119,7 @@ def padded(
 
     Returns:
         `input_ids`, `attention_mask` and, where model and tokenizer have them, `token_type_ids`, each
-        `(texts, tokens)`.
+        `(texts, tokens)`. The types are those of a pair, so that a file that ignores them is found.
     """
     longest = max(map(len, texts))
     filler = _padding_token(model)
@@ -128,14 +128,15 @@ def padded(
     for text in texts:
         missing = longest - len(text)
         row, fill = list(text), [filler] * missing
-        mask, nothing = [1] * len(text), [0] * missing
+        ones, zeros = [1] * len(text), [0] * missing
         rows.append(fill + row if left else row + fill)
-        masks.append(nothing + mask if left else mask + nothing)
+        masks.append(zeros + ones if left else ones + zeros)
     ids = torch.tensor(rows, dtype=torch.long, device="cpu")
-    batch = {"input_ids": ids, "attention_mask": torch.tensor(masks, dtype=torch.long, device="cpu")}
+    mask = torch.tensor(masks, dtype=torch.long, device="cpu")
+    batch = {"input_ids": ids, "attention_mask": mask}
     has_types = tokenizer is not None and "token_type_ids" in tokenizer.model_input_names
     if has_types and "token_type_ids" in argument_names(model):
-        batch["token_type_ids"] = torch.zeros_like(ids)
+        batch["token_type_ids"] = _types(model, mask)
     return batch
 
 
@@ -205,7 +206,21 @@ def _rows(model: PreTrainedModel) -> int:
     return int(getattr(embeddings, "num_embeddings", 2))
 
 
-def _noise(model: PreTrainedModel, samples: int) -> dict[str, Tensor]:
-    """Seeded noise for a model of pictures or sounds."""
+def _noise(model: PreTrainedModel, samples: int, *, seed: int) -> dict[str, Tensor]:
+    """Noise for a model of pictures or sounds; of other seeds other noise."""
     ids = torch.zeros(samples, 8, dtype=torch.long, device="cpu")
-    return arguments_in(model, example_inputs(model, ids))
+    batch = arguments_in(model, example_inputs(model, ids))
+    generator = torch.Generator().manual_seed(seed)
+    for name, values in batch.items():
+        if values.is_floating_point():
+            noise = torch.randn(values.shape, dtype=torch.float32, device="cpu", generator=generator)
+            batch[name] = noise.to(values.dtype)
+    return batch
+
+
+def _types(model: PreTrainedModel, mask: Tensor) -> Tensor:
+    """Token types as a pair of texts has them: 1 for the second half of the tokens, where the model knows a 1."""
+    if getattr(model.config, "type_vocab_size", 1) < 2:
+        return torch.zeros_like(mask)
+    lengths = mask.sum(-1, keepdim=True)
+    return ((positions_of(mask) >= (lengths + 1) // 2) & mask.bool()).long()

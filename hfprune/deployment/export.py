@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,21 @@ from transformers import (
     default_data_collator,
 )
 
-from hfprune.data.packages import model_title, resolve_model
+from hfprune.data.packages import model_title
 from hfprune.deployment.examples import held_out_batches, trace_batch
-from hfprune.deployment.folders import EXPORT_FILE, check_replaceable, files_in
-from hfprune.deployment.loading import load_model, probe_of, tokenizer_of
+from hfprune.deployment.folders import EXPORT_FILE, check_replaceable, export_problem, files_in
+from hfprune.deployment.loading import load_model, place_of, probe_of, tokenizer_of
 from hfprune.deployment.proof import (
     Comparison,
     Difference,
+    Reading,
     Spread,
-    Text,
     check_within,
     in_pytorch,
     reading_of,
     written_alike,
 )
+from hfprune.deployment.results import Export
 from hfprune.deployment.rows import Collator, calibration_batches, check_rows, evaluate
 from hfprune.deployment.targets import (
     OpenOptions,
@@ -44,116 +45,29 @@ from hfprune.deployment.targets import (
 )
 from hfprune.errors import CheckpointError, ExportError, one_line
 from hfprune.publishing.contents import CONFIG_FILE
+from hfprune.publishing.listing import list_export, weights_of
 from hfprune.publishing.probe import Probe
-from hfprune.publishing.replacement import draft_for, put
-from hfprune.showing.tables import Table
+from hfprune.publishing.replacement import draft_for, finish_interrupted, put
 from hfprune.structure.arguments import FLAG, PATH, TEXT, checked, optional, whole
 from hfprune.structure.examples import example_inputs
 from hfprune.structure.modeling_pruned import base_class
 from hfprune.structure.wrapping import unwrapped
 
-#: Grows when a reader of today would misread the file.
-FORMAT_VERSION = 1
 #: Fields of the config of a pruned model that only its class in PyTorch reads.
 _ONLY_PYTORCH = ("pruning_config", "auto_map", "transformers_weights")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export:
-    """A model as a file of another runtime, and what the comparison with PyTorch gave.
+class _Listing:
+    """Where an export is to be listed.
 
     Attributes:
-        path: The folder.
-        target: The format.
-        quantization: How the weights are quantised; None: not at all.
-        model: The name of the model.
-        plan_digest: The digest of its pruning plan; empty for a dense model.
-        size_bytes: The size of the files that the target wrote, without config and tokenizer.
-        weights_bytes: The size of the weights in PyTorch.
-        differences: How far its outputs are from those of PyTorch in float32, by what was compared.
-        text: The text that a decoder wrote, beside PyTorch's; None for other models, or a runtime that does not write.
-        metrics: The metrics on the user's data, by `pytorch` and `exported`; empty without labelled data.
-        calibrated_on: What the ranges of activations were measured on: `calibration`, or rows of the `data` that the
-            metrics are of; None where a quantisation does not look at data.
-        files: The names of all files in the folder. Only these are replaced if it is overwritten.
-        versions: The versions of the packages that it was made with.
-        seconds: How long writing and comparing took.
-
-    Examples:
-        >>> import hfprune
-        >>> exported = hfprune.export(dense, "torch", "exported")
-        >>> for difference in exported.differences:
-        ...     print(difference.name, difference.largest < 1e-5, difference.agreement)
-        the probe True 1.0
-        one sample True 1.0
-        6 samples True 1.0
-        one sample True 1.0
+        folder: The folder of the checkpoint.
+        weights: The digest of its weights.
     """
 
-    path: Path
-    target: str
-    quantization: str | None
-    model: str
-    plan_digest: str
-    size_bytes: int
-    weights_bytes: int
-    differences: Sequence[Difference]
-    text: Text | None
-    metrics: Mapping[str, Mapping[str, float]]
-    calibrated_on: str | None
-    files: Sequence[str]
-    versions: Mapping[str, str]
-    seconds: float
-
-    def __str__(self) -> str:
-        return self.table().text()
-
-    def _repr_html_(self) -> str:
-        return self.table().html()
-
-    def table(self) -> Table:
-        """The differences as a table, with the sizes and the metrics below."""
-        rows = []
-        for difference in self.differences:
-            rows.append(
-                (
-                    difference.name,
-                    f"{difference.samples:,}",
-                    f"{difference.tokens:,}",
-                    f"{difference.largest:.1e}",
-                    f"{difference.scale:.3g}",
-                    f"{100 * difference.typical:.1g} %",
-                    f"{100 * difference.agreement:.1f} %",
-                )
-            )
-        head = ("compared on", "samples", "tokens", "largest difference", "largest output", "typical", "same choice")
-        return Table(head=head, rows=tuple(rows), notes=tuple(self._notes()))
-
-    def _notes(self) -> list[str]:
-        quantized = f", {self.quantization}" if self.quantization else ""
-        notes = [
-            f"{self.target}{quantized}: {self.size_bytes / 1e6:.1f} MB; the weights in PyTorch: "
-            f"{self.weights_bytes / 1e6:.1f} MB"
-        ]
-        if self.text is not None:
-            notes.append(f"greedy text: {self.text.equal} of {self.text.tokens} tokens as in PyTorch")
-        for name, value in self.metrics.get("pytorch", {}).items():
-            notes.append(f"{name}: PyTorch {value:.4f}, exported {self.metrics['exported'][name]:.4f}")
-        if self.calibrated_on == "data":
-            notes.append(
-                "the ranges of activations were measured on rows of the same data, so the metrics may be too good; "
-                "give other rows as calibration"
-            )
-        notes.append(f"written to {self.path} in {self.seconds:.0f} s")
-        return notes
-
-    def to_json(self) -> str:
-        """All but the path as JSON."""
-        values = asdict(self)
-        del values["path"]
-        for difference, written in zip(self.differences, values["differences"], strict=True):
-            written["relative"] = difference.relative
-        return json.dumps({"format_version": FORMAT_VERSION, **values}, indent=1) + "\n"
+    folder: Path
+    weights: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +87,15 @@ class _Source:
     probe: Probe | None
 
 
-@checked(to=TEXT, output=PATH, quantize=optional(TEXT), threads=optional(whole(least=1)), overwrite=FLAG)
+@checked(
+    to=TEXT,
+    output=PATH,
+    quantize=optional(TEXT),
+    threads=optional(whole(least=1)),
+    record=FLAG,
+    revision=optional(TEXT),
+    overwrite=FLAG,
+)
 def export(
     model: PreTrainedModel | str | Path,
     to: str,
@@ -186,6 +108,8 @@ def export(
     collator: Collator | None = None,
     metrics: Sequence[str] = (),
     threads: int | None = None,
+    record: bool = False,
+    revision: str | None = None,
     overwrite: bool = False,
 ) -> Export:
     """Write a model as a file of another runtime, and prove that it computes what the model computes.
@@ -193,11 +117,11 @@ def export(
     The file is opened in its runtime and run on batches of other sizes than it was made with, and on your data. If its
     outputs are not those of PyTorch in float32, it is refused and nothing is left. The folder gets the config, the
     tokenizer and a report, `hfprune_export.json`, too. Everything is written into a hidden folder beside `output`,
-    which then takes its place in one step.
+    which then takes its place in one step. With `record` the proof is also listed in the checkpoint that was exported.
 
     Args:
         model: A pruned or dense model, or the folder or Hub name of one.
-        to: The target: `onnx`, `openvino`, `executorch`, `gguf` or `torch`, or one that was registered since.
+        to: The target: `onnx`, `openvino`, `executorch`, `litert`, `gguf` or `torch`, or one that was registered since.
         output: The folder to write.
         tokenizer: The tokenizer; of a folder or Hub name by default the one that is there.
         quantize: How to quantise the weights, one of the target's `quantizations`; None: not at all.
@@ -207,6 +131,9 @@ def export(
         collator: Makes batches of rows; by default it pads with the tokenizer.
         metrics: Names of metrics for data with labels, as `hfprune evaluate` knows them; by default the usual one.
         threads: How many threads the runtime may use when both are compared; None: as many as it likes.
+        record: Whether the folder `model` of a pruned checkpoint lists the export, with its differences and metrics, in
+            its record and, unless somebody edited it, in its card. Its other files stay the same.
+        revision: Branch, tag or commit of a repository on the Hub.
         overwrite: Whether the folder may replace an export that is there already, if it holds no other files.
 
     Returns:
@@ -216,8 +143,9 @@ def export(
         ExportError: The target cannot take the model, or its file computes something else. No file is left.
         MissingDependencyError: A package of the target is not installed; the message has the command.
         CheckpointError: The output is a file or holds files of something else; the model or its tokenizer cannot be
-            loaded, or it computes something else than its probe says.
-        ValueError: The target or the quantisation is unknown, or data, labels or metrics do not fit.
+            loaded, or it computes something else than its probe says; or its record cannot list the export.
+        ValueError: The target or the quantisation is unknown, or data, labels or metrics do not fit, or `record` is
+            asked of a model in memory or on the Hub, or `revision` of a model in memory.
 
     Examples:
         >>> import hfprune
@@ -232,8 +160,10 @@ def export(
     check_quantization(target, quantize)
     check_installed(target)
     place = Path(output).resolve()
+    finish_interrupted(place, judge=export_problem)
     check_replaceable(place, overwrite=overwrite)
-    source = _source_of(model, tokenizer)
+    listing = _listing_of(model) if record else None
+    source = _source_of(model, tokenizer, revision)
     reason = target.refusal(source.model)
     if reason is not None:
         raise ExportError(f"{source.name} cannot be exported to {to}: {reason}.")
@@ -253,7 +183,7 @@ def export(
     )
     began = time.perf_counter()
     place.parent.mkdir(parents=True, exist_ok=True)
-    with _threads_kept(), draft_for(place) as draft:
+    with _threads_kept(), draft_for(place, judge=export_problem) as draft:
         size_bytes = _write(target, source, draft, options)
         runner = _opened(target, draft, OpenOptions(threads=threads))
         spread = Spread(reading)
@@ -265,6 +195,7 @@ def export(
             comparisons.append(on_data)
         differences = [comparison.difference() for comparison in comparisons]
         check_within(differences, target.tolerance[quantize], spread, target.name)
+        rounding = _rounding(target, quantize, source, runner, reading)
         text = written_alike(source.model, runner, options.batch, quantized=quantize is not None)
         result = Export(
             path=place,
@@ -275,6 +206,7 @@ def export(
             size_bytes=size_bytes,
             weights_bytes=_weights_bytes(source.model),
             differences=tuple(differences),
+            rounding=rounding,
             text=text,
             metrics=found,
             calibrated_on=calibrated_on,
@@ -284,7 +216,27 @@ def export(
         )
         (draft / EXPORT_FILE).write_text(result.to_json(), encoding="utf-8")
         put(draft, place, overwrite=overwrite)
-    return result
+    return result if listing is None else _listed(result, listing)
+
+
+def _listing_of(model: PreTrainedModel | str | Path) -> _Listing:
+    """The checkpoint that is to list an export; before any work, as a model in memory has no record on the disk."""
+    if not isinstance(model, str | Path) or not Path(model).is_dir():
+        raise ValueError(
+            "record=True (--record) writes into the folder of a checkpoint, and the model is none: save it first with "
+            "hfprune.save and name the folder, or leave it out."
+        )
+    return _Listing(folder=Path(model), weights=weights_of(Path(model)))
+
+
+def _listed(result: Export, listing: _Listing) -> Export:
+    """List an export, which is in its place already, in the checkpoint that it was made of."""
+    try:
+        listed = list_export(listing.folder, result.entry(listing.weights))
+    except CheckpointError as error:
+        error.add_note(f"The export itself is in {result.path}.")
+        raise
+    return replace(result, listed=listed)
 
 
 def _calibrated_on(target: Target, quantization: str | None, data: Any, calibration: Any) -> str | None:
@@ -306,26 +258,34 @@ def _threads_kept() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _source_of(model: PreTrainedModel | str | Path, tokenizer: PreTrainedTokenizerBase | None) -> _Source:
+def _source_of(
+    model: PreTrainedModel | str | Path, tokenizer: PreTrainedTokenizerBase | None, revision: str | None
+) -> _Source:
     """Load what is to be exported, and copy it: exporters patch the model that they read."""
     if isinstance(model, str | Path):
-        loaded = load_model(str(model))
-        folder = resolve_model(str(model))
-        name = model_title(str(model))
-        reference = _as_reference(loaded)
-        probe = probe_of(Path(folder))
-        problem = probe.problem_of(reference) if probe is not None else None
-        if problem is not None:
-            raise CheckpointError(f"{model}: {problem}. Run: hfprune verify {model}")
-        return _Source(
-            model=reference,
-            tokenizer=tokenizer or tokenizer_of(folder),
-            name=Path(name).name if Path(name).is_dir() else name,
-            probe=probe,
-        )
+        return _named_source(str(model), tokenizer, revision)
+    if revision is not None:
+        raise ValueError(f"revision={revision!r} is of a repository on the Hub, and the model is in memory.")
     inside = unwrapped(model)
     name = Path(inside.name_or_path or type(inside).__name__).name
     return _Source(model=_as_reference(copy.deepcopy(inside)), tokenizer=tokenizer, name=name, probe=None)
+
+
+def _named_source(model: str, tokenizer: PreTrainedTokenizerBase | None, revision: str | None) -> _Source:
+    """Load the model of a folder or repository, and check it by its probe."""
+    reference = _as_reference(load_model(model, revision=revision))
+    place = place_of(model, revision=revision)
+    title = model_title(model)
+    probe = probe_of(Path(place))
+    problem = probe.problem_of(reference) if probe is not None else None
+    if problem is not None:
+        raise CheckpointError(f"{model}: {problem}. Run: hfprune verify {model}")
+    return _Source(
+        model=reference,
+        tokenizer=tokenizer or tokenizer_of(place, revision=revision),
+        name=Path(title).name if Path(title).is_dir() else title,
+        probe=probe,
+    )
 
 
 def _as_reference(model: PreTrainedModel) -> PreTrainedModel:
@@ -399,6 +359,22 @@ def _comparisons(source: _Source, runner: Runner, spread: Spread) -> list[Compar
         comparison.add(reference(batch), _run(runner, batch), batch)
         comparisons.append(comparison)
     return comparisons
+
+
+def _rounding(
+    target: Target, quantization: str | None, source: _Source, runner: Runner, reading: Reading
+) -> Difference | None:
+    """Compare a quantised file with PyTorch that has its weights: a much narrower bound than for those before."""
+    if quantization is None or target.rounded is None:
+        return None
+    spread = Spread(reading)
+    comparison = Comparison("the weights of the file", spread)
+    reference = in_pytorch(target.rounded(source.model, quantization))
+    for batch in held_out_batches(source.model, source.tokenizer):
+        comparison.add(reference(batch), _run(runner, batch), batch)
+    difference = comparison.difference()
+    check_within([difference], target.rounded_tolerance, spread, target.name)
+    return difference
 
 
 def _on_the_probe(source: _Source, runner: Runner, spread: Spread) -> Comparison:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from hfprune.errors import CheckpointError
+from hfprune.publishing.contents import irregular
 from hfprune.publishing.replacement import entries_of
 from hfprune.structure.json_text import read_json
 
@@ -44,6 +45,24 @@ def check_replaceable(place: Path, *, overwrite: bool) -> None:
         )
 
 
+def export_problem(folder: Path) -> str | None:
+    """Why what a killed export would put in its place is none.
+
+    Args:
+        folder: The folder that it wrote. Nothing in it is run.
+
+    Returns:
+        The first problem; None if there is none.
+    """
+    written = _written_files(folder)
+    if not written:
+        return f"it has no {EXPORT_FILE} with a list of its files"
+    present = files_in(folder)
+    for name in sorted(written ^ present):
+        return f"{name} is missing" if name in written else f"{name} is none of its files"
+    return next(irregular(folder, sorted(present)), None)
+
+
 def files_in(folder: Path) -> set[str]:
     """The names of all files of an export's folder.
 
@@ -67,5 +86,5 @@ def _written_files(place: Path) -> set[str]:
     """The names that the report of an export lists; none if it cannot be read."""
     try:
         return set(read_json((place / EXPORT_FILE).read_text(encoding="utf-8"))["files"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OSError, TypeError, ValueError):
         return set()

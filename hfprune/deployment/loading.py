@@ -9,6 +9,7 @@ from hfprune.data.models import load_whole
 from hfprune.data.packages import resolve_model
 from hfprune.errors import CheckpointError, one_line
 from hfprune.publishing.checkpoint import load
+from hfprune.publishing.hub import fetch
 from hfprune.publishing.probe import PROBE_FILE, Probe
 from hfprune.publishing.sources import is_pruned
 from hfprune.publishing.verification import class_of
@@ -38,11 +39,26 @@ def load_model(name: str, *, revision: str | None = None) -> PreTrainedModel:
     return load_whole(class_of(config.architectures or [], name), source, name=name, revision=revision)
 
 
-def tokenizer_of(source: str) -> PreTrainedTokenizerBase | None:
+def place_of(name: str, *, revision: str | None = None) -> str:
+    """Where the files of a model are that is loaded by `load_model`.
+
+    Args:
+        name: Folder or repository, or the name of a model in an installed package.
+        revision: Branch, tag or commit of a repository.
+
+    Returns:
+        A folder; of a repository that is no pruned checkpoint its name, as not all of its files are downloaded.
+    """
+    source = resolve_model(name)
+    return str(fetch(source, revision=revision)) if is_pruned(source, revision=revision) else source
+
+
+def tokenizer_of(source: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer of a folder or repository.
 
     Args:
         source: The folder or repository.
+        revision: Branch, tag or commit of a repository.
 
     Returns:
         The tokenizer; None if there is no file of one.
@@ -50,24 +66,24 @@ def tokenizer_of(source: str) -> PreTrainedTokenizerBase | None:
     Raises:
         CheckpointError: There are files of a tokenizer, and it cannot be loaded.
     """
-    if not _has_tokenizer(source):
+    if not _has_tokenizer(source, revision):
         return None
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except Exception as error:
         raise CheckpointError(
-            f"the tokenizer of {source} cannot be loaded: {type(error).__name__}: {one_line(error)}. Mend its files; "
-            "in Python, tokenizer= takes another."
+            f"the tokenizer of {source} cannot be loaded: {type(error).__name__}: {one_line(error)}. Mend "
+            "its files, or take them away; in Python, tokenizer= takes another."
         ) from error
 
 
-def _has_tokenizer(source: str) -> bool:
+def _has_tokenizer(source: str | Path, revision: str | None) -> bool:
     """Whether a folder or repository has files of a tokenizer."""
     if Path(source).is_dir():
         return any(file for pattern in _TOKENIZER_FILES for file in Path(source).glob(pattern))
     for name in ("tokenizer_config.json", "tokenizer.json"):
         try:
-            cached_file(source, name)
+            cached_file(source, name, revision=revision)
         except OSError:
             continue
         return True

@@ -82,7 +82,7 @@ class Reading:
     is_of_samples: bool
 
 
-def logits_of(outputs: Any) -> Tensor:
+def values_in(outputs: Any) -> Tensor:
     """The predictions in the outputs of a model.
 
     Args:
@@ -90,13 +90,24 @@ def logits_of(outputs: Any) -> Tensor:
 
     Returns:
         Its logits; of a model that looks for answers `(samples, tokens, 2)`, the logits of beginning and end; of a base
-        model the last hidden states. float32, on the CPU.
+        model the last hidden states.
     """
     if "start_logits" in outputs:
-        values = torch.stack((outputs["start_logits"], outputs["end_logits"]), dim=-1)
-    else:
-        values = outputs["logits"] if "logits" in outputs else outputs[0]
-    return values.detach().float().cpu()
+        return torch.stack((outputs["start_logits"], outputs["end_logits"]), dim=-1)
+    values: Tensor = outputs["logits"] if "logits" in outputs else outputs[0]
+    return values
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """The predictions in the outputs of a model, without gradients.
+
+    Args:
+        outputs: What the model returned.
+
+    Returns:
+        As `values_in`, in float32, on the CPU.
+    """
+    return values_in(outputs).detach().float().cpu()
 
 
 def in_pytorch(model: PreTrainedModel) -> Runner:

@@ -119,6 +119,9 @@ class Target:
         write: Writes the model into a folder, which holds its config and its tokenizer already.
         open: Opens what `write` wrote in the target's runtime.
         refusal: Says why a model cannot be exported, before any work; None if it can.
+        rounded: Gives a copy of a model with the weights that a quantised file holds. Outputs of the file are compared
+            with the copy's too, which they are nearer to; None where nobody knows these weights.
+        rounded_tolerance: How far they may be from the copy's.
     """
 
     name: str
@@ -131,6 +134,8 @@ class Target:
     quantizations: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     calibrated: tuple[str, ...] = ()
     refusal: Callable[[PreTrainedModel], str | None] = _no_reason
+    rounded: Callable[[PreTrainedModel, str], PreTrainedModel] | None = None
+    rounded_tolerance: Tolerance = Tolerance()
 
 
 _TARGETS: dict[str, Target] = {}

@@ -30,6 +30,7 @@ from transformers.models.auto.modeling_auto import (
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.charts import KEPT_UNITS, draw_pictures, pictures_of
 from hfprune.publishing.contents import PLAN_FILE, RECORD_FILE
+from hfprune.publishing.exports import export_rows, exports_of_weights
 from hfprune.publishing.record import PruningRecord
 from hfprune.showing.picture import can_draw
 from hfprune.showing.units import plural_of
@@ -38,6 +39,8 @@ from hfprune.structure.specs import KIND_OF_NEURONS
 
 logger = logging.getLogger(__name__)
 
+#: The card, by the name that the Hub looks for.
+CARD_FILE = "README.md"
 #: A data set whose name ends like this is a file of the author's, which the Hub cannot link to.
 _FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
 #: Locations that may stand inside the quotes of the card's code; any other could end them.
@@ -74,30 +77,32 @@ _TASKS = (
 )
 
 
-def write_card(model: PreTrainedModel, folder: Path, *, location: str) -> None:
+def write_card(model: PreTrainedModel, folder: Path, *, location: str, record: PruningRecord | None = None) -> None:
     """Write README.md and, where matplotlib is installed, its pictures into a checkpoint folder.
 
     Args:
         model: A pruned model with plan and record.
         folder: The checkpoint's folder.
         location: The folder or repository that the card's code loads the model from.
+        record: The record in the folder, which knows its files; None: that of the model, whose weights may change.
     """
+    record = record or model.pruning_record
     pictures: str | None = None
     if can_draw():
-        draw_pictures(model.pruning_record, model.pruning_plan, folder)
+        draw_pictures(record, model.pruning_plan, folder)
         pictures = ""
     else:
         logger.info("The card has no pictures: pip install matplotlib")
     portable = not isinstance(model, PrunedModel)
     text = draw_card(
-        model.pruning_record,
+        record,
         model.pruning_plan,
         portable=portable,
         location=location,
         pictures=pictures,
         has_processor=_has_processor(folder),
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / CARD_FILE).write_text(text, encoding="utf-8")
 
 
 def card_of(folder: Path, *, location: str) -> str:
@@ -118,6 +123,19 @@ def card_of(folder: Path, *, location: str) -> str:
     return draw_card(
         record, plan, portable=portable, location=location, pictures=pictures, has_processor=_has_processor(folder)
     )
+
+
+def is_unedited(folder: Path) -> bool:
+    """Whether the card in a checkpoint's folder is the one that hfprune draws, so that a new one may replace it.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Whether it is.
+    """
+    text = (folder / CARD_FILE).read_text(encoding="utf-8")
+    return text == card_of(folder, location=folder.name)
 
 
 def _has_processor(folder: Path) -> bool:
@@ -171,6 +189,7 @@ def draw_card(
         pipeline=task if has_processor and task in _PIPELINES else None,
         published=_PUBLISHED[stage],
         rows=comparison_rows(record, stage),
+        exports=export_rows(exports_of_weights(record.exports, record.files)),
         pictures=picture_names,
         pictures_path=pictures,
         versions=", ".join(f"{package} {version}" for package, version in record.versions.items()),

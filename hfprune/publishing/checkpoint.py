@@ -129,9 +129,9 @@ def _write(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerB
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     _write_probe(model, folder)
-    _write_digests(model.pruning_record, folder)
+    record = _write_digests(model.pruning_record, folder)
     # after the digests: the card may be edited
-    write_card(model, folder, location=name)
+    write_card(model, folder, location=name, record=record)
     _sync(folder)
 
 
@@ -163,15 +163,16 @@ def _write_probe(model: PreTrainedModel, folder: Path) -> None:
         logger.warning("No probe is saved, as the model did not run on it: %s: %s", type(error).__name__, error)
 
 
-def _write_digests(record: PruningRecord, folder: Path) -> None:
-    """Write the record anew, with the SHA-256 of all other files in the folder."""
+def _write_digests(record: PruningRecord, folder: Path) -> PruningRecord:
+    """Write the record anew, with the SHA-256 of all other files in the folder, and give it back."""
     digests = {}
     for name in names_in(folder):
         # a record cannot hold its own digest
         if name != RECORD_FILE:
             digests[name] = sha256(folder / name)
-    text = replace(record, files=digests).to_json()
-    (folder / RECORD_FILE).write_text(text, encoding="utf-8")
+    written = replace(record, files=digests)
+    (folder / RECORD_FILE).write_text(written.to_json(), encoding="utf-8")
+    return written
 
 
 def _sync(folder: Path) -> None:

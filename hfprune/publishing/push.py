@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfprune.distributed import is_main_process
-from hfprune.publishing.card import card_of
+from hfprune.publishing.card import CARD_FILE, card_of, is_unedited
 from hfprune.publishing.charts import ACCURACY, KEPT_UNITS
 from hfprune.publishing.checkpoint import save
 from hfprune.publishing.hub import patiently
@@ -104,8 +104,8 @@ def _push(
         api.create_branch(repo, branch=revision, exist_ok=True)
     files = _files_of(folder)
     contents: dict[str, Path | bytes] = {**files}
-    if "README.md" in files and _card_is_unedited(folder):
-        contents["README.md"] = card_of(folder, location=repo).encode()
+    if CARD_FILE in files and is_unedited(folder):
+        contents[CARD_FILE] = card_of(folder, location=repo).encode()
     present = api.list_repo_files(repo, revision=revision)
     stale = [name for name in present if _STALE.fullmatch(name) and name not in files]
 
@@ -131,12 +131,6 @@ def _files_of(folder: Path) -> dict[str, Path]:
     # a tokenizer with several chat templates keeps all but the default one in this folder
     paths += folder.glob("additional_chat_templates/*.jinja")
     return {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
-
-
-def _card_is_unedited(folder: Path) -> bool:
-    """Whether the card in a folder is still the one that `save` drew."""
-    text = (folder / "README.md").read_text(encoding="utf-8")
-    return text == card_of(folder, location=folder.name)
 
 
 def _operations(

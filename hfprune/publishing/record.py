@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from hfprune.measuring.size import Size, dense_size, size_of
 from hfprune.planning.plan import PruningPlan
+from hfprune.publishing.exports import exports_of_weights
 from hfprune.publishing.provenance import public_name, revision_of, versions
 from hfprune.showing.tables import Table, data_frame
 from hfprune.structure.anatomy import Anatomy
@@ -61,6 +62,9 @@ class PruningRecord:
         latencies: `measuring.latency.Latency` as plain values, under `dense` and `pruned`; with `predicted_ms` if the
             model was pruned by a latency table.
         metrics: Under `dense`, `pruned` and `recovered`, each a mapping from metric to value.
+        exports: Files for other runtimes that `hfprune.export(..., record=True)` made of the saved weights, and how
+            far their outputs are from PyTorch's, by target and quantisation. `to_json` leaves those of other weights
+            than in `files` out.
         datasets: Names of the data sets used.
         recovery: The hyper-parameters of recovery that were set, and its steps and seconds.
         command: The command that repeats the run.
@@ -99,6 +103,7 @@ class PruningRecord:
     sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
     latencies: dict[str, dict[str, Any]] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    exports: dict[str, dict[str, Any]] = field(default_factory=dict)
     datasets: list[str] = field(default_factory=list)
     recovery: dict[str, Any] = field(default_factory=dict)
     command: str = ""
@@ -217,9 +222,11 @@ class PruningRecord:
             ValueError: A field has a value that the schema does not allow.
         """
         data = _plain({"format_version": FORMAT_VERSION, **asdict(self)})
-        if not self.vocabulary:
-            # the field is younger than the format: records without it keep the text and digest that they had
-            del data["vocabulary"]
+        data["exports"] = exports_of_weights(data["exports"], self.files)
+        # these fields are younger than the format: records without them keep the text and digest that they had
+        for name in ("vocabulary", "exports"):
+            if not data[name]:
+                del data[name]
         _validate(data)
         return json.dumps({**data, "digest": _digest(data)}, indent=1) + "\n"
 

@@ -10,13 +10,14 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hfprune.errors import CheckpointError
 from hfprune.publishing.contents import CONFIG_FILE, CONTAINER, JOURNAL_FILE
 from hfprune.publishing.journals import JOURNAL_DRAFT, LOST_AND_FOUND, NEW, OLD, read_journal, write_journal
+from hfprune.publishing.links import is_there, link_all
 from hfprune.publishing.locks import lock_folder, lock_patiently, locked, unlock
 from hfprune.publishing.verification import placing_problem
 
@@ -32,6 +33,10 @@ _SAVING = ".saving"
 _KEPT = ".kept"
 
 
+#: Says what is wrong with what a killed save would put in a place; None if nothing is.
+Judge = Callable[[Path], str | None]
+
+
 class NotPlacedError(CheckpointError):
     """A finished draft could not be put in its place; the message says where it is."""
 
@@ -43,13 +48,14 @@ def entries_of(place: Path) -> list[str]:
 
 
 @contextmanager
-def draft_for(place: Path) -> Iterator[Path]:
+def draft_for(place: Path, *, judge: Judge = placing_problem) -> Iterator[Path]:
     """An empty folder to write into what shall later be put in a place, by `put`.
 
     At the end whatever is left of it is removed, also after an error.
 
     Args:
         place: The place, without links in it.
+        judge: As for `finish_interrupted`.
 
     Yields:
         The folder, on the file system of the place. No other save writes there.
@@ -58,7 +64,7 @@ def draft_for(place: Path) -> Iterator[Path]:
         CheckpointError: Neither the place nor the folder around it can be written to, or the working directory of this
             process is below the place, where it would be removed.
     """
-    finish_interrupted(place)
+    finish_interrupted(place, judge=judge)
     _check_working_directory(place)
     _clear_leftovers(place)
     container, lock = _container_for(place)
@@ -100,7 +106,32 @@ def put(draft: Path, place: Path, *, overwrite: bool) -> None:
         raise NotPlacedError(_what_is_left(draft.parent, place, error)) from error
 
 
-def finish_interrupted(place: Path) -> None:
+@contextmanager
+def rewritten(place: Path) -> Iterator[Path]:
+    """A draft with all that is in a place, to change some files of it; then it takes the place, as by `put`.
+
+    Args:
+        place: A checkpoint's folder, without links in its path. No other save exchanges it meanwhile.
+
+    Yields:
+        The draft. Its files are the same as in the place, not copies: replace them, do not write into them.
+
+    Raises:
+        CheckpointError: The place cannot be replaced, or another process has it locked.
+        NotPlacedError: The draft could not take the place. The message says where the draft is: it is kept.
+    """
+    with draft_for(place) as draft, locked(place):
+        for name in entries_of(place):
+            link_all(place / name, draft / name)
+        yield draft
+        try:
+            _keep_modes(place, draft)
+            _replace(draft, place, overwrite=True)
+        except OSError as error:
+            raise NotPlacedError(_what_is_left(draft.parent, place, error)) from error
+
+
+def finish_interrupted(place: Path, *, judge: Judge = placing_problem) -> None:
     """Finish a save whose process was killed while it exchanged files: put the new checkpoint in its place.
 
     Nothing is deleted. Without such a save nothing is done. A stranger may have made up the save, so the new checkpoint
@@ -108,6 +139,7 @@ def finish_interrupted(place: Path) -> None:
 
     Args:
         place: Where the save was to put its checkpoint.
+        judge: Judges what would be put there; by default as a checkpoint.
 
     Raises:
         CheckpointError: Another process is at it and does not come to an end, or the files cannot be moved, or the new
@@ -124,7 +156,7 @@ def finish_interrupted(place: Path) -> None:
         try:
             # the other process may have finished by now
             if _is_interrupted(container, place):
-                _finish(container, place)
+                _finish(container, place, judge)
                 logger.warning("A save to %s was interrupted while it exchanged files; they are all moved now.", place)
         except CheckpointError:
             # it says what to do, and is an OSError too
@@ -304,10 +336,10 @@ def _move_on(container: Path, place: Path, names: dict[str, list[str]]) -> None:
     The config leaves first and comes last, so nobody loads a mixture.
     """
     for name in sorted(names[OLD], key=lambda name: name != CONFIG_FILE):
-        if _is_there(place / name) and not _is_there(container / OLD / name):
+        if is_there(place / name) and not is_there(container / OLD / name):
             (place / name).rename(container / OLD / name)
     for name in sorted(names[NEW], key=lambda name: name == CONFIG_FILE):
-        if _is_there(container / NEW / name):
+        if is_there(container / NEW / name):
             (container / NEW / name).rename(place / name)
 
 
@@ -315,17 +347,12 @@ def _move_back(container: Path, place: Path, names: dict[str, list[str]]) -> Non
     """Undo `_move_on`, from any moment of it."""
     for name in sorted(names[NEW], key=lambda name: name != CONFIG_FILE):
         # a file of the same name that has not left yet is an old one
-        is_new = name not in names[OLD] or _is_there(container / OLD / name)
-        if is_new and _is_there(place / name) and not _is_there(container / NEW / name):
+        is_new = name not in names[OLD] or is_there(container / OLD / name)
+        if is_new and is_there(place / name) and not is_there(container / NEW / name):
             (place / name).rename(container / NEW / name)
     for name in sorted(names[OLD], key=lambda name: name == CONFIG_FILE):
-        if _is_there(container / OLD / name):
+        if is_there(container / OLD / name):
             (container / OLD / name).rename(place / name)
-
-
-def _is_there(path: Path) -> bool:
-    """Whether there is anything of that name, also a link to nowhere."""
-    return os.path.lexists(path)
 
 
 def _what_is_left(container: Path, place: Path, error: OSError) -> str:
@@ -383,15 +410,15 @@ def _is_interrupted(container: Path, place: Path) -> bool:
         if container.parent == place:
             return (container / JOURNAL_FILE).is_file()
         between_renamings = (container / OLD).is_dir() and (container / NEW).is_dir()
-        return between_renamings and not _is_there(place)
+        return between_renamings and not is_there(place)
     except OSError:
         return False
 
 
-def _finish(container: Path, place: Path) -> None:
+def _finish(container: Path, place: Path, judge: Judge) -> None:
     """Finish an exchange from any moment of it, if the new checkpoint is whole."""
     if container.parent != place:
-        _refuse_unless_whole(container / NEW, container, place)
+        _refuse_unless_whole(container / NEW, container, place, judge)
         # the second renaming of two
         (container / NEW).rename(place)
         return
@@ -400,16 +427,16 @@ def _finish(container: Path, place: Path) -> None:
     view = container / _CHECKED
     try:
         _link_new(view, container, place, names)
-        _refuse_unless_whole(view, container, place)
+        _refuse_unless_whole(view, container, place, judge)
     finally:
         shutil.rmtree(view, ignore_errors=True)
     _move_on(container, place, names)
     journal.unlink()
 
 
-def _refuse_unless_whole(new: Path, container: Path, place: Path) -> None:
-    """Refuse to put something in a place that is not, in every file, a checkpoint as `save` writes it."""
-    problem = placing_problem(new)
+def _refuse_unless_whole(new: Path, container: Path, place: Path, judge: Judge) -> None:
+    """Refuse to put something in a place that is not, in every file, what the save would have written."""
+    problem = judge(new)
     if problem is None:
         return
     raise CheckpointError(
@@ -427,26 +454,16 @@ def _link_new(view: Path, container: Path, place: Path, names: dict[str, list[st
     for name in names[NEW]:
         source = container / NEW / name
         # a file of the same name that has not left yet is an old one
-        has_left = name not in names[OLD] or _is_there(container / OLD / name)
-        if has_left and _is_there(source) and _is_there(place / name):
+        has_left = name not in names[OLD] or is_there(container / OLD / name)
+        if has_left and is_there(source) and is_there(place / name):
             raise CheckpointError(
                 f"{container / JOURNAL_FILE} is no journal of a save: {name!r} would take the place of a file that is "
                 f"to stay. Nothing was moved. No save of hfprune wrote it: remove {container}."
             )
-        if has_left and not _is_there(source):
+        if has_left and not is_there(source):
             source = place / name
-        if source.is_dir() and not source.is_symlink():
-            shutil.copytree(source, view / name, symlinks=True, copy_function=_link)
-        elif _is_there(source):
-            _link(source, view / name)
-
-
-def _link(source: str | Path, target: str | Path) -> None:
-    """Give a file a second name, or, where the system refuses that, copy it."""
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except (NotImplementedError, OSError):
-        shutil.copy2(source, target, follow_symlinks=False)
+        if is_there(source):
+            link_all(source, view / name)
 
 
 def _clear_leftovers(place: Path) -> None:

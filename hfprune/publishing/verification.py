@@ -256,6 +256,18 @@ def remember_checked(folder: Path) -> None:
         mark.touch()
 
 
+def was_checked(folder: Path) -> bool:
+    """Whether it was noted on this machine that a checkpoint computes what its author saw.
+
+    Args:
+        folder: The checkpoint's folder.
+
+    Returns:
+        Whether it was.
+    """
+    return _mark_of(folder).is_file()
+
+
 def what_was_checked(folder: Path) -> str:
     """What it means that `verify` found nothing in a folder: it can only check what its author recorded.
 

@@ -18,6 +18,7 @@ from hfprune.errors import CheckpointError
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.card import Row, comparison_rows, published_stage, task_of, title_of
 from hfprune.publishing.contents import PLAN_FILE, RECORD_FILE
+from hfprune.publishing.exports import export_rows, exports_of_weights
 from hfprune.publishing.record import PruningRecord
 from hfprune.publishing.verification import verify, what_was_checked
 from hfprune.showing.files import write_whole
@@ -147,6 +148,7 @@ def draw_report(folder: str | Path, *, sweep: str | Path | None = None) -> str:
         families=_families(plan),
         curve=_curve(curve) if curve is not None else None,
         latencies=_latencies(record),
+        exports=export_rows(exports_of_weights(record.exports, record.files)),
         rounds=record.rounds,
         settings=_settings(record.config),
         recovery=_settings(record.recovery),

@@ -4,7 +4,7 @@ from types import MappingProxyType
 
 from hfprune.deployment.gguf.checks import refusal
 from hfprune.deployment.gguf.running import open_runner
-from hfprune.deployment.gguf.writing import QUANTIZATIONS, write
+from hfprune.deployment.gguf.writing import QUANTIZATIONS, with_weights_of_file, write
 from hfprune.deployment.targets import Target, Tolerance, register_target
 
 #: By quantisation how far logits may be from those in PyTorch. A file of other weights would be off by more than 1.
@@ -19,6 +19,9 @@ TOLERANCE = MappingProxyType(
     }
 )
 
+#: How far logits may be from those of the weights that are in the file: what they are multiplied with is rounded too.
+ROUNDED = Tolerance(typical=1e-1, agreement=0.75)
+
 register_target(
     Target(
         name="gguf",
@@ -30,5 +33,7 @@ register_target(
         write=write,
         open=open_runner,
         refusal=refusal,
+        rounded=with_weights_of_file,
+        rounded_tolerance=ROUNDED,
     )
 )

@@ -113,6 +113,25 @@ def layout_of(model: PreTrainedModel) -> Layout:
     )
 
 
+def own_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a model that are written, as they are in the model: in its order of rows, without fillings.
+
+    Args:
+        model: A causal language model that can be written.
+
+    Yields:
+        Name in the file and tensor. A tensor that is shared comes once.
+    """
+    embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    yield "token_embd.weight", embeddings
+    if head is not embeddings:
+        yield "output.weight", head
+    body = model.base_model
+    for number, layer in enumerate(body.layers):
+        for name, tensor in _read(layer, body.layers[0].self_attn.head_dim).tensors.items():
+            yield f"blk.{number}.{name}", tensor
+
+
 def rope_factors(model: PreTrainedModel) -> Tensor | None:
     """By how much the frequencies of the rotary embedding are divided, beside those that follow from the base.
 

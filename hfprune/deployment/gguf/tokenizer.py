@@ -55,7 +55,7 @@ class Vocabulary:
         special: The ids of special tokens by `bos`, `eos`, `unk` and `pad`, as far as there are any.
         adds_bos: Whether a text is given the token of its beginning.
         adds_eos: Whether a text is given the token of its end.
-        chat_template: The template of talks; empty if there is none.
+        chat_templates: Templates of talks by name; the one called `default` is taken where nobody names one.
     """
 
     model: str
@@ -66,7 +66,7 @@ class Vocabulary:
     special: Mapping[str, int]
     adds_bos: bool
     adds_eos: bool
-    chat_template: str
+    chat_templates: Mapping[str, str]
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase, *, rows: int) -> Vocabulary:
@@ -92,7 +92,6 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, *, rows: int) -> Vocabular
     pre = _pre(data)
     tokens, types = _tokens(data, rows)
     adds_bos, adds_eos = _added(tokenizer)
-    template = tokenizer.chat_template
     return Vocabulary(
         model="gpt2",
         pre=pre,
@@ -102,8 +101,17 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, *, rows: int) -> Vocabular
         special=_special(tokenizer),
         adds_bos=adds_bos,
         adds_eos=adds_eos,
-        chat_template=template if isinstance(template, str) else "",
+        chat_templates=_chat_templates(tokenizer.chat_template),
     )
+
+
+def _chat_templates(template: str | Mapping[str, str] | None) -> dict[str, str]:
+    """Templates of talks by name: a tokenizer has none, one, or several with names."""
+    if not template:
+        return {}
+    if isinstance(template, str):
+        return {"default": template}
+    return dict(template)
 
 
 def _check_model(model: Mapping[str, Any]) -> None:

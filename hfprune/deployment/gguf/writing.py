@@ -1,5 +1,6 @@
 """Write a decoder and its tokenizer into a GGUF file."""
 
+import copy
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hfprune.deployment.gguf.checks import refusal
-from hfprune.deployment.gguf.layout import Layout, layout_of
+from hfprune.deployment.gguf.layout import Layout, layout_of, own_tensors
 from hfprune.deployment.gguf.tokenizer import Vocabulary, vocabulary_of
 from hfprune.deployment.targets import WriteOptions
 from hfprune.errors import ExportError
@@ -126,6 +127,30 @@ def write_file(model: PreTrainedModel, path: Path, options: WriteOptions) -> Wri
     return written
 
 
+def with_weights_of_file(model: PreTrainedModel, quantization: str) -> PreTrainedModel:
+    """A copy of a model with the weights that its file holds: quantised, and made float32 again.
+
+    The rows of a matrix are quantised one by one, so their order in the file does not matter.
+
+    Args:
+        model: The model, in float32.
+        quantization: The quantisation of the file.
+
+    Returns:
+        The copy, by which PyTorch computes what llama.cpp shall compute.
+    """
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize, quantize
+
+    again = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, tensor in own_tensors(again):
+            kind = GGMLQuantizationType[_type_of(name, tensor, quantization.upper())]
+            values = dequantize(quantize(tensor.contiguous().numpy(), kind), kind)
+            tensor.copy_(torch.from_numpy(values).reshape(tensor.shape))
+    return again
+
+
 def _add_sizes(writer: Any, layout: Layout, *, rows: int) -> None:
     """Write the sizes of a model, by layer where llama.cpp reads them by layer."""
     writer.add_block_count(len(layout.layers))
@@ -165,8 +190,9 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     writer.add_add_bos_token(vocabulary.adds_bos)
     writer.add_add_eos_token(vocabulary.adds_eos)
     writer.add_add_space_prefix(False)
-    if vocabulary.chat_template:
-        writer.add_chat_template(vocabulary.chat_template)
+    templates = [{"name": name, "template": text} for name, text in vocabulary.chat_templates.items()]
+    if templates:
+        writer.add_chat_template(templates)
 
 
 def _add_tensors(writer: Any, layout: Layout, main_type: str) -> Written:
