@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hfprune.config import PruningConfig
     from hfprune.data.corpus import self_generated
     from hfprune.deployment.export import Export, export
+    from hfprune.deployment.quantize import quantize
     from hfprune.measuring.perplexity import perplexity
     from hfprune.pruning.prune import prune
     from hfprune.pruning.steps import apply_plan, plan, trade_off
@@ -63,6 +64,7 @@ __all__ = [
     "prune_vocabulary",
     "prune_within",
     "push_to_hub",
+    "quantize",
     "reconstruct",
     "save",
     "score",
@@ -107,6 +109,7 @@ _WHERE = {
     "prune_vocabulary": "hfprune.vocabulary.pruning",
     "prune_within": "hfprune.sweeping.search",
     "push_to_hub": "hfprune.publishing.push",
+    "quantize": "hfprune.deployment.quantize",
     "reconstruct": "hfprune.reconstruction.reconstruct",
     "save": "hfprune.publishing.checkpoint",
     "score": "hfprune.scoring.scorers",

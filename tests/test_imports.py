@@ -61,6 +61,7 @@ LATE |= {
     "gguf",
     "gguf.quants",
     "xllamacpp",
+    "torchao.quantization",
 }
 #: It is there with datasets, but takes half a second to import.
 LATE |= {"pandas"}
@@ -68,7 +69,7 @@ LATE |= {"pandas"}
 #: Files of the command line that say what a command takes. They import what it runs when it runs, as help and
 #: completion must not wait for torch and transformers.
 COMMANDS = {"__init__", "app", "options", "prune", "sweep", "latency_table", "vocabulary", "evaluate", "export"}
-COMMANDS |= {"checkpoints"}
+COMMANDS |= {"checkpoints", "quantize"}
 
 
 def is_of_commands(path: Path) -> bool:

@@ -1,7 +1,8 @@
 """Models as files of other runtimes: the targets, and the proof that a file computes what the model computes."""
 
-from hfprune.deployment import by_transformers, gguf
+from hfprune.deployment import by_quantizers, by_transformers, gguf
 from hfprune.deployment.export import Export
+from hfprune.deployment.methods import Method, get_method, known_methods, register_method
 from hfprune.deployment.proof import Difference, Text
 from hfprune.deployment.targets import (
     Generator,
@@ -19,15 +20,20 @@ __all__ = [
     "Difference",
     "Export",
     "Generator",
+    "Method",
     "OpenOptions",
     "Runner",
     "Target",
     "Text",
     "Tolerance",
     "WriteOptions",
+    "by_quantizers",
     "by_transformers",
+    "get_method",
     "get_target",
     "gguf",
+    "known_methods",
     "known_targets",
+    "register_method",
     "register_target",
 ]

@@ -45,6 +45,7 @@ from hfprune.deployment.targets import (
 from hfprune.errors import CheckpointError, ExportError, one_line
 from hfprune.publishing.contents import CONFIG_FILE
 from hfprune.publishing.probe import Probe
+from hfprune.publishing.quantized import quantizer_of
 from hfprune.publishing.replacement import draft_for, put
 from hfprune.showing.tables import Table
 from hfprune.structure.arguments import FLAG, PATH, TEXT, checked, optional, whole
@@ -228,7 +229,59 @@ def export(
         >>> sorted(file.name for file in exported.path.glob("*.json") if "export" in file.name)
         ['export.json', 'hfprune_export.json']
     """
-    target = get_target(to)
+    return export_to(
+        get_target(to),
+        model,
+        output,
+        tokenizer=tokenizer,
+        quantize=quantize,
+        data=data,
+        calibration=calibration,
+        collator=collator,
+        metrics=metrics,
+        threads=threads,
+        overwrite=overwrite,
+    )
+
+
+def export_to(
+    target: Target,
+    model: PreTrainedModel | str | Path,
+    output: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    quantize: str | None = None,
+    data: Any = None,
+    calibration: Any = None,
+    collator: Collator | None = None,
+    metrics: Sequence[str] = (),
+    threads: int | None = None,
+    overwrite: bool = False,
+) -> Export:
+    """What `export` does, for a target that need not be registered.
+
+    Args:
+        target: The target.
+        model: As for `export`.
+        output: The folder to write.
+        tokenizer: The tokenizer.
+        quantize: How to quantise the weights, one of the target's `quantizations`; None: not at all.
+        data: Tokenized rows to compare both models on.
+        calibration: Tokenized rows whose activations a quantiser may look at.
+        collator: Makes batches of rows.
+        metrics: Names of metrics.
+        threads: How many threads the runtime may use.
+        overwrite: Whether an export may be replaced.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ExportError: As for `export`.
+        MissingDependencyError: A package of the target is not installed.
+        CheckpointError: As for `export`.
+        ValueError: As for `export`.
+    """
     check_quantization(target, quantize)
     check_installed(target)
     place = Path(output).resolve()
@@ -236,7 +289,7 @@ def export(
     source = _source_of(model, tokenizer)
     reason = target.refusal(source.model)
     if reason is not None:
-        raise ExportError(f"{source.name} cannot be exported to {to}: {reason}.")
+        raise ExportError(f"{source.name} cannot be {target.done}: {reason}.")
     batch = trace_batch(source.model, source.tokenizer)
     reading = reading_of(source.model, batch)
     if data is not None:
@@ -310,6 +363,7 @@ def _source_of(model: PreTrainedModel | str | Path, tokenizer: PreTrainedTokeniz
     """Load what is to be exported, and copy it: exporters patch the model that they read."""
     if isinstance(model, str | Path):
         loaded = load_model(str(model))
+        _refuse_quantized(loaded)
         folder = resolve_model(str(model))
         name = model_title(str(model))
         reference = _as_reference(loaded)
@@ -325,7 +379,18 @@ def _source_of(model: PreTrainedModel | str | Path, tokenizer: PreTrainedTokeniz
         )
     inside = unwrapped(model)
     name = Path(inside.name_or_path or type(inside).__name__).name
+    _refuse_quantized(inside)
     return _Source(model=_as_reference(copy.deepcopy(inside)), tokenizer=tokenizer, name=name, probe=None)
+
+
+def _refuse_quantized(model: PreTrainedModel) -> None:
+    """Refuse a model that cannot become float32 again."""
+    quantizer = quantizer_of(model)
+    if quantizer is not None:
+        raise ExportError(
+            f"the weights of this {type(model).__name__} are quantised already, by {quantizer}. Take the checkpoint "
+            "from before it was quantised."
+        )
 
 
 def _as_reference(model: PreTrainedModel) -> PreTrainedModel:
@@ -356,7 +421,7 @@ def _write(target: Target, source: _Source, draft: Path, options: WriteOptions) 
         raise
     except Exception as error:
         raise ExportError(
-            f"{source.name} could not be exported to {target.name}: {type(error).__name__}: {one_line(error)}"
+            f"{source.name} could not be {target.done}: {type(error).__name__}: {one_line(error)}"
         ) from error
     written = [path for path in draft.rglob("*") if path.relative_to(draft) not in before and path.is_file()]
     return sum(path.stat().st_size for path in written)

@@ -119,6 +119,7 @@ class Target:
         write: Writes the model into a folder, which holds its config and its tokenizer already.
         open: Opens what `write` wrote in the target's runtime.
         refusal: Says why a model cannot be exported, before any work; None if it can.
+        done: What is done to a model, for messages; by default `exported to` its name.
     """
 
     name: str
@@ -131,6 +132,10 @@ class Target:
     quantizations: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     calibrated: tuple[str, ...] = ()
     refusal: Callable[[PreTrainedModel], str | None] = _no_reason
+    done: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "done", self.done or f"exported to {self.name}")
 
 
 _TARGETS: dict[str, Target] = {}
@@ -236,7 +241,7 @@ def check_installed(target: Target) -> None:
     missing = [name for name in target.modules if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingDependencyError(
-            f"exporting to {target.name} needs {', '.join(missing)}, not installed here. Run: "
+            f"a model that is {target.done} needs {', '.join(missing)}, not installed here. Run: "
             f"pip install 'hfprune[{target.extra}]'"
         )
 
