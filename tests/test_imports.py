@@ -57,6 +57,7 @@ LATE |= {
     "transformers.exporters",
     "transformers.exporters.utils",
     "onnxruntime",
+    "openvino",
     "executorch.extension.pybindings.portable_lib",
     "gguf",
     "gguf.quants",

@@ -1,6 +1,6 @@
 """Models as files of other runtimes: the targets, and the proof that a file computes what the model computes."""
 
-from hfprune.deployment import by_quantizers, by_transformers, gguf
+from hfprune.deployment import backends, by_quantizers, by_transformers, gguf
 from hfprune.deployment.export import Export
 from hfprune.deployment.methods import Method, get_method, known_methods, register_method
 from hfprune.deployment.proof import Difference, Text
@@ -27,6 +27,7 @@ __all__ = [
     "Text",
     "Tolerance",
     "WriteOptions",
+    "backends",
     "by_quantizers",
     "by_transformers",
     "get_method",
