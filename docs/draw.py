@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from docs.commands import command_line, scripts
+from docs.deployment import ROWS, deployment
 from docs.foreign import foreign_suites
 from hfprune.publishing.record import schema
 from hfprune.structure import BlockSpec, known_architectures
@@ -188,6 +189,9 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/scripts.md": scripts,
     "results/foreign-suites.md": foreign_suites,
 }
+# a page of figures is there when its benchmark has run
+if ROWS.is_file():
+    PAGES["results/deployment.md"] = deployment
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hfprune.config import PruningConfig
     from hfprune.data.corpus import self_generated
     from hfprune.deployment.export import export
+    from hfprune.deployment.quantize import quantize
     from hfprune.deployment.results import Export
     from hfprune.measuring.perplexity import perplexity
     from hfprune.pruning.prune import prune
@@ -64,6 +65,7 @@ __all__ = [
     "prune_vocabulary",
     "prune_within",
     "push_to_hub",
+    "quantize",
     "reconstruct",
     "save",
     "score",
@@ -108,6 +110,7 @@ _WHERE = {
     "prune_vocabulary": "hfprune.vocabulary.pruning",
     "prune_within": "hfprune.sweeping.search",
     "push_to_hub": "hfprune.publishing.push",
+    "quantize": "hfprune.deployment.quantize",
     "reconstruct": "hfprune.reconstruction.reconstruct",
     "save": "hfprune.publishing.checkpoint",
     "score": "hfprune.scoring.scorers",

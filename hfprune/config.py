@@ -115,8 +115,9 @@ class PruningConfig:
         min_units: The fewest heads, key/value groups or neurons that a block keeps. With 0, whole blocks may be
             removed if the architecture can run without them.
         round_to: Neurons are kept in multiples of this number; 16 or 32 suits most kernels.
-        target: What the result is exported to: `gguf-q8_0`, `gguf-q4_0` or `gguf-q4_1`, whose rows are quantised 32
-            weights at a time. It sets `round_to`, if that is 1; another number must be a multiple of the target's.
+        target: What the result becomes: `gguf-q8_0`, `gguf-q4_0` or `gguf-q4_1`, whose rows are quantised 32 weights
+            at a time, or `bitsandbytes-4bit`, which takes 64. It sets `round_to`, if that is 1; another number must be
+            a multiple of the target's.
         exclude: Shell-style patterns of block names, such as `*.0.attention`: blocks that keep all their units.
         all_blocks: Refuse a model if hfprune cannot cut all attention and feed-forward blocks of its layers. By default
             such blocks are left out, with a warning.
@@ -178,7 +179,7 @@ class PruningConfig:
     round_to: int = field(default=1, metadata={"help": "Keep neurons in multiples of this."})
     target: str | None = field(
         default=None,
-        metadata={"help": "What it is exported to: sets the multiples of neurons.", "choices": TARGET_NAMES},
+        metadata={"help": "What it becomes: sets the multiples of neurons.", "choices": TARGET_NAMES},
     )
     exclude: list[str] = field(default_factory=list, metadata={"help": "Patterns of block names to leave whole."})
     all_blocks: bool = field(

@@ -21,7 +21,10 @@ from hfprune import PruningConfig
         ({"rounds": 2.5}, "rounds must be a whole number of at least 1, got 2.5"),
         ({"portable": True, "allocation": "layerwise"}, "portable=True wants the same widths in every layer"),
         ({"exclude": "*.0.ffn"}, "exclude must be a list of patterns"),
-        ({"target": "gguf-q3"}, "target must be one of gguf-q8_0, gguf-q4_0, gguf-q4_1, got 'gguf-q3'; or leave it"),
+        (
+            {"target": "gguf-q3"},
+            "gguf-q8_0, gguf-q4_0, gguf-q4_1, bitsandbytes-4bit, got 'gguf-q3'; or leave",
+        ),
         ({"target": "gguf-q8_0", "round_to": 48}, "in multiples of 32, and round_to=48 is none of these"),
         ({"sparsity": "0.3"}, "sparsity must be a number in .0, 1., got .0.3."),
     ],
@@ -41,6 +44,7 @@ def test_a_target_says_in_multiples_of_how_many_neurons_are_kept():
     assert config.round_to == 32
     assert PruningConfig(**config.to_dict()) == config
     assert PruningConfig(target="gguf-q4_0", round_to=64).round_to == 64
+    assert PruningConfig(target="bitsandbytes-4bit").round_to == 64
     # the multiple of a target goes with it, and one that was asked for stays
     assert replace(config, seed=1).round_to == 32
     assert replace(config, target=None).round_to == 1

@@ -57,6 +57,7 @@ LATE |= {
     "transformers.exporters",
     "transformers.exporters.utils",
     "onnxruntime",
+    "openvino",
     "executorch.extension.pybindings.portable_lib",
     "gguf",
     "gguf.quants",
@@ -64,6 +65,7 @@ LATE |= {
     "litert_torch",
     "ai_edge_litert.interpreter",
     "ai_edge_quantizer",
+    "torchao.quantization",
 }
 #: It is there with datasets, but takes half a second to import.
 LATE |= {"pandas"}
@@ -71,7 +73,7 @@ LATE |= {"pandas"}
 #: Files of the command line that say what a command takes. They import what it runs when it runs, as help and
 #: completion must not wait for torch and transformers.
 COMMANDS = {"__init__", "app", "options", "prune", "sweep", "latency_table", "vocabulary", "evaluate", "export"}
-COMMANDS |= {"checkpoints"}
+COMMANDS |= {"checkpoints", "quantize"}
 
 
 def is_of_commands(path: Path) -> bool:

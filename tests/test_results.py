@@ -31,6 +31,10 @@ NOT_KEPT = {
     # tests/test_card.py draws this page again
     ("suite", "passed"),
     ("model", "passed"),
+    # tests/test_card.py draws the page of deployment again, from its rows
+    ("runtime", "model"),
+    ("runtime", "weights"),
+    ("runtime", "batch"),
 }
 
 

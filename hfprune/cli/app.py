@@ -14,6 +14,7 @@ from hfprune.cli.evaluate import evaluate
 from hfprune.cli.export import export
 from hfprune.cli.latency_table import latency_table
 from hfprune.cli.prune import prune
+from hfprune.cli.quantize import quantize
 from hfprune.cli.sweep import sweep
 from hfprune.cli.vocabulary import vocabulary
 
@@ -41,6 +42,7 @@ app.command("latency-table")(latency_table)
 app.command()(vocabulary)
 app.command()(evaluate)
 app.command()(export)
+app.command()(quantize)
 app.command()(inspect)
 app.command()(verify)
 app.command()(report)

@@ -1,4 +1,4 @@
-"""What `hfprune export` runs: the data of the command, and the export."""
+"""What `hfprune export` and `hfprune quantize` run: the data of the command, and the work."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from hfprune.cli.models import classifier_config
 from hfprune.cli.texts import TextSource, split_of
 from hfprune.data.packages import resolve_model
 from hfprune.deployment.export import export
+from hfprune.deployment.quantize import check_method, quantize
 from hfprune.deployment.results import Export
 from hfprune.deployment.targets import check_installed, check_quantization, get_target
 
@@ -56,7 +57,7 @@ def exported(
     target = get_target(to)
     check_quantization(target, quantize)
     check_installed(target)
-    folder = output or Path(f"{Path(model).resolve().name}-{to}" + (f"-{quantize}" if quantize else ""))
+    folder = output or _beside(model, to, quantize)
     measured: dict[str, Any] = {}
     if texts is not None:
         measured = _rows(model, texts, split, revision=revision, calibrates=quantize in target.calibrated)
@@ -74,6 +75,52 @@ def exported(
     )
 
 
+def quantized(
+    model: str,
+    method: str,
+    output: Path | None,
+    *,
+    texts: TextSource | None,
+    split: str | None,
+    metrics: Sequence[str],
+    threads: int | None,
+    revision: str | None,
+    overwrite: bool,
+) -> Export:
+    """Quantise a model by its name.
+
+    Args:
+        model: Folder or repository.
+        method: The method.
+        output: The folder to write; None: beside the working directory's other files, by the names of both.
+        texts: Texts with labels to measure on.
+        split: A split of them; None: all of a file, or else test.
+        metrics: Names of metrics.
+        threads: Threads of the CPU.
+        revision: Of a repository.
+        overwrite: Whether an earlier one may be replaced.
+
+    Returns:
+        What was written.
+
+    Raises:
+        CheckpointError: The model does not classify texts, and texts with labels are given.
+        ExportError: The model cannot be quantised, or computes something else then.
+        MissingDependencyError: The package of the method is not installed.
+        ValueError: An option does not fit.
+    """
+    # before data is read and the model is loaded
+    check_method(method)
+    folder = output or _beside(model, method)
+    measured: dict[str, Any] = {}
+    if texts is not None:
+        measured = _rows(model, texts, split, revision=revision, calibrates=False)
+        measured["metrics"] = metrics
+        # no method looks at data
+        del measured["calibration"]
+    return quantize(model, folder, method=method, threads=threads, revision=revision, overwrite=overwrite, **measured)
+
+
 def _rows(
     model: str, texts: TextSource, split: str | None, *, revision: str | None, calibrates: bool
 ) -> dict[str, Any]:
@@ -88,3 +135,9 @@ def _rows(
         "calibration": split_of(splits, "train"),
         "collator": DataCollatorWithPadding(tokenizer),
     }
+
+
+def _beside(model: str, *parts: str | None) -> Path:
+    """A folder in the working directory, named by the model and what is made of it."""
+    names = [Path(model).resolve().name, *(part for part in parts if part)]
+    return Path("-".join(names))

@@ -19,9 +19,7 @@ class DtypeChoice(StrEnum):
 
 def latency_table(
     model: ModelName,
-    backend: Annotated[
-        str, typer.Option(help="How the model is run: eager, compile, or what a package registered.")
-    ] = "eager",
+    backend: Annotated[str, typer.Option(help="How the model is run: eager, compile, onnx or openvino.")] = "eager",
     batch: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 1,
     length: Annotated[int, typer.Option(min=1, help="Tokens in a sequence.")] = 64,
     threads: Annotated[

@@ -67,7 +67,7 @@ def _write(backend: _Backend, model: PreTrainedModel, folder: Path, options: Wri
     # not at the top: the exporters are newer than the oldest transformers that hfprune works with
     import transformers.exporters as exporters
 
-    with _quiet():
+    with quiet():
         arguments = _traced_arguments(model, options)
         quantizer = backend.quantizer(options) if options.quantization else None
         shapes = _free_shapes(arguments)
@@ -128,7 +128,7 @@ def _open(backend: _Backend, folder: Path, options: OpenOptions) -> Runner:
     """Open what `_write` wrote."""
     from transformers.exporters import ExportedModel
 
-    with _quiet():
+    with quiet():
         exported = ExportedModel.from_pretrained(
             folder, device="cpu", local_files_only=True, **backend.opening(options.threads)
         )
@@ -151,7 +151,7 @@ class _Single:
         arguments = {name: value for name, value in batch.items() if name in self._names}
         if "token_type_ids" in self._names and "token_type_ids" not in arguments:
             arguments["token_type_ids"] = torch.zeros_like(batch["input_ids"])
-        with _quiet():
+        with quiet():
             # a copy: a runtime may write the outputs of the next call into the same memory
             return logits_of(self._exported(**arguments)).clone()
 
@@ -192,7 +192,7 @@ class _WithCache:
         positions = positions_of(mask)[:, -ids.shape[1] :]
         arguments = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "past_key_values": cache}
         given = {name: value for name, value in arguments.items() if name in self._names}
-        with _quiet():
+        with quiet():
             outputs = self._exported(**given)
         return logits_of(outputs).clone(), outputs["past_key_values"]
 
@@ -207,8 +207,12 @@ class _WithCache:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what exporters print, log and warn about, inside the `with`; errors come through."""
+def quiet() -> Iterator[None]:
+    """Silence what exporters print, log and warn about, inside the `with`; errors come through.
+
+    Yields:
+        Nothing.
+    """
     # several loggers have names that are not those of their modules, so all are silenced
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -284,7 +288,15 @@ def _openvino_quantizer(options: WriteOptions) -> Any:
     return NNCFOpenVINOQuantizer(NNCFQuantizationConfig(), calibration_dataset=calibration)
 
 
-def _opening_of_onnx(threads: int | None) -> dict[str, Any]:
+def opening_of_onnx(threads: int | None) -> dict[str, Any]:
+    """Options of a session of ONNX Runtime.
+
+    Args:
+        threads: How many threads compute; None: as many as it likes.
+
+    Returns:
+        `session_options`.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -295,7 +307,15 @@ def _opening_of_onnx(threads: int | None) -> dict[str, Any]:
     return {"session_options": options}
 
 
-def _opening_of_openvino(threads: int | None) -> dict[str, Any]:
+def opening_of_openvino(threads: int | None) -> dict[str, Any]:
+    """Options of a compiled model of OpenVINO.
+
+    Args:
+        threads: How many threads compute; None: as many as it likes.
+
+    Returns:
+        `config`.
+    """
     # its default is bfloat16 where the processor has it, which changes outputs by a hundredth
     config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
     if threads is not None:
@@ -323,7 +343,7 @@ _ONNX = _Backend(
     config="OnnxConfig",
     options={},
     quantizer=_onnx_quantizer,
-    opening=_opening_of_onnx,
+    opening=opening_of_onnx,
 )
 _OPENVINO = _Backend(
     exporter="OpenVINOExporter",
@@ -331,7 +351,7 @@ _OPENVINO = _Backend(
     # a cache inside of the model cannot be given from outside, and OpenVINO's runner in transformers gives it
     options={"stateful": False},
     quantizer=_openvino_quantizer,
-    opening=_opening_of_openvino,
+    opening=opening_of_openvino,
 )
 _EXECUTORCH = _Backend(
     exporter="ExecutorchExporter",

@@ -47,6 +47,7 @@ from hfprune.errors import CheckpointError, ExportError, one_line
 from hfprune.publishing.contents import CONFIG_FILE
 from hfprune.publishing.listing import list_export, weights_of
 from hfprune.publishing.probe import Probe
+from hfprune.publishing.quantized import quantizer_of
 from hfprune.publishing.replacement import draft_for, finish_interrupted, put
 from hfprune.structure.arguments import FLAG, PATH, TEXT, checked, optional, whole
 from hfprune.structure.examples import example_inputs
@@ -156,7 +157,65 @@ def export(
         >>> sorted(file.name for file in exported.path.glob("*.json") if "export" in file.name)
         ['export.json', 'hfprune_export.json']
     """
-    target = get_target(to)
+    return export_to(
+        get_target(to),
+        model,
+        output,
+        tokenizer=tokenizer,
+        quantize=quantize,
+        data=data,
+        calibration=calibration,
+        collator=collator,
+        metrics=metrics,
+        threads=threads,
+        record=record,
+        revision=revision,
+        overwrite=overwrite,
+    )
+
+
+def export_to(
+    target: Target,
+    model: PreTrainedModel | str | Path,
+    output: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    quantize: str | None = None,
+    data: Any = None,
+    calibration: Any = None,
+    collator: Collator | None = None,
+    metrics: Sequence[str] = (),
+    threads: int | None = None,
+    record: bool = False,
+    revision: str | None = None,
+    overwrite: bool = False,
+) -> Export:
+    """What `export` does, for a target that need not be registered.
+
+    Args:
+        target: The target.
+        model: As for `export`.
+        output: The folder to write.
+        tokenizer: The tokenizer.
+        quantize: How to quantise the weights, one of the target's `quantizations`; None: not at all.
+        data: Tokenized rows to compare both models on.
+        calibration: Tokenized rows whose activations a quantiser may look at.
+        collator: Makes batches of rows.
+        metrics: Names of metrics.
+        threads: How many threads the runtime may use.
+        record: Whether the checkpoint lists the export.
+        revision: Of a repository.
+        overwrite: Whether an export may be replaced.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ExportError: As for `export`.
+        MissingDependencyError: A package of the target is not installed.
+        CheckpointError: As for `export`.
+        ValueError: As for `export`.
+    """
     check_quantization(target, quantize)
     check_installed(target)
     place = Path(output).resolve()
@@ -166,7 +225,7 @@ def export(
     source = _source_of(model, tokenizer, revision)
     reason = target.refusal(source.model)
     if reason is not None:
-        raise ExportError(f"{source.name} cannot be exported to {to}: {reason}.")
+        raise ExportError(f"{source.name} cannot be {target.done}: {reason}.")
     batch = trace_batch(source.model, source.tokenizer)
     reading = reading_of(source.model, batch)
     if data is not None:
@@ -268,12 +327,15 @@ def _source_of(
         raise ValueError(f"revision={revision!r} is of a repository on the Hub, and the model is in memory.")
     inside = unwrapped(model)
     name = Path(inside.name_or_path or type(inside).__name__).name
+    _refuse_quantized(inside)
     return _Source(model=_as_reference(copy.deepcopy(inside)), tokenizer=tokenizer, name=name, probe=None)
 
 
 def _named_source(model: str, tokenizer: PreTrainedTokenizerBase | None, revision: str | None) -> _Source:
     """Load the model of a folder or repository, and check it by its probe."""
-    reference = _as_reference(load_model(model, revision=revision))
+    loaded = load_model(model, revision=revision)
+    _refuse_quantized(loaded)
+    reference = _as_reference(loaded)
     place = place_of(model, revision=revision)
     title = model_title(model)
     probe = probe_of(Path(place))
@@ -286,6 +348,16 @@ def _named_source(model: str, tokenizer: PreTrainedTokenizerBase | None, revisio
         name=Path(title).name if Path(title).is_dir() else title,
         probe=probe,
     )
+
+
+def _refuse_quantized(model: PreTrainedModel) -> None:
+    """Refuse a model that cannot become float32 again."""
+    quantizer = quantizer_of(model)
+    if quantizer is not None:
+        raise ExportError(
+            f"the weights of this {type(model).__name__} are quantised already, by {quantizer}. Take the checkpoint "
+            "from before it was quantised."
+        )
 
 
 def _as_reference(model: PreTrainedModel) -> PreTrainedModel:
@@ -316,7 +388,7 @@ def _write(target: Target, source: _Source, draft: Path, options: WriteOptions) 
         raise
     except Exception as error:
         raise ExportError(
-            f"{source.name} could not be exported to {target.name}: {type(error).__name__}: {one_line(error)}"
+            f"{source.name} could not be {target.done}: {type(error).__name__}: {one_line(error)}"
         ) from error
     written = [path for path in draft.rglob("*") if path.relative_to(draft) not in before and path.is_file()]
     return sum(path.stat().st_size for path in written)

@@ -1,6 +1,7 @@
 """Models by the names that users give: pruned checkpoints with their plans, and any others; and their tokenizers."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
@@ -18,12 +19,13 @@ from hfprune.publishing.verification import class_of
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "spiece.model", "sentencepiece*")
 
 
-def load_model(name: str, *, revision: str | None = None) -> PreTrainedModel:
+def load_model(name: str, *, revision: str | None = None, **options: Any) -> PreTrainedModel:
     """Load a pruned checkpoint with its plan, or any other model in the class that its config names.
 
     Args:
         name: Folder or repository, or the name of a model in an installed package.
         revision: Branch, tag or commit of a repository.
+        **options: As for `from_pretrained`.
 
     Returns:
         The model.
@@ -34,9 +36,10 @@ def load_model(name: str, *, revision: str | None = None) -> PreTrainedModel:
     source = resolve_model(name)
     # a pruned checkpoint that lost its plan must be refused, so the plan alone does not decide
     if is_pruned(source, revision=revision):
-        return load(source, revision=revision)
+        return load(source, revision=revision, **options)
     config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-    return load_whole(class_of(config.architectures or [], name), source, name=name, revision=revision)
+    model_class = class_of(config.architectures or [], name)
+    return load_whole(model_class, source, name=name, revision=revision, **options)
 
 
 def place_of(name: str, *, revision: str | None = None) -> str:

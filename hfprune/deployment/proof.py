@@ -367,7 +367,7 @@ def written_alike(
     if not isinstance(runner, Generator):
         return None
     prompt = batch["input_ids"][:1, :_PROMPT]
-    expected = _written(model, prompt)
+    expected = written_greedily(in_pytorch(model), prompt, _NEW_TOKENS)[0].tolist()
     found = runner.generate(prompt, _NEW_TOKENS).tolist()[0]
     equal = 0
     for ours, theirs in zip(expected, found, strict=True):
@@ -382,16 +382,22 @@ def written_alike(
     return Text(tokens=_NEW_TOKENS, equal=equal)
 
 
-def _written(model: PreTrainedModel, ids: Tensor) -> list[int]:
-    """What a decoder writes greedily behind a beginning.
+def written_greedily(run: Runner, ids: Tensor, new_tokens: int) -> Tensor:
+    """What a decoder in PyTorch writes greedily behind a beginning.
 
     Without `generate`, whose config may ask for samples, beams or penalties, and without a cache, so that the cache of
-    the exported model is compared with none.
+    an exported model is compared with none.
+
+    Args:
+        run: The decoder.
+        ids: `(1, tokens)`, the beginning.
+        new_tokens: How many tokens to write.
+
+    Returns:
+        `(1, new_tokens)`.
     """
-    run = in_pytorch(model)
     beginning = ids.shape[1]
-    for _ in range(_NEW_TOKENS):
+    for _ in range(new_tokens):
         logits = run({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
         ids = torch.cat((ids, logits[:, -1:].argmax(-1)), dim=1)
-    written: list[int] = ids[0, beginning:].tolist()
-    return written
+    return ids[:, beginning:]

@@ -122,6 +122,7 @@ class Target:
         rounded: Gives a copy of a model with the weights that a quantised file holds. Outputs of the file are compared
             with the copy's too, which they are nearer to; None where nobody knows these weights.
         rounded_tolerance: How far they may be from the copy's.
+        done: What is done to a model, for messages; by default `exported to` its name.
     """
 
     name: str
@@ -136,6 +137,10 @@ class Target:
     refusal: Callable[[PreTrainedModel], str | None] = _no_reason
     rounded: Callable[[PreTrainedModel, str], PreTrainedModel] | None = None
     rounded_tolerance: Tolerance = Tolerance()
+    done: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "done", self.done or f"exported to {self.name}")
 
 
 _TARGETS: dict[str, Target] = {}
@@ -241,7 +246,7 @@ def check_installed(target: Target) -> None:
     missing = [name for name in target.modules if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingDependencyError(
-            f"exporting to {target.name} needs {', '.join(missing)}, not installed here. Run: "
+            f"a model that is {target.done} needs {', '.join(missing)}, not installed here. Run: "
             f"pip install 'hfprune[{target.extra}]'"
         )
 

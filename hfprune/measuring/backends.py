@@ -32,6 +32,8 @@ class Backend:
 
 
 _BACKENDS: dict[str, Backend] = {}
+#: Backends that `hfprune.deployment.backends` registers when it is imported.
+_OF_DEPLOYMENT = ("onnx", "openvino")
 #: The names of all backends, a live view.
 BACKEND_NAMES = _BACKENDS.keys()
 
@@ -95,7 +97,10 @@ def get_backend(name: str) -> Backend:
         ValueError: No backend has that name; the message lists the known ones.
     """
     if name not in list(_BACKENDS):
-        raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, got {name!r}.")
+        hint = ""
+        if name in _OF_DEPLOYMENT:
+            hint = " `import hfprune.deployment` adds onnx and openvino."
+        raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, got {name!r}.{hint}")
     return _BACKENDS[name]
 
 

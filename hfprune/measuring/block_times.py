@@ -96,7 +96,8 @@ def measure_latency_table(
         batch_size: Sequences in a batch.
         sequence_length: Tokens in a sequence.
         threads: Threads of PyTorch on the CPU; None: as many as it has now.
-        backend: How the model is run: `eager`, `compile`, or another one of `known_backends()`.
+        backend: How the model is run: `eager`, `compile`, or another one of `known_backends()`; `import
+            hfprune.deployment` adds `onnx` and `openvino`.
         dtype: The type of the weights; None: the model's own.
         runs: Timed passes for every width.
         warmup: Untimed passes before them.

@@ -3,7 +3,7 @@
 from types import MappingProxyType
 
 #: By target, the number of weights in a row that are quantised together.
-MULTIPLES = MappingProxyType({"gguf-q8_0": 32, "gguf-q4_0": 32, "gguf-q4_1": 32})
+MULTIPLES = MappingProxyType({"gguf-q8_0": 32, "gguf-q4_0": 32, "gguf-q4_1": 32, "bitsandbytes-4bit": 64})
 #: The targets by name.
 TARGET_NAMES = tuple(MULTIPLES)
 

@@ -15,6 +15,7 @@ from hfprune.publishing.card import write_card
 from hfprune.publishing.contents import RECORD_FILE, names_in, sha256
 from hfprune.publishing.hub import fetch
 from hfprune.publishing.probe import PROBE_FILE, Probe
+from hfprune.publishing.quantized import quantizer_of
 from hfprune.publishing.record import PruningRecord, blocks_of
 from hfprune.publishing.replacement import draft_for, entries_of, finish_interrupted, put
 from hfprune.publishing.saveable import check_draft, check_saveable, untied_state
@@ -64,10 +65,11 @@ def save(
         The folder.
 
     Raises:
-        CheckpointError: The model was never pruned, is quantized, or has weights that are NaN or infinite, or `load`
-            would refuse what was written; or the path is a file, a folder with something in it that is to
-            be kept (`overwrite=False`), or a folder of something else than a checkpoint, or it cannot be written to;
-            or the finished draft could not take its place, and then the message says where the draft is.
+        CheckpointError: The model was never pruned, is quantized in a way that `load` would not take, or has weights
+            that are NaN or infinite, or `load` would refuse what was written; or the path is a file, a folder with
+            something in it that is to be kept (`overwrite=False`), or a folder of something else than a checkpoint, or
+            it cannot be written to; or the finished draft could not take its place, and then the message says where
+            the draft is.
 
     Examples:
         >>> import hfprune
@@ -96,7 +98,7 @@ def save(
     check_saveable(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     with draft_for(path) as draft:
-        _write(model, draft, tokenizer, path.name)
+        write_files(model, draft, tokenizer, name=path.name)
         check_draft(draft, path, model)
         put(draft, path, overwrite=overwrite)
     # its outputs for the probe were computed here a moment ago
@@ -121,10 +123,23 @@ def _check_replaceable(path: Path, *, overwrite: bool) -> None:
         )
 
 
-def _write(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None, name: str) -> None:
-    """Write all files of a checkpoint into a folder; `name` is the location that its card gives."""
+def write_files(
+    model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None, *, name: str
+) -> None:
+    """Write all files of a checkpoint into a folder, which is then checked and put in its place by the caller.
+
+    Args:
+        model: A model that `check_saveable` took.
+        folder: A draft. Files in it that are a checkpoint's, such as a tokenizer's, become part of it.
+        tokenizer: A tokenizer to save beside the model.
+        name: The location that its card gives.
+    """
     _update_record(model)
-    model.save_pretrained(folder, state_dict=untied_state(model))
+    if quantizer_of(model) is None:
+        model.save_pretrained(folder, state_dict=untied_state(model))
+    else:
+        # the names that a dense checkpoint of the type has are not to be had of quantised weights that were loaded
+        model.save_pretrained(folder, save_original_format=False)
     write_attachments(model, folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

@@ -47,9 +47,9 @@ _FILES = re.compile(
     rf"|{re.escape(PLAN_FILE)}|{re.escape(RECORD_FILE)}|{re.escape(PROBE_FILE)}|{re.escape(LOADER_FILE)}"
     rf"|{_OF_TOKENIZERS.pattern}"
 )
-#: What Trainer and our scripts put beside a model; from_pretrained reads none of it.
+#: What Trainer, our scripts and `hfprune.quantize` put beside a model; from_pretrained reads none of it.
 _OF_TRAINING = re.compile(
-    r"(trainer_state|results|(all|train|eval|predict|test)_results)\.json|training_args\.bin"
+    r"(trainer_state|results|hfprune_export|(all|train|eval|predict|test)_results)\.json|training_args\.bin"
     r"|(optimizer|scheduler|scaler)\.(pt|bin)|rng_state(_\d+)?\.pth"
 )
 #: Endings of weights in other formats. Nothing reads them where there are safetensors, but they are not ours either.

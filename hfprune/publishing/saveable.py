@@ -1,4 +1,4 @@
-"""What a model must be to become a checkpoint that can be loaded again: finite, whole, and not quantized."""
+"""What a model must be to become a checkpoint that can be loaded again: finite, whole, and not quantized anyhow."""
 
 import logging
 from collections import defaultdict
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import id_tensor_storage
 
 from hfprune.errors import CheckpointError
+from hfprune.publishing.quantized import check_not_packed, is_saveable, quantizer_of
 from hfprune.publishing.verification import check_loadable
 
 logger = logging.getLogger(__name__)
@@ -24,16 +25,11 @@ def check_saveable(model: PreTrainedModel) -> None:
         model: A pruned model.
 
     Raises:
-        CheckpointError: Its weights are quantized, or one of them is NaN or infinite.
+        CheckpointError: Its weights are quantized in a way that `load` would not take, or one of them is NaN or
+            infinite.
     """
-    quantizer = getattr(model, "hf_quantizer", None)
-    if quantizer is not None or getattr(model, "is_quantized", False):
-        raise CheckpointError(
-            f"the weights of this {type(model).__name__} are quantized ({type(quantizer).__name__}), and a checkpoint "
-            "of hfprune holds them as they were pruned, with their shapes. Save the model before it is quantized; "
-            "`hfprune.load(folder, quantization_config=...)` quantizes while it loads. To keep the quantized weights, "
-            "call model.save_pretrained(folder), and load them with an Auto class."
-        )
+    if quantizer_of(model) is not None:
+        _check_quantized(model)
     for name, module in model.named_modules():
         # such modules keep packed weights, which are no parameters
         if _is_quantized(module):
@@ -51,6 +47,20 @@ def check_saveable(model: PreTrainedModel) -> None:
             _check_finite(name, buffer, allows_infinity=True)
 
 
+def _check_quantized(model: PreTrainedModel) -> None:
+    """Refuse quantised weights that would not be checked before they are loaded, or that cannot be written."""
+    if not is_saveable(model):
+        quantizer = type(getattr(model, "hf_quantizer", None)).__name__
+        raise CheckpointError(
+            f"the weights of this {type(model).__name__} are quantized ({quantizer}) in a way that a checkpoint of "
+            "hfprune does not hold: it takes int8 of torchao, and 8 or 4 bits of bitsandbytes, which hfprune.quantize "
+            "makes. Save the model before it is quantized; `hfprune.load(folder, quantization_config=...)` quantizes "
+            "while it loads. To keep the quantized weights, call model.save_pretrained(folder), and load them with an "
+            "Auto class."
+        )
+    check_not_packed(model)
+
+
 def _is_quantized(module: nn.Module) -> bool:
     """Whether a module is one that torch puts in the place of one with plain weights."""
     package = type(module).__module__
@@ -62,7 +72,8 @@ def _check_finite(name: str, tensor: Tensor, *, allows_infinity: bool = False) -
     # what is not in memory is looked at when it is written
     if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
         return
-    # types of 8 bits have no arithmetic
+    # a quantised weight is as finite as its scales, and types of 8 bits have no arithmetic
+    tensor = getattr(tensor, "scale", tensor)
     values = tensor.float() if tensor.element_size() == 1 else tensor
     # NaN in a tensor makes both NaN
     low, high = torch.aminmax(values.detach())

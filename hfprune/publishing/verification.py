@@ -33,8 +33,8 @@ from hfprune.publishing.contents import (
     sha256,
 )
 from hfprune.publishing.probe import PROBE_FILE, Probe
+from hfprune.publishing.quantized import plain_shapes, setting_problems_of
 from hfprune.publishing.record import PruningRecord, blocks_of
-from hfprune.publishing.weights import stored_shapes
 from hfprune.structure import modeling_pruned
 from hfprune.structure.anatomy import anatomy_of
 from hfprune.structure.arguments import PATH, checked
@@ -378,7 +378,9 @@ def _probe_problem(folder: Path) -> str | None:
         probe = Probe.from_json(path.read_text(encoding="utf-8"))
         # loading calls `warn_if_unchecked`, which has no reason to warn while the check runs
         _warned.add(_mark_of(folder))
-        model = model_class(folder).from_pretrained(folder, dtype=getattr(torch, probe.dtype))
+        # bitsandbytes would take a GPU by itself
+        place = {"device_map": {"": "cpu"}} if _read_config(folder).get("quantization_config") else {}
+        model = model_class(folder).from_pretrained(folder, dtype=getattr(torch, probe.dtype), **place)
         return probe.problem_of(model)
     except Exception as error:  # noqa: BLE001 (whatever a stranger's numbers make fail is a problem to report)
         return f"the model cannot be run on {PROBE_FILE}: {type(error).__name__}: {error}"
@@ -397,7 +399,10 @@ def _structure_problems(folder: Path) -> Iterator[str]:
         return
     try:
         plan = PruningPlan.from_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
-        shapes = stored_shapes(folder)
+        config = _read_config(folder)
+        for problem in setting_problems_of(config):
+            raise CheckpointError(problem)
+        shapes = plain_shapes(folder, config)
         skeleton = _skeleton(folder, plan, shapes)
         anatomy = anatomy_of(skeleton)
         # a stock config has no table

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 # importing these modules fills the registries: what is imported later would be taken for what an example adds
+from hfprune.deployment import methods as quantisers
 from hfprune.deployment.targets import _TARGETS
 from hfprune.jobs import methods
 from hfprune.jobs.tasks import registry as tasks
@@ -26,6 +27,7 @@ REGISTRIES: tuple[dict[str, Any], ...] = (
     scoring._SCORERS,
     scoring._STATISTICS,
     tasks._TASKS,
+    quantisers._METHODS,
     _TARGETS,
 )
 
