@@ -255,7 +255,7 @@ class TestWhatIsRefused:
         with pytest.raises(MissingDependencyError, match=r"needs no_such_runtime, not installed here.*hfprune\[twin\]"):
             hfprune.export(small, "twin", tmp_path / "out")
         with pytest.raises(
-            ValueError, match="to must be one of executorch, gguf, onnx, openvino, torch, twin, got 'tflite'"
+            ValueError, match="to must be one of executorch, gguf, litert, onnx, openvino, torch, twin, got 'tflite'"
         ):
             hfprune.export(small, "tflite", tmp_path / "out")
         with pytest.raises(ValueError, match="quantize must be one of int8 for twin, got 'int3'"):

@@ -24,7 +24,6 @@ from tests.support.registries import restored
 from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.tiny_data import tiny_tokenized, tiny_tokenizer
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
 WIDE = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32}
 
 

@@ -45,6 +45,8 @@ CARD_FILE = "README.md"
 _FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
 #: Locations that may stand inside the quotes of the card's code; any other could end them.
 _QUOTABLE_LOCATION = re.compile(r"[\w. -]+(/[\w.-]+)?", re.ASCII)
+#: Where the code in a card loads the model from.
+_LOADED_FROM = re.compile(r'from_pretrained\("([^"]+)"')
 #: Names of folders that say nothing about the model in them: those that scripts and `Trainer` give, and the stand-in.
 _PLAIN_NAME = re.compile(r"model|pruned|dense|output|\d+|((last-)?checkpoint(-\d+)?)|PATH")
 #: Tasks of the Hub whose pipeline takes pruned classes; transformers 5 has no pipeline for questions any more.
@@ -132,10 +134,11 @@ def is_unedited(folder: Path) -> bool:
         folder: The folder.
 
     Returns:
-        Whether it is.
+        Whether it is. It is also if the folder has been renamed or copied since.
     """
     text = (folder / CARD_FILE).read_text(encoding="utf-8")
-    return text == card_of(folder, location=folder.name)
+    loaded_from = _LOADED_FROM.search(text)
+    return loaded_from is not None and text == card_of(folder, location=loaded_from[1])
 
 
 def _has_processor(folder: Path) -> bool:
