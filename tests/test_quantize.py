@@ -178,7 +178,7 @@ class TestWhatIsRefused:
         ("method", "match"),
         [
             ("quanto", "got 'quanto'. Quanto has no weights that can be written"),
-            ("HQQ", "got 'HQQ'. A checkpoint of HQQ is not in the closed list"),
+            ("HQQ", "got 'HQQ'. Checkpoints of HQQ are not in the closed list"),
             ("int4", "got 'int4'. Torchao keeps 4-bit weights of a CPU in bytes"),
             ("int7", "got 'int7'."),
         ],
