@@ -14,7 +14,7 @@ import hfprune
 from hfprune.cli.app import app
 from hfprune.deployment import Tolerance, get_method, known_methods, register_method
 from hfprune.deployment.folders import EXPORT_FILE
-from hfprune.errors import CheckpointError, ExportError, MissingDependencyError
+from hfprune.errors import CheckpointError, ExportError, MissingDependencyError, StructureError
 from hfprune.planning import PruningPlan
 from hfprune.publishing.quantized import plain_shapes, setting_problems_of
 from hfprune.publishing.verification import verify
@@ -177,7 +177,7 @@ class TestWhatIsRefused:
         ("method", "match"),
         [
             ("quanto", "got 'quanto'. Quanto has no weights that can be written"),
-            ("HQQ", "got 'HQQ'. A checkpoint of HQQ is not in the closed list"),
+            ("HQQ", "got 'HQQ'. Checkpoints of HQQ are not in the closed list"),
             ("int4", "got 'int4'. Torchao keeps 4-bit weights of a CPU in bytes"),
             ("int7", "got 'int7'."),
         ],
@@ -201,6 +201,15 @@ class TestWhatIsRefused:
                 hfprune.quantize(model, tmp_path / "twice")
         with pytest.raises(ExportError, match="quantised already, by torchao"):
             hfprune.export(result.path, "torch", tmp_path / "exported")
+        again = hfprune.load(result.path)
+        config = hfprune.PruningConfig(sparsity=0.2, sequence_length=8)
+        for work in (
+            lambda: hfprune.prune(again, [tiny_batch()], config),
+            lambda: hfprune.score(again, [tiny_batch()], scorer="l2"),
+            lambda: hfprune.apply_plan(again, again.pruning_plan),
+        ):
+            with pytest.raises(StructureError, match="are quantised .* cannot be pruned.*hfprune.quantize"):
+                work()
 
 
 class TestStrangers:

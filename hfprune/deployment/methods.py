@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -11,13 +12,15 @@ from hfprune.structure.arguments import TEXT, checked
 from hfprune.structure.registration import check_same
 
 #: What the user may ask for, and why it is not there.
-_NOT_HERE = {
-    "quanto": "quanto has no weights that can be written into a checkpoint: take int8-weights",
-    "hqq": "a checkpoint of HQQ is not in the closed list that hfprune loads: take int8-weights, or bitsandbytes-4bit",
-    "int4": "torchao keeps 4-bit weights of a CPU in bytes, which saves nothing: take bitsandbytes-4bit",
-    "4bit": "say whose: take bitsandbytes-4bit",
-    "8bit": "say whose: take bitsandbytes-8bit, or int8",
-}
+_NOT_HERE = MappingProxyType(
+    {
+        "quanto": "quanto has no weights that can be written into a checkpoint: take int8-weights",
+        "hqq": "checkpoints of HQQ are not in the closed list of those that are loaded: take int8-weights",
+        "int4": "torchao keeps 4-bit weights of a CPU in bytes, which saves nothing: take bitsandbytes-4bit",
+        "4bit": "say whose: take bitsandbytes-4bit",
+        "8bit": "say whose: take bitsandbytes-8bit, or int8",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, anatomy_of, model
 from hfprune.structure.arguments import FUNCTION, checked, optional
 from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import check_in_one_place
-from hfprune.structure.devices import refuse_inference_weights
+from hfprune.structure.devices import refuse_inference_weights, refuse_quantized
 from hfprune.structure.examples import check_length
 from hfprune.structure.modeling_pruned import PrunedModel
 from hfprune.structure.running import frozen, outside_inference_mode, refuse_tuples
@@ -336,6 +336,7 @@ def _checked_steps(
 def _check_before_reading(model: PreTrainedModel, config: PruningConfig) -> None:
     """Refuse mistakes that show at once: to read a model whose type is not in the table takes seconds."""
     refuse_inference_weights(model)
+    refuse_quantized(model)
     check_in_one_place(model)
     check_length(model, config.sequence_length)
     if config.table is not None:

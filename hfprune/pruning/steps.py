@@ -20,10 +20,12 @@ from hfprune.structure.anatomy import Anatomy, ModelOrAnatomy, anatomy_of, model
 from hfprune.structure.architectures import base_model_type
 from hfprune.structure.arguments import checked, instance
 from hfprune.structure.blocks import check_attention_unit
+from hfprune.structure.devices import refuse_quantized
 from hfprune.structure.running import outside_inference_mode
 from hfprune.structure.sharing import alone_with
 from hfprune.structure.stock import stock_config
 from hfprune.structure.surgery import keep_units, pruned_class_for
+from hfprune.structure.wrapping import unwrapped
 
 #: What arguments must be.
 SCORES = instance("the scores that hfprune.score returns", Scores)
@@ -267,6 +269,7 @@ def apply_plan(model: ModelOrAnatomy, plan: PruningPlan) -> PreTrainedModel:
         raise PlanMismatchError(
             f"the plan is for a {plan.model_type} model, this is a {model_type} model. Score it for a plan of its own."
         )
+    refuse_quantized(unwrapped(model_of(model)))
     anatomy = anatomy_of(model, plan.attention_unit)
     small = cut(anatomy, plan)
     # how the plan was made is not known here, and measuring sizes would run the model

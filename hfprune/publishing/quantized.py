@@ -7,6 +7,7 @@ others than those that `hfprune.quantize` writes. No tensor is read but the size
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors import safe_open
@@ -33,34 +34,36 @@ _CLASSES = frozenset(
     }
 )
 #: The settings of each package, by name.
-_SETTINGS = {
-    TORCHAO: frozenset(
-        {
-            "quant_method",
-            "quant_type",
-            "modules_to_not_convert",
-            "include_input_output_embeddings",
-            "untie_embedding_weights",
-        }
-    ),
-    BITSANDBYTES: frozenset(
-        {
-            "quant_method",
-            "load_in_4bit",
-            "load_in_8bit",
-            "_load_in_4bit",
-            "_load_in_8bit",
-            "bnb_4bit_compute_dtype",
-            "bnb_4bit_quant_storage",
-            "bnb_4bit_quant_type",
-            "bnb_4bit_use_double_quant",
-            "llm_int8_enable_fp32_cpu_offload",
-            "llm_int8_has_fp16_weight",
-            "llm_int8_skip_modules",
-            "llm_int8_threshold",
-        }
-    ),
-}
+_SETTINGS = MappingProxyType(
+    {
+        TORCHAO: frozenset(
+            {
+                "quant_method",
+                "quant_type",
+                "modules_to_not_convert",
+                "include_input_output_embeddings",
+                "untie_embedding_weights",
+            }
+        ),
+        BITSANDBYTES: frozenset(
+            {
+                "quant_method",
+                "load_in_4bit",
+                "load_in_8bit",
+                "_load_in_4bit",
+                "_load_in_8bit",
+                "bnb_4bit_compute_dtype",
+                "bnb_4bit_quant_storage",
+                "bnb_4bit_quant_type",
+                "bnb_4bit_use_double_quant",
+                "llm_int8_enable_fp32_cpu_offload",
+                "llm_int8_has_fp16_weight",
+                "llm_int8_skip_modules",
+                "llm_int8_threshold",
+            }
+        ),
+    }
+)
 #: Texts that settings of bitsandbytes may be.
 _WORDS = frozenset({BITSANDBYTES, "float32", "float16", "bfloat16", "uint8", "fp4", "nf4"})
 #: The end of a tensor's name that stands for the values of `weight`, and of those beside it, as torchao writes them.

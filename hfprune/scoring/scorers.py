@@ -19,7 +19,7 @@ from hfprune.structure.anatomy import ModelOrAnatomy, anatomy_of, model_of
 from hfprune.structure.arguments import ATTENTION_UNIT, FLAG, SEED, TEXT, checked, optional
 from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import Block
-from hfprune.structure.devices import check_can_run
+from hfprune.structure.devices import check_can_run, refuse_quantized
 from hfprune.structure.running import outside_inference_mode, recomputed, refuse_tuples
 from hfprune.structure.sharing import alone_with
 from hfprune.structure.specs import AttentionUnit
@@ -146,6 +146,7 @@ def score(
         ('hybrid(l2, fisher, rank)', 0)
     """
     entries, rule = scorers_in(scorer)
+    refuse_quantized(unwrapped(model_of(model)))
     # before the model is read, which takes seconds if its type is not in the table
     if any(entry.labels != "none" for entry in entries):
         refuse_tuples(model_of(model))

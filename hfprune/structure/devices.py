@@ -149,6 +149,24 @@ def refuse_inference_weights(model: nn.Module) -> None:
         )
 
 
+def refuse_quantized(model: nn.Module) -> None:
+    """Refuse weights of 8 or 4 bits, of which no unit can be scored or cut.
+
+    Args:
+        model: The model.
+
+    Raises:
+        StructureError: The model was quantised while it was loaded, or before.
+    """
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:
+        raise StructureError(
+            f"the weights of this {type(model).__name__} are quantised ({type(quantizer).__name__}), and cannot be "
+            "pruned. Load the checkpoint from before without quantization_config, prune it, and then quantise it: "
+            "hfprune.quantize."
+        )
+
+
 def check_can_run(model: PreTrainedModel) -> None:
     """Refuse a model with weights on `meta` that no hook would load before they are needed.
 
