@@ -546,9 +546,9 @@ class TestTokenizer:
     @pytest.mark.parametrize(
         ("tokenizer", "message"),
         [
-            (lambda: trained("word_piece"), "the tokenizer is WordPiece, and only merges of bytes"),
+            (lambda: trained("word_piece"), "the tokenizer is WordPiece, and only merges"),
             (lambda: trained("unigram"), "the tokenizer is Unigram"),
-            (lambda: trained("byte_fallback"), "the tokenizer is BPE with characters"),
+            (lambda: trained("byte_fallback"), r"makes \['<s>', '▁a', '</s>', '<end>'\] of 'a'"),
             (lambda: trained("suffix"), "the tokenizer has end_of_word_suffix='</w>'"),
             (lambda: trained("prefix"), "the tokenizer has continuing_subword_prefix='##'"),
             (lambda: wrapped(with_steps(pre_tokenizers.ByteLevel())), 'no name for how.*"add_prefix_space": true'),

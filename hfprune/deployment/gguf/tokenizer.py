@@ -7,13 +7,16 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from hfprune.deployment.gguf.characters import adds_space, check_characters, is_byte, merges_characters, scores_of
 from hfprune.errors import ExportError
 
 # Kinds of tokens, as llama.cpp numbers them.
 _NORMAL = 1
+_UNKNOWN = 2
 _CONTROL = 3
 _USER_DEFINED = 4
 _UNUSED = 5
+_BYTE = 6
 
 #: How Llama 3 cuts a text into words, in the notation of tokenizer.json.
 _LLAMA_3 = (
@@ -47,11 +50,13 @@ class Vocabulary:
     """A tokenizer as the file has it.
 
     Attributes:
-        model: The name of the algorithm in llama.cpp: `gpt2` for merges of bytes.
+        model: The name of the algorithm in llama.cpp: `gpt2` for merges of bytes, `llama` for merges of characters.
         pre: The name of the way in which texts are cut into words.
         tokens: All tokens, by their id.
         types: Of each, the number of its kind.
-        merges: Pairs of tokens, with a space between them, the first to be merged first.
+        merges: Pairs of tokens, with a space between them, the first to be merged first; empty where there are scores.
+        scores: Of merges of characters: a score for every token, the highest is merged first.
+        adds_space: Whether a text is given a space in front.
         special: The ids of special tokens by `bos`, `eos`, `unk` and `pad`, as far as there are any.
         adds_bos: Whether a text is given the token of its beginning.
         adds_eos: Whether a text is given the token of its end.
@@ -63,6 +68,8 @@ class Vocabulary:
     tokens: Sequence[str]
     types: Sequence[int]
     merges: Sequence[str]
+    scores: Sequence[float]
+    adds_space: bool
     special: Mapping[str, int]
     adds_bos: bool
     adds_eos: bool
@@ -88,16 +95,22 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, *, rows: int) -> Vocabular
             f"{type(tokenizer).__name__} has no tokenizer.json, which a GGUF file is written from: load a fast one."
         )
     data = json.loads(backend.to_str())
+    merges = [_merge(pair) for pair in data["model"].get("merges", ())]
+    of_characters = merges_characters(data["model"])
     _check_model(data["model"])
-    pre = _pre(data)
+    if of_characters:
+        check_characters(data["model"])
+    pre = "default" if of_characters else _pre(data)
     tokens, types = _tokens(data, rows)
     adds_bos, adds_eos = _added(tokenizer)
     return Vocabulary(
-        model="gpt2",
+        model="llama" if of_characters else "gpt2",
         pre=pre,
         tokens=tokens,
         types=types,
-        merges=[_merge(pair) for pair in data["model"]["merges"]],
+        merges=() if of_characters else merges,
+        scores=scores_of(tokens, merges) if of_characters else (),
+        adds_space=of_characters and adds_space(data),
         special=_special(tokenizer),
         adds_bos=adds_bos,
         adds_eos=adds_eos,
@@ -115,12 +128,12 @@ def _chat_templates(template: str | Mapping[str, str] | None) -> dict[str, str]:
 
 
 def _check_model(model: Mapping[str, Any]) -> None:
-    """Refuse all that is not merges of bytes."""
-    if model["type"] != "BPE" or model.get("byte_fallback"):
-        kind = "BPE with characters" if model["type"] == "BPE" else model["type"]
+    """Refuse all that is not merges."""
+    if model["type"] != "BPE":
         raise ExportError(
-            f"the tokenizer is {kind}, and only merges of bytes (BPE after ByteLevel, as of GPT-2, Llama 3, Qwen 2 and "
-            "SmolLM2) are written into a GGUF file. Take another target, or the converter of llama.cpp."
+            f"the tokenizer is {model['type']}, and only merges (BPE: of bytes, as of GPT-2, Llama 3 and Qwen 2, or of "
+            "characters, as of Llama 2) are written into a GGUF file. Take another target, or the converter of "
+            "llama.cpp."
         )
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
@@ -178,11 +191,13 @@ def _tokens(data: Mapping[str, Any], rows: int) -> tuple[list[str], list[int]]:
     for token, number in data["model"]["vocab"].items():
         _check_id(token, number, rows)
         tokens[number] = token
-        types[number] = _NORMAL
+        types[number] = _BYTE if merges_characters(data["model"]) and is_byte(token) else _NORMAL
     for added in data["added_tokens"]:
         _check_id(added["content"], added["id"], rows)
         tokens[added["id"]] = added["content"]
         types[added["id"]] = _CONTROL if added["special"] else _USER_DEFINED
+        if merges_characters(data["model"]) and added["content"] == data["model"].get("unk_token"):
+            types[added["id"]] = _UNKNOWN
     return tokens, types
 
 

@@ -184,12 +184,15 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(list(vocabulary.tokens))
     writer.add_token_types(list(vocabulary.types))
-    writer.add_token_merges(list(vocabulary.merges))
+    if vocabulary.scores:
+        writer.add_token_scores(list(vocabulary.scores))
+    else:
+        writer.add_token_merges(list(vocabulary.merges))
     for name, number in vocabulary.special.items():
         getattr(writer, f"add_{name}_token_id")(number)
     writer.add_add_bos_token(vocabulary.adds_bos)
     writer.add_add_eos_token(vocabulary.adds_eos)
-    writer.add_add_space_prefix(False)
+    writer.add_add_space_prefix(vocabulary.adds_space)
     templates = [{"name": name, "template": text} for name, text in vocabulary.chat_templates.items()]
     if templates:
         writer.add_chat_template(templates)
