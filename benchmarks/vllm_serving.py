@@ -34,6 +34,8 @@ PROMPTS = (
     "Water boils at a temperature of",
 )
 COLUMNS = ("plan", "query heads", "key/value heads", "neurons", "without", "same tokens", "log-probabilities")
+#: What the line with a row begins with: vLLM prints too.
+MARK = "row: "
 Row = dict[str, Any]
 
 
@@ -137,8 +139,9 @@ def in_a_process(folder: Path, args: argparse.Namespace) -> Row:
     if args.compile:
         command.append("--compile")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        return row | json.loads(done.stdout.splitlines()[-1])
+    found = [line.removeprefix(MARK) for line in done.stdout.splitlines() if line.startswith(MARK)]
+    if done.returncode == 0 and found:
+        return row | json.loads(found[0])
     (args.output.parent / f"vllm_{folder.name}.log").write_text(done.stdout + done.stderr, encoding="utf-8")
     errors = [line for line in (done.stdout + done.stderr).splitlines() if "Error" in line]
     return row | {"same tokens": "fails", "log-probabilities": errors[-1] if errors else "no error was printed"}
@@ -165,9 +168,7 @@ def main() -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if args.one:
-        print(json.dumps(run(args.folders[0], args.tokens, args.compile)))
-        # the engine's processes end with this one
-        sys.stdout.flush()
+        print(f"\n{MARK}{json.dumps(run(args.folders[0], args.tokens, args.compile))}", flush=True)
         return
     args.output.parent.mkdir(parents=True, exist_ok=True)
     if args.prune is not None:
