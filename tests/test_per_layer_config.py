@@ -180,3 +180,12 @@ def test_a_class_that_came_by_value_has_the_same_stock_class(folder):
     assert two.base_class(one.PrunedLlamaConfig) is LlamaConfig
     assert two.base_class(modeling_pruned.PrunedLlamaConfig) is LlamaConfig
     assert one.auto_map(LlamaConfig) == two.auto_map(LlamaConfig)
+
+
+def test_transformers_serve_finds_the_class_that_the_config_names(folder):
+    from transformers.cli.serving.model_manager import ModelManager
+
+    model = ModelManager(device="cpu", dtype="float32")._load_model(f"{folder}@main")
+    ids = tiny_batch("llama")["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, hfprune.load(folder)(ids).logits)

@@ -119,18 +119,19 @@ class PrunedConfig:
     @property
     def is_heterogeneous(self) -> bool:
         """Whether layers have sizes of their own; engines such as vLLM then read `per_layer_config`."""
-        return bool(stated_sizes(self)) or super().is_heterogeneous  # type: ignore[misc]
+        # early versions of transformers 5 have none of these
+        return bool(stated_sizes(self)) or getattr(super(), "is_heterogeneous", False)
 
     @property
     def per_layer_attributes(self) -> set[str] | None:
         """The fields that layers have values of their own for."""
         own = {name for sizes in stated_sizes(self) for name in sizes}
-        return own or super().per_layer_attributes  # type: ignore[misc]
+        return own or getattr(super(), "per_layer_attributes", None)
 
     @property
     def allow_global_per_layer_attribute_access(self) -> bool:
         """Fields that layers have values of their own for can be read still: they are the dense model's."""
-        return bool(stated_sizes(self)) or super().allow_global_per_layer_attribute_access  # type: ignore[misc]
+        return bool(stated_sizes(self)) or getattr(super(), "allow_global_per_layer_attribute_access", False)
 
     @allow_global_per_layer_attribute_access.setter
     def allow_global_per_layer_attribute_access(self, value: bool) -> None:
@@ -420,7 +421,10 @@ def register_config(model_type: str) -> None:
 def _register_auto_classes(config_class: type[PretrainedConfig]) -> None:
     """Let the Auto classes know the pruned classes: late, when the first such config is built, as it imports models."""
     for auto, stock in auto_classes(base_class(config_class)).items():
-        getattr(transformers, auto).register(config_class, pruned_class(stock), exist_ok=True)
+        pruned = pruned_class(stock)
+        getattr(transformers, auto).register(config_class, pruned, exist_ok=True)
+        # `transformers serve` looks there for the class that config.json names
+        setattr(transformers, pruned.__name__, pruned)
 
 
 def auto_map(config_class: type[PretrainedConfig]) -> dict[str, str]:
