@@ -8,7 +8,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesse
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup data demo test test-all lowest docs notebooks contract lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery benchmark-memory benchmark-language-models model-cards suite-packages suite-transformers suite-examples suite-peft suite-lm-eval suite-mteb clean
+.PHONY: help setup data demo test test-all lowest loader-versions docs notebooks contract lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery benchmark-memory benchmark-language-models model-cards suite-packages suite-transformers suite-examples suite-peft suite-lm-eval suite-mteb clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -55,6 +55,9 @@ lowest: ## the lowest versions that pyproject.toml allows, in .venv-lowest, and 
 	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct -e ".[lora,plot]" "pytest>=9"
 	OMP_NUM_THREADS=1 $(LOWEST)/python -m pytest -o filterwarnings=default tests/test_command_start.py tests/test_data.py \
 		tests/test_metrics.py tests/test_checkpoint.py tests/test_scripts.py::TestCommand
+
+loader-versions: setup ## load checkpoints by the code in them with transformers 5.0 to the newest, installed on the side
+	$(PYTEST) tests/test_loader_versions.py -m loaders
 
 docs: setup ## the site, in runs/site: a broken link, a missing name or a page outside the menu fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

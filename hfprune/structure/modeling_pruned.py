@@ -2,7 +2,8 @@
 
 This file knows no architecture: config.json carries a table of shapes, and the modules named there are resized before
 the weights are loaded, strictly. It needs torch and transformers only. Every checkpoint that needs it carries it, in
-one file with `pruned_parts.py`, so `from_pretrained(..., trust_remote_code=True)` works without hfprune.
+one file with `pruned_layers.py` and `pruned_parts.py`, so `from_pretrained(..., trust_remote_code=True)` works without
+hfprune.
 
 `PrunedBertConfig`, `PrunedBertForSequenceClassification` and so on are made on demand from the classes of transformers.
 """
@@ -14,29 +15,34 @@ from functools import cache, partial, wraps
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, Cache, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 
-from hfprune.structure.pruned_parts import (
+from hfprune.structure.pruned_layers import (
+    GLOBAL_ACCESS,
+    PER_LAYER,
     ConfigOfLayers,
-    Emptied,
     LayerConfig,
-    check_heads,
+    check_per_layer,
+    fit_caches,
+    per_layer_fields,
+    stated_sizes,
+    without_sizes,
+)
+from hfprune.structure.pruned_parts import (
+    Emptied,
+    bypass,
     check_modules,
     check_report,
     check_shape,
     fill_resized,
-    fit_caches,
+    follow_heads,
     inform_peft,
     resize_parameters,
-    return_all,
-    select_given,
-    select_heads,
     zero_biases,
 )
 
@@ -78,13 +84,20 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", 
 class PrunedConfig:
     """Mixin of a stock config: the same fields, and `pruning_config`, the table of shapes."""
 
+    _is_pruned = True
     model_type: str
     pruning_config: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         # meant for stock classes
         kwargs.pop("transformers_weights", None)
+        # of a dense model whose own layers differ, the stock class takes it
+        table = kwargs.get("pruning_config")
+        is_ours = isinstance(table, dict) and "layers" in table and kwargs.pop(GLOBAL_ACCESS, False)
+        given = kwargs.pop(PER_LAYER, None) if is_ours else None
         super().__post_init__(**kwargs)  # type: ignore[misc]
+        if given is not None:
+            check_per_layer(self, given)
         # libraries tell by it what they know of a type, such as Whisper's prompts; `to_dict` says that of the class
         self.model_type = base_class(type(self)).model_type
         _register_auto_classes(type(self))  # type: ignore[arg-type]
@@ -92,24 +105,66 @@ class PrunedConfig:
     @property
     def per_layer_config(self) -> Any:
         """The config of every layer, with its own sizes where the table has them (of a decoder, not its encoder)."""
-        stock = super().per_layer_config  # type: ignore[misc]
-        sizes = (self.pruning_config or {}).get("layers") or ()
+        plain = without_sizes(self)
+        if plain is self:
+            return super().per_layer_config  # type: ignore[misc]
+        sizes = (self.pruning_config or {})["layers"]
+        stock = plain.per_layer_config
         return ConfigOfLayers(stock, sizes) if len(sizes) == len(stock) else stock
 
     @per_layer_config.setter
     def per_layer_config(self, value: Any) -> None:
-        super(PrunedConfig, type(self)).per_layer_config.fset(self, value)  # type: ignore[misc]
+        PretrainedConfig.per_layer_config.fset(self, value)
+
+    @property
+    def is_heterogeneous(self) -> bool:
+        """Whether layers have sizes of their own; engines such as vLLM then read `per_layer_config`."""
+        # early versions of transformers 5 have none of these
+        return bool(stated_sizes(self)) or getattr(super(), "is_heterogeneous", False)
+
+    @property
+    def per_layer_attributes(self) -> set[str] | None:
+        """The fields that layers have values of their own for."""
+        own = {name for sizes in stated_sizes(self) for name in sizes}
+        return own or getattr(super(), "per_layer_attributes", None)
+
+    @property
+    def allow_global_per_layer_attribute_access(self) -> bool:
+        """Fields that layers have values of their own for can be read still: they are the dense model's."""
+        return bool(stated_sizes(self)) or getattr(super(), "allow_global_per_layer_attribute_access", False)
+
+    @allow_global_per_layer_attribute_access.setter
+    def allow_global_per_layer_attribute_access(self, value: bool) -> None:
+        PretrainedConfig.allow_global_per_layer_attribute_access.fset(self, value)
+
+    def _update_heterogeneous_to_dict_output(self, fields: dict[str, Any]) -> None:
+        """Write what transformers has of layers that differ, where it is the dense model's own."""
+        if not stated_sizes(self):
+            super()._update_heterogeneous_to_dict_output(fields)  # type: ignore[misc]
+
+    def validate_architecture(self) -> None:
+        """Hold what the stock class holds its config to against the dense model's sizes."""
+        plain = without_sizes(self)
+        if plain is self:
+            super().validate_architecture()  # type: ignore[misc]
+        else:
+            plain.validate_architecture()
 
     def to_dict(self) -> dict[str, Any]:
         """The fields; the name of the weights is the message that a stock class gives when it is to load them."""
         # the last that peft asks for before it looks a model type up
         inform_peft(type(self).model_type)
-        return {**super().to_dict(), "transformers_weights": STOCK_CLASSES}  # type: ignore[misc]
+        fields = {**super().to_dict(), "transformers_weights": STOCK_CLASSES}  # type: ignore[misc]
+        if stated_sizes(self):
+            fields[GLOBAL_ACCESS] = True
+            fields[PER_LAYER] = per_layer_fields(without_sizes(self), stated_sizes(self))
+        return fields
 
 
 class PrunedModel:
     """Mixin of a stock model: resized as `config.pruning_config` says, before any weight is loaded."""
 
+    _is_pruned = True
     pruning_plan: Any = None
     pruning_record: Any = None
 
@@ -170,14 +225,16 @@ class PrunedModel:
 
 
 def loader_text() -> str:
-    """The text of this file as checkpoints carry it: on its own, with `pruned_parts.py` in it."""
+    """The text of this file as checkpoints carry it: on its own, with what it imports of hfprune in it."""
     text = Path(__file__).read_text(encoding="utf-8")
-    # the copy in a checkpoint imports nothing of hfprune, and is written as it is
-    found = re.search(r"^from hfprune\.structure\.pruned_parts import (\([^)]*\)|.*)\n", text, flags=re.MULTILINE)
-    if found is None:
-        return text
-    parts = Path(__file__).with_name("pruned_parts.py").read_text(encoding="utf-8")
-    return f"{text[: found.start()]}{parts}{text[found.end() :]}"
+    for name in ("pruned_layers", "pruned_parts"):
+        imported = rf"^from hfprune\.structure\.{name} import (\([^)]*\)|.*)\n"
+        found = re.search(imported, text, flags=re.MULTILINE)
+        # the copy in a checkpoint imports nothing of hfprune, and is written as it is
+        if found is not None:
+            part = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+            text = f"{text[: found.start()]}{part}{text[found.end() :]}"
+    return text
 
 
 def write_loader(folder: Path) -> None:
@@ -250,11 +307,11 @@ def resize(model: PreTrainedModel, config: PretrainedConfig) -> None:
     for path, value in table["attributes"].items():
         _set_size(base, path, value)
     for path, arguments in table.get("inputs", {}).items():
-        _follow_heads(base.get_submodule(path), arguments)
+        follow_heads(base.get_submodule(path), arguments)
     for path, consumer in table.get("bypassed", {}).items():
         module = base.get_submodule(path)
         module.bypassed_consumer = consumer
-        _bypass(module)
+        bypass(module)
 
 
 def set_sizes_of_layers(model: Any, sizes: Sequence[dict[str, int]]) -> None:
@@ -302,41 +359,6 @@ def _set_size(base: nn.Module, path: str, value: Any) -> None:
     setattr(owner, attribute, value)
 
 
-def _bypass(module: Any) -> Any:
-    """Leave out a module without heads, also in the copies that torch.nn.DataParallel makes of it."""
-    module.forward = partial(_without_heads, module)
-    module._replicate_for_data_parallel = partial(_replicate, module, _bypass)
-    return module
-
-
-def _replicate(module: Any, again: Callable[[Any], Any]) -> Any:
-    """A copy for DataParallel, bound to its own weights: a copied `forward` would run with the original's."""
-    return again(type(module)._replicate_for_data_parallel(module))
-
-
-def _without_heads(
-    module: Any, hidden_states: torch.Tensor, *_: Any, **given: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`forward` of an attention module that has no heads left, from `(samples, tokens, features)`.
-
-    It returns no features, `(samples, tokens, 0)`, or what the consumer inside the module makes of no features; and
-    attention weights of no heads.
-    """
-    samples, tokens = hidden_states.shape[:2]
-    nothing = hidden_states[..., :0]
-    weights = hidden_states.new_zeros(samples, 0, tokens, tokens)
-    cache = given.get("past_key_values", given.get("layer_past"))
-    if isinstance(cache, Cache):
-        # caches take the length of a text from any of their layers: a key and a value of one number for every token
-        seen = hidden_states.new_ones(samples, 1, tokens, 1)
-        layer = module.layer_idx if hasattr(module, "layer_idx") else module.layer_id
-        cache.update(seen, seen, layer)
-    if not module.bypassed_consumer:
-        return nothing, weights
-    consumer = module.get_submodule(module.bypassed_consumer)
-    return consumer(nothing), weights
-
-
 def _resize(base: nn.Module, path: str, in_features: int, out_features: int) -> None:
     """Give a Linear or Conv1D other numbers of features, without weights; leave an `Emptied` where one is 0."""
     module = base.get_submodule(path)
@@ -349,7 +371,10 @@ def _resize(base: nn.Module, path: str, in_features: int, out_features: int) -> 
     check_shape(shape, tuple(module.weight.shape))
     if 0 in shape:
         parent, _, name = path.rpartition(".")
-        setattr(base.get_submodule(parent), name, Emptied(in_features, out_features, module.bias))
+        emptied: Any = base.get_submodule(parent)
+        setattr(emptied, name, Emptied(in_features, out_features, module.bias))
+        # vLLM fuses projections of modules whose classes and children have the same names: these get another child
+        emptied.removed = Emptied(0, 0, None)
         return
     if tuple(module.weight.shape) == shape:
         return
@@ -364,45 +389,10 @@ def _resize(base: nn.Module, path: str, in_features: int, out_features: int) -> 
         module.bias = nn.Parameter(module.bias.new_zeros(out_features))
 
 
-def _follow_heads(module: Any, arguments: dict[str, dict[str, Any]]) -> None:
-    """Let arguments with one slice a head hold those of the heads that stay, inside the module only.
-
-    Args:
-        module: The module that takes the arguments.
-        arguments: By name of an argument: `dim`, where the heads are; `of`, how many the dense model has; `index`,
-            which of them stay; `made_by`, the module's method that makes the argument; and `returned`, its place in
-            what the module returns.
-    """
-    for name, rule in arguments.items():
-        check_heads(name, rule)
-    module.register_forward_pre_hook(partial(select_given, arguments=arguments), with_kwargs=True)
-    returned = {rule["returned"] for rule in arguments.values() if rule.get("returned") is not None}
-    if returned:
-        module.register_forward_hook(partial(return_all, places=returned))
-    makers = {rule["made_by"]: rule for rule in arguments.values() if rule.get("made_by")}
-    if makers:
-        _select_made(module, makers)
-
-
-def _select_made(module: Any, makers: dict[str, dict[str, Any]]) -> Any:
-    """Let methods that make a slice for every head give those of the heads that stay."""
-    for name, rule in makers.items():
-        is_method = callable(getattr(type(module), name, None)) and not hasattr(nn.Module, name)
-        if name.startswith("_") or not is_method:
-            raise ValueError(f"pruning_config names {name!r:.50}, which is no method of {type(module).__name__}.")
-        setattr(module, name, partial(_make, module, name, rule))
-    module._replicate_for_data_parallel = partial(_replicate, module, partial(_select_made, makers=makers))
-    return module
-
-
-def _make(module: Any, name: str, rule: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-    """Call a method of the class, and select from what it makes."""
-    return select_heads(getattr(type(module), name)(module, *args, **kwargs), rule)
-
-
 def base_class(cls: type) -> Any:
     """The stock class under a pruned one; a stock class itself."""
-    return next(c for c in cls.__mro__ if not issubclass(c, (PrunedConfig, PrunedModel)))
+    # no comparison with the mixins: engines pickle classes of a checkpoint by value, and so there are two of each
+    return next(c for c in cls.__mro__ if not hasattr(c, "_is_pruned"))
 
 
 def auto_classes(config_class: type[PretrainedConfig]) -> dict[str, type[PreTrainedModel]]:
@@ -431,7 +421,10 @@ def register_config(model_type: str) -> None:
 def _register_auto_classes(config_class: type[PretrainedConfig]) -> None:
     """Let the Auto classes know the pruned classes: late, when the first such config is built, as it imports models."""
     for auto, stock in auto_classes(base_class(config_class)).items():
-        getattr(transformers, auto).register(config_class, pruned_class(stock), exist_ok=True)
+        pruned = pruned_class(stock)
+        getattr(transformers, auto).register(config_class, pruned, exist_ok=True)
+        # `transformers serve` looks there for the class that config.json names
+        setattr(transformers, pruned.__name__, pruned)
 
 
 def auto_map(config_class: type[PretrainedConfig]) -> dict[str, str]:

@@ -1,14 +1,13 @@
-"""Parts of pruned models that the loader needs: what emptied projections leave, and what caches must know.
+"""Parts of pruned models that the loader needs: what emptied projections leave, and arguments that follow heads.
 
 A checkpoint carries this code within its `modeling_pruned.py`, so it imports nothing of hfprune.
 """
 
-import copy
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -139,128 +138,48 @@ class Emptied(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class LayerConfig:
-    """A layer's view of the model's config: it gives what the config has, but for the sizes that are set on it."""
-
-    def __init__(self, shared: Any) -> None:
-        self.shared = shared
-
-    def __getattr__(self, name: str) -> Any:
-        # copy and pickle ask for these before there is a shared config
-        if name == "shared" or name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.shared, name)
+def cached_width(cached: Any, number: int) -> int:
+    """How many numbers a layer without heads puts into a cache for every token: 1, or what was allocated for it."""
+    layers = getattr(cached, "layers", ())
+    keys = getattr(layers[number], "keys", None) if number < len(layers) else None
+    if keys is None or keys.ndim != 4:
+        return 1
+    return int(keys.shape[-1])
 
 
-@cache
-def without_property(config_class: Any, name: str) -> Any:
-    """A config class in which a field is set that the stock class computes."""
-    return type(config_class.__name__, (config_class,), {name: None, "__module__": config_class.__module__})
+def bypass(module: Any) -> Any:
+    """Leave out a module without heads, also in the copies that torch.nn.DataParallel makes of it."""
+    module.forward = partial(_without_heads, module)
+    module._replicate_for_data_parallel = partial(_replicate, module, bypass)
+    return module
 
 
-class ConfigOfLayers(Sequence[Any]):
-    """The config of every layer of a pruned model, as transformers reads it to allocate caches.
-
-    Args:
-        stock: Those of the dense model.
-        sizes: For every layer, the fields that pruning changed.
-    """
-
-    def __init__(self, stock: Any, sizes: Sequence[dict[str, int]]) -> None:
-        for name, value in (field for fields in sizes for field in fields.items()):
-            if type(value) is not int or value < 0 or name.startswith("_"):
-                raise ValueError(f"pruning_config gives a layer {name!r:.50} = {value!r:.50}, which is no size.")
-        self.stock = stock
-        self.sizes = sizes
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def __getitem__(self, index: Any) -> Any:
-        """The config of a layer, by its number; those of a slice; or that of all layers of a type, by its name."""
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        if isinstance(index, str):
-            # what layers of a type share, as the rotary embedding, is that of the dense model
-            return self.stock[index]
-        config = copy.copy(self.stock[index])
-        for name, value in self.sizes[index].items():
-            if isinstance(getattr(type(config), name, None), property):
-                # Falcon's config computes the size of a head from that of the dense model
-                config_class: Any = type(config)
-                config.__class__ = without_property(config_class, name)
-            setattr(config, name, value)
-        return config
+def _replicate(module: Any, again: Callable[[Any], Any]) -> Any:
+    """A copy for DataParallel, bound to its own weights: a copied `forward` would run with the original's."""
+    return again(type(module)._replicate_for_data_parallel(module))
 
 
-def update_paged(
-    paged: Any,
-    most: int,
-    *,
-    key_states: torch.Tensor,
-    value_states: torch.Tensor,
-    layer_idx: int,
-    kwargs: dict[str, Any],
+def _without_heads(
+    module: Any, hidden_states: torch.Tensor, *_: Any, **given: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Put new keys and values into the first heads of a layer in a paged cache, and get all that these heads have.
+    """`forward` of an attention module that has no heads left, from `(samples, tokens, features)`.
 
-    Args:
-        paged: The cache of continuous batching, which has the same heads in all layers.
-        most: How many.
-        key_states: `(1, heads, tokens, head_dim)`; layers may have fewer heads than the cache.
-        value_states: As the keys.
-        layer_idx: The number of the layer.
-        kwargs: Further arguments of attention, which the cache changes.
-
-    Returns:
-        Keys and values, of the heads of the layer.
+    It returns no features, `(samples, tokens, 0)`, or what the consumer inside the module makes of no features; and
+    attention weights of no heads.
     """
-    update = partial(type(paged).update, paged, layer_idx=layer_idx, kwargs=kwargs)
-    heads = key_states.shape[1]
-    if kwargs.get("block_table") is not None:
-        # nothing is written here: attention gets the cache itself, `(blocks, tokens, heads, head_dim)`
-        keys, values = update(key_states=key_states, value_states=value_states)
-        for name in ("k_cache", "v_cache"):
-            kwargs[name] = kwargs[name][..., :heads, :]
-        return keys, values
-    more = (0, 0, 0, 0, 0, most - heads)
-    keys, values = (nn.functional.pad(states, more) for states in (key_states, value_states))
-    keys, values = update(key_states=keys, value_states=values)
-    return keys[:, :heads], values[:, :heads]
-
-
-def fit_caches(
-    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, heads: Sequence[int | None], most: int
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Hook before a pruned model: give a paged cache the heads of every layer, and refuse a cache of other heads.
-
-    Args:
-        args: The model's arguments, which stay as they are.
-        kwargs: Its arguments by name.
-        heads: How many heads the cached keys of every layer have; None where it is not known.
-        most: Those that a paged cache is allocated for.
-
-    Returns:
-        The arguments.
-
-    Raises:
-        ValueError: Keys in the cache have other heads than the layer that they are for.
-    """
-    paged = kwargs.get("cache")
-    if paged is not None and hasattr(paged, "layer_to_allocator") and "update" not in vars(paged):
-        # attention asks for the class of the cache, so it stays the same object
-        paged.update = partial(update_paged, paged, most)
-    cache = kwargs.get("past_key_values")
-    layers = cache.layers if isinstance(cache, Cache) and hasattr(cache, "layers") else ()
-    for number, (layer, expected) in enumerate(zip(layers, heads, strict=False)):
-        keys = getattr(layer, "keys", None)
-        if keys is not None and keys.ndim == 4 and expected is not None and keys.shape[1] != expected:
-            raise ValueError(
-                f"the cache has {keys.shape[1]} key/value heads for layer {number}, which has {expected}: it was "
-                "made for another model, or for layers that are all alike, as prefix tuning by peft makes it. Allocate "
-                "it by model.config.per_layer_config, or use an adapter that adds no keys (LoRA)."
-            )
-    return args, kwargs
+    samples, tokens = hidden_states.shape[:2]
+    nothing = hidden_states[..., :0]
+    weights = hidden_states.new_zeros(samples, 0, tokens, tokens)
+    cache = given.get("past_key_values", given.get("layer_past"))
+    if isinstance(cache, Cache):
+        # caches take the length of a text from any of their layers: a key and a value of one number for every token
+        layer = module.layer_idx if hasattr(module, "layer_idx") else module.layer_id
+        seen = hidden_states.new_ones(samples, 1, tokens, cached_width(cache, layer))
+        cache.update(seen, seen, layer)
+    if not module.bypassed_consumer:
+        return nothing, weights
+    consumer = module.get_submodule(module.bypassed_consumer)
+    return consumer(nothing), weights
 
 
 def check_heads(name: str, rule: dict[str, Any]) -> None:
@@ -316,6 +235,42 @@ def return_all(_: nn.Module, __: Any, output: tuple[Any, ...], *, places: set[in
         # a value without slices of its own is that of all heads already
         values[place] = getattr(values[place], "of_all_heads", values[place])
     return tuple(values)
+
+
+def follow_heads(module: Any, arguments: dict[str, dict[str, Any]]) -> None:
+    """Let arguments with one slice a head hold those of the heads that stay, inside the module only.
+
+    Args:
+        module: The module that takes the arguments.
+        arguments: By name of an argument: `dim`, where the heads are; `of`, how many the dense model has; `index`,
+            which of them stay; `made_by`, the module's method that makes the argument; and `returned`, its place in
+            what the module returns.
+    """
+    for name, rule in arguments.items():
+        check_heads(name, rule)
+    module.register_forward_pre_hook(partial(select_given, arguments=arguments), with_kwargs=True)
+    returned = {rule["returned"] for rule in arguments.values() if rule.get("returned") is not None}
+    if returned:
+        module.register_forward_hook(partial(return_all, places=returned))
+    makers = {rule["made_by"]: rule for rule in arguments.values() if rule.get("made_by")}
+    if makers:
+        _select_made(module, makers)
+
+
+def _select_made(module: Any, makers: dict[str, dict[str, Any]]) -> Any:
+    """Let methods that make a slice for every head give those of the heads that stay."""
+    for name, rule in makers.items():
+        is_method = callable(getattr(type(module), name, None)) and not hasattr(nn.Module, name)
+        if name.startswith("_") or not is_method:
+            raise ValueError(f"pruning_config names {name!r:.50}, which is no method of {type(module).__name__}.")
+        setattr(module, name, partial(_make, module, name, rule))
+    module._replicate_for_data_parallel = partial(_replicate, module, partial(_select_made, makers=makers))
+    return module
+
+
+def _make(module: Any, name: str, rule: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Call a method of the class, and select from what it makes."""
+    return select_heads(getattr(type(module), name)(module, *args, **kwargs), rule)
 
 
 def fill_resized(model: PreTrainedModel) -> None:

@@ -9,6 +9,7 @@ from transformers import PretrainedConfig
 
 from hfprune.structure.blocks import Block
 from hfprune.structure.modeling_pruned import base_class
+from hfprune.structure.pruned_layers import without_sizes
 
 #: Fields of a stock config, and a value for each.
 Sizes = tuple[tuple[str, int], ...]
@@ -36,7 +37,7 @@ def stock_config(config: PretrainedConfig, blocks: Sequence[Block], units: Seque
             if values.setdefault(name, value) != value:
                 return None
     stock = base_class(type(config))
-    fields = copy.deepcopy(config.to_dict())
+    fields = copy.deepcopy(without_sizes(config).to_dict())
     fields.update(values, model_type=stock.model_type)
     for ours in ("pruning_config", "auto_map", "architectures", "transformers_weights"):
         fields.pop(ours, None)

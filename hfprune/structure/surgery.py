@@ -19,6 +19,7 @@ from hfprune.structure.blocks import (
     features_of,
     weight_dimensions,
 )
+from hfprune.structure.pruned_layers import without_sizes
 from hfprune.structure.stock import stock_config
 
 
@@ -189,7 +190,7 @@ def _skeleton(
         if all(shapes.get(name) == tensor.shape for name, tensor in state.items()):
             return small
     pruned_class = pruned_class_for(model)
-    fields = copy.deepcopy(model.config.to_dict())
+    fields = copy.deepcopy(without_sizes(model.config).to_dict())
     fields["model_type"] = pruned_class.config_class.model_type
     fields["pruning_config"] = _table(model, blocks, indices, state)
     # that of a checkpoint which was loaded with its own code; saving writes a new one
