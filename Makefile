@@ -56,7 +56,7 @@ lowest: ## the lowest versions that pyproject.toml allows, in .venv-lowest, and 
 	OMP_NUM_THREADS=1 $(LOWEST)/python -m pytest -o filterwarnings=default tests/test_command_start.py tests/test_data.py \
 		tests/test_metrics.py tests/test_checkpoint.py tests/test_scripts.py::TestCommand
 
-loader-versions: setup ## load checkpoints by the code in them with transformers 5.0 to the newest, installed on the side
+loader-versions: setup ## load checkpoints by the code in them with transformers 5.16 to the newest, installed on the side
 	$(PYTEST) tests/test_loader_versions.py -m loaders
 
 docs: setup ## the site, in runs/site: a broken link, a missing name or a page outside the menu fails

