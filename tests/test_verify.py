@@ -208,7 +208,7 @@ class TestLoaders:
         "9b5cd39facadf7ce37a509e1226dcb7259505e4fab09ad55b49872e0aac30325",
         "2b68cf1bf119400d94ff573c77dca6308aef03b82f6bd6732801b642e4bcca90",
         "c72c7ee0c19cea6ada81a652d30caa79e5163513bcd151f85cc87e79e8a4b205",
-        "e70d07c8653cc2ae116bcae8d16d43cbe092af945cb2613a32667fd2990d5259",
+        "102067e70dcda523a475ac48664e6429feb94eba948c5ffab7c425526f9382f5",
     )
 
     def test_a_loader_that_changed_left_its_digest(self):

@@ -10,6 +10,7 @@ hfprune.
 
 import json
 import re
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache, partial, wraps
 from pathlib import Path
@@ -423,8 +424,10 @@ def _register_auto_classes(config_class: type[PretrainedConfig]) -> None:
     for auto, stock in auto_classes(base_class(config_class)).items():
         pruned = pruned_class(stock)
         getattr(transformers, auto).register(config_class, pruned, exist_ok=True)
-        # `transformers serve` looks there for the class that config.json names
-        setattr(transformers, pruned.__name__, pruned)
+        # `transformers serve` looks there for the class that config.json names; transformers replaces its own module
+        # when it imports its processors, so that there may be two
+        for module in (transformers, sys.modules["transformers"]):
+            setattr(module, pruned.__name__, pruned)
 
 
 def auto_map(config_class: type[PretrainedConfig]) -> dict[str, str]:
