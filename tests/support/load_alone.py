@@ -6,15 +6,14 @@ Every folder has `expected.pt` beside it: the Auto class to load it by, inputs, 
 import sys
 from pathlib import Path
 
-# as if it were not installed
-sys.modules["hfprune"] = None
-
-import torch  # noqa: E402
-import transformers  # noqa: E402
-
 
 def main() -> None:
     """Load, compute, compare, and print the version of transformers."""
+    # as if it were not installed
+    sys.modules["hfprune"] = None
+    import torch
+    import transformers
+
     for argument in sys.argv[1:]:
         folder = Path(argument)
         expected = torch.load(folder / "expected.pt")
