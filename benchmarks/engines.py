@@ -61,6 +61,8 @@ TEXTS = (
     "It was a bright cold day in April, and the clocks were striking thirteen.",
     "No",
 )
+#: What the line with a row begins with in what benchmarks/vllm_serving.py prints.
+VLLM_MARK = "row: "
 #: A child process that can import transformers, and not hfprune.
 ALONE = """
 import sys
@@ -194,12 +196,14 @@ def vllm(cell: Cell) -> Row:
     if cell.vllm_python is None:
         raise NotTriedError("no environment of vLLM was given")
     script = Path(__file__).parent / "vllm_serving.py"
-    environment = {**os.environ, "PYTHONPATH": ""}
-    command = [cell.vllm_python, str(script), str(cell.folder), "--json"]
+    environment = {**os.environ, "PYTHONPATH": "", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    command = [cell.vllm_python, str(script), str(cell.folder), "--one"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise RuntimeError(_reason_in(done.stderr + done.stdout))
-    return {"outcome": "runs", **json.loads(done.stdout.strip().splitlines()[-1])}
+    line = next(line for line in done.stdout.splitlines() if line.startswith(VLLM_MARK))
+    found = json.loads(line.removeprefix(VLLM_MARK))
+    return {"outcome": "runs", "largest": float(found["log-probabilities"]), "tokens": found["same tokens"]}
 
 
 def _reason_in(text: str) -> str:

@@ -21,7 +21,8 @@ plan:
 - *emptied blocks*: two whole blocks go too, an attention and a feed-forward block.
 
 A cell says how far the engine's outputs are from those of hfprune in PyTorch in float32: the largest difference,
-relative to the largest output. It is a few millionths where nothing is quantised. *no* means that the engine refuses
+relative to the largest output (for vLLM: the largest difference of a log-probability, of tokens that are the same). It
+is a few millionths where nothing is quantised. *no* means that the engine refuses
 the model or fails, for a reason that stands below the table; the reasons are the messages that were printed. *not
 tried* means just that.
 
