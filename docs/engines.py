@@ -21,10 +21,9 @@ plan:
 - *emptied blocks*: two whole blocks go too, an attention and a feed-forward block.
 
 A cell says how far the engine's outputs are from those of hfprune in PyTorch in float32: the largest difference,
-relative to the largest output (for vLLM: the largest difference of a log-probability, of tokens that are the same). It
-is a few millionths where nothing is quantised. *no* means that the engine refuses
-the model or fails, for a reason that stands below the table; the reasons are the messages that were printed. *not
-tried* means just that.
+relative to the largest output. For vLLM it is the largest difference of a log-probability. It is a few millionths
+where nothing is quantised. *no* means that the engine refuses the model or fails, for a reason that stands below the
+table; the reasons are the messages that were printed. *not tried* means just that.
 
 The checkpoints are MiniLM-L6 without a head and SmolLM2-135M, pruned by a fifth without regard to accuracy: these
 tables are about shapes. `python benchmarks/engines.py` tried every cell (cpu; one run).
