@@ -208,7 +208,7 @@ class TestLoaders:
         "9b5cd39facadf7ce37a509e1226dcb7259505e4fab09ad55b49872e0aac30325",
         "2b68cf1bf119400d94ff573c77dca6308aef03b82f6bd6732801b642e4bcca90",
         "c72c7ee0c19cea6ada81a652d30caa79e5163513bcd151f85cc87e79e8a4b205",
-        "102067e70dcda523a475ac48664e6429feb94eba948c5ffab7c425526f9382f5",
+        "44f63ff74e8b6a4bdb6fadbeaf8cdb097c9e7ca7117e6e92df6d6c4b0d41ef2e",
     )
 
     def test_a_loader_that_changed_left_its_digest(self):

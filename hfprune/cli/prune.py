@@ -72,7 +72,8 @@ def prune(
     target: Annotated[
         str | None,
         typer.Option(
-            help="What the result is exported to, gguf-q8_0, gguf-q4_0 or gguf-q4_1: sets --round-to to what it needs."
+            help="What the result becomes, gguf-q8_0, gguf-q4_0, gguf-q4_1 or bitsandbytes-4bit: sets --round-to to "
+            "what it needs."
         ),
     ] = None,
     exclude: Annotated[

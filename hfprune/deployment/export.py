@@ -52,6 +52,7 @@ from hfprune.publishing.replacement import draft_for, finish_interrupted, put
 from hfprune.structure.arguments import FLAG, PATH, TEXT, checked, optional, whole
 from hfprune.structure.examples import example_inputs
 from hfprune.structure.modeling_pruned import base_class
+from hfprune.structure.pruned_layers import without_sizes
 from hfprune.structure.wrapping import unwrapped
 
 #: Fields of the config of a pruned model that only its class in PyTorch reads.
@@ -407,7 +408,7 @@ def _opened(target: Target, draft: Path, options: OpenOptions) -> Runner:
 
 def _write_config(model: PreTrainedModel, folder: Path) -> None:
     """Write the config of the dense type: runtimes and their pipelines know that, and read no table of shapes."""
-    values: dict[str, Any] = model.config.to_dict()
+    values: dict[str, Any] = without_sizes(model.config).to_dict()
     for name in _ONLY_PYTORCH:
         values.pop(name, None)
     values["model_type"] = base_class(type(model.config)).model_type

@@ -96,8 +96,10 @@ class PrunedConfig:
         table = kwargs.get("pruning_config")
         is_ours = isinstance(table, dict) and "layers" in table and kwargs.pop(GLOBAL_ACCESS, False)
         given = kwargs.pop(PER_LAYER, None) if is_ours else None
+        # of a checkpoint of another type, the model says that
+        is_of_type = kwargs.get("model_type", type(self).model_type) == type(self).model_type
         super().__post_init__(**kwargs)  # type: ignore[misc]
-        if given is not None:
+        if given is not None and is_of_type:
             check_per_layer(self, given)
         # libraries tell by it what they know of a type, such as Whisper's prompts; `to_dict` says that of the class
         self.model_type = base_class(type(self)).model_type

@@ -170,13 +170,16 @@ def main() -> None:
 def work(folder: Path, rank: str, processes: int) -> None:
     """What all do, whether alone or together."""
     writes: list[str] = []
-    write = checkpoint._write
-    checkpoint._write = lambda model, path, *rest: (writes.append(str(path)), write(model, path, *rest))[1]
+    write = checkpoint.write_files
+    checkpoint.write_files = lambda model, path, *rest, **named: (
+        writes.append(str(path)),
+        write(model, path, *rest, **named),
+    )[1]
     try:
         report, trained = _report(folder, rank, processes)
         hfprune.save(trained, folder / f"of-{processes}" / "saved")
     finally:
-        checkpoint._write = write
+        checkpoint.write_files = write
     report["writes"] = len(writes)
     (folder / f"report-{rank}.json").write_text(json.dumps(report))
 

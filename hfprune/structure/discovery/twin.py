@@ -19,6 +19,7 @@ from hfprune.structure.devices import input_embeddings
 from hfprune.structure.discovery.proposals import Projection, has_whole_layer
 from hfprune.structure.examples import example_inputs
 from hfprune.structure.modeling_pruned import base_class
+from hfprune.structure.pruned_layers import without_sizes
 from hfprune.structure.running import frozen, inputs_of
 
 #: Fields of a config that belong to one checkpoint or to hfprune, and so tell nothing of the dense model's structure.
@@ -80,7 +81,7 @@ def dense_fields(config: PretrainedConfig) -> dict[str, Any]:
     Returns:
         Copies of the fields, by name.
     """
-    fields: dict[str, Any] = copy.deepcopy(config.to_dict())
+    fields: dict[str, Any] = copy.deepcopy(without_sizes(config).to_dict())
     for name in _NOT_OF_THE_DENSE:
         fields.pop(name, None)
     # a pruned config calls itself pruned_bert
