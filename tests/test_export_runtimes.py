@@ -100,6 +100,19 @@ def test_int8_of_openvino(tmp_path):
 
 
 @pytest.mark.slow
+def test_calibrated_int8_of_openvino_on_rows_without_token_types(tmp_path):
+    """The tokenizer gives them, so the graph takes them; rows may have been tokenized without."""
+    pytest.importorskip("nncf")
+    dense = tiny_model("bert", num_labels=3)
+    small = hfprune.apply_plan(dense, uneven_plan(dense))
+    rows = [{"input_ids": [5, 6, 7, 8], "attention_mask": [1, 1, 1, 1], "labels": 0} for _ in range(8)]
+    exported = hfprune.export(
+        small, "openvino", tmp_path / "out", tokenizer=tiny_tokenizer(), quantize="int8-calibrated", calibration=rows
+    )
+    assert exported.calibrated_on == "calibration"
+
+
+@pytest.mark.slow
 def test_int8_of_litert(tmp_path):
     pytest.importorskip("litert_torch")
     # layers so wide that the quantiser takes them

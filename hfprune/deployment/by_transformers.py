@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,13 +147,18 @@ class _Single:
         self._names = set(next(iter(exported.components.values())).metadata.kwargs)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The outputs for a batch. Token types that the graph takes and the batch does not give are 0."""
-        arguments = {name: value for name, value in batch.items() if name in self._names}
-        if "token_type_ids" in self._names and "token_type_ids" not in arguments:
-            arguments["token_type_ids"] = torch.zeros_like(batch["input_ids"])
+        """The outputs for a batch."""
         with quiet():
             # a copy: a runtime may write the outputs of the next call into the same memory
-            return logits_of(self._exported(**arguments)).clone()
+            return logits_of(self._exported(**_taken(batch, self._names))).clone()
+
+
+def _taken(batch: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """The tensors of a batch that a graph takes. Token types that the batch does not give are 0."""
+    arguments = {name: value for name, value in batch.items() if name in names}
+    if "token_type_ids" in names and "token_type_ids" not in arguments:
+        arguments["token_type_ids"] = torch.zeros_like(batch["input_ids"])
+    return arguments
 
 
 class _WithCache:
@@ -284,7 +289,7 @@ def _openvino_quantizer(options: WriteOptions) -> Any:
             f"quantize={options.quantization!r} measures the ranges of activations on data, and none was given: give "
             "data, or take int8, which quantises the weights alone."
         )
-    calibration = [dict(batch) for batch in options.calibration]
+    calibration = [_taken(batch, options.batch) for batch in options.calibration]
     return NNCFOpenVINOQuantizer(NNCFQuantizationConfig(), calibration_dataset=calibration)
 
 
