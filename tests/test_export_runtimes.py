@@ -16,7 +16,7 @@ from hfprune.deployment import OpenOptions, get_target
 from hfprune.errors import ExportError
 from tests.support.plans import removed_plan, uneven_plan
 from tests.support.tiny import tiny_model
-from tests.support.tiny_data import tiny_tokenizer
+from tests.support.tiny_data import tiny_tokenized, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_calibrated_int8_of_openvino_on_rows_without_token_types(tmp_path):
     pytest.importorskip("nncf")
     dense = tiny_model("bert", num_labels=3)
     small = hfprune.apply_plan(dense, uneven_plan(dense))
-    rows = [{"input_ids": [5, 6, 7, 8], "attention_mask": [1, 1, 1, 1], "labels": 0} for _ in range(8)]
+    rows = tiny_tokenized().select_columns(["input_ids", "attention_mask", "labels"])
     exported = hfprune.export(
         small, "openvino", tmp_path / "out", tokenizer=tiny_tokenizer(), quantize="int8-calibrated", calibration=rows
     )
