@@ -252,8 +252,6 @@ def _in_onnx(folder: Path, threads: int) -> Run:
     import onnxruntime
 
     options = opening_of_onnx(threads)["session_options"]
-    # threads that wait in a loop for the next pass would take the cores from the variants whose turn it is
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
     names = [argument.name for argument in session.get_inputs()]
     return lambda batch: session.run(None, _arrays(batch, names))[0]

@@ -307,6 +307,8 @@ def opening_of_onnx(threads: int | None) -> dict[str, Any]:
     options = onnxruntime.SessionOptions()
     # warnings about its own optimisations; errors are raised
     options.log_severity_level = 3
+    # threads that wait in a loop for the next call would take the cores from the model that is compared or timed beside
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
     return {"session_options": options}
