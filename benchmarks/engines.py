@@ -30,10 +30,8 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TorchAoConfig,
 )
 
 import hfprune
@@ -146,47 +144,28 @@ def compiled(cell: Cell) -> Row:
         return compared(cell, logits_of(torch.compile(cell.model)(**cell.batch)))
 
 
-def quantized_by(make_config: Callable[[], Any]) -> Engine:
-    """A quantiser that transformers calls as it loads the checkpoint."""
-
-    def run(cell: Cell) -> Row:
-        model = cell.loader.from_pretrained(cell.folder, quantization_config=make_config())
-        with torch.no_grad():
-            return compared(cell, logits_of(model.eval()(**cell.batch)))
-
-    return run
-
-
-def int8_weights() -> TorchAoConfig:
-    """torchao: int8 weights."""
-    from torchao.quantization import Int8WeightOnlyConfig
-
-    return TorchAoConfig(Int8WeightOnlyConfig())
-
-
-def int8_dynamic() -> TorchAoConfig:
-    """torchao: int8 weights and activations."""
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig
-
-    return TorchAoConfig(Int8DynamicActivationInt8WeightConfig())
-
-
 def exported_to(target: str, quantize: str | None = None) -> Engine:
     """The target of `hfprune export` of that name."""
+    return lambda cell: proved(cell, lambda output: hfprune.export(cell.folder, target, output, quantize=quantize))
 
-    def run(cell: Cell) -> Row:
-        with tempfile.TemporaryDirectory() as place:
-            exported = hfprune.export(cell.folder, target, Path(place) / "exported", quantize=quantize)
-        row: Row = {
-            "outcome": "runs",
-            "largest": float(f"{max(each.relative for each in exported.differences):.1e}"),
-            "megabytes": round(exported.size_bytes / 1e6, 1),
-        }
-        if cell.kind == "decoder":
-            row["agreement"] = round(min(each.agreement for each in exported.differences), 3)
-        return row
 
-    return run
+def quantized_by(method: str) -> Engine:
+    """The method of `hfprune quantize` of that name."""
+    return lambda cell: proved(cell, lambda output: hfprune.quantize(cell.folder, output, method=method))
+
+
+def proved(cell: Cell, make: Callable[[Path], hfprune.Export]) -> Row:
+    """Write what an engine loads, and say how far it was from PyTorch when hfprune compared it."""
+    with tempfile.TemporaryDirectory() as place:
+        exported = make(Path(place) / "made")
+    row: Row = {
+        "outcome": "runs",
+        "largest": float(f"{max(each.relative for each in exported.differences):.1e}"),
+        "megabytes": round(exported.size_bytes / 1e6, 1),
+    }
+    if cell.kind == "decoder":
+        row["agreement"] = round(min(each.agreement for each in exported.differences), 3)
+    return row
 
 
 def vllm(cell: Cell) -> Row:
@@ -226,10 +205,10 @@ ENGINES: dict[str, Engine] = {
     "gguf q8_0": exported_to("gguf", "q8_0"),
     "gguf q4_0": exported_to("gguf", "q4_0"),
     "vllm": vllm,
-    "torchao int8 weights": quantized_by(int8_weights),
-    "torchao int8": quantized_by(int8_dynamic),
-    "bitsandbytes 8 bits": quantized_by(lambda: BitsAndBytesConfig(load_in_8bit=True)),
-    "bitsandbytes 4 bits": quantized_by(lambda: BitsAndBytesConfig(load_in_4bit=True)),
+    "torchao int8 weights": quantized_by("int8-weights"),
+    "torchao int8": quantized_by("int8"),
+    "bitsandbytes 8 bits": quantized_by("bitsandbytes-8bit"),
+    "bitsandbytes 4 bits": quantized_by("bitsandbytes-4bit"),
 }
 
 

@@ -1,4 +1,4 @@
-"""A budget in milliseconds against a budget of MACs, and widths in multiples: accuracy and measured latency.
+"""A budget in milliseconds against a budget of MACs: accuracy and measured latency.
 
     python benchmarks/latency_budget.py [--settings 1x32 1x64 32x64] [--speedups 1.5 2 3] [--threads 1]
     python benchmarks/latency_budget.py --quick
@@ -12,10 +12,10 @@ same goal, and the table of results has what came of it: all models of one setti
 one. `realised` is the measured speed-up over the predicted one. `gone` is how many of the 12 sublayers were removed
 whole; `macs` keeps a unit of each, as is the default, and `macs, blocks` may remove them.
 
-The second table has plans by MACs with neurons in multiples of 1, 8, 16 and 32, which are timed in the same way.
+Widths in multiples are compared by benchmarks/kernel_widths.py.
 
 Rows go to runs/latency_budget.json when a setting is done; what is there is not measured again (delete the file to
-start over). Prints both tables. CPU, float32; the machine should do nothing else.
+start over). Prints the table. CPU, float32; the machine should do nothing else.
 """
 
 import argparse
@@ -45,7 +45,6 @@ BUDGETS = (
     ("latency", "latency", "global", 0),
     ("latency, knapsack", "latency", "knapsack", 0),
 )
-MULTIPLES = (1, 8, 16, 32)
 #: Steps of the bisection over sparsities: a thousandth of the MACs.
 STEPS = 10
 
@@ -133,20 +132,7 @@ def plans_by_budget(
             if chosen is None:
                 print(f"{name}: no plan is {speedup:g} times as fast, by the table")
                 continue
-            found.append(Planned({"table": "budgets", "method": name, "goal": f"{speedup:g} ×"}, chosen))
-    return found
-
-
-def plans_by_multiple(
-    dense: DenseTask, scores: Scores, setting: Setting, kept: Sequence[int], seed: int
-) -> list[Planned]:
-    """Plans by MACs with neurons in multiples."""
-    found = []
-    for share in kept:
-        for multiple in MULTIPLES:
-            config = config_of(setting, seed, round_to=multiple)
-            chosen = plan(dense.model, scores, config, sparsity=1 - share / 100)
-            found.append(Planned({"table": "multiples", "method": str(multiple), "goal": f"{share} % of MACs"}, chosen))
+            found.append(Planned({"method": name, "goal": f"{speedup:g} ×"}, chosen))
     return found
 
 
@@ -193,7 +179,7 @@ def measured(
 
 
 def report(rows: Sequence[Row]) -> None:
-    """Print both tables."""
+    """Print the table."""
     columns = {
         "macs_kept": "MACs kept, %",
         "gone": "gone",
@@ -205,15 +191,11 @@ def report(rows: Sequence[Row]) -> None:
         "speedup": "measured ×",
         "realised": "realised",
     }
-    titles = {"budgets": "budget", "multiples": "round_to"}
-    for table, title in titles.items():
-        print(f"\n| batch × tokens | goal | {title} | " + " | ".join(columns.values()) + " |")
-        print("|---|---|---|" + "---:|" * len(columns))
-        for row in rows:
-            if row["table"] != table:
-                continue
-            shown = [f"{row[name]:.1f}" if name in ("accuracy", "kl") else str(row[name]) for name in columns]
-            print("| " + " | ".join([row["setting"], row["goal"], row["method"], *shown]) + " |")
+    print("\n| batch × tokens | goal | budget | " + " | ".join(columns.values()) + " |")
+    print("|---|---|---|" + "---:|" * len(columns))
+    for row in rows:
+        shown = [f"{row[name]:.1f}" if name in ("accuracy", "kl") else str(row[name]) for name in columns]
+        print("| " + " | ".join([row["setting"], row["goal"], row["method"], *shown]) + " |")
     for setting in dict.fromkeys(row["setting"] for row in rows):
         first = next(row for row in rows if row["setting"] == setting)
         print(f"\n{setting}: dense {first['dense_ms']:.1f} ms, {first['dense_accuracy']:.1f} %")
@@ -224,12 +206,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", nargs="+", default=["1x32", "1x64", "32x64"], help="batch x tokens")
     parser.add_argument("--speedups", nargs="+", type=float, default=[1.5, 2.0, 3.0])
-    parser.add_argument("--kept", nargs="+", type=int, default=[70, 50, 30], help="per cent of MACs, of the multiples")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=int, default=50, help="timed passes of each model, and of each width")
     parser.add_argument("--seed", type=int, default=0, help="of the calibration samples")
     parser.add_argument("--output", type=Path, default=Path("runs/latency_budget.json"))
-    parser.add_argument("--quick", action="store_true", help="two settings, two speed-ups, 50 %%, 10 passes")
+    parser.add_argument("--quick", action="store_true", help="two settings, two speed-ups, 10 passes")
     parser.add_argument("--show", action="store_true", help="report the rows there are")
     args = parser.parse_args()
     logging.disable_progress_bar()
@@ -240,7 +221,7 @@ def main() -> None:
         report(rows)
         return
     if args.quick:
-        args.settings, args.speedups, args.kept, args.runs = ["1x32", "32x64"], [1.5, 2.0], [50], 10
+        args.settings, args.speedups, args.runs = ["1x32", "32x64"], [1.5, 2.0], 10
     resolve_model("minilm-l6")  # fails at once, with what to do, where it is not installed
     dense = dense_task("trec", Path("runs/dense"))
     for text in args.settings:
@@ -261,7 +242,6 @@ def main() -> None:
         batches = batches_for(dense.model, dense.train, config, collator=dense.task.collator)
         scores = score(dense.model, batches, scorer=config.scorer, seed=args.seed)
         planned = plans_by_budget(dense, scores, table, setting, args.speedups, args.seed)
-        planned += plans_by_multiple(dense, scores, setting, args.kept, args.seed)
         rows += measured(dense, planned, table, setting, args.runs, args.seed)
         write(args.output, rows)
     report(rows)
