@@ -16,6 +16,7 @@ from hfprune.deployment import Tolerance, get_method, known_methods, register_me
 from hfprune.deployment.folders import EXPORT_FILE
 from hfprune.errors import CheckpointError, ExportError, MissingDependencyError, StructureError
 from hfprune.planning import PruningPlan
+from hfprune.publishing.card import is_unedited
 from hfprune.publishing.quantized import plain_shapes, setting_problems_of
 from hfprune.publishing.verification import verify
 from hfprune.structure import find_blocks
@@ -87,6 +88,22 @@ class TestWhatIsWritten:
         assert report["versions"][report["target"]]
         assert (result.text is not None) == (model_type == "llama")
         assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+        self.check_what_is_said(result, again)
+
+    @staticmethod
+    def check_what_is_said(result, model):
+        """The record and the card have the method and the comparison, as long as the weights are those."""
+        said = model.pruning_record.quantization
+        assert said["quantization"] == result.quantization
+        assert said["versions"] == result.versions
+        assert said["differences"][0]["typical"] == pytest.approx(result.differences[0].typical)
+        assert f"weights quantised: {result.quantization}, by {result.target}" in str(model.pruning_record)
+        card = (result.path / "README.md").read_text()
+        assert f"| {result.quantization} | {result.size_bytes / 1e6:.1f} MB |" in card
+        assert "## Quantisation" in card
+        assert is_unedited(result.path)
+        others = replace(model.pruning_record, files={"model.safetensors": "0" * 64})
+        assert "quantization" not in json.loads(others.to_json())
 
     def test_weights_are_a_quarter_of_the_size(self, tmp_path):
         need("int8")

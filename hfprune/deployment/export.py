@@ -275,6 +275,8 @@ def export_to(
             seconds=round(time.perf_counter() - began, 1),
         )
         (draft / EXPORT_FILE).write_text(result.to_json(), encoding="utf-8")
+        if target.conclude is not None:
+            target.conclude(draft, result)
         put(draft, place, overwrite=overwrite)
     return result if listing is None else _listed(result, listing)
 

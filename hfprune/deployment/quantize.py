@@ -18,6 +18,8 @@ from hfprune.deployment.results import Export
 from hfprune.deployment.rows import Collator
 from hfprune.deployment.targets import OpenOptions, Runner, Target, WriteOptions, check_installed
 from hfprune.publishing.checkpoint import write_files
+from hfprune.publishing.contents import RECORD_FILE
+from hfprune.publishing.listing import state_quantization, weights_of
 from hfprune.publishing.saveable import check_draft, check_saveable
 from hfprune.publishing.verification import remember_checked
 from hfprune.structure.arguments import FLAG, PATH, TEXT, checked, optional, whole
@@ -132,6 +134,7 @@ def target_of(method: Method, *, name: str) -> Target:
         tolerance={None: method.tolerance, method.name: method.tolerance},
         write=partial(_write, method, name),
         open=_open,
+        conclude=partial(_state, name),
         refusal=method.refusal,
         done=f"quantised by {method.name}",
     )
@@ -157,6 +160,12 @@ def _write(method: Method, name: str, model: PreTrainedModel, folder: Path, opti
     check_draft(folder, folder, quantized)
     # its outputs for the probe were computed here a moment ago
     remember_checked(folder)
+
+
+def _state(name: str, folder: Path, result: Export) -> None:
+    """Write into the record and the card of the checkpoint what the comparison gave."""
+    if (folder / RECORD_FILE).is_file():
+        state_quantization(folder, result.entry(weights_of(folder)), location=name)
 
 
 def _open(folder: Path, options: OpenOptions) -> Runner:

@@ -122,6 +122,8 @@ class Target:
         rounded: Gives a copy of a model with the weights that a quantised file holds. Outputs of the file are compared
             with the copy's too, which they are nearer to; None where nobody knows these weights.
         rounded_tolerance: How far they may be from the copy's.
+        conclude: Called with the folder and the `Export` that is returned, if the file is good, before the folder takes
+            its place. None: nothing is left to do.
         done: What is done to a model, for messages; by default `exported to` its name.
     """
 
@@ -137,6 +139,7 @@ class Target:
     refusal: Callable[[PreTrainedModel], str | None] = _no_reason
     rounded: Callable[[PreTrainedModel, str], PreTrainedModel] | None = None
     rounded_tolerance: Tolerance = Tolerance()
+    conclude: Callable[[Path, Any], None] | None = None
     done: str = ""
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 import html
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -30,7 +30,7 @@ from transformers.models.auto.modeling_auto import (
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.charts import KEPT_UNITS, draw_pictures, pictures_of
 from hfprune.publishing.contents import PLAN_FILE, RECORD_FILE
-from hfprune.publishing.exports import export_rows, exports_of_weights
+from hfprune.publishing.exports import export_rows, exports_of_weights, quantization_of_weights
 from hfprune.publishing.record import PruningRecord
 from hfprune.showing.picture import can_draw
 from hfprune.showing.units import plural_of
@@ -193,10 +193,17 @@ def draw_card(
         published=_PUBLISHED[stage],
         rows=comparison_rows(record, stage),
         exports=export_rows(exports_of_weights(record.exports, record.files)),
+        quantization=_quantization_rows(record),
         pictures=picture_names,
         pictures_path=pictures,
         versions=", ".join(f"{package} {version}" for package, version in record.versions.items()),
     )
+
+
+def _quantization_rows(record: PruningRecord) -> Sequence[tuple[str, ...]]:
+    """How the weights were quantised, as the one row of a table; none if they were not."""
+    quantization = quantization_of_weights(record.quantization, record.files)
+    return export_rows({quantization["quantization"]: quantization}) if quantization else []
 
 
 def title_of(record: PruningRecord, location: str) -> str:

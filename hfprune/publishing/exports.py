@@ -1,4 +1,4 @@
-"""Exports in the record of a checkpoint: which weights they were made of, and how they are shown."""
+"""Exports and quantisation in the record of a checkpoint: of which weights they are, and how they are shown."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -39,6 +39,21 @@ def exports_of_weights(exports: Mapping[str, ExportEntry], files: Mapping[str, s
     """
     present = weights_digest(files)
     return {name: entry for name, entry in exports.items() if entry["weights"] == present}
+
+
+def quantization_of_weights(quantization: ExportEntry, files: Mapping[str, str]) -> ExportEntry:
+    """How the weights in a folder were quantised: other weights may not be quantised at all.
+
+    Args:
+        quantization: That of a record; empty if there is none.
+        files: The SHA-256 of every file in the folder.
+
+    Returns:
+        The same, or empty.
+    """
+    if quantization and quantization["weights"] == weights_digest(files):
+        return quantization
+    return {}
 
 
 def name_of_export(target: str, quantization: str | None) -> str:

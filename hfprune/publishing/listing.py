@@ -1,4 +1,4 @@
-"""List an export in a checkpoint: in its record, and in its card, in one step."""
+"""List in a checkpoint, in its record and its card, what was exported from it, or how it was quantised."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -78,3 +78,17 @@ def list_export(folder: Path, entry: ExportEntry) -> Sequence[str]:
         # no file that is read when the model is loaded has changed
         remember_checked(place)
     return tuple(listed)
+
+
+def state_quantization(folder: Path, entry: ExportEntry, *, location: str) -> None:
+    """Write into a new checkpoint, before it takes its place, how its weights were quantised.
+
+    Args:
+        folder: The folder of the checkpoint.
+        entry: The comparison with the model before, as the schema of records has it for an export.
+        location: The folder or repository that the card's code loads the model from.
+    """
+    record = PruningRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    record = replace(record, quantization=dict(entry))
+    write_whole(folder / RECORD_FILE, record.to_json().encode())
+    write_whole(folder / CARD_FILE, card_of(folder, location=location).encode())

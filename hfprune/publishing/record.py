@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from hfprune.measuring.size import Size, dense_size, size_of
 from hfprune.planning.plan import PruningPlan
-from hfprune.publishing.exports import exports_of_weights
+from hfprune.publishing.exports import exports_of_weights, quantization_of_weights
 from hfprune.publishing.provenance import public_name, revision_of, versions
 from hfprune.showing.tables import Table, data_frame
 from hfprune.structure.anatomy import Anatomy
@@ -65,6 +65,9 @@ class PruningRecord:
         exports: Files for other runtimes that `hfprune.export(..., record=True)` made of the saved weights, and how
             far their outputs are from PyTorch's, by target and quantisation. `to_json` leaves those of other weights
             than in `files` out.
+        quantization: How `hfprune.quantize` made the saved weights, and how far the outputs are from those of the model
+            before, in the fields of an export; empty if they are not quantised. `to_json` leaves it out if it is of
+            other weights than in `files`.
         datasets: Names of the data sets used.
         recovery: The hyper-parameters of recovery that were set, and its steps and seconds.
         command: The command that repeats the run.
@@ -104,6 +107,7 @@ class PruningRecord:
     latencies: dict[str, dict[str, Any]] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     exports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    quantization: dict[str, Any] = field(default_factory=dict)
     datasets: list[str] = field(default_factory=list)
     recovery: dict[str, Any] = field(default_factory=dict)
     command: str = ""
@@ -164,6 +168,9 @@ class PruningRecord:
             after = pruned_latency["median_ms"]
             facts.append(("median latency", f"{before:.1f} ms → {after:.1f} ms ({before / after:.2f}× faster)"))
             facts += _predicted_facts(dense_latency, pruned_latency)
+        if self.quantization:
+            method, package = self.quantization["quantization"], self.quantization["target"]
+            facts.append(("weights quantised", f"{method}, by {package}"))
         facts.append(("digest of the plan", self.plan_digest[:12]))
         return facts
 
@@ -223,8 +230,9 @@ class PruningRecord:
         """
         data = _plain({"format_version": FORMAT_VERSION, **asdict(self)})
         data["exports"] = exports_of_weights(data["exports"], self.files)
+        data["quantization"] = quantization_of_weights(data["quantization"], self.files)
         # these fields are younger than the format: records without them keep the text and digest that they had
-        for name in ("vocabulary", "exports"):
+        for name in ("vocabulary", "exports", "quantization"):
             if not data[name]:
                 del data[name]
         _validate(data)
