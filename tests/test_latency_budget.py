@@ -816,6 +816,8 @@ class TestCommands:
 
     def test_mistakes(self, home, tmp_path):
         assert "backend must be one of eager" in cli("latency-table", home / "dense", "--backend", "fast").stderr
+        if not torch.cuda.is_available():
+            assert "PyTorch sees no GPU here" in cli("latency-table", home / "dense", "--device", "cuda").stderr
         assert "got the folder" in cli("latency-table", home / "dense", "--output", tmp_path).stderr
         assert "no file" in pruned(home, "--latency-table", tmp_path / "none.json").stderr
         assert "needs latency_table" in pruned(home, "--budget", "latency").stderr

@@ -17,6 +17,13 @@ class DtypeChoice(StrEnum):
     float16 = "float16"
 
 
+class DeviceChoice(StrEnum):
+    """Where a model may be timed."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 def latency_table(
     model: ModelName,
     backend: Annotated[str, typer.Option(help="How the model is run: eager, compile, onnx or openvino.")] = "eager",
@@ -25,6 +32,7 @@ def latency_table(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of PyTorch; by default as many as it takes.")
     ] = None,
+    device: Annotated[DeviceChoice, typer.Option(help="Where PyTorch runs the model.")] = DeviceChoice.cpu,
     dtype: Annotated[DtypeChoice | None, typer.Option(help="Type of the weights; by default as in the file.")] = None,
     attention_unit: Annotated[
         UnitChoice, typer.Option(help="Where key/value heads are shared: group, or query, as the model will be pruned.")
@@ -54,6 +62,7 @@ def latency_table(
             batch_size=batch,
             sequence_length=length,
             threads=threads,
+            device=device.value,
             dtype=None if dtype is None else dtype.value,
             attention_unit=attention_unit.value,
             runs=runs,

@@ -23,6 +23,7 @@ class TableRequest:
         batch_size: Sequences in a batch.
         sequence_length: Tokens in a sequence.
         threads: Threads of PyTorch; None: as many as it takes.
+        device: Where PyTorch runs the model, `cpu` or `cuda`.
         dtype: The name of the type of the weights; None: the model's own.
         attention_unit: What one unit of attention is.
         runs: Timed passes for every width.
@@ -34,6 +35,7 @@ class TableRequest:
     batch_size: int
     sequence_length: int
     threads: int | None
+    device: str
     dtype: str | None
     attention_unit: AttentionUnit
     runs: int
@@ -52,15 +54,17 @@ def latency_table_of(request: TableRequest) -> LatencyTable:
     Raises:
         PlanMismatchError: The model was pruned already.
         UnsupportedArchitectureError: The model cannot be pruned.
-        ValueError: The backend is unknown, or the sequence too long.
+        ValueError: The backend is unknown, PyTorch sees no GPU here, or the sequence is too long.
     """
     # before the model is loaded
     get_backend(request.backend)
+    if request.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch sees no GPU here. Leave it out to time the model on the CPU.")
     dtype: torch.dtype | None = None
     if request.dtype is not None:
         dtype = getattr(torch, request.dtype)
     return measure_latency_table(
-        load_model(request.model),
+        load_model(request.model).to(request.device),
         batch_size=request.batch_size,
         sequence_length=request.sequence_length,
         threads=request.threads,
