@@ -8,7 +8,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesse
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup data demo test test-all lowest loader-versions docs notebooks contract lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery benchmark-memory benchmark-language-models model-cards suite-packages suite-transformers suite-examples suite-peft suite-lm-eval suite-mteb clean
+.PHONY: help setup data demo test test-all lowest loader-versions docs notebooks contract lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery benchmark-memory benchmark-language-models model-cards suite-packages suite-transformers suite-examples suite-peft suite-lm-eval suite-mteb suite-trainers clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -125,6 +125,9 @@ suite-lm-eval: suite-packages ## tasks of lm-eval, on pruned models and local da
 	$(RUN_SUITE)
 
 suite-mteb: suite-packages ## tasks of mteb, on pruned models and its own small data
+	$(RUN_SUITE)
+
+suite-trainers: suite-packages ## trl, setfit and CrossEncoder train and run pruned models
 	$(RUN_SUITE)
 
 clean: ## remove the environment and everything that runs wrote

@@ -74,6 +74,16 @@ sentence-transformers.
 `make suite-mteb` needs no source.""",
     ),
 }
+#: Tests of our own, so without a table.
+TRAINERS = """
+## trl, setfit and sentence-transformers
+
+These have no suite that a plugin could give other models. So hfprune has tests of its own, which do with the folder of a
+pruned checkpoint what the users of these libraries do: supervised training and GRPO with trl, SetFit, pairs of texts in
+a `CrossEncoder`, and a decoder with layers on the disk. What they save must be pruned as it was.
+
+`make suite-trainers` needs no source.
+"""
 COUNTS = ("passed", "dense too", "explained", "unexplained", "skipped")
 
 
@@ -102,7 +112,7 @@ def foreign_suites() -> str:
         own = [run for run in runs if run["suite"] == suite]
         if own:
             lines += ["", f"## {title}", "", text, "", *_table(own), *_reasons(own)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + TRAINERS
 
 
 def _row(name: str, counts: dict[str, int]) -> str:
