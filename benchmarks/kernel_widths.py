@@ -1,6 +1,6 @@
 """Widths in multiples of 1, 8, 16 and 32: accuracy and time at equal multiply-adds, to choose the default.
 
-    python benchmarks/kernel_widths.py [--kept 70 50 30] [--backends eager onnx] [--threads 1]
+    python benchmarks/kernel_widths.py [--kept 70 50 30] [--backends eager onnx eager:bfloat16] [--threads 1]
     python benchmarks/kernel_widths.py --quick
     python benchmarks/kernel_widths.py --show
 
@@ -8,10 +8,12 @@ MiniLM-L6, fine-tuned on TREC (kept in runs/dense). From one scoring pass a draw
 pruned in one shot with repair, with neurons in multiples of each number. All models are timed in turn, pass by pass,
 beside the dense one: 64 tokens, batches of 1 and of 32. Accuracy and KL (divergence from the dense model, thousandths
 of a nat) are means over the draws; times are those of the first draw's models. Each draw and backend goes to
-runs/kernel_widths.json when it is done, and is not measured again. CPU, float32; the machine should do nothing else.
+runs/kernel_widths.json when it is done, and is not measured again. CPU; float32, but for the times of a backend that
+names another type; the machine should do nothing else.
 """
 
 import argparse
+import copy
 import json
 import statistics
 from collections.abc import Sequence
@@ -66,16 +68,20 @@ def pruned(dense: DenseTask, kept: Sequence[int], seed: int) -> dict[tuple[int, 
 def timed(
     dense: PreTrainedModel, models: dict[tuple[int, int], PreTrainedModel], backend: str, threads: int, runs: int
 ) -> list[Row]:
-    """The median of every model, and of the dense one."""
+    """The median of every model, and of the dense one, in a backend such as `eager` or `eager:bfloat16`."""
     rows = []
+    name, _, dtype = backend.partition(":")
+    timed_models = [dense, *models.values()]
+    if dtype:
+        timed_models = [copy.deepcopy(model).to(getattr(torch, dtype)) for model in timed_models]
     for batch_size in BATCHES:
         latencies = measure_latencies(
-            [dense, *models.values()],
+            timed_models,
             batch_size=batch_size,
             sequence_length=TOKENS,
             threads=threads,
             runs=runs if batch_size == 1 else max(runs // 3, 3),
-            backend=backend,
+            backend=name,
         )
         for (share, multiple), latency in zip(((100, 0), *models), latencies, strict=True):
             row = {"backend": backend, "batch": batch_size, "threads": threads, "kept": share, "multiple": multiple}
@@ -134,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kept", nargs="+", type=int, default=[70, 50, 30], help="per cent of the MACs")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="draws of calibration samples")
-    parser.add_argument("--backends", nargs="*", default=["eager"], help="such as eager onnx openvino")
+    parser.add_argument("--backends", nargs="*", default=["eager"], help="such as eager onnx eager:bfloat16")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=int, default=60, help="timed passes of each model; a third at batch 32")
     parser.add_argument("--output", type=Path, default=Path("runs/kernel_widths.json"))
