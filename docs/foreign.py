@@ -78,9 +78,9 @@ sentence-transformers.
 TRAINERS = """
 ## trl, setfit and sentence-transformers
 
-These have no suite that a plugin could give other models. So hfprune has tests of its own, which do with the folder of a
-pruned checkpoint what the users of these libraries do: supervised training and GRPO with trl, SetFit, pairs of texts in
-a `CrossEncoder`, and a decoder with layers on the disk. What they save must be pruned as it was.
+These have no suite that a plugin could give other models. So hfprune has tests of its own, which do with the folder of
+a pruned checkpoint what the users of these libraries do: supervised training and GRPO with trl, SetFit, pairs of texts
+in a `CrossEncoder`, and a decoder with layers on the disk. What they save must be pruned as it was.
 
 `make suite-trainers` needs no source.
 """

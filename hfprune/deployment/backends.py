@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hfprune.deployment.by_transformers import opening_of_onnx, opening_of_openvino, quiet
+from hfprune.deployment.by_transformers import opening_of_onnx, opening_of_openvino
+from hfprune.deployment.quiet import quiet
 from hfprune.deployment.targets import check_installed, get_target
 from hfprune.measuring.backends import Run, register_backend
 from hfprune.structure.batches import Batch

@@ -5,12 +5,8 @@ becomes one graph that also takes and gives the key/value cache. With an empty c
 with a filled one it reads the next token (decode); one graph for both needs half of the bytes of two.
 """
 
-import contextlib
-import io
 import json
-import logging
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +16,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_unflatten, treespec_loads
 from transformers import PreTrainedModel
 
+from hfprune.deployment.decoders_of_executorch import DECODER_FILE, DecoderRunner, write_decoder
 from hfprune.deployment.examples import padded, positions_of, takes_texts, texts_of
 from hfprune.deployment.proof import logits_of
+from hfprune.deployment.quiet import quiet
 from hfprune.deployment.targets import (
     OpenOptions,
     Runner,
@@ -211,24 +209,6 @@ class _WithCache:
         return tree_unflatten(leaves, self._spec)
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence what exporters print, log and warn about, inside the `with`; errors come through.
-
-    Yields:
-        Nothing.
-    """
-    # several loggers have names that are not those of their modules, so all are silenced
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
 def _refusal(model: PreTrainedModel) -> str | None:
     """Why a model cannot be exported by transformers' exporters here."""
     if model.config.is_encoder_decoder:
@@ -256,11 +236,6 @@ def _has_window(model: PreTrainedModel) -> bool:
 
 def _refusal_of_executorch(model: PreTrainedModel) -> str | None:
     """Why a model cannot be exported to ExecuTorch here."""
-    if predicts_next_token(model):
-        return (
-            f"{type(model).__name__} writes texts, and hfprune has not tried a cache in ExecuTorch. Take onnx, "
-            "openvino or torch"
-        )
     if not takes_texts(model):
         return f"{type(model).__name__} takes {model.main_input_name}; only models of texts were tried in ExecuTorch"
     return _refusal(model)
@@ -393,10 +368,16 @@ def _open_openvino(folder: Path, options: OpenOptions) -> Runner:
 
 
 def _write_executorch(model: PreTrainedModel, folder: Path, options: WriteOptions) -> None:
-    _write(_EXECUTORCH, model, folder, options)
+    if predicts_next_token(model):
+        write_decoder(model, folder)
+    else:
+        _write(_EXECUTORCH, model, folder, options)
 
 
 def _open_executorch(folder: Path, options: OpenOptions) -> Runner:
+    if (folder / DECODER_FILE).is_file():
+        _opening_of_executorch(options.threads)
+        return DecoderRunner(folder)
     return _open(_EXECUTORCH, folder, options)
 
 

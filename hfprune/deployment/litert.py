@@ -4,12 +4,8 @@ Its converter makes graphs of one size only. So the file has a graph for short a
 their weights; each takes one text, padded to its length.
 """
 
-import contextlib
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +14,7 @@ from transformers import PreTrainedModel
 
 from hfprune.deployment.examples import takes_texts
 from hfprune.deployment.proof import values_in
+from hfprune.deployment.quiet import quiet
 from hfprune.deployment.targets import OpenOptions, Runner, Target, Tolerance, WriteOptions, register_target
 from hfprune.errors import ExportError
 from hfprune.structure.examples import longest_sequence
@@ -59,7 +56,7 @@ def _write(model: PreTrainedModel, folder: Path, options: WriteOptions) -> None:
     has_types = "token_type_ids" in options.batch
     graph = _Graph(model, has_types=has_types).eval()
     lengths = _lengths_for(model)
-    with _quiet():
+    with quiet(errors_too=True):
         converter = litert_torch
         for length in lengths:
             example = _example(length, has_types=has_types)
@@ -123,7 +120,7 @@ class _Runner:
         self._lengths: Sequence[int] = said["lengths"]
         self._padding: int = said["padding"]
         self._has_tokens: bool = said["has_tokens"]
-        with _quiet():
+        with quiet(errors_too=True):
             interpreter = Interpreter(str(folder / MODEL_FILE), num_threads=threads)
             self._graphs = {length: interpreter.get_signature_runner(_name_of(length)) for length in self._lengths}
             self._names = set(interpreter.get_signature_list()[_name_of(self._lengths[0])]["inputs"])
@@ -154,23 +151,6 @@ class _Runner:
         # a copy: the runtime writes the outputs of the next call into the same memory
         output = torch.from_numpy(values.copy()).float()
         return output[:, :tokens] if self._has_tokens else output
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what the converter prints, logs and warns about, inside the `with`; errors come through."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _refusal(model: PreTrainedModel) -> str | None:
