@@ -12,7 +12,7 @@ from typing import Any
 from hfprune.measuring.latency_table import LatencyTable
 from hfprune.planning.allocation import get_allocator, known_allocators
 from hfprune.planning.costs import BUDGET_NAMES, LATENCY, get_budget
-from hfprune.planning.kernel_widths import TARGET_NAMES, multiple_for
+from hfprune.planning.kernel_widths import TARGET_NAMES, check_multiple
 from hfprune.structure.arguments import (
     ATTENTION_UNIT,
     FLAG,
@@ -44,7 +44,7 @@ _FIELDS = {
     "calibration_batch_tokens": whole(least=1),
     "calibration_checkpointing": FLAG,
     "min_units": whole(least=0),
-    "round_to": whole(least=1),
+    "round_to": optional(whole(least=1)),
     "target": optional(TEXT),
     "exclude": TEXTS,
     "portable": FLAG,
@@ -54,10 +54,6 @@ _FIELDS = {
 
 class _Default(float):
     """A sparsity that nobody asked for. `PruningConfig` tells by it whether a user gave one beside another goal."""
-
-
-class _OfTarget(int):
-    """A `round_to` that nobody asked for, but `target` set. It goes with the target."""
 
 
 def check_sparsity(value: float) -> None:
@@ -114,10 +110,11 @@ class PruningConfig:
         calibration_checkpointing: Score with less memory and more time, as `score` explains.
         min_units: The fewest heads, key/value groups or neurons that a block keeps. With 0, whole blocks may be
             removed if the architecture can run without them.
-        round_to: Neurons are kept in multiples of this number; 16 or 32 suits most kernels.
+        round_to: Neurons are kept in multiples of this number. None: of what the target takes; without a target of 8,
+            which kernels in half precision want, and in language models of 32, which most quantised files take; of 1
+            in a model so small that 32 such steps are more than its narrowest feed-forward block.
         target: What the result becomes: `gguf-q8_0`, `gguf-q4_0` or `gguf-q4_1`, whose rows are quantised 32 weights
-            at a time, or `bitsandbytes-4bit`, which takes 64. It sets `round_to`, if that is 1; another number must be
-            a multiple of the target's.
+            at a time, or `bitsandbytes-4bit`, which takes 64. A `round_to` must be a multiple of the target's.
         exclude: Shell-style patterns of block names, such as `*.0.attention`: blocks that keep all their units.
         all_blocks: Refuse a model if hfprune cannot cut all attention and feed-forward blocks of its layers. By default
             such blocks are left out, with a warning.
@@ -176,7 +173,10 @@ class PruningConfig:
     min_units: int = field(
         default=1, metadata={"help": "The fewest heads or neurons that a block keeps; 0 lets whole blocks go."}
     )
-    round_to: int = field(default=1, metadata={"help": "Keep neurons in multiples of this."})
+    round_to: int | None = field(
+        default=None,
+        metadata={"help": "Keep neurons in multiples of this; by default 8, in language models 32, or the target's."},
+    )
     target: str | None = field(
         default=None,
         metadata={"help": "What it becomes: sets the multiples of neurons.", "choices": TARGET_NAMES},
@@ -195,8 +195,6 @@ class PruningConfig:
             )
         check_sparsity(self.sparsity)
         get_budget(self.budget)
-        asked_multiple = 1 if isinstance(self.round_to, _OfTarget) else self.round_to
-        object.__setattr__(self, "round_to", asked_multiple)
         for name, expected in _FIELDS.items():
             value = getattr(self, name)
             expected.check(name, value)
@@ -208,8 +206,7 @@ class PruningConfig:
         # a list, as in a config that was read from JSON, so that the two compare equal
         object.__setattr__(self, "exclude", list(self.exclude))
         if self.target is not None:
-            multiple = multiple_for(self.target, self.round_to)
-            object.__setattr__(self, "round_to", multiple if self.round_to == multiple else _OfTarget(multiple))
+            check_multiple(self.target, self.round_to)
         self._read_goal()
         self._check_combinations()
 
@@ -313,7 +310,6 @@ class PruningConfig:
         values = asdict(self.in_budget("macs"))
         values["budget"] = self.budget
         values["sparsity"] = float(self.sparsity)
-        values["round_to"] = int(self.round_to)
         # records say it only where it was asked for, so those of earlier releases stay equal
         for name in ("latency_table", "speedup", "milliseconds"):
             del values[name]

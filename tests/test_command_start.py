@@ -101,7 +101,7 @@ def test_the_target_of_a_pruning(tmp_path, monkeypatch):
     )
     arguments = ["prune", "model", str(tmp_path / "out"), "--data", "trec"]
     assert CliRunner().invoke(app, [*arguments, "--target", "gguf-q8_0"]).exit_code == 0
-    assert (seen[0].target, seen[0].round_to) == ("gguf-q8_0", 32)
+    assert (seen[0].target, seen[0].round_to) == ("gguf-q8_0", None)
     refused = CliRunner().invoke(app, [*arguments, "--target", "gguf-q3"])
     assert refused.exit_code == 1
     assert f"target must be one of {', '.join(TARGET_NAMES)}" in refused.output

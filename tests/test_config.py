@@ -1,10 +1,12 @@
 """PruningConfig says what is wrong and what to do."""
 
-from dataclasses import replace
-
 import pytest
 
+import hfprune
 from hfprune import PruningConfig
+from hfprune.pruning.steps import width_multiple
+from hfprune.structure.anatomy import anatomy_of
+from tests.support.tiny import tiny_batch, tiny_model
 
 
 @pytest.mark.parametrize(
@@ -41,13 +43,32 @@ def test_plain_values():
 
 def test_a_target_says_in_multiples_of_how_many_neurons_are_kept():
     config = PruningConfig(target="gguf-q8_0")
-    assert config.round_to == 32
     assert PruningConfig(**config.to_dict()) == config
+    assert config.round_to is None
     assert PruningConfig(target="gguf-q4_0", round_to=64).round_to == 64
-    assert PruningConfig(target="bitsandbytes-4bit").round_to == 64
-    # the multiple of a target goes with it, and one that was asked for stays
-    assert replace(config, seed=1).round_to == 32
-    assert replace(config, target=None).round_to == 1
-    assert replace(PruningConfig(target="gguf-q4_0", round_to=32), target=None).round_to == 32
-    assert type(config.to_dict()["round_to"]) is int
     assert "target" not in PruningConfig().to_dict()
+
+
+class TestMultiples:
+    """In multiples of how many neurons blocks are kept, where the user does not say it."""
+
+    @pytest.mark.parametrize(
+        ("model_type", "head", "neurons", "fields", "multiple"),
+        [
+            ("bert", "AutoModelForSequenceClassification", 256, {}, 8),
+            ("bert", "AutoModelForSequenceClassification", 255, {}, 1),
+            ("llama", "AutoModelForCausalLM", 1024, {}, 32),
+            ("llama", "AutoModelForCausalLM", 512, {}, 8),
+            ("llama", "AutoModelForCausalLM", 512, {"target": "gguf-q8_0"}, 32),
+            ("bert", "AutoModelForSequenceClassification", 256, {"round_to": 3}, 3),
+        ],
+    )
+    def test_widths(self, model_type, head, neurons, fields, multiple):
+        dense = tiny_model(model_type, head, intermediate_size=neurons)
+        config = PruningConfig(sparsity=0.6, scorer="random", rounds=2, reconstruct=False, **fields)
+        small = hfprune.prune(dense, [tiny_batch(model_type)], config)
+        assert small.pruning_record.config["round_to"] == multiple
+        widths = [kept for name, (kept, _) in small.pruning_plan.counts.items() if "attention" not in name]
+        assert all(width % multiple == 0 for width in widths)
+        # the plan that follows is in multiples of what the dense model's widths ask for
+        assert width_multiple(anatomy_of(small), config) == multiple

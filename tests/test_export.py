@@ -280,8 +280,8 @@ class TestWhatIsRefused:
         assert get_target("torch").refusal(tiny_model("mistral", "AutoModelForCausalLM", sliding_window=None)) is None
         # the refusal needs no package
         register_target(dataclasses.replace(get_target("executorch"), modules=()))
-        with pytest.raises(ExportError, match="writes texts, and hfprune has not tried a cache in ExecuTorch"):
-            hfprune.export(tiny_model("llama", "AutoModelForCausalLM"), "executorch", tmp_path / "out")
+        with pytest.raises(ExportError, match="look at a sliding window"):
+            hfprune.export(tiny_model("gemma3_text", "AutoModelForCausalLM"), "executorch", tmp_path / "out")
 
 
 class TestData:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hfprune
 from hfprune.data.packages import resolve_model
-from hfprune.deployment import OpenOptions, get_target
+from hfprune.deployment import OpenOptions, decoders_of_executorch, get_target
 from hfprune.errors import ExportError
 from tests.support.plans import removed_plan, uneven_plan
 from tests.support.tiny import tiny_model
@@ -85,6 +85,24 @@ def test_every_other_target(target, model_type, head, tmp_path):
     small = hfprune.apply_plan(dense, uneven_plan(dense))
     exported = hfprune.export(small, target, tmp_path / "out", threads=1)
     assert all(difference.relative < 1e-4 for difference in exported.differences)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", [uneven_plan, removed_plan])
+def test_decoders_of_executorch(plan, tmp_path, monkeypatch):
+    pytest.importorskip("executorch")
+    # so that most texts are read in several steps
+    monkeypatch.setattr(decoders_of_executorch, "_AT_ONCE", 7)
+    dense = tiny_model("llama", "AutoModelForCausalLM")
+    small = hfprune.apply_plan(dense, plan(dense))
+    exported = hfprune.export(small, "executorch", tmp_path / "out", threads=1)
+    assert exported.text == hfprune.deployment.Text(tokens=16, equal=16)
+    assert all(difference.relative < 1e-4 for difference in exported.differences)
+    # the model is as it was
+    assert small.generation_config.cache_implementation is None
+    runner = get_target("executorch").open(tmp_path / "out", OpenOptions(threads=1))
+    with pytest.raises(ExportError, match="takes texts of at most 160 tokens, got 161"):
+        runner({"input_ids": torch.ones(1, 161, dtype=torch.long)})
 
 
 @pytest.mark.slow

@@ -91,7 +91,10 @@ Allocation = Annotated[
     str, typer.Option(help="Where to remove: global, knapsack, threshold, uniform, layerwise or random.")
 ]
 MinUnits = Annotated[int, typer.Option(help="The fewest heads or neurons that a block keeps; 0 lets whole blocks go.")]
-RoundTo = Annotated[int, typer.Option(help="Keep neurons in multiples of this.")]
+RoundTo = Annotated[
+    int | None,
+    typer.Option(help="Keep neurons in multiples of this; by default 8, in language models 32, or the target's."),
+]
 Speedup = Annotated[
     float | None, typer.Option(help="With --latency-table: how many times as fast as the dense model, by the table.")
 ]

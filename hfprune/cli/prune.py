@@ -68,7 +68,7 @@ def prune(
     reconstruct: Reconstruct = True,
     samples: Samples = 512,
     min_units: MinUnits = 1,
-    round_to: RoundTo = 1,
+    round_to: RoundTo = None,
     target: Annotated[
         str | None,
         typer.Option(

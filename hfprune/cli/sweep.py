@@ -64,7 +64,7 @@ def sweep(
     reconstruct: Reconstruct = True,
     samples: Samples = 512,
     min_units: MinUnits = 1,
-    round_to: RoundTo = 1,
+    round_to: RoundTo = None,
     latency_batch_size: Annotated[
         int, typer.Option(help="Sequences in a batch, for the latency; with --latency-table as the table was measured.")
     ] = 32,

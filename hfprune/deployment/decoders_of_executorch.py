@@ -49,7 +49,7 @@ def write_decoder(model: PreTrainedModel, folder: Path) -> None:
             input_ids=positions[None],
             cache_position=positions,
             dynamic_shapes={"input_ids": {1: tokens}, "cache_position": {0: tokens}},
-            strict=False,
+            strict=True,
         )
         lowered = to_edge_transform_and_lower(
             program, partitioner=[XnnpackPartitioner()], constant_methods=_constants(model, context, at_once)

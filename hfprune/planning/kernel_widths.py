@@ -1,25 +1,25 @@
 """Widths that what runs a model can use: in multiples of how many neurons, by what it is exported to."""
 
+from collections.abc import Collection
 from types import MappingProxyType
 
 #: By target, the number of weights in a row that are quantised together.
 MULTIPLES = MappingProxyType({"gguf-q8_0": 32, "gguf-q4_0": 32, "gguf-q4_1": 32, "bitsandbytes-4bit": 64})
 #: The targets by name.
 TARGET_NAMES = tuple(MULTIPLES)
+#: Without a target: what kernels for matrices in half precision want, and what quantised files of language models take.
+_OF_DENSE_KERNELS = 8
+_OF_LANGUAGE_MODELS = 32
+#: Blocks have at least as many steps, so that rounding does not decide how much is removed.
+_STEPS = 32
 
 
-def multiple_for(target: str, round_to: int) -> int:
-    """In multiples of how many neurons blocks are kept for a target.
-
-    >>> multiple_for("gguf-q8_0", 1), multiple_for("gguf-q8_0", 64)
-    (32, 64)
+def check_multiple(target: str, round_to: int | None) -> None:
+    """Refuse a multiple that a target cannot use.
 
     Args:
         target: What the model is exported to.
-        round_to: What the user asks for; 1 for nothing in particular.
-
-    Returns:
-        The target's number, or the user's if that is a multiple of it.
+        round_to: What the user asks for; None for nothing.
 
     Raises:
         ValueError: The target is unknown, or the user's number contradicts it.
@@ -27,11 +27,36 @@ def multiple_for(target: str, round_to: int) -> int:
     if target not in MULTIPLES:
         raise ValueError(f"target must be one of {', '.join(MULTIPLES)}, got {target!r}; or leave it out.")
     wanted = MULTIPLES[target]
-    if round_to == 1:
-        return wanted
-    if round_to % wanted:
+    if round_to is not None and round_to % wanted:
         raise ValueError(
             f"target={target!r} keeps neurons in multiples of {wanted}, and round_to={round_to} is none of these. "
             "Leave round_to out, or drop the target."
         )
-    return round_to
+
+
+def multiple_for(target: str | None, widths: Collection[int], *, is_language_model: bool) -> int:
+    """In multiples of how many neurons blocks are kept, if the user does not say it.
+
+    >>> multiple_for("gguf-q8_0", [64], is_language_model=True)
+    32
+    >>> multiple_for(None, [1536, 1536], is_language_model=False)
+    8
+    >>> multiple_for(None, [1536, 768], is_language_model=True)
+    8
+    >>> multiple_for(None, [64], is_language_model=True)
+    1
+
+    Args:
+        target: What the model is exported to; None if that is not known.
+        widths: The number of neurons of every feed-forward block of the dense model.
+        is_language_model: Whether it predicts the next token.
+
+    Returns:
+        The target's number. Without a target 8, in language models 32, if the narrowest block has 32 such steps; or the
+        next smaller of 32, 8 and 1.
+    """
+    if target is not None:
+        return MULTIPLES[target]
+    wanted = [_OF_LANGUAGE_MODELS, _OF_DENSE_KERNELS] if is_language_model else [_OF_DENSE_KERNELS]
+    narrowest = min(widths, default=0)
+    return next((multiple for multiple in wanted if narrowest >= _STEPS * multiple), 1)

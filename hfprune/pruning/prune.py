@@ -24,6 +24,7 @@ from hfprune.pruning.steps import (
     plan_units,
     refuse_goal_beside_patterns,
     sparsity_of,
+    width_multiple,
     zero_scores,
 )
 from hfprune.pruning.timed import measured_and_predicted
@@ -133,6 +134,8 @@ def prune(
     model = unwrapped(model)
     _check_before_reading(model, config)
     dense = anatomy_of(model, config.attention_unit)
+    # the record says what was chosen where nobody asked
+    config = replace(config, round_to=width_multiple(dense, config))
     # training makes a round expensive, so there are fewer rounds
     keeps = TRAINED_ROUND_KEEPS if recover else ROUND_KEEPS
     steps = _checked_steps(dense, config, sparsity, keeps=keeps)

@@ -13,6 +13,7 @@ from hfprune.measuring.table_checks import check_table
 from hfprune.planning import PruningPlan, TradeOff, allocate, trade_off_curve
 from hfprune.planning.candidates import candidates_of, units_by_pattern
 from hfprune.planning.costs import LATENCY, block_cost
+from hfprune.planning.kernel_widths import multiple_for
 from hfprune.planning.plan import check_match
 from hfprune.publishing.record import origin_of
 from hfprune.scoring import Scores
@@ -21,6 +22,7 @@ from hfprune.structure.architectures import base_model_type
 from hfprune.structure.arguments import checked, instance
 from hfprune.structure.blocks import check_attention_unit
 from hfprune.structure.devices import refuse_quantized
+from hfprune.structure.predictions import predicts_next_token
 from hfprune.structure.running import outside_inference_mode
 from hfprune.structure.sharing import alone_with
 from hfprune.structure.stock import stock_config
@@ -204,7 +206,7 @@ def _plan(
         model_type=anatomy.model_type,
         allocation=config.allocation,
         min_units=config.min_units,
-        round_to=config.round_to,
+        round_to=width_multiple(anatomy, config),
         exclude=config.exclude,
         stock_widths=config.portable,
         at_most=at_most,
@@ -347,7 +349,7 @@ def trade_off(model: ModelOrAnatomy, scores: Scores, config: PruningConfig | Non
         budget=config.budget,
         sequence_length=config.sequence_length,
         min_units=config.min_units,
-        round_to=config.round_to,
+        round_to=width_multiple(anatomy, config),
         exclude=config.exclude,
         latency_table=config.table,
     )
@@ -360,6 +362,23 @@ def sparsity_of(model: ModelOrAnatomy, config: PruningConfig) -> float:
     anatomy = anatomy_of(model, config.attention_unit)
     dense = _dense_cost(anatomy, config)
     return 1 - cost_of_units(anatomy, config, anatomy.units) / dense
+
+
+def width_multiple(anatomy: Anatomy, config: PruningConfig) -> int:
+    """In multiples of how many neurons blocks of a model are kept.
+
+    Args:
+        anatomy: The anatomy of the model.
+        config: For `round_to`, which counts if it is given, and `target`.
+
+    Returns:
+        The number. It is the same before and after a pruning, as it follows from the widths of the dense model.
+    """
+    if config.round_to is not None:
+        return config.round_to
+    dense_units = anatomy.dense_units
+    widths = [dense_units[block.name] for block in anatomy.blocks if block.unit == "neuron"]
+    return multiple_for(config.target, widths, is_language_model=predicts_next_token(anatomy.model))
 
 
 def cost_of_units(anatomy: Anatomy, config: PruningConfig, units: Mapping[str, int]) -> int:

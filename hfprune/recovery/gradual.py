@@ -19,7 +19,7 @@ from hfprune.distributed import add_over_processes, from_main_process, is_main_p
 from hfprune.measuring.size import measure_size
 from hfprune.planning import PruningPlan
 from hfprune.planning.schedule import sparsity_at
-from hfprune.pruning.steps import apply_plan, check_target, cost_of_units, plan
+from hfprune.pruning.steps import apply_plan, check_target, cost_of_units, plan, width_multiple
 from hfprune.publishing.record import record_of
 from hfprune.scoring import Scores
 from hfprune.structure.anatomy import Anatomy, anatomy_of
@@ -371,6 +371,7 @@ class GradualPruning(TrainerCallback):
             chosen = replace(chosen, predicted=self.config.table.predict(chosen.units_after))
         small = apply_plan(anatomy, chosen)
         asked = self.config.to_dict()
+        asked["round_to"] = width_multiple(anatomy, self.config)
         asked |= {"scorer": "gradual", "rounds": None, **self._schedule(), "reconstruct": False}
         entry = {"sparsity": self.config.sparsity, "samples": samples, "plan_digest": small.pruning_plan.digest}
         small.pruning_record = record_of(anatomy, before, anatomy_of(small, self.config.attention_unit), asked, [entry])
