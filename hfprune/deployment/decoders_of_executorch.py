@@ -42,7 +42,7 @@ def write_decoder(model: PreTrainedModel, folder: Path) -> None:
     context = min(_CONTEXT, longest_sequence(model) or _CONTEXT)
     at_once = min(_AT_ONCE, context)
     tokens = torch.export.Dim("tokens", min=1, max=at_once)
-    positions = torch.arange(2, device="cpu")
+    positions = torch.arange(2, dtype=torch.long, device="cpu")
     with quiet(), _static_cache(model, context), torch.no_grad():
         module = TorchExportableModuleForDecoderOnlyLM(model, batch_size=1, max_cache_len=context)
         program = module.export(
@@ -145,7 +145,7 @@ class DecoderRunner:
         logits = []
         for first in range(0, len(ids), self._at_once):
             part = ids[first : first + self._at_once]
-            positions = torch.arange(start + first, start + first + len(part), device="cpu")
+            positions = torch.arange(start + first, start + first + len(part), dtype=torch.long, device="cpu")
             # a copy: the next call writes its outputs into the same memory
             logits.append(self._forward.execute([part[None], positions])[0][0].clone())
         return torch.cat(logits)
