@@ -165,7 +165,8 @@ def _material(
         place = checkpoints[str(share)] = folder / f"kept{share}"
         if place.is_dir():
             continue
-        config = hfprune.PruningConfig(sparsity=1 - share / 100, sequence_length=TOKENS, **settings)
+        # exact widths, as all rows were measured; what the default multiples change is in kernel_widths.py
+        config = hfprune.PruningConfig(sparsity=1 - share / 100, sequence_length=TOKENS, round_to=1, **settings)
         hfprune.save(hfprune.prune(model, train, config, collator=collator), place, tokenizer=tokenizer)
     return Material(
         checkpoints=checkpoints,

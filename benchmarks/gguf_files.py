@@ -75,6 +75,7 @@ def models_of(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> d
                 schedule="one_shot",
                 calibration_samples=args.windows,
                 target=target,
+                round_to=None if target else 1,
             )
             dense = models[100, "any"]
             models[kept, widths] = hfprune.prune(dense, windows["train"], config, collator=labelled)

@@ -103,6 +103,8 @@ class Setting:
             schedule="geometric" if repair == "rounds" else "one_shot",
             reconstruct=repair in ("repair", "rounds"),
             calibration_samples=self.samples,
+            # as all rows were measured: the default multiples change less than the draw of samples (gguf_files.py)
+            round_to=1,
             seed=self.seed,
         )
 

@@ -1,6 +1,7 @@
 """A budget in milliseconds against a budget of MACs: accuracy and measured latency.
 
     python benchmarks/latency_budget.py [--settings 1x32 1x64 32x64] [--speedups 1.5 2 3] [--threads 1]
+    python benchmarks/latency_budget.py --rounds [--settings 1x32 1x64] [--speedups 2 3]
     python benchmarks/latency_budget.py --quick
     python benchmarks/latency_budget.py --show
 
@@ -11,6 +12,9 @@ whose plan takes, by the same table, as many milliseconds as the latency budget'
 same goal, and the table of results has what came of it: all models of one setting are timed in turn, beside the dense
 one. `realised` is the measured speed-up over the predicted one. `gone` is how many of the 12 sublayers were removed
 whole; `macs` keeps a unit of each, as is the default, and `macs, blocks` may remove them.
+
+With --rounds the model is pruned as hfprune does it by default: by the default scorer, in rounds of score, plan,
+surgery and repair. The MACs budget is then that of one shot, corrected once by what the table says of the result.
 
 Widths in multiples are compared by benchmarks/kernel_widths.py.
 
@@ -29,7 +33,7 @@ from common import DenseTask, Row, accuracy, dense_task, divergence, predictions
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hfprune import PruningConfig, PruningPlan, apply_plan, plan, reconstruct, score
+from hfprune import PruningConfig, PruningPlan, apply_plan, plan, prune, reconstruct, score
 from hfprune.data.packages import resolve_model
 from hfprune.errors import BudgetError
 from hfprune.measuring.block_times import measure_latency_table
@@ -64,6 +68,13 @@ class Setting(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.batch_size} × {self.sequence_length}, {self.threads} threads"
+
+
+class Made(NamedTuple):
+    """A pruned model that is to be measured: what its row says beside the figures, and the model."""
+
+    names: Row
+    model: PreTrainedModel
 
 
 class Planned(NamedTuple):
@@ -136,26 +147,62 @@ def plans_by_budget(
     return found
 
 
-def measured(
-    dense: DenseTask, planned: Sequence[Planned], table: LatencyTable, setting: Setting, runs: int, seed: int
-) -> list[Row]:
-    """Prune, repair, test and time every plan."""
+def in_one_shot(dense: DenseTask, planned: Sequence[Planned], setting: Setting, seed: int) -> list[Made]:
+    """Prune by every plan, and repair."""
     config = config_of(setting, seed)
     batches = batches_for(dense.model, dense.train, config, collator=dense.task.collator)
-    models: list[PreTrainedModel] = []
-    for _, chosen in planned:
+    made = []
+    for names, chosen in planned:
         small = apply_plan(dense.model, chosen)
         reconstruct(small, dense.model, batches)
-        models.append(small)
+        made.append(Made(names, small))
+    return made
+
+
+def in_rounds(
+    dense: DenseTask, planned: Sequence[Planned], table: LatencyTable, setting: Setting, seed: int
+) -> list[Made]:
+    """Prune to the goal of every plan of the global allocation, in rounds and by the default scorer."""
+    settings = {"sequence_length": setting.sequence_length, "seed": seed, "min_units": 0}
+    made = []
+    for names, chosen in planned:
+        goal_ms = table.milliseconds(chosen.units_after)
+        if names["method"] == "latency":
+            config = PruningConfig(**settings, budget="latency", latency_table=table, milliseconds=goal_ms)
+            small = prune(dense.model, dense.train, config, collator=dense.task.collator)
+        elif names["method"] == "macs, blocks":
+            small = _by_macs(dense, PruningConfig(**settings), chosen.sparsity("macs"), table, goal_ms)
+        else:
+            continue
+        print(f"{names}: {table.milliseconds(small.pruning_plan.units_after):.3f} of {goal_ms:.3f} ms", flush=True)
+        made.append(Made({**names, "method": f"{names['method']}, rounds"}, small))
+    return made
+
+
+def _by_macs(
+    dense: DenseTask, config: PruningConfig, sparsity: float, table: LatencyTable, goal_ms: float
+) -> PreTrainedModel:
+    """Prune by MACs, look at the table, and prune again by as many MACs as should take the milliseconds."""
+    small = prune(dense.model, dense.train, config.with_sparsity(sparsity), collator=dense.task.collator)
+    spent_ms = table.milliseconds(small.pruning_plan.units_after)
+    corrected = 1 - (1 - sparsity) * (goal_ms - table.rest_ms) / (spent_ms - table.rest_ms)
+    return prune(dense.model, dense.train, config.with_sparsity(corrected), collator=dense.task.collator)
+
+
+def measured(
+    dense: DenseTask, made: Sequence[Made], table: LatencyTable, setting: Setting, runs: int, seed: int
+) -> list[Row]:
+    """Test and time every model."""
     first, *latencies = measure_latencies(
-        [dense.model, *models],
+        [dense.model, *(small for _, small in made)],
         batch_size=setting.batch_size,
         sequence_length=setting.sequence_length,
         threads=setting.threads,
         runs=runs,
     )
     rows = []
-    for (names, chosen), small, latency in zip(planned, models, latencies, strict=True):
+    for (names, small), latency in zip(made, latencies, strict=True):
+        chosen = small.pruning_plan
         predicted_ms = table.milliseconds(chosen.units_after)
         predicted = predictions(small, dense.test)
         speedup = first.median_ms / latency.median_ms
@@ -206,6 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", nargs="+", default=["1x32", "1x64", "32x64"], help="batch x tokens")
     parser.add_argument("--speedups", nargs="+", type=float, default=[1.5, 2.0, 3.0])
+    parser.add_argument("--rounds", action="store_true", help="prune in rounds, as by default")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=int, default=50, help="timed passes of each model, and of each width")
     parser.add_argument("--seed", type=int, default=0, help="of the calibration samples")
@@ -226,7 +274,8 @@ def main() -> None:
     dense = dense_task("trec", Path("runs/dense"))
     for text in args.settings:
         setting = Setting.of(text, args.threads)
-        if any(row["setting"] == str(setting) and row["seed"] == args.seed for row in rows):
+        there = [row for row in rows if row["setting"] == str(setting) and row["seed"] == args.seed]
+        if any(("rounds" in row["method"]) == args.rounds for row in there):
             continue
         table = measure_latency_table(
             dense.model,
@@ -242,7 +291,11 @@ def main() -> None:
         batches = batches_for(dense.model, dense.train, config, collator=dense.task.collator)
         scores = score(dense.model, batches, scorer=config.scorer, seed=args.seed)
         planned = plans_by_budget(dense, scores, table, setting, args.speedups, args.seed)
-        rows += measured(dense, planned, table, setting, args.runs, args.seed)
+        if args.rounds:
+            made = in_rounds(dense, planned, table, setting, args.seed)
+        else:
+            made = in_one_shot(dense, planned, setting, args.seed)
+        rows += measured(dense, made, table, setting, args.runs, args.seed)
         write(args.output, rows)
     report(rows)
 

@@ -26,7 +26,8 @@ where nothing is quantised. *no* means that the engine refuses the model or fail
 table; the reasons are the messages that were printed. *not tried* means just that.
 
 The checkpoints are MiniLM-L6 without a head and SmolLM2-135M, pruned by a fifth without regard to accuracy: these
-tables are about shapes. `python benchmarks/engines.py` tried every cell (cpu; one run).
+tables are about shapes. Neurons are in multiples of 64, as bitsandbytes in 4 bits wants them. Files of llama.cpp in 8
+and 4 bits want multiples of 32, the others any number. `python benchmarks/engines.py` tried every cell (cpu; one run).
 """
 #: By name in the rows: what the engine is called on the page.
 ENGINES = {
