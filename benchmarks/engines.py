@@ -5,9 +5,9 @@
     python benchmarks/engines.py --show
 
 The encoder is MiniLM-L6 without a head, the decoder SmolLM2-135M-Instruct. Each is pruned by a fifth in five ways,
-without data that matters, with neurons in multiples of 64: this is about shapes, not about accuracy. Every checkpoint is
-then given to every engine, and the outputs are compared with those of hfprune in PyTorch, float32. A row says `runs` and
-how far the outputs are apart, relative to the largest one, or `refused` and the message, or `not tried` and why.
+without data that matters, with neurons in multiples of 64: this is about shapes, not about accuracy. Every checkpoint
+is then given to every engine, and the outputs are compared with those of hfprune in PyTorch, float32. A row says `runs`
+and how far the outputs are apart, relative to the largest one, or `refused` and the message, or `not tried` and why.
 
 vLLM needs an environment of its own, because it asks for an older transformers; `--vllm-python` is the interpreter of
 one (benchmarks/vllm_serving.py says how to make it). Rows go to docs/results/engines.json as they are measured; a cell
