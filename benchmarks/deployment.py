@@ -165,8 +165,7 @@ def _material(
         place = checkpoints[str(share)] = folder / f"kept{share}"
         if place.is_dir():
             continue
-        # exact widths, as all rows were measured; what the default multiples change is in kernel_widths.py
-        config = hfprune.PruningConfig(sparsity=1 - share / 100, sequence_length=TOKENS, round_to=1, **settings)
+        config = hfprune.PruningConfig(sparsity=1 - share / 100, sequence_length=TOKENS, **settings)
         hfprune.save(hfprune.prune(model, train, config, collator=collator), place, tokenizer=tokenizer)
     return Material(
         checkpoints=checkpoints,
