@@ -201,7 +201,7 @@ def test_minilm(target, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.demo
-@pytest.mark.parametrize("target", ["onnx"])
+@pytest.mark.parametrize("target", ["onnx", "executorch"])
 def test_smollm2_writes_the_same(target, tmp_path):
     """A language model of 135 million weights, pruned unevenly: one graph reads a text, and writes with its cache."""
     for module in get_target(target).modules:

@@ -60,12 +60,11 @@ def write_decoder(model: PreTrainedModel, folder: Path) -> None:
 
 def _constants(model: PreTrainedModel, context: int, at_once: int) -> dict[str, Any]:
     """What ExecuTorch's runners ask a file for."""
-    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ends = model.config.eos_token_id if ends is None else ends
+    ends = model.generation_config.eos_token_id
     if ends is None:
-        ends = []
-    elif isinstance(ends, int):
-        ends = [ends]
+        ends = model.config.eos_token_id
+    if not isinstance(ends, list):
+        ends = [] if ends is None else [ends]
     return {
         _CONTEXT_METHOD: context,
         _AT_ONCE_METHOD: at_once,
