@@ -19,6 +19,11 @@ from tests.support.tiny import tiny_model
 from tests.support.tiny_data import tiny_tokenized, tiny_tokenizer
 
 
+def slow(*values):
+    """A case of a test that `make test` leaves out."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def in_onnx(tmp_path_factory):
     """A classifier with a removed attention and a removed feed-forward block."""
@@ -64,18 +69,17 @@ class TestOnnx:
         assert [layer["heads"] for layer in layers] == [3]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "model_type", "head"),
     [
         ("openvino", "bert", "AutoModelForSequenceClassification"),
-        ("onnx", "llama", "AutoModelForCausalLM"),
-        ("openvino", "llama", "AutoModelForCausalLM"),
-        ("torch", "llama", "AutoModelForCausalLM"),
-        ("torch", "vit", "AutoModelForImageClassification"),
         ("executorch", "bert", "AutoModelForSequenceClassification"),
         ("litert", "bert", "AutoModelForSequenceClassification"),
-        ("litert", "roberta", "AutoModelForTokenClassification"),
+        slow("onnx", "llama", "AutoModelForCausalLM"),
+        slow("openvino", "llama", "AutoModelForCausalLM"),
+        slow("torch", "llama", "AutoModelForCausalLM"),
+        slow("torch", "vit", "AutoModelForImageClassification"),
+        slow("litert", "roberta", "AutoModelForTokenClassification"),
     ],
 )
 def test_every_other_target(target, model_type, head, tmp_path):
