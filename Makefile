@@ -8,7 +8,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesse
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup data demo test test-all lowest loader-versions docs notebooks contract lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery benchmark-memory benchmark-language-models model-cards suite-packages suite-transformers suite-examples suite-peft suite-lm-eval suite-mteb suite-trainers clean
+.PHONY: help setup data demo test test-all test-runtimes lowest loader-versions docs notebooks contract lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery benchmark-memory benchmark-language-models model-cards suite-packages suite-transformers suite-examples suite-peft suite-lm-eval suite-mteb suite-trainers clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -58,6 +58,17 @@ lowest: ## the lowest versions that pyproject.toml allows, in .venv-lowest, and 
 
 loader-versions: setup ## load checkpoints by the code in them with transformers 5.16 to the newest, installed on the side
 	$(PYTEST) tests/test_loader_versions.py -m loaders
+
+# Packages that every command would import and talk about, or that Jupyter cannot stand beside itself. They come on top of
+# those of .venv, so nothing is installed twice.
+RUNTIMES := .venv-runtimes
+PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
+test-runtimes: setup ## exports to ExecuTorch and LiteRT, and quantised checkpoints, with their packages in .venv-runtimes
+	test -x $(RUNTIMES)/bin/python || $(PYTHON) -m venv $(RUNTIMES)
+	$(BIN)/python -c '$(PURELIB)' > "$$($(RUNTIMES)/bin/python -c '$(PURELIB)')/setup.pth"
+	$(RUNTIMES)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[executorch,litert,quantize]"
+	OMP_NUM_THREADS=1 $(RUNTIMES)/bin/python -m pytest -p no:anyio --numprocesses 2 --dist loadfile -m "not slow" \
+		tests/test_export_runtimes.py tests/test_quantize.py
 
 docs: setup ## the site, in runs/site: a broken link, a missing name or a page outside the menu fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -131,4 +142,4 @@ suite-trainers: suite-packages ## trl, setfit and CrossEncoder train and run pru
 	$(RUN_SUITE)
 
 clean: ## remove the environment and everything that runs wrote
-	rm -rf $(VENV) .venv-lowest runs
+	rm -rf $(VENV) .venv-lowest $(RUNTIMES) runs

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+ROWS = Path(__file__).parent / "results" / "engines.json"
 HEAD = """# Which plans run where
 
 Which kinds of pruned models each engine can run, tried one by one. Read this page before you choose how to prune, if
@@ -23,7 +24,8 @@ plan:
 A cell says how far the engine's outputs are from those of hfprune in PyTorch in float32: the largest difference,
 relative to the largest output. For vLLM it is the largest difference of a log-probability. It is a few millionths
 where nothing is quantised. *no* means that the engine refuses the model or fails, for a reason that stands below the
-table; the reasons are the messages that were printed. *not tried* means just that.
+table; the reasons are the messages that were printed. *too far off* means that the engine runs the file, and that
+quantised weights changed the outputs by more than hfprune lets pass. *not tried* means just that.
 
 The checkpoints are MiniLM-L6 without a head and SmolLM2-135M, pruned by a fifth without regard to accuracy: these
 tables are about shapes. Neurons are in multiples of 64, as bitsandbytes in 4 bits wants them. Files of llama.cpp in 8
@@ -49,14 +51,15 @@ ENGINES = {
     "bitsandbytes 8 bits": "bitsandbytes, 8 bits",
     "bitsandbytes 4 bits": "bitsandbytes, 4 bits",
 }
+#: In the message of a file that runs, and is refused for its outputs.
+TOO_FAR = "does not compute what the model computes"
 PLANS = ("portable", "feed-forward only", "attention groups", "query heads", "emptied blocks")
 MODELS = {"encoder": "An encoder (MiniLM-L6)", "decoder": "A language model (SmolLM2-135M)"}
 
 
 def engines() -> str:
     """docs/reference/engines.md, from the rows."""
-    path = Path(__file__).parent / "results" / "engines.json"
-    rows = json.loads(path.read_text(encoding="utf-8"))
+    rows = json.loads(ROWS.read_text(encoding="utf-8"))
     found = {(row["model"], row["engine"], row["plan"]): row for row in rows}
     lines = [HEAD.rstrip()]
     for model, title in MODELS.items():
@@ -67,8 +70,8 @@ def engines() -> str:
 def _table(found: dict[tuple[str, str, str], dict[str, Any]], model: str) -> list[str]:
     lines = ["| engine | " + " | ".join(PLANS) + " |", "|---|" + "---|" * len(PLANS)]
     for engine, title in ENGINES.items():
-        cells = [_cell(found[model, engine, plan]) for plan in PLANS if (model, engine, plan) in found]
-        if cells:
+        cells = [_cell(found[model, engine, plan]) if (model, engine, plan) in found else "" for plan in PLANS]
+        if any(cells):
             lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return lines
 
@@ -76,7 +79,9 @@ def _table(found: dict[tuple[str, str, str], dict[str, Any]], model: str) -> lis
 def _cell(row: dict[str, Any]) -> str:
     if row["outcome"] == "runs":
         return f"{row['largest']:.0e}" if row["largest"] else "0"
-    return "not tried" if row["outcome"] == "not tried" else "no"
+    if row["outcome"] == "not tried":
+        return "not tried"
+    return "too far off" if TOO_FAR in row.get("reason", "") else "no"
 
 
 def _reasons(found: dict[tuple[str, str, str], dict[str, Any]], model: str) -> list[str]:

@@ -29,7 +29,7 @@ def main() -> None:
     arguments = [config, *changes, "--output_dir", f"runs/cards/{name}"]
     # the record quotes the command line
     sys.argv = [script, *arguments]
-    outcome = run(task.load, parse(task.arguments, __doc__, arguments), script=script)
+    outcome = run(task.load, parse(task.arguments, __doc__, arguments), program=f"python scripts/{script}")
     print(outcome)
     for file, target in (("pruning_record.json", f"{name}.json"), ("pruning_plan.json", f"{name}.plan.json")):
         shutil.copy(outcome.folder / file, HERE / target)

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     | {"pruning", "recovery"},
     "reporting": {"errors", "showing", "planning", "publishing", "sweeping"},
     "cli": {"errors", "structure", "measuring", "scoring", "data", "planning", "config", "publishing", "pruning"}
-    | {"showing", "sweeping", "vocabulary", "deployment", "reporting"},
+    | {"showing", "sweeping", "vocabulary", "deployment", "jobs", "reporting"},
     "deprecated": set(),
     "__init__": {"errors", "structure", "planning", "publishing", "deprecated"},
     "__main__": {"cli"},
@@ -77,7 +77,7 @@ LATE |= {"pandas"}
 #: Files of the command line that say what a command takes. They import what it runs when it runs, as help and
 #: completion must not wait for torch and transformers.
 COMMANDS = {"__init__", "app", "options", "prune", "sweep", "latency_table", "vocabulary", "evaluate", "export"}
-COMMANDS |= {"checkpoints", "quantize"}
+COMMANDS |= {"checkpoints", "quantize", "run"}
 
 
 def is_of_commands(path: Path) -> bool:

@@ -15,6 +15,7 @@ from hfprune.cli.export import export
 from hfprune.cli.latency_table import latency_table
 from hfprune.cli.prune import prune
 from hfprune.cli.quantize import quantize
+from hfprune.cli.run import AS_THEY_ARE, init, run
 from hfprune.cli.sweep import sweep
 from hfprune.cli.vocabulary import vocabulary
 
@@ -36,6 +37,8 @@ def hfprune(
     """Structured pruning for Hugging Face transformers."""
 
 
+app.command()(init)
+app.command(context_settings=AS_THEY_ARE)(run)
 app.command()(prune)
 app.command()(sweep)
 app.command("latency-table")(latency_table)

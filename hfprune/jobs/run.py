@@ -58,13 +58,14 @@ class Outcome:
         return f"{self.table}\n\n{where}"
 
 
-def run(load_task: TaskLoader, arguments: Arguments, *, script: str) -> Outcome | None:
+def run(load_task: TaskLoader, arguments: Arguments, *, program: str) -> Outcome | None:
     """Do the whole job, alone or as one of several processes.
 
     Args:
         load_task: Loads the task: `get_task(name).load`.
         arguments: All arguments of the script.
-        script: The file of the script, for the command in the record.
+        program: What stands before the arguments of this process in the command that the record gives, such as
+            `python scripts/run_mlm.py`.
 
     Returns:
         The result; None in all processes but the main one.
@@ -91,7 +92,7 @@ def run(load_task: TaskLoader, arguments: Arguments, *, script: str) -> Outcome 
     leave_process_group()
     if not is_main_process:
         return None
-    _complete_record(job, outcome, script=script, began=began)
+    _complete_record(job, outcome, program=program, began=began)
     result = _save(job, outcome.model, began)
     if push:
         _push(result.folder, training)
@@ -263,7 +264,7 @@ def check_early_stopping(args: TrainingArguments, patience: int | None, metrics:
         raise HfpruneError(f"metric_for_best_model={best!r} is not measured; these are: loss, {', '.join(metrics)}.")
 
 
-def _complete_record(job: Job, outcome: MethodOutcome, *, script: str, began: float) -> None:
+def _complete_record(job: Job, outcome: MethodOutcome, *, program: str, began: float) -> None:
     """Time both models, and add metrics, latencies, data, recovery and command to the record of the pruned one."""
     arguments = job.arguments
     dense = job.dense
@@ -281,7 +282,7 @@ def _complete_record(job: Job, outcome: MethodOutcome, *, script: str, began: fl
         latencies=latencies,
         datasets=datasets,
         recovery=_recovery_settings(arguments, outcome),
-        command=command_line(f"python scripts/{Path(script).name}"),
+        command=command_line(program),
         seconds=round(time.perf_counter() - began, 1),
     )
 

@@ -161,10 +161,7 @@ def parse(data: type[DataArguments], description: str | None, argv: Sequence[str
         >>> arguments.pruning.sparsity, arguments.method.method
         (0.3, 'before')
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0].endswith((".yaml", ".yml", ".json")):
-        # argparse lets the last of several values win, so the words of the file come first
-        words = [*_words_of_file(Path(words[0])), *words[1:]]
+    words = words_of(sys.argv[1:] if argv is None else argv)
     groups = (RecoveryArguments, ModelArguments, data, PruningArguments, MethodArguments)
     parser = _Parser(groups, description=description)
     *parsed, rest = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
@@ -175,6 +172,24 @@ def parse(data: type[DataArguments], description: str | None, argv: Sequence[str
         pruning.sequence_length = data_arguments.max_length
     config = PruningConfig(**asdict(pruning), seed=training.seed)
     return Arguments(training=training, model=model, data=data_arguments, pruning=config, method=method)
+
+
+def words_of(argv: Sequence[str]) -> list[str]:
+    """A command line with the values of the file that it begins with.
+
+    Args:
+        argv: The command line, which may begin with the name of a YAML or JSON file.
+
+    Returns:
+        The same as words of a command line, those of the file first: argparse lets the last of several values win.
+
+    Raises:
+        ValueError: The file does not hold values by name.
+    """
+    words = list(argv)
+    if words and words[0].endswith((".yaml", ".yml", ".json")):
+        return [*_words_of_file(Path(words[0])), *words[1:]]
+    return words
 
 
 def _unknown(parser: HfArgumentParser, rest: Sequence[str]) -> str:

@@ -230,6 +230,8 @@ def _run_hfprune(arguments: Sequence[str]) -> None:
     # commands have a default of their own
     takes_samples = arguments[0] in ("prune", "sweep") and "--samples" not in arguments
     added = ["--samples", str(_SAMPLES)] if takes_samples else []
+    if arguments[0] == "run":
+        added = [] if "--help" in arguments else _quick(arguments)
     if arguments[0] == "latency-table" and "--runs" not in arguments:
         added = ["--runs", "3"]
     done = CliRunner().invoke(app, [*arguments, *added])
@@ -260,18 +262,22 @@ def _run_python(words: Sequence[str]) -> None:
     if script.parent.name != "scripts":
         _check_options(script, words[1:])
         return
+    # a flag at the end of the line would take the first added option's value
+    with _argv([str(script), *words[1:], *_quick(words)]):
+        runpy.run_path(str(script), run_name="__main__")
+
+
+def _quick(words: Sequence[str]) -> list[str]:
+    """Options of a job that make it quick and quiet, but for those that its line has."""
     quick = ["--dataloader_pin_memory", "false", "--disable_tqdm", "true", "--report_to", "none", "--use_cpu", "true"]
     quick += ["--calibration_samples", str(_SAMPLES)]
     if not any(word.endswith(".yaml") for word in words):
         quick += ["--per_device_train_batch_size", "32"]  # fewer steps than by default
-    given = [word for word in words[1:] if word.startswith("--")]
     added = []
     for option, value in zip(quick[::2], quick[1::2], strict=True):
-        if option not in given:
+        if option not in words:
             added += [option, value]
-    # a flag at the end of the line would take the first added option's value
-    with _argv([str(script), *words[1:], *added]):
-        runpy.run_path(str(script), run_name="__main__")
+    return added
 
 
 def _check_options(script: Path, words: Sequence[str]) -> None:

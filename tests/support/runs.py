@@ -46,7 +46,7 @@ def run_here(load_task, arguments, home: Path, **changes: object) -> Outcome:
     quick = {"scorer": "l1", "schedule": "one_shot", "reconstruct": False, "disable_tqdm": True}
     values = {**quick, "dataloader_pin_memory": torch.cuda.is_available(), **changes}
     path = write(home, settings(home, **values))
-    return run(load_task, parse(arguments, None, [str(path)]), script="scripts/run_x.py")
+    return run(load_task, parse(arguments, None, [str(path)]), program="python scripts/run_x.py")
 
 
 def classify(home: Path, **changes: object) -> Outcome:
