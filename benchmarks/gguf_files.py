@@ -9,9 +9,10 @@ of key/value groups and neurons. `32` in the widths means that neurons are kept 
 `PruningConfig(target="gguf-q8_0")` has it; without it rows that are no multiple stay in float16. Perplexity is that of
 the file as llama.cpp computes it (cache and attention in float32), on windows of the addresses of 2016 to 2021; argmax
 is the share of tokens for which PyTorch in float32 has the same likeliest one. Tokens a second are the medians of runs
-that take turns, in llama.cpp's own settings: a prompt of 128 tokens, and 32 tokens written behind it. Rows go to
-runs/gguf_files.json as they are measured; load is the load of the machine when a row was finished. CPU; the wheel of
-xllamacpp is built for any x86 processor, so builds for one processor are faster.
+that take turns, in llama.cpp's own settings: a prompt of 128 tokens, and 32 tokens written behind it. Pruned models are kept
+in runs/gguf_models, and a run that finds them there only measures. Rows go to runs/gguf_files.json as they are measured;
+load is the load of the machine when a row was finished. CPU; the wheel of xllamacpp is built for any x86 processor, so
+builds for one processor are faster.
 """
 
 import argparse
@@ -77,8 +78,11 @@ def models_of(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> d
                 target=target,
                 round_to=None if target else 1,
             )
-            dense = models[100, "any"]
-            models[kept, widths] = hfprune.prune(dense, windows["train"], config, collator=labelled)
+            place = args.models / f"{kept}-{widths}"
+            if not place.is_dir():
+                small = hfprune.prune(models[100, "any"], windows["train"], config, collator=labelled)
+                hfprune.save(small, place, tokenizer=tokenizer)
+            models[kept, widths] = hfprune.load(place)
     return models
 
 
@@ -136,6 +140,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=64, help="windows for calibration")
     parser.add_argument("--tests", type=int, default=8, help="windows to measure on")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of the measurement of speed")
+    parser.add_argument("--models", type=Path, default=Path("runs/gguf_models"), help="where pruned models are kept")
     parser.add_argument("--output", type=Path, default=Path("runs/gguf_files.json"))
     parser.add_argument("--show", action="store_true", help="print what is there, and measure nothing")
     args = parser.parse_args()
