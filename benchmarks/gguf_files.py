@@ -9,10 +9,10 @@ of key/value groups and neurons. `32` in the widths means that neurons are kept 
 `PruningConfig(target="gguf-q8_0")` has it; without it rows that are no multiple stay in float16. Perplexity is that of
 the file as llama.cpp computes it (cache and attention in float32), on windows of the addresses of 2016 to 2021; argmax
 is the share of tokens for which PyTorch in float32 has the same likeliest one. Tokens a second are the medians of runs
-that take turns, in llama.cpp's own settings: a prompt of 128 tokens, and 32 tokens written behind it. Pruned models are kept
-in runs/gguf_models, and a run that finds them there only measures. Rows go to runs/gguf_files.json as they are measured;
-load is the load of the machine when a row was finished. CPU; the wheel of xllamacpp is built for any x86 processor, so
-builds for one processor are faster.
+that take turns, in llama.cpp's own settings: a prompt of 128 tokens, and 32 tokens written behind it. Pruned models are
+kept in runs/gguf_models, and a run that finds them there only measures. Rows go to runs/gguf_files.json as they are
+measured; load is the load of the machine when a row was finished. CPU; the wheel of xllamacpp is built for any x86
+processor, so builds for one processor are faster.
 """
 
 import argparse
