@@ -110,9 +110,9 @@ class PruningConfig:
         calibration_checkpointing: Score with less memory and more time, as `score` explains.
         min_units: The fewest heads, key/value groups or neurons that a block keeps. With 0, whole blocks may be
             removed if the architecture can run without them.
-        round_to: Neurons are kept in multiples of this number. None: of what the target takes; without a target of 8,
-            which kernels in half precision want, and in language models of 32, which most quantised files take; of 1
-            in a model so small that 32 such steps are more than its narrowest feed-forward block.
+        round_to: Neurons are kept in multiples of this number. None: of what the target takes; without a target of 16,
+            which kernels in half precision want, and in language models of 32, which most quantised files take. A
+            model whose narrowest feed-forward block has fewer than 32 such steps gets the next smaller of 16, 8 and 1.
         target: What the result becomes: `gguf-q8_0`, `gguf-q4_0` or `gguf-q4_1`, whose rows are quantised 32 weights
             at a time, or `bitsandbytes-4bit`, which takes 64. A `round_to` must be a multiple of the target's.
         exclude: Shell-style patterns of block names, such as `*.0.attention`: blocks that keep all their units.
@@ -175,7 +175,7 @@ class PruningConfig:
     )
     round_to: int | None = field(
         default=None,
-        metadata={"help": "Keep neurons in multiples of this; by default 8, in language models 32, or the target's."},
+        metadata={"help": "Keep neurons in multiples of this; by default 16, in language models 32, or the target's."},
     )
     target: str | None = field(
         default=None,

@@ -55,10 +55,11 @@ class TestMultiples:
     @pytest.mark.parametrize(
         ("model_type", "head", "neurons", "fields", "multiple"),
         [
+            ("bert", "AutoModelForSequenceClassification", 512, {}, 16),
             ("bert", "AutoModelForSequenceClassification", 256, {}, 8),
             ("bert", "AutoModelForSequenceClassification", 255, {}, 1),
             ("llama", "AutoModelForCausalLM", 1024, {}, 32),
-            ("llama", "AutoModelForCausalLM", 512, {}, 8),
+            ("llama", "AutoModelForCausalLM", 512, {}, 16),
             ("llama", "AutoModelForCausalLM", 512, {"target": "gguf-q8_0"}, 32),
             ("bert", "AutoModelForSequenceClassification", 256, {"round_to": 3}, 3),
         ],

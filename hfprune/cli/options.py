@@ -93,7 +93,7 @@ Allocation = Annotated[
 MinUnits = Annotated[int, typer.Option(help="The fewest heads or neurons that a block keeps; 0 lets whole blocks go.")]
 RoundTo = Annotated[
     int | None,
-    typer.Option(help="Keep neurons in multiples of this; by default 8, in language models 32, or the target's."),
+    typer.Option(help="Keep neurons in multiples of this; by default 16, in language models 32, or the target's."),
 ]
 Speedup = Annotated[
     float | None, typer.Option(help="With --latency-table: how many times as fast as the dense model, by the table.")

@@ -7,9 +7,10 @@ from types import MappingProxyType
 MULTIPLES = MappingProxyType({"gguf-q8_0": 32, "gguf-q4_0": 32, "gguf-q4_1": 32, "bitsandbytes-4bit": 64})
 #: The targets by name.
 TARGET_NAMES = tuple(MULTIPLES)
-#: Without a target: what kernels for matrices in half precision want, and what quantised files of language models take.
-_OF_DENSE_KERNELS = 8
-_OF_LANGUAGE_MODELS = 32
+#: Without a target: what kernels for matrices in half precision want, and what quantised files of language models take;
+#: then what small models get instead.
+_OF_DENSE_KERNELS = (16, 8)
+_OF_LANGUAGE_MODELS = (32, 16, 8)
 #: Blocks have at least as many steps, so that rounding does not decide how much is removed.
 _STEPS = 32
 
@@ -40,9 +41,9 @@ def multiple_for(target: str | None, widths: Collection[int], *, is_language_mod
     >>> multiple_for("gguf-q8_0", [64], is_language_model=True)
     32
     >>> multiple_for(None, [1536, 1536], is_language_model=False)
-    8
+    16
     >>> multiple_for(None, [1536, 768], is_language_model=True)
-    8
+    16
     >>> multiple_for(None, [64], is_language_model=True)
     1
 
@@ -52,11 +53,11 @@ def multiple_for(target: str | None, widths: Collection[int], *, is_language_mod
         is_language_model: Whether it predicts the next token.
 
     Returns:
-        The target's number. Without a target 8, in language models 32, if the narrowest block has 32 such steps; or the
-        next smaller of 32, 8 and 1.
+        The target's number. Without a target 16, in language models 32, if the narrowest block has 32 such steps; or
+        the next smaller of 16, 8 and 1.
     """
     if target is not None:
         return MULTIPLES[target]
-    wanted = [_OF_LANGUAGE_MODELS, _OF_DENSE_KERNELS] if is_language_model else [_OF_DENSE_KERNELS]
+    wanted = _OF_LANGUAGE_MODELS if is_language_model else _OF_DENSE_KERNELS
     narrowest = min(widths, default=0)
     return next((multiple for multiple in wanted if narrowest >= _STEPS * multiple), 1)
