@@ -66,8 +66,9 @@ PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
 test-runtimes: setup ## exports to ExecuTorch and LiteRT, and quantised checkpoints, with their packages in .venv-runtimes
 	test -x $(RUNTIMES)/bin/python || $(PYTHON) -m venv $(RUNTIMES)
 	$(BIN)/python -c '$(PURELIB)' > "$$($(RUNTIMES)/bin/python -c '$(PURELIB)')/setup.pth"
-	$(RUNTIMES)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[executorch,litert,quantize]"
-	OMP_NUM_THREADS=1 $(RUNTIMES)/bin/python -m pytest -p no:anyio --numprocesses 2 --dist loadfile -m "not slow" \
+	$(RUNTIMES)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[executorch,litert,quantize]" \
+		|| echo "Not all runtimes could be installed: the tests skip what they cover."
+	OMP_NUM_THREADS=1 $(RUNTIMES)/bin/python -m pytest -p no:anyio --numprocesses 2 --dist loadfile -m "not slow" -rs \
 		tests/test_export_runtimes.py tests/test_quantize.py
 
 docs: setup ## the site, in runs/site: a broken link, a missing name or a page outside the menu fails
