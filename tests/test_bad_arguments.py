@@ -357,7 +357,7 @@ TABLE = [
             "calibration_batch_tokens": COUNT,
             "calibration_checkpointing": FLAG,
             "min_units": FROM_ZERO,
-            "round_to": COUNT,
+            "round_to": COUNT_OR_NONE,
             "exclude": TEXTS,
             "portable": FLAG,
             "seed": SEED,

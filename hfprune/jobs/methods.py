@@ -15,10 +15,12 @@ from hfprune.jobs.settings import Arguments
 from hfprune.jobs.training import Announcement, by_stage, train, will_train
 from hfprune.planning.schedule import TRAINED_ROUND_KEEPS
 from hfprune.pruning.prune import check, prune
+from hfprune.pruning.steps import width_multiple
 from hfprune.publishing.checkpoint import load
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.recovery.gradual import GradualPruning
 from hfprune.recovery.trainer import RecoveryTrainer
+from hfprune.structure.anatomy import anatomy_of
 from hfprune.structure.registration import check_same
 
 logger = logging.getLogger(__name__)
@@ -184,8 +186,10 @@ def _pruned_model(job: Job) -> PreTrainedModel:
 def _check_same_settings(pruned: PreTrainedModel, arguments: Arguments) -> None:
     """Refuse to go on with a model that was pruned by other settings."""
     earlier = pruned.pruning_record.config
+    config = arguments.pruning
+    multiple = width_multiple(anatomy_of(pruned, config.attention_unit), config)
     differences = []
-    for name, value in arguments.pruning.to_dict().items():
+    for name, value in {**config.to_dict(), "round_to": multiple}.items():
         # an older version may not have recorded all settings of today
         if name in earlier and earlier[name] != value:
             differences.append(f"{name}={earlier[name]!r} (now {value!r})")
