@@ -116,9 +116,9 @@ def _predicted(results: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "float32, one thread. *Predicted* is by a latency table of the dense model in that runtime, *measured* by the "
         "rows above; *realised* is measured over predicted. Between two passes of a variant all others run, so its "
-        "weights are not in the caches any more; the table times two models in turn. In PyTorch on single texts that may "
-        "be what is missing: with twelve models in turn 97 to 106 % was [realised](../how-to/budget-in-milliseconds.md"
-        "#when-it-pays).\n"
+        "weights are not in the caches any more; the table times two models in turn. In PyTorch on single texts that "
+        "may be what is missing: with twelve models in turn 97 to 106 % was "
+        "[realised](../how-to/budget-in-milliseconds.md#when-it-pays).\n"
     )
     yield "| runtime | batch | model | predicted × | measured × | realised |"
     yield "|---|---:|---|---:|---:|---:|"
