@@ -29,9 +29,9 @@ from transformers.models.auto.modeling_auto import (
 
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.charts import KEPT_UNITS, draw_pictures, pictures_of
-from hfprune.publishing.contents import PLAN_FILE, RECORD_FILE
+from hfprune.publishing.contents import PLAN_FILE
 from hfprune.publishing.exports import export_rows, exports_of_weights, quantization_of_weights
-from hfprune.publishing.record import PruningRecord
+from hfprune.publishing.record import PruningRecord, record_in
 from hfprune.showing.picture import can_draw
 from hfprune.showing.units import plural_of
 from hfprune.structure.modeling_pruned import PrunedModel
@@ -117,7 +117,7 @@ def card_of(folder: Path, *, location: str) -> str:
     Returns:
         Markdown.
     """
-    record = PruningRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    record = record_in(folder)
     plan = PruningPlan.from_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
     # only a checkpoint that plain transformers cannot load brings its loader
     portable = not (folder / "modeling_pruned.py").is_file()

@@ -8,7 +8,7 @@ from hfprune.errors import CheckpointError
 from hfprune.publishing.card import CARD_FILE, card_of, is_unedited
 from hfprune.publishing.contents import RECORD_FILE
 from hfprune.publishing.exports import ExportEntry, name_of_export, weights_digest
-from hfprune.publishing.record import PruningRecord
+from hfprune.publishing.record import record_in
 from hfprune.publishing.replacement import rewritten
 from hfprune.publishing.verification import remember_checked, was_checked
 from hfprune.showing.files import write_whole
@@ -26,13 +26,12 @@ def weights_of(folder: Path) -> str:
     Raises:
         CheckpointError: The folder has no record, or one without the SHA-256 of its files.
     """
-    file = folder / RECORD_FILE
-    if not file.is_file():
+    if not (folder / RECORD_FILE).is_file():
         raise CheckpointError(
             f"{folder} has no {RECORD_FILE}, so an export cannot be listed there. Name the folder of a checkpoint that "
             "hfprune.save wrote, or export without the record."
         )
-    record = PruningRecord.from_json(file.read_text(encoding="utf-8"))
+    record = record_in(folder)
     if not record.files:
         raise CheckpointError(
             f"the record in {folder} has no SHA-256 of the files beside it, so it cannot say which weights an export "
@@ -67,7 +66,7 @@ def list_export(folder: Path, entry: ExportEntry) -> Sequence[str]:
             )
         known = was_checked(place)
         has_drawn_card = (place / CARD_FILE).is_file() and is_unedited(place)
-        record = PruningRecord.from_json((place / RECORD_FILE).read_text(encoding="utf-8"))
+        record = record_in(place)
         name = name_of_export(entry["target"], entry["quantization"])
         record = replace(record, exports={**record.exports, name: dict(entry)})
         write_whole(draft / RECORD_FILE, record.to_json().encode())
@@ -88,7 +87,7 @@ def state_quantization(folder: Path, entry: ExportEntry, *, location: str) -> No
         entry: The comparison with the model before, as the schema of records has it for an export.
         location: The folder or repository that the card's code loads the model from.
     """
-    record = PruningRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    record = record_in(folder)
     record = replace(record, quantization=dict(entry))
     write_whole(folder / RECORD_FILE, record.to_json().encode())
     write_whole(folder / CARD_FILE, card_of(folder, location=location).encode())

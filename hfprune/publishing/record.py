@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
 from hfprune.measuring.size import Size, dense_size, size_of
 from hfprune.planning.plan import PruningPlan
+from hfprune.publishing.contents import RECORD_FILE
 from hfprune.publishing.exports import exports_of_weights, quantization_of_weights
 from hfprune.publishing.provenance import public_name, revision_of, versions
 from hfprune.showing.tables import Table, data_frame
@@ -277,6 +279,22 @@ class PruningRecord:
             )
         del data["format_version"]
         return cls(**data)
+
+
+def record_in(folder: Path) -> PruningRecord:
+    """The record in the folder of a checkpoint.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The record.
+
+    Raises:
+        OSError: The folder has no record.
+        ValueError: The file is no record that this version reads.
+    """
+    return PruningRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
 
 
 def _predicted_facts(dense: Mapping[str, Any], pruned: Mapping[str, Any]) -> list[tuple[str, str]]:

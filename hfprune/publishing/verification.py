@@ -34,7 +34,7 @@ from hfprune.publishing.contents import (
 )
 from hfprune.publishing.probe import PROBE_FILE, Probe
 from hfprune.publishing.quantized import plain_shapes, setting_problems_of
-from hfprune.publishing.record import PruningRecord, blocks_of
+from hfprune.publishing.record import PruningRecord, blocks_of, record_in
 from hfprune.structure import modeling_pruned
 from hfprune.structure.anatomy import anatomy_of
 from hfprune.structure.arguments import PATH, checked
@@ -186,7 +186,7 @@ def placing_problem(folder: Path) -> str | None:
 
 def _digests_missing(folder: Path) -> Iterator[str]:
     """A readable record without the digests that every `save` writes."""
-    record = PruningRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    record = record_in(folder)
     if not record.files:
         yield f"{RECORD_FILE} has no SHA-256 of any file, and hfprune.save writes them all"
 
@@ -230,7 +230,7 @@ def verify(folder: str | Path) -> list[str]:
         return problems
     # the checks have read both files without an error
     plan = PruningPlan.from_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
-    record = PruningRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    record = record_in(folder)
     if record.plan_digest != plan.digest:
         return [f"{RECORD_FILE} is of plan {record.plan_digest[:12]}, {PLAN_FILE} is plan {plan.digest[:12]}"]
     if record.blocks and record.blocks != blocks_of(plan):
@@ -277,7 +277,7 @@ def what_was_checked(folder: Path) -> str:
     Returns:
         A sentence.
     """
-    record = PruningRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    record = record_in(folder)
     said = "weights, config, plan and record agree"
     if record.files:
         said = "every file but the card is the one that was saved"

@@ -17,9 +17,9 @@ from jinja2 import Environment, Template
 from hfprune.errors import CheckpointError
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.card import Row, comparison_rows, published_stage, task_of, title_of
-from hfprune.publishing.contents import PLAN_FILE, RECORD_FILE
+from hfprune.publishing.contents import PLAN_FILE
 from hfprune.publishing.exports import export_rows, exports_of_weights
-from hfprune.publishing.record import PruningRecord
+from hfprune.publishing.record import PruningRecord, record_in
 from hfprune.publishing.verification import verify, what_was_checked
 from hfprune.showing.files import write_whole
 from hfprune.showing.picture import can_draw, drawn
@@ -128,7 +128,7 @@ def draw_report(folder: str | Path, *, sweep: str | Path | None = None) -> str:
     problems = verify(folder)
     if problems:
         raise CheckpointError(f"{folder}: {problems[0]}. A report is drawn of a sound checkpoint only.")
-    record = PruningRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    record = record_in(folder)
     plan = PruningPlan.from_json((folder / PLAN_FILE).read_text(encoding="utf-8"))
     stage = published_stage(record)
     rows = comparison_rows(record, stage)
