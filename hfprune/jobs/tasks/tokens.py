@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from datasets import ClassLabel, DatasetDict
 from torch import Tensor
@@ -33,6 +33,8 @@ _TAG_TYPES = ("string", "large_string", "int", "uint")
 @dataclass
 class TokenArguments(DataArguments):
     """Data of words with one tag each."""
+
+    example_file: ClassVar[str] = "train.jsonl"
 
     token_column: str = field(default="tokens", metadata={"help": "Column with the words of a text, a list."})
     tag_column: str = field(default="ner_tags", metadata={"help": "Column with the tag of each word, a list."})
