@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Two tests at a time, a thread each: more threads than cores wait for each other.
 # Python keeps what it compiled, whatever the environment says: tests start many processes.
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+TWO_AT_A_TIME := --numprocesses 2 --dist loadfile
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest $(TWO_AT_A_TIME)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -68,7 +69,7 @@ test-runtimes: setup ## exports to ExecuTorch and LiteRT, and quantised checkpoi
 	$(BIN)/python -c '$(PURELIB)' > "$$($(RUNTIMES)/bin/python -c '$(PURELIB)')/setup.pth"
 	$(RUNTIMES)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[executorch,litert,quantize]" \
 		|| echo "Not all runtimes could be installed: the tests skip what they cover."
-	OMP_NUM_THREADS=1 $(RUNTIMES)/bin/python -m pytest -p no:anyio --numprocesses 2 --dist loadfile -m "not slow" -rs \
+	OMP_NUM_THREADS=1 $(RUNTIMES)/bin/python -m pytest -p no:anyio $(TWO_AT_A_TIME) -m "not slow" -rs \
 		tests/test_export_runtimes.py tests/test_quantize.py
 
 docs: setup ## the site, in runs/site: a broken link, a missing name or a page outside the menu fails

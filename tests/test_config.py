@@ -1,5 +1,7 @@
 """PruningConfig says what is wrong and what to do."""
 
+from dataclasses import replace
+
 import pytest
 
 import hfprune
@@ -46,6 +48,10 @@ def test_a_target_says_in_multiples_of_how_many_neurons_are_kept():
     assert PruningConfig(**config.to_dict()) == config
     assert config.round_to is None
     assert PruningConfig(target="gguf-q4_0", round_to=64).round_to == 64
+    # the multiple of a target goes with it, and one that was asked for stays
+    assert replace(config, seed=1).target == "gguf-q8_0"
+    assert replace(config, target=None) == PruningConfig()
+    assert replace(PruningConfig(target="gguf-q4_0", round_to=32), target=None).round_to == 32
     assert "target" not in PruningConfig().to_dict()
 
 
@@ -61,6 +67,7 @@ class TestMultiples:
             ("llama", "AutoModelForCausalLM", 1024, {}, 32),
             ("llama", "AutoModelForCausalLM", 512, {}, 16),
             ("llama", "AutoModelForCausalLM", 512, {"target": "gguf-q8_0"}, 32),
+            ("llama", "AutoModelForCausalLM", 512, {"target": "bitsandbytes-4bit"}, 64),
             ("bert", "AutoModelForSequenceClassification", 256, {"round_to": 3}, 3),
         ],
     )
@@ -69,6 +76,7 @@ class TestMultiples:
         config = PruningConfig(sparsity=0.6, scorer="random", rounds=2, reconstruct=False, **fields)
         small = hfprune.prune(dense, [tiny_batch(model_type)], config)
         assert small.pruning_record.config["round_to"] == multiple
+        assert type(small.pruning_record.config["round_to"]) is int
         widths = [kept for name, (kept, _) in small.pruning_plan.counts.items() if "attention" not in name]
         assert all(width % multiple == 0 for width in widths)
         # the plan that follows is in multiples of what the dense model's widths ask for

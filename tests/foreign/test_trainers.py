@@ -50,47 +50,44 @@ def check_still_pruned(after, before):
     assert any(not torch.equal(tensor, after.state_dict()[name]) for name, tensor in first.state_dict().items())
 
 
-def test_trl_supervised(decoder, tmp_path):
-    trl = pytest.importorskip("trl")
-    settings = trl.SFTConfig(
-        output_dir=str(tmp_path / "out"),
-        max_steps=2,
-        learning_rate=1e-2,
-        per_device_train_batch_size=2,
-        max_length=16,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-    )
-    data = Dataset.from_dict({"text": TEXTS})
-    trainer = trl.SFTTrainer(model=str(decoder), args=settings, train_dataset=data)
+def two_steps(folder):
+    """Arguments of a trainer of trl: two steps that change weights, with nothing saved in between."""
+    return {
+        "output_dir": str(folder / "out"),
+        "max_steps": 2,
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": 2,
+        "use_cpu": True,
+        "report_to": "none",
+        "save_strategy": "no",
+    }
+
+
+def check_trained(trainer, folder, before):
+    """A trainer of trl trains, and what it saves is pruned as before."""
     trainer.train()
     trainer.save_model()
-    check_still_pruned(hfprune.load(tmp_path / "out"), decoder)
+    check_still_pruned(hfprune.load(folder / "out"), before)
+
+
+def test_trl_supervised(decoder, tmp_path):
+    trl = pytest.importorskip("trl")
+    settings = trl.SFTConfig(**two_steps(tmp_path), max_length=16)
+    data = Dataset.from_dict({"text": TEXTS})
+    trainer = trl.SFTTrainer(model=str(decoder), args=settings, train_dataset=data)
+    check_trained(trainer, tmp_path, decoder)
 
 
 def test_trl_rewards(decoder, tmp_path):
     trl = pytest.importorskip("trl")
-    settings = trl.GRPOConfig(
-        output_dir=str(tmp_path / "out"),
-        max_steps=2,
-        learning_rate=1e-2,
-        per_device_train_batch_size=2,
-        num_generations=2,
-        max_completion_length=4,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
-    )
+    settings = trl.GRPOConfig(**two_steps(tmp_path), num_generations=2, max_completion_length=4)
     data = Dataset.from_dict({"prompt": TEXTS})
 
     def reward(completions, **_):
         return [float(number) for number in range(len(completions))]
 
     trainer = trl.GRPOTrainer(model=str(decoder), reward_funcs=reward, args=settings, train_dataset=data)
-    trainer.train()
-    trainer.save_model()
-    check_still_pruned(hfprune.load(tmp_path / "out"), decoder)
+    check_trained(trainer, tmp_path, decoder)
 
 
 def test_a_cross_encoder_scores_pairs(tmp_path):
