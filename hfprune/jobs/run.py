@@ -10,7 +10,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers import PreTrainedModel, Seq2SeqTrainingArguments, TrainingArguments, set_seed
 
 from hfprune.data.packages import model_title
 from hfprune.distributed import leave_process_group
@@ -31,8 +31,6 @@ from hfprune.publishing.push import push_to_hub
 from hfprune.publishing.report import command_line, comparison_table, headline
 from hfprune.recovery.arguments import RecoveryArguments, recovery_settings
 from hfprune.structure.anatomy import anatomy_of
-from hfprune.structure.devices import check_tokens
-from hfprune.structure.examples import check_length
 
 logger = logging.getLogger(__name__)
 #: What a run writes into its output folder, and a new run with `--overwrite` removes.
@@ -109,7 +107,7 @@ def _prepare(load_task: TaskLoader, arguments: Arguments) -> Job:
         trust_remote_code=arguments.model.trust_remote_code,
         will_be_fine_tuned=arguments.model.dense_epochs > 0,
     )
-    _check_texts(dense, task)
+    task.check(dense)
     check_timing(dense, **_latency_shape(arguments.data))
     teacher = task.teacher(arguments.model, dense)
     check_method(arguments)
@@ -142,20 +140,8 @@ def _load_task(load_task: TaskLoader, arguments: Arguments) -> Task:
     return task
 
 
-def _check_texts(dense: PreTrainedModel, task: Task) -> None:
-    """Refuse texts that the model has no positions or no embeddings for."""
-    longest = 0
-    largest = 0
-    for split in task.data.values():
-        for ids in split["input_ids"]:
-            longest = max(longest, len(ids))
-            largest = max(largest, max(ids, default=0))
-    check_length(dense, longest, option="max_length")
-    check_tokens(dense, largest)
-
-
 def _latency_shape(data: DataArguments) -> dict[str, int]:
-    length = data.max_length if data.latency_length is None else data.latency_length
+    length = data.sequence_length if data.latency_length is None else data.latency_length
     return {"batch_size": data.latency_batch_size, "sequence_length": length}
 
 
@@ -181,7 +167,7 @@ def _fine_tuned_metrics(task: Task, dense: PreTrainedModel, arguments: Arguments
 def _dense_arguments(args: RecoveryArguments, named: ModelArguments) -> RecoveryArguments:
     """The arguments of the dense fine-tuning: those of the script, but for all that only a recovery needs."""
     dense = copy.deepcopy(args)
-    of_any_trainer = {setting.name for setting in fields(TrainingArguments)}
+    of_any_trainer = {setting.name for setting in fields(Seq2SeqTrainingArguments)}
     for setting in fields(RecoveryArguments):
         if setting.name in of_any_trainer:
             continue
@@ -330,7 +316,7 @@ def _save(job: Job, pruned: PreTrainedModel, began: float) -> Outcome:
     """Write the checkpoint with its card, and `results.json` beside it."""
     output = job.output
     record = pruned.pruning_record
-    folder = save(pruned, output / "model", tokenizer=job.task.tokenizer, overwrite=True)
+    folder = save(pruned, output / "model", tokenizer=job.task.processor, overwrite=True)
     results = {**headline(record, pruned.pruning_plan), "seconds": time.perf_counter() - began}
     (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     fine_tuned = output / "dense"

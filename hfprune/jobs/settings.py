@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import yaml
+from datasets import DatasetDict
 from transformers import HfArgumentParser
 
 from hfprune.config import PruningConfig
+from hfprune.data.loading import load_splits
 from hfprune.recovery.arguments import RecoveryArguments
 
 
@@ -88,6 +90,8 @@ class DataArguments:
 
     Attributes:
         example_file: What a file of the task is called in an example; no field.
+        reuse_validation: Whether the validation split serves as test split too where there is none, and no other one is
+            cut from train. No option: commands that train nothing set it.
     """
 
     example_file: ClassVar[str] = "train.csv"
@@ -99,23 +103,70 @@ class DataArguments:
     test_file: str | None = field(default=None, metadata={"help": "The same; cut from train if not given."})
     separator: str | None = field(default=None, metadata={"help": "Between the columns of csv files; by default ','."})
     encoding: str | None = field(default=None, metadata={"help": "Of the texts in files; by default UTF-8."})
-    max_length: int = field(
-        default=128,
-        metadata={"help": "The most tokens in a sequence, also where multiply-adds and latency are counted."},
-    )
     metrics: list[str] = field(
         default_factory=list, metadata={"help": "What is measured, the first is reported; by default what is usual."}
     )
     latency_batch_size: int = field(default=32, metadata={"help": "Batch size of the latency measurement."})
     latency_length: int | None = field(
-        default=None, metadata={"help": "Sequence length of the latency measurement. By default max_length."}
+        default=None,
+        metadata={"help": "Tokens in a sequence of the latency measurement; by default as many as counted."},
     )
+    reuse_validation: bool = field(default=False, init=False)
+
+    @property
+    def sequence_length(self) -> int:
+        """For how many tokens multiply-adds and latency are counted, where the input may have any length."""
+        return PruningConfig.sequence_length
+
+    def load(self, columns: Sequence[str], *, seed: int, label_column: str | None = None) -> DatasetDict:
+        """Read the data.
+
+        Args:
+            columns: Columns that it must have.
+            seed: Draws the splits that it lacks.
+            label_column: As for `load_splits`.
+
+        Returns:
+            The splits `train`, `validation` and `test`.
+
+        Raises:
+            ValueError: As for `load_splits`.
+        """
+        return load_splits(
+            self.dataset,
+            config_name=self.dataset_config,
+            files=self.files,
+            columns=columns,
+            label_column=label_column,
+            seed=seed,
+            reuse_validation=self.reuse_validation,
+            separator=self.separator,
+            encoding=self.encoding,
+        )
 
     @property
     def files(self) -> dict[str, str]:
         """The files that the user named, by split."""
         named = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
         return {split: file for split, file in named.items() if file}
+
+
+@dataclass
+class SequenceArguments(DataArguments):
+    """Data that a tokenizer makes sequences of.
+
+    `--help` of a script describes every field.
+    """
+
+    max_length: int = field(
+        default=128,
+        metadata={"help": "The most tokens in a sequence, also where multiply-adds and latency are counted."},
+    )
+
+    @property
+    def sequence_length(self) -> int:
+        """For how many tokens multiply-adds and latency are counted."""
+        return self.max_length
 
 
 class Arguments(NamedTuple):
@@ -174,7 +225,7 @@ def parse(data: type[DataArguments], description: str | None, argv: Sequence[str
         raise ValueError(_unknown(parser, rest))
     training, model, data_arguments, pruning, method = parsed
     if pruning.sequence_length is None:
-        pruning.sequence_length = data_arguments.max_length
+        pruning.sequence_length = data_arguments.sequence_length
     config = PruningConfig(**asdict(pruning), seed=training.seed)
     return Arguments(training=training, model=model, data=data_arguments, pruning=config, method=method)
 

@@ -7,13 +7,19 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, default_data_collator
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+    default_data_collator,
+)
 
 from hfprune.data.corpus import cut_splits, load_documents, pack, self_generated
 from hfprune.data.packages import resolve_model
-from hfprune.jobs.settings import DataArguments, ModelArguments
+from hfprune.jobs.settings import ModelArguments, SequenceArguments
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.task import Task, choose_metrics, logits_of
 from hfprune.publishing.sources import check_source
@@ -23,7 +29,7 @@ METRICS = ("perplexity", "loss")
 
 
 @dataclass
-class CausalTextArguments(DataArguments):
+class CausalTextArguments(SequenceArguments):
     """Plain text, whose next tokens are predicted."""
 
     example_file: ClassVar[str] = "train.txt"
@@ -91,11 +97,12 @@ def causal_language_modelling(model: ModelArguments, data: CausalTextArguments, 
         source=source,
         labels={},
         data=cut_splits(windows, seed),
-        tokenizer=tokenizer,
+        processor=tokenizer,
         collator=labelled,
         calibration_collator=labelled,
         metrics=metrics,
         compute_metrics=_compute_metrics,
+        sample_metrics={"log_likelihood": _log_likelihoods},
         preprocess_logits=_token_losses,
     )
 
@@ -175,7 +182,15 @@ def _token_losses(outputs: Any, labels: Tensor) -> Tensor:
     return torch.stack(losses)
 
 
-def _compute_metrics(prediction: Any) -> dict[str, float]:
+def _log_likelihoods(prediction: EvalPrediction, rows: Dataset) -> list[float]:  # noqa: ARG001 (all metrics get both)
+    """For every window the mean logarithm of the probability of a token, in nats."""
+    is_predicted = prediction.label_ids[:, 1:] != -100
+    losses = np.where(is_predicted, prediction.predictions, 0.0).sum(-1)
+    likelihoods: list[float] = (-losses / np.maximum(is_predicted.sum(-1), 1)).tolist()
+    return likelihoods
+
+
+def _compute_metrics(prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:  # noqa: ARG001
     """The mean loss of the tokens in nats, and its exponential.
 
     Trainer reports this `loss` in place of its own, which is a mean over batches and so depends on their size.

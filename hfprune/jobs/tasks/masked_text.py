@@ -15,13 +15,13 @@ from transformers import (
     AutoTokenizer,
     DataCollatorForLanguageModeling,
     DataCollatorForTokenClassification,
+    EvalPrediction,
     PreTrainedTokenizerBase,
 )
 
 from hfprune.data.corpus import pack
-from hfprune.data.loading import load_splits
 from hfprune.data.packages import resolve_model
-from hfprune.jobs.settings import DataArguments, ModelArguments
+from hfprune.jobs.settings import ModelArguments, SequenceArguments
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.task import Task, choose_metrics, logits_of
 from hfprune.publishing.sources import check_source
@@ -34,7 +34,7 @@ _MOST_DRAWS = 100
 
 
 @dataclass
-class MaskedTextArguments(DataArguments):
+class MaskedTextArguments(SequenceArguments):
     """Plain text, of which some tokens are masked."""
 
     example_file: ClassVar[str] = "train.txt"
@@ -74,15 +74,7 @@ def masked_language_modelling(model: ModelArguments, data: MaskedTextArguments, 
         ({'train': 40, 'validation': 5, 'test': 6}, ['perplexity', 'loss', 'masked_accuracy'])
     """
     metrics = choose_metrics(data.metrics, METRICS, task="masked language modelling")
-    raw = load_splits(
-        data.dataset,
-        config_name=data.dataset_config,
-        files=data.files,
-        columns=[data.text_column],
-        seed=seed,
-        separator=data.separator,
-        encoding=data.encoding,
-    )
+    raw = data.load([data.text_column], seed=seed)
     source = resolve_model(model.model_name_or_path)
     check_source(source)
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
@@ -102,11 +94,12 @@ def masked_language_modelling(model: ModelArguments, data: MaskedTextArguments, 
         source=source,
         labels={},
         data=packed,
-        tokenizer=tokenizer,
+        processor=tokenizer,
         collator=collator(None),
         calibration_collator=collator(seed),
         metrics=metrics,
         compute_metrics=_compute_metrics,
+        sample_metrics={"log_likelihood": _log_likelihoods},
         preprocess_logits=_losses_and_choices,
     )
 
@@ -173,7 +166,15 @@ def _losses_and_choices(outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
     return losses, logits.argmax(-1)
 
 
-def _compute_metrics(prediction: Any) -> dict[str, float]:
+def _log_likelihoods(prediction: EvalPrediction, rows: Dataset) -> list[float]:  # noqa: ARG001 (all metrics get both)
+    """For every row the logarithm of the probability of all its masked tokens, in nats."""
+    losses, _ = prediction.predictions
+    is_masked = prediction.label_ids != -100
+    likelihoods: list[float] = np.where(is_masked, -losses, 0.0).sum(-1).tolist()
+    return likelihoods
+
+
+def _compute_metrics(prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:  # noqa: ARG001
     """Over the masked tokens of all rows: the mean loss in nats, its exponential, and the share of right guesses.
 
     Trainer reports this `loss` in place of its own, which is a mean over batches and so depends on their size.

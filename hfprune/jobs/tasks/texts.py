@@ -14,16 +14,17 @@ from transformers import (
 from hfprune.data.classification import load_text_dataset, tokenize
 from hfprune.data.labels import align_labels, label_arguments, parse_label_map
 from hfprune.data.packages import resolve_model
-from hfprune.jobs.settings import LABEL_MAP_HELP, DataArguments, ModelArguments
+from hfprune.jobs.settings import LABEL_MAP_HELP, ModelArguments, SequenceArguments
 from hfprune.jobs.tasks.registry import register_task
-from hfprune.jobs.tasks.task import Task
+from hfprune.jobs.tasks.samples import sample_metrics_for
+from hfprune.jobs.tasks.task import Task, without_rows
 from hfprune.measuring.metrics import compute_metrics_for, default_metrics
 from hfprune.publishing.sources import check_source
 from hfprune.structure.predictions import predicts_number
 
 
 @dataclass
-class TextArguments(DataArguments):
+class TextArguments(SequenceArguments):
     """Data of texts, or of pairs of texts, with one label each."""
 
     text_column: str = field(default="text", metadata={"help": "Column with the text."})
@@ -68,6 +69,7 @@ def text_classification(model: ModelArguments, data: TextArguments, *, seed: int
         files=data.files,
         label_column=data.label_column,
         seed=seed,
+        reuse_validation=data.reuse_validation,
         separator=data.separator,
         encoding=data.encoding,
     )
@@ -98,9 +100,10 @@ def text_classification(model: ModelArguments, data: TextArguments, *, seed: int
         source=source,
         labels=labels,
         data=tokenized,
-        tokenizer=tokenizer,
+        processor=tokenizer,
         collator=collator,
         calibration_collator=collator,
         metrics=metrics,
-        compute_metrics=compute_metrics_for(metrics, regression=regression),
+        compute_metrics=without_rows(compute_metrics_for(metrics, regression=regression)),
+        sample_metrics=sample_metrics_for(regression=regression),
     )
