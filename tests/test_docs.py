@@ -68,7 +68,11 @@ def test_the_task_of_contributing_does_the_whole_job(tmp_path):
     outcome = run_here(task.load, task.arguments, tmp_path, num_train_epochs=1)
     assert {"dense_rmse", "pruned_rmse", "recovered_rmse"} <= set(outcome.results)
     model = hfprune.load(outcome.folder)
-    measured = task.load(ModelArguments(str(outcome.folder)), task.arguments(train_file=str(tmp_path / "data.csv"), max_length=16), seed=0)
+    measured = task.load(
+        ModelArguments(str(outcome.folder)),
+        task.arguments(train_file=str(tmp_path / "data.csv"), max_length=16),
+        seed=0,
+    )
     found = measure(measured, model, measured.data["test"])
     assert found["rmse"] == pytest.approx(found["loss"] ** 0.5, rel=1e-4)
     values = sample_evaluation(measured, "negative_squared_error", measured.data["test"])(model)
