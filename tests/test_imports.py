@@ -17,15 +17,16 @@ MAY_IMPORT = {
     "distributed": {"errors"},
     "showing": {"errors"},
     "structure": {"errors", "distributed"},
+    "encoders": {"errors", "structure"},
     "measuring": {"errors", "distributed", "showing", "structure"},
     "scoring": {"errors", "distributed", "showing", "structure"},
     "data": {"errors", "distributed", "structure", "measuring"},
     "planning": {"errors", "showing", "structure", "measuring", "scoring"},
     "config": {"errors", "structure", "measuring", "planning"},
-    "publishing": {"errors", "distributed", "showing", "structure", "measuring", "planning"},
+    "publishing": {"errors", "distributed", "showing", "structure", "encoders", "measuring", "planning"},
     "reconstruction": {"errors", "distributed", "showing", "structure", "scoring"},
     "pruning": {"errors", "showing", "structure", "measuring", "scoring", "planning", "config", "publishing"}
-    | {"reconstruction"},
+    | {"encoders", "reconstruction"},
     "vocabulary": {"errors", "structure", "measuring", "planning", "publishing"},
     "recovery": {"errors", "distributed", "structure", "measuring", "scoring", "planning", "config", "publishing"}
     | {"pruning"},

@@ -1,0 +1,56 @@
+"""Write what belongs to an encoder of sentence-transformers beside the checkpoint of its body, and its card."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from hfprune.encoders import Encoder, opened
+from hfprune.publishing.card import draw_card
+from hfprune.structure.modeling_pruned import PrunedModel
+
+
+def write_modules(encoder: Encoder, folder: Path) -> None:
+    """Write the modules, settings and tokenizer of an encoder, all but the model in it.
+
+    Args:
+        encoder: The encoder.
+        folder: A folder, for the checkpoint of the model too.
+    """
+    with _left_out(encoder.body):
+        encoder.whole.save(str(folder), create_model_card=False)
+
+
+@contextmanager
+def _left_out(body: PreTrainedModel) -> Iterator[None]:
+    """Let a model not be written when something that holds it is saved, inside the `with`."""
+    vars(body)["save_pretrained"] = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del vars(body)["save_pretrained"]
+
+
+def with_card(whole: Any) -> Any:
+    """An encoder whose own `save_pretrained` writes the card of hfprune.
+
+    Args:
+        whole: A pruned encoder.
+
+    Returns:
+        The same object.
+    """
+    encoder = opened(whole)
+    # sentence-transformers writes a text that a model came with, as long as it does not train it
+    if encoder is not None and hasattr(whole, "_model_card_text"):
+        body = encoder.body
+        whole._model_card_text = draw_card(
+            body.pruning_record,
+            body.pruning_plan,
+            portable=not isinstance(body, PrunedModel),
+            location="PATH",
+            encoder=type(whole).__name__,
+        )
+    return whole
