@@ -8,10 +8,11 @@ import torch
 from transformers import AutoConfig
 
 import hfprune
-from hfprune import PruningConfig
+from hfprune import PruningConfig, RecoveryArguments
 from hfprune.encoders import embedding_model, is_encoder, opened
 from hfprune.errors import CalibrationError, CheckpointError, UnsupportedArchitectureError
 from hfprune.publishing.verification import verify
+from hfprune.recovery.losses.embeddings import embeddings_loss, similarities_loss
 from hfprune.structure.embedder import SentenceEmbedder
 from tests.support.tiny import tiny_model
 from tests.support.tiny_tokenizers import trained
@@ -35,6 +36,8 @@ def body_folder(folder, model_type="bert", head="AutoModel", **changes):
     """The folder of a tiny model with a tokenizer."""
     tokenizer = copy.deepcopy(trained("word_piece"))
     tokenizer.chat_template = None
+    # with padding on the left, BERT's positions of a text would depend on the others of its batch
+    tokenizer.padding_side = "right"
     sizes = {"vocab_size": 1024, **(changes if model_type != "bert" else {**WIDER, **changes})}
     tiny_model(model_type, head, **sizes).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -243,6 +246,75 @@ class TestPrune:
         assert "plain sentence-transformers loads it" in (tmp_path / "small" / "README.md").read_text()
         again = sentence_transformers.SentenceTransformer(str(tmp_path / "small"), device="cpu")
         assert torch.allclose(vectors(again), vectors(small), atol=1e-6)
+
+
+class TestRecovery:
+    def arguments(self, folder, **settings):
+        plain = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "max_steps": 30}
+        return RecoveryArguments(str(folder), **{**plain, "learning_rate": 3e-3, "hidden_states_weight": 0, **settings})
+
+    def test_it_comes_nearer_to_the_teacher(self, dense, tmp_path):
+        config = PruningConfig(sparsity=0.6, calibration_samples=16, sequence_length=16, reconstruct=False, rounds=1)
+        small = hfprune.prune(dense, TEXTS, config)
+        before = vectors(dense)
+        distance = embeddings_loss(vectors(small), before)
+        trainer = hfprune.RecoveryTrainer(small, self.arguments(tmp_path), teacher=dense, train_dataset=TEXTS)
+        trainer.train()
+        assert trainer.model.body is small[0].model
+        assert embeddings_loss(vectors(small), before) < 0.5 * distance
+        assert torch.equal(vectors(dense), before)
+
+    def test_the_loss_is_of_embeddings_and_similarities(self, dense, small, tmp_path):
+        student = copy.deepcopy(small)
+        settings = {"max_steps": 1, "learning_rate": 0.0, "task_weight": 0, "logits_weight": 0.5, "logging_steps": 1}
+        arguments = self.arguments(tmp_path, per_device_train_batch_size=len(TEXTS), disable_dropout=True, **settings)
+        trainer = hfprune.RecoveryTrainer(student, arguments, teacher=dense, train_dataset=TEXTS)
+        trainer.train()
+        mine, theirs = vectors(small), vectors(dense)
+        expected = (embeddings_loss(mine, theirs) + similarities_loss(mine, theirs)) / 2
+        assert trainer.state.log_history[0]["loss_logits"] == pytest.approx(float(expected), rel=1e-3)
+
+    def test_it_goes_on_from_a_checkpoint(self, dense, small, tmp_path):
+        texts = TEXTS[:16]
+        whole, halves = copy.deepcopy(small), copy.deepcopy(small)
+        settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "disable_dropout": True}
+        arguments = self.arguments(tmp_path / "whole", **settings)
+        hfprune.RecoveryTrainer(whole, arguments, teacher=dense, train_dataset=texts).train()
+        arguments = self.arguments(tmp_path / "whole", **settings)
+        trainer = hfprune.RecoveryTrainer(halves, arguments, teacher=dense, train_dataset=texts)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+        assert torch.allclose(vectors(halves), vectors(whole), atol=1e-5)
+
+    def test_the_trainer_of_sentence_transformers(self, dense, tmp_path):
+        datasets = pytest.importorskip("datasets")
+        config = PruningConfig(sparsity=0.6, calibration_samples=16, sequence_length=16, reconstruct=False, rounds=1)
+        student = hfprune.prune(dense, TEXTS, config)
+        plan = student[0].model.pruning_plan
+        teacher = vectors(dense)
+        data = datasets.Dataset.from_dict({"sentence": TEXTS, "label": teacher.tolist()})
+        arguments = sentence_transformers.SentenceTransformerTrainingArguments(
+            str(tmp_path / "out"), max_steps=20, learning_rate=3e-3, use_cpu=True, report_to="none", save_strategy="no"
+        )
+        loss = pytest.importorskip("sentence_transformers.losses").MSELoss(student)
+        trainer = sentence_transformers.SentenceTransformerTrainer(
+            model=student, args=arguments, train_dataset=data, loss=loss
+        )
+        before = embeddings_loss(vectors(student), teacher)
+        trainer.train()
+        assert embeddings_loss(vectors(student), teacher) < before
+        assert student[0].model.pruning_plan == plan
+        hfprune.save(student, tmp_path / "small")
+        again = sentence_transformers.SentenceTransformer(str(tmp_path / "small"), device="cpu")
+        assert torch.allclose(vectors(again), vectors(student), atol=1e-6)
+
+    def test_a_reranker(self, reranker, tmp_path):
+        config = PruningConfig(sparsity=0.6, calibration_samples=16, sequence_length=16, reconstruct=False, rounds=1)
+        small = hfprune.prune(reranker, PAIRS, config)
+        dense = torch.as_tensor(reranker.predict(PAIRS, activation_fn=torch.nn.Identity()))
+        before = torch.as_tensor(small.predict(PAIRS, activation_fn=torch.nn.Identity()))
+        hfprune.RecoveryTrainer(small, self.arguments(tmp_path), teacher=reranker, train_dataset=PAIRS).train()
+        after = torch.as_tensor(small.predict(PAIRS, activation_fn=torch.nn.Identity()))
+        assert (after - dense).square().mean() < 0.5 * (before - dense).square().mean()
 
 
 class TestRerankers:

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     | {"encoders", "reconstruction"},
     "vocabulary": {"errors", "structure", "measuring", "planning", "publishing"},
     "recovery": {"errors", "distributed", "structure", "measuring", "scoring", "planning", "config", "publishing"}
-    | {"pruning"},
+    | {"encoders", "pruning"},
     "sweeping": {"errors", "showing", "structure", "measuring", "scoring", "planning", "config", "publishing"}
     | {"reconstruction", "pruning"},
     "deployment": {"errors", "showing", "structure", "measuring", "data", "publishing"},
