@@ -52,7 +52,7 @@ class Job:
             name: Its folder within the folder of the run.
         """
         if self.arguments.training.process_index == 0:
-            save(model, self.output / name, tokenizer=self.task.tokenizer, overwrite=True)
+            save(model, self.output / name, tokenizer=self.task.processor, overwrite=True)
 
     def trainer(self, model: PreTrainedModel, args: RecoveryArguments | None = None) -> RecoveryTrainer:
         """Make a trainer that trains a pruned model against the teacher.

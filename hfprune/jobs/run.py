@@ -10,7 +10,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers import PreTrainedModel, Seq2SeqTrainingArguments, TrainingArguments, set_seed
 
 from hfprune.data.packages import model_title
 from hfprune.distributed import leave_process_group
@@ -31,8 +31,6 @@ from hfprune.publishing.push import push_to_hub
 from hfprune.publishing.report import command_line, comparison_table, headline
 from hfprune.recovery.arguments import RecoveryArguments, recovery_settings
 from hfprune.structure.anatomy import anatomy_of
-from hfprune.structure.devices import check_tokens
-from hfprune.structure.examples import check_length
 
 logger = logging.getLogger(__name__)
 #: What a run writes into its output folder, and a new run with `--overwrite` removes.
@@ -75,41 +73,56 @@ def run(load_task: TaskLoader, arguments: Arguments, *, program: str) -> Outcome
         ValueError: Model, data, metrics or settings do not fit.
     """
     began = time.perf_counter()
-    # some are changed below, and the caller's stay as they are
+    arguments, push = ready_to_begin(arguments)
+    job = _prepare(load_task, arguments)
+    outcome = get_method(arguments.method.method).function(job)
+    # the other processes end here, and nothing below waits for them
+    leave_process_group()
+    if arguments.training.process_index != 0:
+        return None
+    _complete_record(job, outcome, program=program, began=began)
+    result = _save(job, outcome.model, began)
+    if push:
+        push_finished(result.folder, arguments.training)
+    return result
+
+
+def ready_to_begin(arguments: Arguments) -> tuple[Arguments, bool]:
+    """Arguments as a run uses them. The random state is that of the seed afterwards.
+
+    Args:
+        arguments: All arguments of the script, which stay as they are.
+
+    Returns:
+        A copy, and whether the finished model shall be pushed.
+
+    Raises:
+        HfpruneError: It shall, and nobody is logged in.
+    """
     arguments = copy.deepcopy(arguments)
     training = arguments.training
-    is_main_process = training.process_index == 0
     push = training.push_to_hub
     # Trainer would push every checkpoint; the finished model alone is pushed, at the end
     training.push_to_hub = False
     training.resume_from_checkpoint = _resume_choice(training.resume_from_checkpoint)
     set_seed(training.seed)
-    if push and is_main_process:
+    if push and training.process_index == 0:
         check_login(training.hub_token)
-    job = _prepare(load_task, arguments)
-    outcome = get_method(arguments.method.method).function(job)
-    # the other processes end here, and nothing below waits for them
-    leave_process_group()
-    if not is_main_process:
-        return None
-    _complete_record(job, outcome, program=program, began=began)
-    result = _save(job, outcome.model, began)
-    if push:
-        _push(result.folder, training)
-    return result
+    return arguments, push
 
 
 def _prepare(load_task: TaskLoader, arguments: Arguments) -> Job:
     """Everything before pruning. Whatever can be found wrong is found before anything is trained."""
     training = arguments.training
     config = arguments.pruning
-    task = _load_task(load_task, arguments)
+    task = loaded_task(load_task, arguments)
     dense = task.model(
         fine_tuned=Path(training.output_dir) / "dense",
         trust_remote_code=arguments.model.trust_remote_code,
+        revision=arguments.model.model_revision,
         will_be_fine_tuned=arguments.model.dense_epochs > 0,
     )
-    _check_texts(dense, task)
+    task.check(dense)
     check_timing(dense, **_latency_shape(arguments.data))
     teacher = task.teacher(arguments.model, dense)
     check_method(arguments)
@@ -121,8 +134,20 @@ def _prepare(load_task: TaskLoader, arguments: Arguments) -> Job:
     return Job(task=task, arguments=arguments, anatomy=anatomy, teacher=teacher, batches=batches, metrics=metrics)
 
 
-def _load_task(load_task: TaskLoader, arguments: Arguments) -> Task:
-    """The task, with the output folder free for the run."""
+def loaded_task(load_task: TaskLoader, arguments: Arguments) -> Task:
+    """Load the task, with the output folder free for the run.
+
+    Args:
+        load_task: Loads it.
+        arguments: All arguments of the script.
+
+    Returns:
+        The task.
+
+    Raises:
+        HfpruneError: An earlier run is in the way, or early stopping does not know what to go by.
+        ValueError: Model, data or metrics do not fit.
+    """
     training = arguments.training
     named = arguments.model
     # the other processes then read the data that the main process has put into the cache
@@ -142,20 +167,8 @@ def _load_task(load_task: TaskLoader, arguments: Arguments) -> Task:
     return task
 
 
-def _check_texts(dense: PreTrainedModel, task: Task) -> None:
-    """Refuse texts that the model has no positions or no embeddings for."""
-    longest = 0
-    largest = 0
-    for split in task.data.values():
-        for ids in split["input_ids"]:
-            longest = max(longest, len(ids))
-            largest = max(largest, max(ids, default=0))
-    check_length(dense, longest, option="max_length")
-    check_tokens(dense, largest)
-
-
 def _latency_shape(data: DataArguments) -> dict[str, int]:
-    length = data.max_length if data.latency_length is None else data.latency_length
+    length = data.sequence_length if data.latency_length is None else data.latency_length
     return {"batch_size": data.latency_batch_size, "sequence_length": length}
 
 
@@ -181,7 +194,7 @@ def _fine_tuned_metrics(task: Task, dense: PreTrainedModel, arguments: Arguments
 def _dense_arguments(args: RecoveryArguments, named: ModelArguments) -> RecoveryArguments:
     """The arguments of the dense fine-tuning: those of the script, but for all that only a recovery needs."""
     dense = copy.deepcopy(args)
-    of_any_trainer = {setting.name for setting in fields(TrainingArguments)}
+    of_any_trainer = {setting.name for setting in fields(Seq2SeqTrainingArguments)}
     for setting in fields(RecoveryArguments):
         if setting.name in of_any_trainer:
             continue
@@ -281,7 +294,7 @@ def _complete_record(job: Job, outcome: MethodOutcome, *, program: str, began: f
         metrics={"dense": job.metrics, **outcome.metrics},
         latencies=latencies,
         datasets=datasets,
-        recovery=_recovery_settings(arguments, outcome),
+        recovery=settings_of_recovery(arguments, steps=outcome.steps, seconds=outcome.seconds),
         command=command_line(program),
         seconds=round(time.perf_counter() - began, 1),
     )
@@ -310,13 +323,22 @@ def _base_model(dense: PreTrainedModel, name_or_path: str) -> str:
     return public_name(model_title(name_or_path))
 
 
-def _recovery_settings(arguments: Arguments, outcome: MethodOutcome) -> dict[str, Any]:
-    """The settings of the recovery for the record; method, teacher and patience only where the user chose them."""
-    if outcome.seconds is None:
+def settings_of_recovery(arguments: Arguments, *, steps: int, seconds: float | None) -> dict[str, Any]:
+    """The settings of the recovery for the record; method, teacher and patience only where the user chose them.
+
+    Args:
+        arguments: All arguments of the script.
+        steps: The number of training steps.
+        seconds: The duration; None if there was no training.
+
+    Returns:
+        Plain values by name.
+    """
+    if seconds is None:
         return {}
     named = arguments.model
     method = arguments.method.method
-    settings = recovery_settings(arguments.training, steps=outcome.steps, seconds=outcome.seconds)
+    settings = recovery_settings(arguments.training, steps=steps, seconds=seconds)
     if method != MethodArguments.method:
         settings["method"] = method
     if named.teacher_model is not None:
@@ -328,19 +350,41 @@ def _recovery_settings(arguments: Arguments, outcome: MethodOutcome) -> dict[str
 
 def _save(job: Job, pruned: PreTrainedModel, began: float) -> Outcome:
     """Write the checkpoint with its card, and `results.json` beside it."""
-    output = job.output
-    record = pruned.pruning_record
-    folder = save(pruned, output / "model", tokenizer=job.task.tokenizer, overwrite=True)
-    results = {**headline(record, pruned.pruning_plan), "seconds": time.perf_counter() - began}
-    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    fine_tuned = output / "dense"
+    fine_tuned = job.output / "dense"
     dense_folder = fine_tuned if fine_tuned.is_dir() else job.task.source
-    sizes = {"dense": checkpoint_bytes(dense_folder), "pruned": checkpoint_bytes(folder)}
+    return saved(pruned, job.output, job.task, dense=str(dense_folder), seconds=time.perf_counter() - began)
+
+
+def saved(pruned: PreTrainedModel, output: Path, task: Task, *, dense: str | None, seconds: float) -> Outcome:
+    """Write a checkpoint with its card, and `results.json` beside it.
+
+    Args:
+        pruned: The model, whose record is complete.
+        output: The folder of the run.
+        task: The task, whose tokenizer or other processor is saved too.
+        dense: The folder or repository of the dense model, whose bytes the table shows; None: it shows none.
+        seconds: How long the run took.
+
+    Returns:
+        The result.
+    """
+    record = pruned.pruning_record
+    folder = save(pruned, output / "model", tokenizer=task.processor, overwrite=True)
+    results = {**headline(record, pruned.pruning_plan), "seconds": seconds}
+    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    sizes = {"pruned": checkpoint_bytes(folder)}
+    if dense is not None:
+        sizes = {"dense": checkpoint_bytes(dense), **sizes}
     return Outcome(folder=output / "model", results=results, table=comparison_table(record, sizes))
 
 
-def _push(folder: Path, args: RecoveryArguments) -> None:
-    """Push the finished checkpoint to the Hub, by default under the name of the output folder."""
+def push_finished(folder: Path, args: RecoveryArguments) -> None:
+    """Push the finished checkpoint to the Hub, by default under the name of the output folder.
+
+    Args:
+        folder: The folder of the checkpoint.
+        args: The training arguments, which name the repository.
+    """
     commit = push_to_hub(
         folder,
         args.hub_model_id or folder.resolve().parent.name,

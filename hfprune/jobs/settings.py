@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import yaml
+from datasets import DatasetDict
 from transformers import HfArgumentParser
 
 from hfprune.config import PruningConfig
+from hfprune.data.loading import load_splits
 from hfprune.recovery.arguments import RecoveryArguments
 
 
@@ -60,7 +62,13 @@ class ModelArguments:
         default=None, metadata={"help": "Stop after so many evaluations without a better metric_for_best_model."}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a repository."})
     overwrite: bool = field(default=False, metadata={"help": "Clear what an earlier run left in output_dir."})
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Arguments of `from_pretrained` that config, tokenizer and model are loaded with."""
+        return {"revision": self.model_revision, "trust_remote_code": self.trust_remote_code}
 
 
 @dataclass
@@ -88,6 +96,12 @@ class DataArguments:
 
     Attributes:
         example_file: What a file of the task is called in an example; no field.
+        reuse_validation: Whether the validation split serves as test split too where there is none, and no other one is
+            cut from train. Commands that train nothing set it; it is no option.
+        needs_labels: Whether labels that are missing, or that are not the model's, are an error. If not, the task comes
+            without labels then. No option either.
+        sample_metric: The metric of single samples that is wanted of the task, for which a task may look before it
+            reads the data. No option either.
     """
 
     example_file: ClassVar[str] = "train.csv"
@@ -99,23 +113,72 @@ class DataArguments:
     test_file: str | None = field(default=None, metadata={"help": "The same; cut from train if not given."})
     separator: str | None = field(default=None, metadata={"help": "Between the columns of csv files; by default ','."})
     encoding: str | None = field(default=None, metadata={"help": "Of the texts in files; by default UTF-8."})
-    max_length: int = field(
-        default=128,
-        metadata={"help": "The most tokens in a sequence, also where multiply-adds and latency are counted."},
-    )
     metrics: list[str] = field(
         default_factory=list, metadata={"help": "What is measured, the first is reported; by default what is usual."}
     )
     latency_batch_size: int = field(default=32, metadata={"help": "Batch size of the latency measurement."})
     latency_length: int | None = field(
-        default=None, metadata={"help": "Sequence length of the latency measurement. By default max_length."}
+        default=None,
+        metadata={"help": "Tokens in a sequence of the latency measurement; by default as many as counted."},
     )
+    reuse_validation: bool = field(default=False, init=False)
+    needs_labels: bool = field(default=True, init=False)
+    sample_metric: str | None = field(default=None, init=False)
+
+    @property
+    def sequence_length(self) -> int:
+        """For how many tokens multiply-adds and latency are counted, where the input may have any length."""
+        return PruningConfig.sequence_length
+
+    def load(self, columns: Sequence[str], *, seed: int, label_column: str | None = None) -> DatasetDict:
+        """Read the data.
+
+        Args:
+            columns: Columns that it must have.
+            seed: Draws the splits that it lacks.
+            label_column: As for `load_splits`.
+
+        Returns:
+            The splits `train`, `validation` and `test`.
+
+        Raises:
+            ValueError: As for `load_splits`.
+        """
+        return load_splits(
+            self.dataset,
+            config_name=self.dataset_config,
+            files=self.files,
+            columns=columns,
+            label_column=label_column,
+            seed=seed,
+            reuse_validation=self.reuse_validation,
+            separator=self.separator,
+            encoding=self.encoding,
+        )
 
     @property
     def files(self) -> dict[str, str]:
         """The files that the user named, by split."""
         named = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
         return {split: file for split, file in named.items() if file}
+
+
+@dataclass
+class SequenceArguments(DataArguments):
+    """Data that a tokenizer makes sequences of.
+
+    `--help` of a script describes every field.
+    """
+
+    max_length: int = field(
+        default=128,
+        metadata={"help": "The most tokens in a sequence, also where multiply-adds and latency are counted."},
+    )
+
+    @property
+    def sequence_length(self) -> int:
+        """For how many tokens multiply-adds and latency are counted."""
+        return self.max_length
 
 
 class Arguments(NamedTuple):
@@ -174,9 +237,37 @@ def parse(data: type[DataArguments], description: str | None, argv: Sequence[str
         raise ValueError(_unknown(parser, rest))
     training, model, data_arguments, pruning, method = parsed
     if pruning.sequence_length is None:
-        pruning.sequence_length = data_arguments.max_length
+        pruning.sequence_length = data_arguments.sequence_length
     config = PruningConfig(**asdict(pruning), seed=training.seed)
     return Arguments(training=training, model=model, data=data_arguments, pruning=config, method=method)
+
+
+def parse_data(data: type[DataArguments], words: Sequence[str], *, others: Sequence[str] = ()) -> DataArguments:
+    """Parse the options of a task's data, as the commands take them beside their own.
+
+    Args:
+        data: The task's data arguments.
+        words: The options.
+        others: Options of the command, for the message about one that is misspelt.
+
+    Returns:
+        The data arguments.
+
+    Raises:
+        ValueError: The task has no such option, or a value is wrong.
+
+    Examples:
+        >>> from hfprune.jobs.settings import parse_data
+        >>> from hfprune.jobs.tasks import TextArguments
+        >>> parse_data(TextArguments, ["--train_file", "texts.csv", "--max-length", "64"]).max_length
+        64
+    """
+    parser = _Parser((data,), description=None)
+    arguments, rest = parser.parse_args_into_dataclasses(list(words), return_remaining_strings=True)
+    if rest:
+        raise ValueError(_unknown(parser, rest, others))
+    found: DataArguments = arguments
+    return found
 
 
 def words_of(argv: Sequence[str]) -> list[str]:
@@ -197,12 +288,12 @@ def words_of(argv: Sequence[str]) -> list[str]:
     return words
 
 
-def _unknown(parser: HfArgumentParser, rest: Sequence[str]) -> str:
+def _unknown(parser: HfArgumentParser, rest: Sequence[str], others: Sequence[str] = ()) -> str:
     """What is wrong with words that no option takes, and the option that was perhaps meant."""
     name = next((word.partition("=")[0] for word in rest if word.startswith("--")), None)
     if name is None:
         return f"{rest[0]!r} is neither an option nor the value of one. See --help."
-    known: list[str] = []
+    known: list[str] = list(others)
     for action in parser._actions:
         known += action.option_strings
     nearest = difflib.get_close_matches(name.replace("-", "_").replace("__", "--", 1), known, n=1)

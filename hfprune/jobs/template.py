@@ -67,7 +67,9 @@ def template_of(task: RegisteredTask) -> str:
     for title, settings in groups.items():
         lines += ["", f"# {title}"]
         for setting in settings:
-            lines += _lines_of(setting, task)
+            # those that no user sets
+            if setting.init:
+                lines += _lines_of(setting, task)
     return "\n".join(lines) + "\n"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments
 
 from hfprune.recovery.losses.registry import Need, Weighted, get_loss, known_losses, known_penalties
 from hfprune.structure.arguments import FLAG, NUMBERS, TEXTS, finite, whole
@@ -36,8 +36,8 @@ _FIELDS = {
 
 
 @dataclass
-class RecoveryArguments(TrainingArguments):
-    """`TrainingArguments`, the weights of the recovery loss, and which parameters learn how fast.
+class RecoveryArguments(Seq2SeqTrainingArguments):
+    """`Seq2SeqTrainingArguments`, the weights of the recovery loss, and which parameters learn how fast.
 
     The loss is
 
@@ -312,12 +312,12 @@ def recovery_settings(args: RecoveryArguments, *, steps: int, seconds: float) ->
 
 
 def own_fields() -> list["Field[Any]"]:
-    """The fields of `RecoveryArguments` that `TrainingArguments` does not have.
+    """The fields of `RecoveryArguments` that transformers' own arguments do not have.
 
     Returns:
         The fields, in their order.
     """
-    trainer = {setting.name for setting in fields(TrainingArguments)}
+    trainer = {setting.name for setting in fields(Seq2SeqTrainingArguments)}
     return [setting for setting in fields(RecoveryArguments) if setting.name not in trainer]
 
 

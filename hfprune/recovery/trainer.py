@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Seq2SeqTrainer
 
 from hfprune.publishing.callback import keep_files
 from hfprune.publishing.card import write_card
@@ -42,8 +42,8 @@ from hfprune.structure.wrapping import argument_names, inner, label_arguments
 logger = logging.getLogger(__name__)
 
 
-class RecoveryTrainer(Trainer):
-    """Does everything that `Trainer` does, with the loss of `RecoveryArguments` while training.
+class RecoveryTrainer(Seq2SeqTrainer):
+    """Does everything that `Trainer` and `Seq2SeqTrainer` do, with the loss of `RecoveryArguments` while training.
 
     Evaluation and prediction see the task loss only. Under gradient accumulation the loss of each micro-batch counts
     for its share of the labels (of the samples where there are none), so the gradient is that of the whole batch

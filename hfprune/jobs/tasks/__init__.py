@@ -4,7 +4,7 @@ A script looks its task up with `get_task(name)`, parses its arguments with `par
 `task.load` to `hfprune.jobs.run.run`. `registry.py` says how a task is added.
 """
 
-from hfprune.jobs.settings import Arguments, DataArguments, MethodArguments, ModelArguments, parse
+from hfprune.jobs.settings import Arguments, DataArguments, MethodArguments, ModelArguments, SequenceArguments, parse
 from hfprune.jobs.tasks.causal_text import CausalTextArguments, causal_language_modelling
 from hfprune.jobs.tasks.masked_text import MaskedTextArguments, masked_language_modelling
 from hfprune.jobs.tasks.registry import (
@@ -27,6 +27,7 @@ __all__ = [
     "MethodArguments",
     "ModelArguments",
     "RegisteredTask",
+    "SequenceArguments",
     "Task",
     "TaskLoader",
     "TextArguments",

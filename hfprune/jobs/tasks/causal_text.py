@@ -7,23 +7,31 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, default_data_collator
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+    default_data_collator,
+)
 
 from hfprune.data.corpus import cut_splits, load_documents, pack, self_generated
 from hfprune.data.packages import resolve_model
-from hfprune.jobs.settings import DataArguments, ModelArguments
+from hfprune.jobs.settings import ModelArguments, SequenceArguments
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.task import Task, choose_metrics, logits_of
 from hfprune.publishing.sources import check_source
 from hfprune.structure.batches import Batch
 
 METRICS = ("perplexity", "loss")
+#: A batch of logits over a large vocabulary takes much memory.
+_WINDOWS_IN_A_BATCH = 4
 
 
 @dataclass
-class CausalTextArguments(DataArguments):
+class CausalTextArguments(SequenceArguments):
     """Plain text, whose next tokens are predicted."""
 
     example_file: ClassVar[str] = "train.txt"
@@ -43,7 +51,7 @@ class CausalTextArguments(DataArguments):
     latency_batch_size: int = field(default=4, metadata={"help": "Batch size of the latency measurement."})
 
 
-@register_task("causal_language_modelling", arguments=CausalTextArguments)
+@register_task("causal_language_modelling", arguments=CausalTextArguments, architectures=r"(ForCausalLM|LMHeadModel)$")
 def causal_language_modelling(model: ModelArguments, data: CausalTextArguments, *, seed: int) -> Task:
     """Load text and pack it into windows of `max_length` tokens. Every token of a window but the first is predicted.
 
@@ -80,8 +88,8 @@ def causal_language_modelling(model: ModelArguments, data: CausalTextArguments, 
             f"max_length must be at least 2, got {data.max_length}: tokens are predicted from those before."
         )
     source = resolve_model(model.model_name_or_path)
-    check_source(source)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    check_source(source, revision=model.model_revision)
+    tokenizer = AutoTokenizer.from_pretrained(source, **model.loading)
     if data.self_generated:
         windows = _generated_windows(model, source, tokenizer, data, seed)
     else:
@@ -91,12 +99,14 @@ def causal_language_modelling(model: ModelArguments, data: CausalTextArguments, 
         source=source,
         labels={},
         data=cut_splits(windows, seed),
-        tokenizer=tokenizer,
+        processor=tokenizer,
         collator=labelled,
         calibration_collator=labelled,
         metrics=metrics,
         compute_metrics=_compute_metrics,
+        sample_metrics={"log_likelihood": _log_likelihoods},
         preprocess_logits=_token_losses,
+        batch_size=_WINDOWS_IN_A_BATCH,
     )
 
 
@@ -144,7 +154,7 @@ def _generated_windows(
         )
         del documents["train"]
         windows = _packed(documents, tokenizer, data)
-    writer = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    writer = AutoModelForCausalLM.from_pretrained(source, **model.loading)
     written = self_generated(writer, tokenizer, samples=data.self_generated, tokens=data.max_length, seed=seed)
     return DatasetDict({"train": written, **windows})
 
@@ -175,7 +185,15 @@ def _token_losses(outputs: Any, labels: Tensor) -> Tensor:
     return torch.stack(losses)
 
 
-def _compute_metrics(prediction: Any) -> dict[str, float]:
+def _log_likelihoods(prediction: EvalPrediction, rows: Dataset) -> list[float]:  # noqa: ARG001 (all metrics get both)
+    """For every window the mean logarithm of the probability of a token, in nats."""
+    is_predicted = prediction.label_ids[:, 1:] != -100
+    losses = np.where(is_predicted, prediction.predictions, 0.0).sum(-1)
+    likelihoods: list[float] = (-losses / np.maximum(is_predicted.sum(-1), 1)).tolist()
+    return likelihoods
+
+
+def _compute_metrics(prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:  # noqa: ARG001
     """The mean loss of the tokens in nats, and its exponential.
 
     Trainer reports this `loss` in place of its own, which is a mean over batches and so depends on their size.

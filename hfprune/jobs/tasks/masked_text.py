@@ -15,13 +15,13 @@ from transformers import (
     AutoTokenizer,
     DataCollatorForLanguageModeling,
     DataCollatorForTokenClassification,
+    EvalPrediction,
     PreTrainedTokenizerBase,
 )
 
 from hfprune.data.corpus import pack
-from hfprune.data.loading import load_splits
 from hfprune.data.packages import resolve_model
-from hfprune.jobs.settings import DataArguments, ModelArguments
+from hfprune.jobs.settings import ModelArguments, SequenceArguments
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.task import Task, choose_metrics, logits_of
 from hfprune.publishing.sources import check_source
@@ -29,12 +29,14 @@ from hfprune.scoring import Collator
 from hfprune.structure.batches import Batch
 
 METRICS = ("perplexity", "loss", "masked_accuracy")
+#: A batch of logits over a large vocabulary takes much memory.
+_TEXTS_IN_A_BATCH = 8
 #: How often a collator draws masks anew for a batch in which none was drawn.
 _MOST_DRAWS = 100
 
 
 @dataclass
-class MaskedTextArguments(DataArguments):
+class MaskedTextArguments(SequenceArguments):
     """Plain text, of which some tokens are masked."""
 
     example_file: ClassVar[str] = "train.txt"
@@ -43,7 +45,7 @@ class MaskedTextArguments(DataArguments):
     mask_probability: float = field(default=0.15, metadata={"help": "The share of tokens to predict."})
 
 
-@register_task("masked_language_modelling", arguments=MaskedTextArguments)
+@register_task("masked_language_modelling", arguments=MaskedTextArguments, architectures=r"ForMaskedLM$")
 def masked_language_modelling(model: ModelArguments, data: MaskedTextArguments, *, seed: int) -> Task:
     """Load text and pack it. Training masks other tokens in every epoch; evaluation masks the same tokens always.
 
@@ -74,18 +76,10 @@ def masked_language_modelling(model: ModelArguments, data: MaskedTextArguments, 
         ({'train': 40, 'validation': 5, 'test': 6}, ['perplexity', 'loss', 'masked_accuracy'])
     """
     metrics = choose_metrics(data.metrics, METRICS, task="masked language modelling")
-    raw = load_splits(
-        data.dataset,
-        config_name=data.dataset_config,
-        files=data.files,
-        columns=[data.text_column],
-        seed=seed,
-        separator=data.separator,
-        encoding=data.encoding,
-    )
+    raw = data.load([data.text_column], seed=seed)
     source = resolve_model(model.model_name_or_path)
-    check_source(source)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    check_source(source, revision=model.model_revision)
+    tokenizer = AutoTokenizer.from_pretrained(source, **model.loading)
 
     def collator(masks_seed: int | None) -> Collator:
         """Make a collator whose masks follow from a seed, or from the global random state for None."""
@@ -102,12 +96,14 @@ def masked_language_modelling(model: ModelArguments, data: MaskedTextArguments, 
         source=source,
         labels={},
         data=packed,
-        tokenizer=tokenizer,
+        processor=tokenizer,
         collator=collator(None),
         calibration_collator=collator(seed),
         metrics=metrics,
         compute_metrics=_compute_metrics,
+        sample_metrics={"log_likelihood": _log_likelihoods},
         preprocess_logits=_losses_and_choices,
+        batch_size=_TEXTS_IN_A_BATCH,
     )
 
 
@@ -173,7 +169,15 @@ def _losses_and_choices(outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
     return losses, logits.argmax(-1)
 
 
-def _compute_metrics(prediction: Any) -> dict[str, float]:
+def _log_likelihoods(prediction: EvalPrediction, rows: Dataset) -> list[float]:  # noqa: ARG001 (all metrics get both)
+    """For every row the logarithm of the probability of all its masked tokens, in nats."""
+    losses, _ = prediction.predictions
+    is_masked = prediction.label_ids != -100
+    likelihoods: list[float] = np.where(is_masked, -losses, 0.0).sum(-1).tolist()
+    return likelihoods
+
+
+def _compute_metrics(prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:  # noqa: ARG001
     """Over the masked tokens of all rows: the mean loss in nats, its exponential, and the share of right guesses.
 
     Trainer reports this `loss` in place of its own, which is a mean over batches and so depends on their size.

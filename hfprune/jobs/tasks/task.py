@@ -1,13 +1,14 @@
 """What a task is: its data, how its models are loaded, and how they are trained and measured."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import Dataset, DatasetDict
 from torch import Tensor
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, EvalPrediction, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hfprune.data.models import load_whole
 from hfprune.data.packages import resolve_model
@@ -16,46 +17,100 @@ from hfprune.jobs.settings import ModelArguments
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.recovery.trainer import RecoveryTrainer
 from hfprune.scoring import Collator
-from hfprune.structure.devices import input_embeddings
+from hfprune.structure.devices import check_tokens, input_embeddings
+from hfprune.structure.examples import check_length
+
+#: From predictions, and the rows that they are for, to metrics by name.
+Metrics: TypeAlias = Callable[[EvalPrediction, Dataset], dict[str, float]]
+#: From predictions, and the rows that they are for, to one number a sample; higher is better.
+SampleMetric: TypeAlias = Callable[[EvalPrediction, Dataset], Sequence[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Tokenized data of a task, and everything about it that a Trainer needs beside a model.
+    """Data of a task as its model takes it, and everything about it that a Trainer needs beside a model.
 
     Attributes:
         auto_class: The Auto class that loads its models.
         source: Where the dense model is loaded from: a folder, or a name on the Hub.
         labels: Arguments of `from_pretrained` that tell the model its labels; empty if the model knows them.
         data: The splits `train`, `validation` and `test`, with the labels numbered as in the model.
-        tokenizer: The model's tokenizer.
+        processor: What makes the model's inputs, and is saved beside it: a tokenizer, an image processor, a feature
+            extractor, or a processor that holds several of them.
         collator: Makes a batch for training and evaluation.
         calibration_collator: Makes a batch for scoring. The same rows give the same batch, in every process.
         metrics: The names of the metrics. The first is the one that results report.
-        compute_metrics: Computes them from predictions, for Trainer.
-        preprocess_logits: Reduces logits and labels to what `compute_metrics` needs, so that an evaluation does not
-            hold all logits in memory. None: nothing is reduced.
+        compute_metrics: Computes them from predictions, and from the rows of the split that was predicted.
+        sample_metrics: By name, metrics that give one number a sample, as a comparison of two models with a confidence
+            interval needs. The first is the usual one. Empty: the task has none.
+        preprocess_logits: Reduces logits and labels to what `compute_metrics` and `sample_metrics` need, so that an
+            evaluation does not hold all logits in memory. None: nothing is reduced.
+        generated_length: For tasks whose predictions are texts that the model writes: the most tokens of such a text.
+            Predictions are then token ids, and not logits.
+        collator_reads_columns: Whether the collator reads columns that the model does not take, such as pictures. If
+            not, Trainer drops them.
+        is_labelled: Whether the data has the labels that metrics need.
+        batch_size: Samples in a batch of a command that only measures.
     """
 
     auto_class: Any
     source: str
     labels: dict[str, Any]
     data: DatasetDict
-    tokenizer: PreTrainedTokenizerBase
+    processor: Any
     collator: Collator
     calibration_collator: Collator
     metrics: list[str]
-    compute_metrics: Callable[[Any], dict[str, float]]
+    compute_metrics: Metrics
+    sample_metrics: Mapping[str, SampleMetric] = field(default_factory=dict)
     preprocess_logits: Callable[[Any, Any], Any] | None = None
+    generated_length: int | None = None
+    collator_reads_columns: bool = False
+    is_labelled: bool = True
+    batch_size: int = 64
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer: the processor itself, or the one that it holds; None for pictures and sounds alone."""
+        if isinstance(self.processor, PreTrainedTokenizerBase):
+            return self.processor
+        return getattr(self.processor, "tokenizer", None)
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Refuse texts that a model has no positions or no embeddings for.
+
+        Args:
+            model: The model.
+
+        Raises:
+            ValueError: A text is longer than the model takes, or has a token that the model has no embedding of.
+        """
+        longest = 0
+        largest = 0
+        for split in self.data.values():
+            # pictures and sounds have none
+            if "input_ids" not in split.column_names:
+                continue
+            for ids in _sequences(split["input_ids"]):
+                longest = max(longest, len(ids))
+                largest = max(largest, max(ids, default=0))
+        check_length(model, longest, option="max_length")
+        check_tokens(model, largest)
 
     def model(
-        self, *, fine_tuned: Path, trust_remote_code: bool = False, will_be_fine_tuned: bool = False
+        self,
+        *,
+        fine_tuned: Path,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+        will_be_fine_tuned: bool = False,
     ) -> PreTrainedModel:
         """Load the dense model.
 
         Args:
             fine_tuned: The folder where an earlier run keeps a dense model that it fine-tuned. It is preferred.
             trust_remote_code: Whether code that comes with the model may run.
+            revision: Branch, tag or commit of the repository that the user named.
             will_be_fine_tuned: Whether it is trained before it is used, so that it may begin with a new head.
 
         Returns:
@@ -70,7 +125,7 @@ class Task:
             labels: dict[str, Any] = {}
         else:
             source = self.source
-            labels = self.labels
+            labels = {**self.labels, "revision": revision}
         if not will_be_fine_tuned:
             return load_whole(self.auto_class, str(source), **labels, trust_remote_code=trust_remote_code)
         model: PreTrainedModel = self.auto_class.from_pretrained(source, **labels, trust_remote_code=trust_remote_code)
@@ -97,7 +152,10 @@ class Task:
             self.auto_class, source, name=named.teacher_model, trust_remote_code=named.trust_remote_code
         )
         _check_labels(named.teacher_model, dense.config, teacher.config)
-        if not self._has_same_vocabulary(source, dense.config, teacher.config):
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            return teacher
+        if not _has_same_vocabulary(source, tokenizer, dense.config, teacher.config):
             raise HfpruneError(
                 f"the teacher {named.teacher_model!r} has another vocabulary than the model: it would read other words "
                 "in the same token ids. Choose a teacher with the same tokenizer."
@@ -106,18 +164,9 @@ class Task:
         # without them the logits of teacher and student have one shape.
         dense_rows = getattr(input_embeddings(dense), "num_embeddings", 0)
         teacher_rows = getattr(input_embeddings(teacher), "num_embeddings", 0)
-        if teacher_rows > dense_rows >= len(self.tokenizer):
+        if teacher_rows > dense_rows >= len(tokenizer):
             teacher.resize_token_embeddings(dense_rows)
         return teacher
-
-    def _has_same_vocabulary(self, source: str, dense: PretrainedConfig, teacher: PretrainedConfig) -> bool:
-        """Whether both models have the same tokens; as many of them, where the teacher comes without a tokenizer."""
-        folder = Path(source)
-        # of a folder with weights only, AutoTokenizer would make up an empty tokenizer
-        if folder.is_dir() and not any(folder.glob("*token*")):
-            return bool(dense.vocab_size == teacher.vocab_size)
-        vocabulary = AutoTokenizer.from_pretrained(source).get_vocab()
-        return bool(vocabulary == self.tokenizer.get_vocab())
 
     def trainer(
         self, model: PreTrainedModel, args: RecoveryArguments, *, teacher: PreTrainedModel | None = None
@@ -132,17 +181,32 @@ class Task:
         Returns:
             The trainer.
         """
+        args = copy.copy(args)
+        if self.collator_reads_columns:
+            args.remove_unused_columns = False
+        if self.generated_length is not None:
+            args.predict_with_generate = True
+            args.generation_max_length = args.generation_max_length or self.generated_length
+        validation = self.data["validation"]
         return RecoveryTrainer(
             model,
             args,
             teacher=teacher,
             train_dataset=self.data["train"],
-            eval_dataset=self.data["validation"],
+            eval_dataset=validation,
             data_collator=self.collator,
-            processing_class=self.tokenizer,
-            compute_metrics=self.compute_metrics,
+            processing_class=self.processor,
+            compute_metrics=self._metrics_of(validation),
             preprocess_logits_for_metrics=self.preprocess_logits,
         )
+
+    def _metrics_of(self, rows: Dataset) -> Callable[[EvalPrediction], dict[str, float]]:
+        """`compute_metrics` for Trainer, which hands over predictions only."""
+
+        def compute(prediction: EvalPrediction) -> dict[str, float]:
+            return self.compute_metrics(prediction, rows)
+
+        return compute
 
     def test(self, trainer: RecoveryTrainer) -> dict[str, float]:
         """Measure the trainer's model on the test split.
@@ -154,8 +218,13 @@ class Task:
             The metrics by name.
         """
         test: Dataset = self.data["test"]
-        # `predict`, unlike `evaluate`, logs nothing, and early stopping does not count it
-        measured = trainer.predict(test, metric_key_prefix="test").metrics
+        of_validation = trainer.compute_metrics
+        trainer.compute_metrics = self._metrics_of(test)
+        try:
+            # `predict`, unlike `evaluate`, logs nothing, and early stopping does not count it
+            measured = trainer.predict(test, metric_key_prefix="test").metrics
+        finally:
+            trainer.compute_metrics = of_validation
         return {name: measured[f"test_{name}"] for name in self.metrics}
 
 
@@ -183,10 +252,51 @@ def choose_metrics(asked: Sequence[str], known: Sequence[str], *, task: str) -> 
     return list(asked or known)
 
 
+def without_rows(compute: Callable[[EvalPrediction], dict[str, float]]) -> Metrics:
+    """Metrics that follow from predictions and labels alone, in the form that a task has them in.
+
+    Args:
+        compute: Computes them from predictions.
+
+    Returns:
+        The same, as `Task.compute_metrics`.
+    """
+
+    def of_predictions(prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:  # noqa: ARG001
+        return compute(prediction)
+
+    return of_predictions
+
+
 def logits_of(outputs: Any) -> Tensor:
     """The logits among what Trainer hands to `preprocess_logits`: a tuple if the model returns more than logits."""
     logits: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
     return logits
+
+
+def _sequences(rows: Sequence[Any]) -> Iterator[Sequence[int]]:
+    """The token ids of every text; a row of a task with choices holds several texts.
+
+    >>> list(_sequences([[5, 6], [[7], [8, 9]]]))
+    [[5, 6], [7], [8, 9]]
+    """
+    for row in rows:
+        if row and isinstance(row[0], Sequence):
+            yield from row
+        else:
+            yield row
+
+
+def _has_same_vocabulary(
+    source: str, tokenizer: PreTrainedTokenizerBase, dense: PretrainedConfig, teacher: PretrainedConfig
+) -> bool:
+    """Whether both models have the same tokens; as many of them, where the teacher comes without a tokenizer."""
+    folder = Path(source)
+    # of a folder with weights only, AutoTokenizer would make up an empty tokenizer
+    if folder.is_dir() and not any(folder.glob("*token*")):
+        return bool(dense.vocab_size == teacher.vocab_size)
+    vocabulary = AutoTokenizer.from_pretrained(source).get_vocab()
+    return bool(vocabulary == tokenizer.get_vocab())
 
 
 def _check_labels(teacher_name: str, dense: PretrainedConfig, teacher: PretrainedConfig) -> None:

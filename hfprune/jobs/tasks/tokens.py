@@ -4,22 +4,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from datasets import ClassLabel, DatasetDict
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict
 from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForTokenClassification,
     AutoTokenizer,
     DataCollatorForTokenClassification,
+    EvalPrediction,
     PreTrainedTokenizerBase,
 )
 
 from hfprune.data.labels import has_names, named_labels, numbers_of, ordered_classes, parse_label_map
-from hfprune.data.loading import load_splits
 from hfprune.data.packages import resolve_model
-from hfprune.jobs.settings import LABEL_MAP_HELP, DataArguments, ModelArguments
+from hfprune.jobs.settings import LABEL_MAP_HELP, ModelArguments, SequenceArguments
 from hfprune.jobs.tasks.registry import register_task
-from hfprune.jobs.tasks.task import Task, logits_of
+from hfprune.jobs.tasks.task import Task, logits_of, without_rows
 from hfprune.measuring.metrics import entity_metrics_for
 from hfprune.publishing.sources import check_source
 
@@ -31,7 +32,7 @@ _TAG_TYPES = ("string", "large_string", "int", "uint")
 
 
 @dataclass
-class TokenArguments(DataArguments):
+class TokenArguments(SequenceArguments):
     """Data of words with one tag each."""
 
     example_file: ClassVar[str] = "train.jsonl"
@@ -41,7 +42,7 @@ class TokenArguments(DataArguments):
     label_map: str | None = field(default=None, metadata={"help": LABEL_MAP_HELP})
 
 
-@register_task("token_classification", arguments=TokenArguments)
+@register_task("token_classification", arguments=TokenArguments, architectures=r"ForTokenClassification$")
 def token_classification(model: ModelArguments, data: TokenArguments, *, seed: int) -> Task:
     """Load words and tags. The first token of a word has the word's tag, its other tokens have none.
 
@@ -71,18 +72,10 @@ def token_classification(model: ModelArguments, data: TokenArguments, *, seed: i
         >>> task.data.num_rows, task.metrics
         ({'train': 14, 'validation': 2, 'test': 2}, ['accuracy'])
     """
-    raw = load_splits(
-        data.dataset,
-        config_name=data.dataset_config,
-        files=data.files,
-        columns=[data.token_column, data.tag_column],
-        seed=seed,
-        separator=data.separator,
-        encoding=data.encoding,
-    )
+    raw = data.load([data.token_column, data.tag_column], seed=seed)
     source = resolve_model(model.model_name_or_path)
-    check_source(source)
-    config = AutoConfig.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    check_source(source, revision=model.model_revision)
+    config = AutoConfig.from_pretrained(source, **model.loading)
     names = _tag_names(raw, data.tag_column)
     distinct = list(dict.fromkeys(names.values()))
     label_map = parse_label_map(data.label_map)
@@ -100,7 +93,7 @@ def token_classification(model: ModelArguments, data: TokenArguments, *, seed: i
     # bare numbers of the data are no names
     if model.dense_epochs > 0 or not has_names(config):
         name_of_number |= {number: name for name, number in numbers.items()}
-    tokenizer = _load_tokenizer(source, config.model_type, trust_remote_code=model.trust_remote_code)
+    tokenizer = _load_tokenizer(source, config.model_type, model.loading)
     metrics, compute_metrics = entity_metrics_for(data.metrics, name_of_number)
     tokenized = tokenize_words(
         raw,
@@ -116,18 +109,19 @@ def token_classification(model: ModelArguments, data: TokenArguments, *, seed: i
         source=source,
         labels=labels,
         data=tokenized,
-        tokenizer=tokenizer,
+        processor=tokenizer,
         collator=collator,
         calibration_collator=collator,
         metrics=metrics,
-        compute_metrics=compute_metrics,
+        compute_metrics=without_rows(compute_metrics),
+        sample_metrics={"accuracy": _right_tags},
         preprocess_logits=_likeliest_tags,
     )
 
 
-def _load_tokenizer(source: str, model_type: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def _load_tokenizer(source: str, model_type: str, loading: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     """The tokenizer, ready for lists of words."""
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    options = dict(loading)
     if model_type in _SPACE_BELONGS_TO_THE_WORD:
         options["add_prefix_space"] = True
     return AutoTokenizer.from_pretrained(source, **options)
@@ -136,6 +130,14 @@ def _load_tokenizer(source: str, model_type: str, *, trust_remote_code: bool) ->
 def _likeliest_tags(outputs: Any, labels: Tensor) -> Tensor:  # noqa: ARG001 (Trainer passes both)
     """The number of the likeliest tag of every token, `(N, tokens)`: all that the metrics need of the logits."""
     return logits_of(outputs).argmax(-1)
+
+
+def _right_tags(prediction: EvalPrediction, rows: Dataset) -> list[float]:  # noqa: ARG001 (all metrics get both)
+    """For every text the share of its words whose tag is right."""
+    has_tag = prediction.label_ids != -100
+    is_right = (prediction.predictions == prediction.label_ids) & has_tag
+    shares: list[float] = (is_right.sum(-1) / np.maximum(has_tag.sum(-1), 1)).tolist()
+    return shares
 
 
 def _has_named_numbers(data: DatasetDict, column: str) -> bool:

@@ -1,0 +1,40 @@
+"""Metrics of single samples for classifiers and regressions, as a task has them."""
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import EvalPrediction
+
+from hfprune.jobs.tasks.task import SampleMetric, logits_of
+from hfprune.sweeping.samples import SampleValues, sample_values
+
+
+def sample_metrics_for(*, regression: bool = False) -> dict[str, SampleMetric]:
+    """The metrics of single samples of a model that predicts one class, or one number, a sample.
+
+    Args:
+        regression: Whether it predicts a number.
+
+    Returns:
+        By name, the usual one first, as `hfprune.sweeping.samples.sample_metrics` lists them.
+
+    Examples:
+        >>> list(sample_metrics_for()), list(sample_metrics_for(regression=True))
+        (['accuracy', 'log_likelihood'], ['negative_squared_error', 'negative_absolute_error'])
+        >>> right = sample_metrics_for()["accuracy"]
+        >>> right(EvalPrediction(predictions=np.array([[2.0, 1.0], [0.0, 3.0]]), label_ids=np.array([0, 0])), None)
+        [1.0, 0.0]
+    """
+    return {name: _of_predictions(values) for name, values in sample_values(regression=regression).items()}
+
+
+def _of_predictions(values: SampleValues) -> SampleMetric:
+    """A metric of logits and labels, in the form that a task has it in."""
+
+    def of_predictions(prediction: EvalPrediction, rows: Dataset) -> list[float]:  # noqa: ARG001 (all metrics get both)
+        logits = torch.from_numpy(np.asarray(logits_of(prediction.predictions)))
+        labels = torch.from_numpy(np.asarray(prediction.label_ids))
+        found: list[float] = values(logits, labels).tolist()
+        return found
+
+    return of_predictions
