@@ -317,6 +317,18 @@ class TestRecovery:
         assert (after - dense).square().mean() < 0.5 * (before - dense).square().mean()
 
 
+class TestVocabulary:
+    def test_a_smaller_vocabulary_makes_the_same_vectors(self, small, tmp_path):
+        smaller, tokenizer = hfprune.prune_vocabulary(small, small.tokenizer, TEXTS)
+        assert smaller.tokenizer is tokenizer
+        assert len(tokenizer) < len(small.tokenizer)
+        assert smaller[0].model.get_input_embeddings().num_embeddings == len(tokenizer)
+        assert torch.allclose(vectors(smaller), vectors(small), atol=1e-6)
+        hfprune.save(smaller, tmp_path / "smaller")
+        again = sentence_transformers.SentenceTransformer(str(tmp_path / "smaller"), device="cpu")
+        assert torch.allclose(vectors(again), vectors(small), atol=1e-6)
+
+
 class TestRerankers:
     def test_it_gives_back_another_reranker(self, reranker):
         small = hfprune.prune(reranker, PAIRS, CONFIG)

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "reconstruction": {"errors", "distributed", "showing", "structure", "scoring"},
     "pruning": {"errors", "showing", "structure", "measuring", "scoring", "planning", "config", "publishing"}
     | {"encoders", "reconstruction"},
-    "vocabulary": {"errors", "structure", "measuring", "planning", "publishing"},
+    "vocabulary": {"errors", "structure", "encoders", "measuring", "planning", "publishing"},
     "recovery": {"errors", "distributed", "structure", "measuring", "scoring", "planning", "config", "publishing"}
     | {"encoders", "pruning"},
     "sweeping": {"errors", "showing", "structure", "measuring", "scoring", "planning", "config", "publishing"}

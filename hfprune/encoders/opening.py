@@ -87,22 +87,25 @@ class Encoder:
         vectors: Tensor = self.whole.encode(list(texts), **options)
         return vectors.float().cpu()
 
-    def around(self, model: PreTrainedModel) -> Any:
+    def around(self, model: PreTrainedModel, *, tokenizer: Any = None) -> Any:
         """A copy of the object with another model in it.
 
         Args:
-            model: A model that was made from `model`, such as a smaller one.
+            model: A model that was made from `model` or from `body`, such as a smaller one.
+            tokenizer: Its tokenizer, if that is another one too.
 
         Returns:
             A new object of the same class. Its pooling, normalisation, prompts, tokenizer and all else are copies.
         """
-        bodies = {id(self.body): body_of(model)}
+        others: dict[int, Any] = {id(self.body): body_of(model)}
+        if tokenizer is not None:
+            others[id(self.tokenizer)] = tokenizer
         # modules behind the body that learned or moved with it
         if isinstance(self.model, SentenceEmbedder) and isinstance(model, SentenceEmbedder):
             for before, after in zip(self.model.behind, model.behind, strict=True):
-                bodies[id(before)] = after
+                others[id(before)] = after
         # what a copy would meet first is given to it, so that it puts the other model in every place of this one
-        other = copy.deepcopy(self.whole, dict(bodies))
+        other = copy.deepcopy(self.whole, others)
         # texts of the card of the dense model; a new one is made when it is saved
         if hasattr(other, "_model_card_text"):
             other._model_card_text = None
