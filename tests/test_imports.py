@@ -34,7 +34,7 @@ MAY_IMPORT = {
     | {"reconstruction", "pruning"},
     "deployment": {"errors", "showing", "structure", "measuring", "data", "publishing"},
     "jobs": {"errors", "distributed", "structure", "measuring", "scoring", "data", "planning", "config", "publishing"}
-    | {"pruning", "recovery", "sweeping"},
+    | {"encoders", "pruning", "recovery", "sweeping"},
     "reporting": {"errors", "showing", "planning", "publishing", "sweeping"},
     "cli": {"errors", "structure", "measuring", "scoring", "data", "planning", "config", "publishing", "pruning"}
     | {"showing", "sweeping", "vocabulary", "deployment", "jobs", "reporting"},
@@ -71,6 +71,7 @@ LATE |= {
     "ai_edge_litert.interpreter",
     "ai_edge_quantizer",
     "torchao.quantization",
+    "sentence_transformers",
 }
 #: It is there with datasets, but takes half a second to import.
 LATE |= {"pandas"}

@@ -97,19 +97,19 @@ class Encoder:
         Returns:
             A new object of the same class. Its pooling, normalisation, prompts, tokenizer and all else are copies.
         """
-        others: dict[int, Any] = {id(self.body): body_of(model)}
-        if tokenizer is not None:
-            others[id(self.tokenizer)] = tokenizer
-        # modules behind the body that learned or moved with it
-        if isinstance(self.model, SentenceEmbedder) and isinstance(model, SentenceEmbedder):
-            for before, after in zip(self.model.behind, model.behind, strict=True):
-                others[id(before)] = after
-        # what a copy would meet first is given to it, so that it puts the other model in every place of this one
-        other = copy.deepcopy(self.whole, others)
+        if isinstance(model, SentenceEmbedder):
+            # surgery has made a copy by now, around the body and the modules of this very model
+            whole = model.whole
+        else:
+            others: dict[int, Any] = {id(self.body): model}
+            if tokenizer is not None:
+                others[id(self.tokenizer)] = tokenizer
+            # what a copy meets first is given to it, so that it puts the other model in every place of this one
+            whole = copy.deepcopy(self.whole, others)
         # texts of the card of the dense model; a new one is made when it is saved
-        if hasattr(other, "_model_card_text"):
-            other._model_card_text = None
-        return other
+        if hasattr(whole, "_model_card_text"):
+            whole._model_card_text = None
+        return whole
 
 
 def is_encoder(model: Any) -> bool:
@@ -142,7 +142,7 @@ def opened(model: Any) -> Encoder | None:
     """Open an object of sentence-transformers.
 
     Args:
-        model: The object, or anything else.
+        model: The object, or a model that was made of one, or anything else.
 
     Returns:
         The encoder; None if it is no object of sentence-transformers.
@@ -151,6 +151,8 @@ def opened(model: Any) -> Encoder | None:
         UnsupportedArchitectureError: It is one in which there is no single model of texts that hfprune could take.
     """
     whole = inner(model)
+    if isinstance(whole, SentenceEmbedder) and whole.whole is not None:
+        return Encoder(whole=whole.whole, kind="embeddings", model=whole)
     name = _class_name(whole)
     if name is None:
         return None
@@ -240,7 +242,7 @@ def _with_modules_behind(whole: Any, body: PreTrainedModel) -> SentenceEmbedder:
     if prompt:
         length = whole.preprocess(["text"], prompt=prompt).get("prompt_length")
         prompt_length = None if length is None else int(length)
-    return embedder(body, behind, prompt_length=prompt_length)
+    return embedder(body, behind, prompt_length=prompt_length, whole=whole)
 
 
 def default_prompt(whole: Any) -> str | None:

@@ -137,7 +137,7 @@ def prune(
         encoder.layer.1.ffn: 16 of 32
     """
     encoder = opened(model)
-    if encoder is not None:
+    if encoder is not None and encoder.model is not model:
         rows = encoder.rows(data)
         collator = collator or encoder.collator
         small = prune(encoder.model, rows, config, collator=collator, sparsity=sparsity, recover=recover)

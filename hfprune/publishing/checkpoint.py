@@ -62,7 +62,7 @@ def save(
             `SentenceTransformer` or `CrossEncoder` is saved whole, so that its own class loads the folder; `load` loads
             the model in it.
         path: The folder to write.
-        tokenizer: A tokenizer to save beside the model.
+        tokenizer: A tokenizer to save beside the model; a `SentenceTransformer` or `CrossEncoder` has one of its own.
         overwrite: Whether the folder may replace a checkpoint that is there already.
 
     Returns:
@@ -90,10 +90,6 @@ def save(
     """
     path = Path(path).resolve()
     encoder = opened(model)
-    if encoder is not None and tokenizer is not None:
-        raise CheckpointError(
-            f"a {type(encoder.whole).__name__} is saved with its own tokenizer: drop tokenizer=, or set it first."
-        )
     model = unwrapped(model) if encoder is None else encoder.body
     if getattr(model, "pruning_plan", None) is None:
         raise CheckpointError(

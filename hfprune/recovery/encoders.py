@@ -20,13 +20,14 @@ def opened_arguments(model: Any, teacher: Any, kwargs: dict[str, Any]) -> tuple[
         The same three. Models share their weights with the encoders, so training one trains the other.
     """
     encoder = opened(model)
-    if encoder is None:
-        return model, teacher, kwargs
+    of_teacher = opened(teacher)
+    plain_teacher = teacher if of_teacher is None else of_teacher.model
+    if encoder is None or encoder.model is model:
+        return model, plain_teacher, kwargs
     kwargs = dict(kwargs)
     kwargs.setdefault("data_collator", encoder.collator)
     kwargs.setdefault("processing_class", encoder.tokenizer)
     for name in _DATA:
         if kwargs.get(name) is not None:
             kwargs[name] = encoder.rows(kwargs[name])
-    of_teacher = opened(teacher)
-    return encoder.model, teacher if of_teacher is None else of_teacher.model, kwargs
+    return encoder.model, plain_teacher, kwargs

@@ -22,10 +22,12 @@ class EmbeddingOutput(ModelOutput):
     """What an embedding model returns.
 
     Attributes:
+        loss: With labels, the mean over texts of the squared distance from them.
         sentence_embedding: The vector of every text, `(samples, features)`.
         hidden_states: Those of the body, where they were asked for.
     """
 
+    loss: Tensor | None = None
     sentence_embedding: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
@@ -42,6 +44,7 @@ class SentenceEmbedder(PreTrainedModel):
         behind: Modules that take a dictionary and add to it, as those of sentence-transformers do. The last leaves
             `sentence_embedding`.
         prompt_length: How many tokens of every text are a prompt, for a pooling that leaves prompts out.
+        whole: The object that body and modules are of, which knows how to save them; None if there is none.
     """
 
     base_model_prefix = "body"
@@ -52,8 +55,19 @@ class SentenceEmbedder(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
-    def __init__(self, body: PreTrainedModel, behind: Iterable[nn.Module], *, prompt_length: int | None = None) -> None:
+    whole: Any
+
+    def __init__(
+        self,
+        body: PreTrainedModel,
+        behind: Iterable[nn.Module],
+        *,
+        prompt_length: int | None = None,
+        whole: Any = None,
+    ) -> None:
         super().__init__(body.config)
+        # it holds the same modules, which must not be listed twice
+        object.__setattr__(self, "whole", whole)
         self.body = body
         self.behind = nn.ModuleList(behind)
         self.prompt_length = prompt_length
@@ -82,10 +96,11 @@ class SentenceEmbedder(PreTrainedModel):
     def pruning_record(self, record: Any) -> None:
         self.body.pruning_record = record
 
-    def forward(self, **inputs: Any) -> EmbeddingOutput:
+    def forward(self, *, labels: Tensor | None = None, **inputs: Any) -> EmbeddingOutput:
         """Run the body, and then the modules behind it.
 
         Args:
+            labels: The vectors that the texts should have, such as those of another model, `(samples, features)`.
             **inputs: Arguments of the body.
 
         Returns:
@@ -99,9 +114,11 @@ class SentenceEmbedder(PreTrainedModel):
             features["prompt_length"] = self.prompt_length
         for module in self.behind:
             features = module(features)
-        return EmbeddingOutput(
-            sentence_embedding=features[SENTENCE_EMBEDDING], hidden_states=output.get("hidden_states")
-        )
+        vectors: Tensor = features[SENTENCE_EMBEDDING]
+        loss: Tensor | None = None
+        if labels is not None:
+            loss = (vectors.float() - labels.float()).square().sum(-1).mean()
+        return EmbeddingOutput(loss=loss, sentence_embedding=vectors, hidden_states=output.get("hidden_states"))
 
     def around(self, body: PreTrainedModel) -> "SentenceEmbedder":
         """The same around another body, with copies of the modules behind it.
@@ -112,13 +129,19 @@ class SentenceEmbedder(PreTrainedModel):
         Returns:
             A new model.
         """
-        other = embedder(body, copy.deepcopy(self.behind), prompt_length=self.prompt_length)
+        behind = copy.deepcopy(self.behind)
+        # what a copy meets first is given to it, so that it puts the new modules in every place of the old ones
+        others: dict[int, Any] = {id(self.body): body}
+        for before, after in zip(self.behind, behind, strict=True):
+            others[id(before)] = after
+        whole = copy.deepcopy(self.whole, others)
+        other = embedder(body, behind, prompt_length=self.prompt_length, whole=whole)
         other.training = self.training
         return other
 
 
 def embedder(
-    body: PreTrainedModel, behind: Iterable[nn.Module], *, prompt_length: int | None = None
+    body: PreTrainedModel, behind: Iterable[nn.Module], *, prompt_length: int | None = None, whole: Any = None
 ) -> SentenceEmbedder:
     """A body and the modules behind it as one model, whose `forward` names the arguments of the body.
 
@@ -126,6 +149,7 @@ def embedder(
         body: As for `SentenceEmbedder`.
         behind: As for `SentenceEmbedder`.
         prompt_length: As for `SentenceEmbedder`.
+        whole: As for `SentenceEmbedder`.
 
     Returns:
         The model.
@@ -140,7 +164,7 @@ def embedder(
         (1, 16)
     """
     body_class: Any = type(body)
-    return _class_for(body_class)(body, behind, prompt_length=prompt_length)
+    return _class_for(body_class)(body, behind, prompt_length=prompt_length, whole=whole)
 
 
 @cache
@@ -150,7 +174,13 @@ def _class_for(body_class: type[PreTrainedModel]) -> type[SentenceEmbedder]:
     def forward(self: SentenceEmbedder, **inputs: Any) -> EmbeddingOutput:
         return SentenceEmbedder.forward(self, **inputs)
 
-    forward.__signature__ = inspect.signature(body_class.forward)  # type: ignore[attr-defined]
+    of_body = inspect.signature(body_class.forward)
+    labels = inspect.Parameter("labels", inspect.Parameter.KEYWORD_ONLY, default=None)
+    parameters = list(of_body.parameters.values())
+    # keywords of any name stand last
+    place = len(parameters) - (parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
+    parameters.insert(place, labels)
+    forward.__signature__ = of_body.replace(parameters=parameters)  # type: ignore[attr-defined]
     # the name stays, as messages quote it
     return type("SentenceEmbedder", (SentenceEmbedder,), {"forward": forward, "__module__": __name__})
 

@@ -85,7 +85,7 @@ def prune_vocabulary(
     if pad_to_multiple_of is not None:
         _check_positive("pad_to_multiple_of", pad_to_multiple_of)
     encoder = opened(model)
-    if encoder is not None:
+    if encoder is not None and encoder.model is not model:
         options: dict[str, Any] = {"keep": keep, "min_count": min_count, "pad_to_multiple_of": pad_to_multiple_of}
         body, new_tokenizer = prune_vocabulary(encoder.body, tokenizer, texts, **options)
         whole: Model = with_card(encoder.around(body, tokenizer=new_tokenizer))
