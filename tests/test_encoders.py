@@ -1,6 +1,7 @@
 """Objects of sentence-transformers: pruned, saved and loaded whole, with and without hfprune."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -251,6 +252,20 @@ class TestPrune:
         again = sentence_transformers.SentenceTransformer(str(tmp_path / "small"), device="cpu")
         assert torch.allclose(vectors(again), vectors(pruned), atol=1e-6)
 
+    def test_half_of_an_encoder_decoder(self, tmp_path, caplog):
+        """sentence-transformers builds it by the name of its stock class."""
+        behind = [Pooling(32, "mean"), modules.Normalize()]
+        first = modules.Transformer(body_folder(tmp_path / "body", "t5"))
+        whole = sentence_transformers.SentenceTransformer(modules=[first, *behind], device="cpu")
+        uneven = hfprune.prune(whole, TEXTS, CONFIG)
+        hfprune.save(uneven, tmp_path / "uneven")
+        assert "SentenceTransformer(folder) will not load this PrunedT5EncoderModel" in caplog.text
+        assert type(hfprune.load(tmp_path / "uneven")).__name__ == "PrunedT5EncoderModel"
+        even = hfprune.prune(whole, TEXTS, dataclasses.replace(CONFIG, sparsity=0.2, portable=True))
+        hfprune.save(even, tmp_path / "even")
+        again = sentence_transformers.SentenceTransformer(str(tmp_path / "even"), device="cpu")
+        assert torch.allclose(vectors(again), vectors(even), atol=1e-6)
+
     def test_pruned_again(self, small):
         again = hfprune.prune(small, TEXTS, PruningConfig(sparsity=0.6, calibration_samples=16, sequence_length=16))
         assert again[0].model.pruning_plan.sparsity("macs") >= 0.6
@@ -313,7 +328,7 @@ class TestRecovery:
         arguments = sentence_transformers.SentenceTransformerTrainingArguments(
             str(tmp_path / "out"), max_steps=20, learning_rate=3e-3, use_cpu=True, report_to="none", save_strategy="no"
         )
-        loss = pytest.importorskip("sentence_transformers.losses").MSELoss(student)
+        loss = pytest.importorskip("sentence_transformers.sentence_transformer.losses").MSELoss(student)
         trainer = sentence_transformers.SentenceTransformerTrainer(
             model=student, args=arguments, train_dataset=data, loss=loss
         )

@@ -1,5 +1,6 @@
 """Write what belongs to an encoder of sentence-transformers beside the checkpoint of its body, and its card."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,9 @@ from transformers import PreTrainedModel
 
 from hfprune.encoders import Encoder, opened
 from hfprune.publishing.card import draw_card
-from hfprune.structure.modeling_pruned import PrunedModel
+from hfprune.structure.modeling_pruned import PrunedModel, base_class
+
+logger = logging.getLogger(__name__)
 
 
 def write_modules(encoder: Encoder, folder: Path) -> None:
@@ -19,6 +22,15 @@ def write_modules(encoder: Encoder, folder: Path) -> None:
         encoder: The encoder.
         folder: A folder, for the checkpoint of the model too.
     """
+    # sentence-transformers builds such encoders by itself, by the name of the stock class
+    is_half = base_class(type(encoder.body)).__name__.endswith("EncoderModel")
+    if is_half and isinstance(encoder.body, PrunedModel):
+        logger.warning(
+            "%s(folder) will not load this %s, although hfprune.load does: it knows the stock class only. Prune with "
+            "PruningConfig(portable=True) for widths that the stock class can say.",
+            type(encoder.whole).__name__,
+            type(encoder.body).__name__,
+        )
     with _left_out(encoder.body):
         encoder.whole.save(str(folder), create_model_card=False)
 
