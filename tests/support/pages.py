@@ -120,6 +120,7 @@ def furnish(folder: Path) -> None:
     _save(tiny_model("vit", "AutoModelForImageClassification", num_labels=3), folder / "me" / "pictures")
     _save(tiny_model("wav2vec2", "AutoModelForCTC"), folder / "me" / "speech")
     _save(tiny_model("bert", "AutoModel"), folder / "me" / "embeddings")
+    _save(tiny_model("bert", "AutoModelForSequenceClassification", num_labels=1), folder / "me" / "reranker")
     unlisted = MegatronBertForSequenceClassification(MegatronBertConfig(**SIZES["bert"]))
     _save(unlisted, folder / "me" / "unlisted")
     old_checkpoint(folder / "old", tokenizer=True)

@@ -6,6 +6,7 @@ A script looks its task up with `get_task(name)`, parses its arguments with `par
 
 from hfprune.jobs.settings import Arguments, DataArguments, MethodArguments, ModelArguments, SequenceArguments, parse
 from hfprune.jobs.tasks.causal_text import CausalTextArguments, causal_language_modelling
+from hfprune.jobs.tasks.embeddings import EmbeddingArguments, sentence_embeddings
 from hfprune.jobs.tasks.masked_text import MaskedTextArguments, masked_language_modelling
 from hfprune.jobs.tasks.registry import (
     RegisteredTask,
@@ -23,6 +24,7 @@ __all__ = [
     "Arguments",
     "CausalTextArguments",
     "DataArguments",
+    "EmbeddingArguments",
     "MaskedTextArguments",
     "MethodArguments",
     "ModelArguments",
@@ -38,6 +40,7 @@ __all__ = [
     "masked_language_modelling",
     "parse",
     "register_task",
+    "sentence_embeddings",
     "text_classification",
     "token_classification",
 ]
