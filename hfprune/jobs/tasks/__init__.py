@@ -8,6 +8,7 @@ from hfprune.jobs.settings import Arguments, DataArguments, MethodArguments, Mod
 from hfprune.jobs.tasks.causal_text import CausalTextArguments, causal_language_modelling
 from hfprune.jobs.tasks.embeddings import EmbeddingArguments, sentence_embeddings
 from hfprune.jobs.tasks.masked_text import MaskedTextArguments, masked_language_modelling
+from hfprune.jobs.tasks.question_answering import QuestionArguments, question_answering
 from hfprune.jobs.tasks.registry import (
     RegisteredTask,
     TaskLoader,
@@ -28,6 +29,7 @@ __all__ = [
     "MaskedTextArguments",
     "MethodArguments",
     "ModelArguments",
+    "QuestionArguments",
     "RegisteredTask",
     "SequenceArguments",
     "Task",
@@ -39,6 +41,7 @@ __all__ = [
     "known_tasks",
     "masked_language_modelling",
     "parse",
+    "question_answering",
     "register_task",
     "sentence_embeddings",
     "text_classification",
