@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 import datasets
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 from hfprune.data.files import hub_name, is_file_name, read_file
-from hfprune.data.packages import is_named_dataset, named_splits, named_texts
+from hfprune.data.named import is_named_dataset, named_splits, named_texts
 from hfprune.structure.arguments import FLAG, SEED, TEXT, TEXTS, checked
 
 
@@ -175,7 +175,7 @@ def load_texts(
         ['the cat sees a mouse', 'a cat sees the old man']
     """
     if is_named_dataset(name_or_file):
-        return named_texts(name_or_file)
+        return named_texts(name_or_file, columns)
     if is_file_name(name_or_file):
         data = _from_files({"train": name_or_file}, documents=documents, separator=separator, encoding=encoding)
     else:
@@ -217,13 +217,21 @@ def check_filled(data: DatasetDict, columns: Sequence[str]) -> None:
     """
     for split, rows in data.items():
         for column in columns:
-            empty = [row for row, value in enumerate(rows[column][:]) if value is None]
+            empty = _empty_cells(rows, column)
             if empty:
                 raise ValueError(
                     f"{len(empty)} of {len(rows)} rows of the {split} split have no {column!r}, the first is row "
                     f"{empty[0]} (from 0). Fill them in or leave the rows out. In csv and tsv files words such as NA "
                     "and null count as empty too."
                 )
+
+
+def _empty_cells(rows: Dataset, column: str) -> list[int]:
+    """The numbers of the rows whose cell is empty; pictures and sounds stay as they are stored."""
+    cells = rows.select_columns([column]).with_format("arrow")[:][column]
+    if not cells.null_count:
+        return []
+    return [row for row, is_empty in enumerate(cells.is_null().to_pylist()) if is_empty]
 
 
 def _from_files(
