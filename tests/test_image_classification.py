@@ -41,9 +41,9 @@ def load(home, *, dense_epochs=0, seed=0, **changes):
     return image_classification(named, ImageArguments(**changes), seed=seed)
 
 
-def names_of(rows):
+def names_of(rows, column="image"):
     """What lies in which class: the last part of every file's name, with the label of the row."""
-    return sorted((Path(row["image"]["path"]).name, row["labels"]) for row in rows)
+    return sorted((Path(row[column]["path"]).name, row["labels"]) for row in rows)
 
 
 def move(home, split, rows):
@@ -102,8 +102,9 @@ def test_a_table_with_names_of_files(home):
     columns = {"image_column": "file", "label_column": "kind"}
     task = load(home, train_file=str(table), **columns)
     every = [row for rows in task.data.values() for row in rows]
-    assert names_of(every) == names_of([row for rows in load(home).data.values() for row in rows])
-    assert names_of(load(home, dataset=str(table), **columns).data["test"]) == names_of(task.data["test"])
+    assert names_of(every, "file") == names_of([row for rows in load(home).data.values() for row in rows])
+    again = load(home, dataset=str(table), **columns)
+    assert names_of(again.data["test"], "file") == names_of(task.data["test"], "file")
     table.write_text("file,kind\n" + "\n".join([*rows, "pictures/red/missing.png,red"]) + "\n")
     with pytest.raises(ValueError, match="1 of 61 files of the train split do not exist, the first is .*missing.png"):
         load(home, train_file=str(table), **columns)

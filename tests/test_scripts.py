@@ -17,7 +17,16 @@ from hfprune import PruningConfig
 from hfprune.cli.app import app
 from hfprune.publishing.verification import verify
 from tests.support.processes import run_python
-from tests.support.runs import causal_home, mlm_home, settings, text_home, token_home, write
+from tests.support.runs import (
+    causal_home,
+    mlm_home,
+    picture_home,
+    picture_settings,
+    settings,
+    text_home,
+    token_home,
+    write,
+)
 from tests.support.tiny import tiny_batch, tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -150,11 +159,13 @@ class TestScript:
             ("run_token_classification.py", token_home, "data.jsonl", "f1"),
             ("run_mlm.py", mlm_home, "data.txt", "perplexity"),
             ("run_language_modeling.py", causal_home, "data.txt", "perplexity"),
+            ("run_image_classification.py", picture_home, "pictures", "accuracy"),
         ],
     )
     def test_the_other_scripts(self, tmp_path, name, make_home, data, metric, run_here, capsys):
         home = make_home(tmp_path)
-        path = write(home, settings(home, train_file=str(home / data), num_train_epochs=1, **HERE))
+        changes = picture_settings(home) if make_home is picture_home else {"train_file": str(home / data)}
+        path = write(home, settings(home, num_train_epochs=1, **changes, **HERE))
         run_here(path, script=SCRIPT.parent / name)
         results = json.loads((home / "out" / "results.json").read_text())
         assert f"recovered_{metric}" in results

@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Audio, Dataset, DatasetDict, Image
 
 from hfprune.data.files import is_file_name, read_file
-from hfprune.data.loading import check_columns, drop_unlabelled_test, load_raw, with_splits
+from hfprune.data.loading import check_columns, drop_unlabelled_test, load_raw
 
 logger = logging.getLogger(__name__)
 #: What sub-folders are called that hold the splits of a data set.
@@ -67,11 +67,10 @@ def load_media(
     column: str,
     label_column: str,
     seed: int = 0,
-    reuse_validation: bool = False,
     separator: str | None = None,
     encoding: str | None = None,
 ) -> DatasetDict:
-    """Load files with one label each, with the splits `train`, `validation` and `test`, of which missing ones are cut.
+    """Load files with one label each, with the splits that their source has; `train` is among them.
 
     Args:
         medium: What kind of files: `PICTURES` or `SOUNDS`.
@@ -82,13 +81,13 @@ def load_media(
             names of files, which are relative to the folder of the table, and labels.
         column: The column with the files.
         label_column: The column with the labels: classes, numbers, or texts that are spoken.
-        seed: Seed of the splits that are cut.
-        reuse_validation: If there is no test split, validation serves as both, and no other one is cut from train.
+        seed: Seed of the splits of a data set in an installed package.
         separator: Of the columns of a table.
         encoding: Of the texts in a table, by default UTF-8.
 
     Returns:
-        The splits, with these two columns. Files are not decoded.
+        The splits, with these two columns. Files are not decoded; of sounds, a data set may also hold the samples in
+        time, as `array`, with their `sampling_rate`.
 
     Raises:
         ValueError: There is no such folder, file or column, a class or a table is empty, a named file does not exist,
@@ -103,20 +102,15 @@ def load_media(
         ...     _ = path.write_bytes(b"not decoded here")
         >>> data = load_media(PICTURES, "pictures", column="image", label_column="label")
         >>> data.num_rows, data["train"].unique("label")
-        ({'train': 16, 'validation': 2, 'test': 2}, ['dog', 'cat'])
+        ({'train': 20}, ['cat', 'dog'])
     """
-    if name is not None and is_file_name(name):
-        files, name = {"train": name}, None
     columns = [column, label_column]
-    if name is not None and not files and Path(name).is_dir() and not _has_tables(Path(name)):
+    if name is not None and not files and is_file_name(name):
+        data = DatasetDict(train=_read_table(name, "train", columns, separator=separator, encoding=encoding))
+    elif name is not None and not files and Path(name).is_dir() and not _has_tables(Path(name)):
         data = _splits_of_folder(Path(name), medium, column, label_column)
     elif files and name is None:
-        data = DatasetDict()
-        for split, file in files.items():
-            if Path(file).is_dir():
-                data[split] = _read_folder(Path(file), medium, column, label_column)
-            else:
-                data[split] = _read_table(file, split, columns, separator=separator, encoding=encoding)
+        data = _of_files(files, medium, columns, separator=separator, encoding=encoding)
     else:
         data = load_raw(
             name,
@@ -132,7 +126,22 @@ def load_media(
     for split, rows in data.items():
         _check_filled(rows, split, columns)
         data[split] = _as_files(rows, split, medium, column)
-    return with_splits(data, seed, reuse_validation=reuse_validation)
+    return data
+
+
+def _of_files(
+    files: Mapping[str, str], medium: Medium, columns: list[str], *, separator: str | None, encoding: str | None
+) -> DatasetDict:
+    """The splits of folders with a sub-folder for each class, and of tables."""
+    if "train" not in files:
+        raise ValueError(f"files of the splits {', '.join(files)} are given, but none of 'train'.")
+    data = DatasetDict()
+    for split, file in files.items():
+        if Path(file).is_dir():
+            data[split] = _read_folder(Path(file), medium, *columns)
+        else:
+            data[split] = _read_table(file, split, columns, separator=separator, encoding=encoding)
+    return data
 
 
 def _has_tables(folder: Path) -> bool:
@@ -231,6 +240,8 @@ def _as_files(rows: Dataset, split: str, medium: Medium, column: str) -> Dataset
     feature = rows.features[column]
     if isinstance(feature, type(medium.feature)) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"}):
         return rows.cast_column(column, medium.feature)
+    if isinstance(medium.feature, Audio) and isinstance(feature, dict) and {"array", "sampling_rate"} <= set(feature):
+        return rows
     if getattr(feature, "dtype", None) not in ("string", "large_string"):
         raise ValueError(
             f"the column {column!r} of the {split} split holds {feature}; expected names of files, or "

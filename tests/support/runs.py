@@ -5,8 +5,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import PreTrainedModel
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+from transformers import PreTrainedModel, ViTImageProcessorPil
 
 from hfprune.jobs.run import Outcome, run
 from hfprune.jobs.tasks import TextArguments, parse, text_classification

@@ -5,6 +5,7 @@ A script looks its task up with `get_task(name)`, parses its arguments with `par
 """
 
 from hfprune.jobs.settings import Arguments, DataArguments, MethodArguments, ModelArguments, SequenceArguments, parse
+from hfprune.jobs.tasks.audio import AudioArguments, audio_classification
 from hfprune.jobs.tasks.causal_text import CausalTextArguments, causal_language_modelling
 from hfprune.jobs.tasks.images import ImageArguments, image_classification
 from hfprune.jobs.tasks.masked_text import MaskedTextArguments, masked_language_modelling
@@ -22,6 +23,7 @@ from hfprune.jobs.tasks.tokens import TokenArguments, token_classification
 
 __all__ = [
     "Arguments",
+    "AudioArguments",
     "CausalTextArguments",
     "DataArguments",
     "ImageArguments",
@@ -34,6 +36,7 @@ __all__ = [
     "TaskLoader",
     "TextArguments",
     "TokenArguments",
+    "audio_classification",
     "causal_language_modelling",
     "get_task",
     "image_classification",

@@ -1,14 +1,13 @@
 """Image classification: a class for every picture."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
-from datasets import DatasetDict, concatenate_datasets
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-from hfprune.data.media import PICTURES, load_media
+from hfprune.data.media import PICTURES
 from hfprune.data.packages import resolve_model
 from hfprune.data.pictures import (
     MODES,
@@ -19,7 +18,7 @@ from hfprune.data.pictures import (
     random_crop,
 )
 from hfprune.jobs.settings import LABEL_MAP_HELP, DataArguments, ModelArguments
-from hfprune.jobs.tasks.classes import numbered
+from hfprune.jobs.tasks.classes import LABELS, numbered_files
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.samples import sample_metrics_for
 from hfprune.jobs.tasks.task import Task, without_rows
@@ -27,10 +26,7 @@ from hfprune.measuring.metrics import compute_metrics_for, default_metrics
 from hfprune.publishing.sources import check_source
 from hfprune.structure.batches import Batch
 
-#: Columns of the data as the collator takes them.
-_PICTURE = "image"
-_LABELS = "labels"
-#: Only there if pictures of the split are changed at random.
+#: The column that says that a picture may be changed at random.
 _CHANGES = "changes"
 
 
@@ -45,7 +41,9 @@ class ImageArguments(DataArguments):
 
     dataset: str | None = field(
         default=None,
-        metadata={"help": "A folder with a sub-folder a class, or with train/ and test/ of such; or Hub name."},
+        metadata={
+            "help": "A folder with a sub-folder a class, or with train/ and test/ of such; digits, mnist; Hub name."
+        },
     )
     train_file: str | None = field(
         default=None, metadata={"help": "A folder with a sub-folder a class; or csv, jsonl ... with names of files."}
@@ -86,8 +84,7 @@ def image_classification(model: ModelArguments, data: ImageArguments, *, seed: i
     Examples:
         >>> from pathlib import Path
         >>> from PIL import Image
-        >>> from transformers import ViTConfig, ViTForImageClassification
-        >>> from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+        >>> from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
         >>> from hfprune.jobs.tasks import ImageArguments, ModelArguments, image_classification
         >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 1}
         >>> names = {0: "dark", 1: "light"}
@@ -109,44 +106,38 @@ def image_classification(model: ModelArguments, data: ImageArguments, *, seed: i
         raise ValueError(
             f"smallest_crop must be above 0 and at most 1, got {data.smallest_crop}: a share of a picture."
         )
-    raw = load_media(
-        PICTURES,
-        data.dataset,
-        config_name=data.dataset_config,
-        files=data.files,
-        column=data.image_column,
-        label_column=data.label_column,
-        seed=seed,
-        reuse_validation=data.reuse_validation,
-        separator=data.separator,
-        encoding=data.encoding,
-    )
     source = resolve_model(model.model_name_or_path)
     check_source(source)
-    # without the pictures, which would be copied with the new numbers
-    labels = numbered(
-        raw.select_columns(data.label_column),
+    labelled = numbered_files(
+        PICTURES,
+        data,
         model,
         source,
+        column=data.image_column,
         label_column=data.label_column,
         label_map=data.label_map,
+        seed=seed,
     )
-    check_pictures(raw, data.image_column)
+    check_pictures(labelled.data, data.image_column)
     processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=model.trust_remote_code)
     mode = _mode_of(source, trust_remote_code=model.trust_remote_code)
-    changes = data.random_flip or data.smallest_crop < 1
-    metrics = data.metrics or default_metrics(regression=labels.regression)
+    splits = labelled.data
+    if data.random_flip or data.smallest_crop < 1:
+        # validation and test lack this column, and the collator leaves their pictures as they are
+        splits["train"] = splits["train"].add_column(_CHANGES, [True] * len(splits["train"]))
+    metrics = data.metrics or default_metrics(regression=labelled.regression)
+    collator = _Collator(processor, mode, data.image_column)
     return Task(
         auto_class=AutoModelForImageClassification,
         source=source,
-        labels=labels.labels,
-        data=_joined(raw, labels.data, data, changes=changes),
+        labels=labelled.labels,
+        data=splits,
         processor=processor,
-        collator=_Collator(processor, mode, flip=data.random_flip, smallest_crop=data.smallest_crop),
-        calibration_collator=_Collator(processor, mode),
+        collator=replace(collator, flip=data.random_flip, smallest_crop=data.smallest_crop),
+        calibration_collator=collator,
         metrics=metrics,
-        compute_metrics=without_rows(compute_metrics_for(metrics, regression=labels.regression)),
-        sample_metrics=sample_metrics_for(regression=labels.regression),
+        compute_metrics=without_rows(compute_metrics_for(metrics, regression=labelled.regression)),
+        sample_metrics=sample_metrics_for(regression=labelled.regression),
         collator_reads_columns=True,
     )
 
@@ -164,20 +155,6 @@ def _mode_of(source: str, *, trust_remote_code: bool) -> str:
     return MODES[channels]
 
 
-def _joined(pictures: DatasetDict, labels: DatasetDict, data: ImageArguments, *, changes: bool) -> DatasetDict:
-    """Pictures and the model's labels in the columns that the collator takes."""
-    joined = DatasetDict()
-    for split, rows in pictures.items():
-        renamed = rows.select_columns(data.image_column).rename_columns({data.image_column: _PICTURE})
-        numbers = labels[split].rename_columns({data.label_column: _LABELS})
-        joined[split] = concatenate_datasets([renamed, numbers], axis=1)
-    if changes:
-        train = joined["train"]
-        # validation and test lack this column, and the collator leaves their pictures as they are
-        joined["train"] = train.add_column(_CHANGES, [True] * len(train))
-    return joined
-
-
 @dataclass(frozen=True)
 class _Collator:
     """Makes a batch of rows with pictures.
@@ -185,6 +162,7 @@ class _Collator:
     Attributes:
         processor: The model's image processor.
         mode: What Pillow calls the channels that the model takes.
+        column: The column with the pictures.
         flip: Whether to mirror pictures at random, of rows that may be changed.
         smallest_crop: The smallest share of a picture that a random part has, of rows that may be changed; 1: none is
             cut out.
@@ -192,6 +170,7 @@ class _Collator:
 
     processor: Any
     mode: str
+    column: str
     flip: bool = False
     smallest_crop: float = 1.0
 
@@ -199,12 +178,12 @@ class _Collator:
         pictures = [self._picture(row) for row in rows]
         batch: Batch = dict(self.processor(images=pictures, return_tensors="pt"))
         # calibration may leave them out
-        if _LABELS in rows[0]:
-            batch[_LABELS] = torch.tensor([row[_LABELS] for row in rows])
+        if LABELS in rows[0]:
+            batch[LABELS] = torch.tensor([row[LABELS] for row in rows])
         return batch
 
     def _picture(self, row: Mapping[str, Any]) -> Any:
-        picture = open_picture(row[_PICTURE], self.mode)
+        picture = open_picture(row[self.column], self.mode)
         if row.get(_CHANGES):
             if self.smallest_crop < 1:
                 picture = random_crop(picture, self.smallest_crop)
