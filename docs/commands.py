@@ -11,6 +11,7 @@ from typer.main import get_command
 from hfprune.cli.app import app
 from hfprune.jobs.settings import DataArguments, MethodArguments, ModelArguments, PruningArguments
 from hfprune.jobs.tasks import (
+    AudioArguments,
     CausalTextArguments,
     ImageArguments,
     MaskedTextArguments,
@@ -64,6 +65,7 @@ GROUPS: tuple[tuple[str, type, type | None], ...] = (
     ("Data of masked language modelling", MaskedTextArguments, DataArguments),
     ("Data of causal language modelling", CausalTextArguments, DataArguments),
     ("Data of image classification", ImageArguments, DataArguments),
+    ("Data of audio classification", AudioArguments, DataArguments),
     ("Pruning", PruningArguments, None),
     ("When units are removed", MethodArguments, None),
     ("Recovery", RecoveryArguments, RecoveryArguments.__mro__[1]),

@@ -146,6 +146,7 @@ class TestScripts:
     @pytest.mark.parametrize(
         "name",
         [
+            "run_audio_classification.py",
             "run_image_classification.py",
             "run_language_modeling.py",
             "run_mlm.py",

@@ -133,6 +133,29 @@ def check_sounds(data: DatasetDict, column: str) -> None:
                 _check_soundfile(stored["path"])
 
 
+def seconds_of(stored: Mapping[str, Any]) -> float:
+    """How long a sound is.
+
+    Args:
+        stored: A row's sound, as for `open_sound`.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        ValueError: It cannot be decoded.
+
+    Examples:
+        >>> wavfile.write("beep.wav", 8000, np.zeros(400, dtype=np.int16))
+        >>> seconds_of({"path": "beep.wav", "bytes": None}), seconds_of({"array": [0.0] * 50, "sampling_rate": 100})
+        (0.05, 0.5)
+    """
+    if "array" in stored:
+        return len(stored["array"]) / float(stored["sampling_rate"])
+    rate, samples = _decoded(stored)
+    return len(samples) / rate
+
+
 def _name_of(stored: Mapping[str, Any]) -> str:
     """What a message calls a sound."""
     return repr(stored["path"]) if stored.get("path") else "without a name"

@@ -29,13 +29,14 @@ from transformers import (
     MegatronBertForSequenceClassification,
     PreTrainedModel,
     ViTImageProcessorPil,
+    Wav2Vec2FeatureExtractor,
 )
 
 from hfprune import PruningConfig
 from tests.support import tiny_tokenizers
 from tests.support.old_checkpoints import old_checkpoint, pickle_weights
 from tests.support.tiny import SIZES, tiny_model
-from tests.support.tiny_data import tiny_pictures, tiny_tags, tiny_texts, tiny_tokenizer
+from tests.support.tiny_data import tiny_pictures, tiny_sounds, tiny_tags, tiny_texts, tiny_tokenizer
 from tests.support.tiny_tokenizers import wrapped
 
 ROOT = Path(__file__).parents[2]
@@ -145,6 +146,14 @@ def furnish(folder: Path) -> None:
     (folder / "tags.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "text.txt").write_text(" ".join(tiny_texts(12_000)["text"]))
     (folder / "other.txt").write_text(" ".join(tiny_texts(2_000)["text"]))
+    heights = {0: "high", 1: "low", 2: "middle"}
+    sizes = {"conv_kernel": [10, 4], "conv_stride": [5, 4], "classifier_proj_size": 8}
+    _save(
+        tiny_model("wav2vec2", "AutoModelForAudioClassification", id2label=heights, **sizes), folder / "me" / "sounds"
+    )
+    Wav2Vec2FeatureExtractor(sampling_rate=4000).save_pretrained(folder / "me" / "sounds")
+    tiny_sounds(folder / "sounds" / "train", 120)
+    tiny_sounds(folder / "sounds" / "test", 30)
     tiny_pictures(folder / "pictures" / "train", 120)
     tiny_pictures(folder / "pictures" / "test", 30)
     (folder / "scripts").symlink_to(ROOT / "scripts")

@@ -17,6 +17,7 @@ from hfprune.jobs.tasks.registry import (
     known_tasks,
     register_task,
 )
+from hfprune.jobs.tasks.speech import SpeechArguments, speech_recognition
 from hfprune.jobs.tasks.task import Task
 from hfprune.jobs.tasks.texts import TextArguments, text_classification
 from hfprune.jobs.tasks.tokens import TokenArguments, token_classification
@@ -32,6 +33,7 @@ __all__ = [
     "ModelArguments",
     "RegisteredTask",
     "SequenceArguments",
+    "SpeechArguments",
     "Task",
     "TaskLoader",
     "TextArguments",
@@ -44,6 +46,7 @@ __all__ = [
     "masked_language_modelling",
     "parse",
     "register_task",
+    "speech_recognition",
     "text_classification",
     "token_classification",
 ]
