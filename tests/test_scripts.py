@@ -17,7 +17,17 @@ from hfprune import PruningConfig
 from hfprune.cli.app import app
 from hfprune.publishing.verification import verify
 from tests.support.processes import run_python
-from tests.support.runs import causal_home, mlm_home, question_home, settings, text_home, token_home, write
+from tests.support.runs import (
+    causal_home,
+    mlm_home,
+    picture_home,
+    picture_settings,
+    question_home,
+    settings,
+    text_home,
+    token_home,
+    write,
+)
 from tests.support.tiny import tiny_batch, tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -156,11 +166,15 @@ class TestScript:
                 {"train_file": "data.json", "doc_stride": 2, "max_question_length": 4},
                 "f1",
             ),
+            ("run_image_classification.py", picture_home, {"train_file": "pictures"}, "accuracy"),
         ],
     )
     def test_the_other_scripts(self, tmp_path, name, make_home, changes, metric, run_here, capsys):
         home = make_home(tmp_path)
-        changes = {**changes, "train_file": str(home / changes["train_file"])}
+        if make_home is picture_home:
+            changes = picture_settings(home)
+        else:
+            changes = {**changes, "train_file": str(home / changes["train_file"])}
         path = write(home, settings(home, num_train_epochs=1, **changes, **HERE))
         run_here(path, script=SCRIPT.parent / name)
         results = json.loads((home / "out" / "results.json").read_text())

@@ -52,7 +52,14 @@ _LOADED_FROM = re.compile(r'(?:from_pretrained|SentenceTransformer|CrossEncoder)
 _PLAIN_NAME = re.compile(r"model|pruned|dense|output|\d+|((last-)?checkpoint(-\d+)?)|PATH")
 #: Tasks of the Hub whose pipeline takes pruned classes; transformers 5 has no pipeline for questions any more.
 _PIPELINES = frozenset(
-    {"text-classification", "token-classification", "fill-mask", "text-generation", "image-classification"}
+    {
+        "text-classification",
+        "token-classification",
+        "fill-mask",
+        "text-generation",
+        "image-classification",
+        "audio-classification",
+    }
 )
 #: What a pipeline needs beside the weights: the settings of a tokenizer, or of a processor of pictures.
 _PROCESSORS = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
