@@ -90,11 +90,14 @@ class DataArguments:
 
     Attributes:
         example_file: What a file of the task is called in an example; no field.
+        trainer_settings: Arguments of transformers' Trainer that matter to the task in particular; no field. A file
+            that `hfprune init` writes names them.
         reuse_validation: Whether the validation split serves as test split too where there is none, and no other one is
             cut from train. No option: commands that train nothing set it.
     """
 
     example_file: ClassVar[str] = "train.csv"
+    trainer_settings: ClassVar[tuple[str, ...]] = ()
 
     dataset: str | None = field(default=None, metadata={"help": "Hub name, or trec, movie_reviews, sms_spam."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})

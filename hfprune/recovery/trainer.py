@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, Seq2SeqTrainer
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hfprune.publishing.callback import keep_files
 from hfprune.publishing.card import write_card
@@ -412,27 +410,6 @@ class RecoveryTrainer(Seq2SeqTrainer):
         if plan is None:
             return {}
         return {"sparsity": plan.sparsity("macs")}
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer`, with a prediction for every sample, once and in their order.
-
-        Args:
-            *args: As for `Trainer`.
-            **kwargs: As for `Trainer`.
-
-        Returns:
-            What `Trainer.evaluation_loop` returns.
-        """
-        # Seq2SeqTrainer also gathers the samples that fill up the last batches of several processes
-        self.gather_function = self.accelerator.gather_for_metrics
-        return super().evaluation_loop(*args, **kwargs)
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        sampler = super()._get_eval_sampler(eval_dataset)
-        # training may group texts by their length; metrics compare predictions with the rows that they are for
-        if isinstance(sampler, LengthGroupedSampler):
-            return SequentialSampler(eval_dataset)
-        return sampler
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         prepared = dict(super()._prepare_inputs(inputs))

@@ -15,6 +15,13 @@ from hfprune.jobs.tasks.registry import (
     known_tasks,
     register_task,
 )
+from hfprune.jobs.tasks.sequence_to_sequence import (
+    PairArguments,
+    SummaryArguments,
+    TranslationArguments,
+    summarization,
+    translation,
+)
 from hfprune.jobs.tasks.task import Task
 from hfprune.jobs.tasks.texts import TextArguments, text_classification
 from hfprune.jobs.tasks.tokens import TokenArguments, token_classification
@@ -26,20 +33,25 @@ __all__ = [
     "MaskedTextArguments",
     "MethodArguments",
     "ModelArguments",
+    "PairArguments",
     "RegisteredTask",
     "SequenceArguments",
+    "SummaryArguments",
     "Task",
     "TaskLoader",
     "TextArguments",
     "TokenArguments",
+    "TranslationArguments",
     "causal_language_modelling",
     "get_task",
     "known_tasks",
     "masked_language_modelling",
     "parse",
     "register_task",
+    "summarization",
     "text_classification",
     "token_classification",
+    "translation",
 ]
 
 # A task registers itself when its file is imported. Importing whatever files there are spares a list of them here.

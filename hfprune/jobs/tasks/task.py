@@ -47,6 +47,8 @@ class Task:
             evaluation does not hold all logits in memory. None: nothing is reduced.
         generated_length: For tasks whose predictions are texts that the model writes: the most tokens of such a text.
             Predictions are then token ids, and not logits.
+        generation: Settings of generation that its models get and keep, such as the token that begins texts of a
+            language.
         collator_reads_columns: Whether the collator reads columns that the model does not take, such as pictures. If
             not, Trainer drops them.
     """
@@ -63,6 +65,7 @@ class Task:
     sample_metrics: Mapping[str, SampleMetric] = field(default_factory=dict)
     preprocess_logits: Callable[[Any, Any], Any] | None = None
     generated_length: int | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
     collator_reads_columns: bool = False
 
     @property
@@ -73,7 +76,7 @@ class Task:
         return getattr(self.processor, "tokenizer", None)
 
     def check(self, model: PreTrainedModel) -> None:
-        """Refuse texts that a model has no positions or no embeddings for.
+        """Refuse texts, read or written, that a model has no positions or no embeddings for.
 
         Args:
             model: The model.
@@ -91,6 +94,9 @@ class Task:
                 longest = max(longest, len(ids))
                 largest = max(largest, max(ids, default=0))
         check_length(model, longest, option="max_length")
+        if self.generated_length is not None:
+            # the last token that is written is not read again
+            check_length(model, self.generated_length - 1, option="max_target_length")
         check_tokens(model, largest)
 
     def model(
@@ -116,9 +122,14 @@ class Task:
         else:
             source = self.source
             labels = self.labels
-        if not will_be_fine_tuned:
-            return load_whole(self.auto_class, str(source), **labels, trust_remote_code=trust_remote_code)
-        model: PreTrainedModel = self.auto_class.from_pretrained(source, **labels, trust_remote_code=trust_remote_code)
+        options = {**labels, "trust_remote_code": trust_remote_code}
+        model: PreTrainedModel
+        if will_be_fine_tuned:
+            model = self.auto_class.from_pretrained(source, **options)
+        else:
+            model = load_whole(self.auto_class, str(source), **options)
+        for name, value in self.generation.items():
+            setattr(model.generation_config, name, value)
         return model
 
     def teacher(self, named: ModelArguments, dense: PreTrainedModel) -> PreTrainedModel:
