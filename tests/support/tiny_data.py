@@ -44,6 +44,23 @@ def tiny_tags(rows: int = 80) -> list[dict[str, list[str]]]:
     return [{"tokens": text, "ner_tags": [tags.get(word, "O") for word in text]} for text in words]
 
 
+def tiny_squad(paragraphs: int = 40, *, unanswerable: bool = True) -> dict:
+    """A file of SQuAD 2.0: what is asked for is the animal, of which every third context has none if that may be."""
+    others = [word for word in WORDS if word not in ("dog", "cat")]
+    entries = []
+    for number in range(paragraphs):
+        words = [others[(number * 7 + place * (number % 3 + 1)) % len(others)] for place in range(4 + number % 9)]
+        answers = []
+        if not unanswerable or number % 3:
+            animal = ["dog", "cat"][number % 2]
+            place = number % len(words)
+            words.insert(place, animal)
+            answers = [{"text": animal, "answer_start": len(" ".join([*words[:place], ""]))}]
+        question = {"id": str(number), "question": "what name", "answers": answers, "is_impossible": not answers}
+        entries.append({"context": " ".join(words), "qas": [question]})
+    return {"version": "v2.0", "data": [{"title": "Animals", "paragraphs": entries}]}
+
+
 def tiny_tokenized(rows: int = 24) -> Dataset:
     tokenizer = tiny_tokenizer()
     return tiny_texts(rows).map(lambda row: {**tokenizer(row["text"]), "labels": row["label"]}, remove_columns=["text"])

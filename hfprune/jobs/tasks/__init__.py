@@ -7,6 +7,7 @@ A script looks its task up with `get_task(name)`, parses its arguments with `par
 from hfprune.jobs.settings import Arguments, DataArguments, MethodArguments, ModelArguments, SequenceArguments, parse
 from hfprune.jobs.tasks.causal_text import CausalTextArguments, causal_language_modelling
 from hfprune.jobs.tasks.masked_text import MaskedTextArguments, masked_language_modelling
+from hfprune.jobs.tasks.question_answering import QuestionArguments, question_answering
 from hfprune.jobs.tasks.registry import (
     RegisteredTask,
     TaskLoader,
@@ -34,6 +35,7 @@ __all__ = [
     "MethodArguments",
     "ModelArguments",
     "PairArguments",
+    "QuestionArguments",
     "RegisteredTask",
     "SequenceArguments",
     "SummaryArguments",
@@ -47,6 +49,7 @@ __all__ = [
     "known_tasks",
     "masked_language_modelling",
     "parse",
+    "question_answering",
     "register_task",
     "summarization",
     "text_classification",
