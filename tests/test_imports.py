@@ -75,6 +75,8 @@ LATE |= {
 }
 #: It is there with datasets, but takes half a second to import.
 LATE |= {"pandas"}
+#: What opens pictures, which users of texts need not have.
+LATE |= {"PIL"}
 
 #: Files of the command line that say what a command takes. They import what it runs when it runs, as help and
 #: completion must not wait for torch and transformers.

@@ -60,11 +60,27 @@ def load_splits(
         separator=separator,
         encoding=encoding,
     )
-    # The Hub's test splits of GLUE come without labels: all are −1.
-    if label_column and "test" in data and all(label in (-1, None) for label in data["test"][label_column][:]):
-        data.pop("test")
+    if label_column:
+        drop_unlabelled_test(data, label_column)
     check_filled(data, columns)
     return with_splits(data, seed, reuse_validation=reuse_validation)
+
+
+def drop_unlabelled_test(data: DatasetDict, label_column: str) -> None:
+    """Take a test split without labels out of a data set, as those of GLUE on the Hub are: all labels are −1.
+
+    >>> from datasets import Dataset, DatasetDict
+    >>> data = DatasetDict(train=Dataset.from_dict({"label": [0, 1]}), test=Dataset.from_dict({"label": [-1, -1]}))
+    >>> drop_unlabelled_test(data, "label")
+    >>> list(data)
+    ['train']
+
+    Args:
+        data: The splits; `test` goes if all its labels are −1 or empty.
+        label_column: The column with the labels.
+    """
+    if "test" in data and all(label in (-1, None) for label in data["test"][label_column][:]):
+        data.pop("test")
 
 
 def load_raw(

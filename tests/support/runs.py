@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 import yaml
 from transformers import PreTrainedModel
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hfprune.jobs.run import Outcome, run
 from hfprune.jobs.tasks import TextArguments, parse, text_classification
 from tests.support.tiny import tiny_model
-from tests.support.tiny_data import tiny_squad, tiny_tags, tiny_texts, tiny_tokenizer
+from tests.support.tiny_data import tiny_pictures, tiny_squad, tiny_tags, tiny_texts, tiny_tokenizer
 
 
 def settings(home: Path, **changes: object) -> dict:
@@ -91,6 +92,20 @@ def causal_home(home: Path, **changes: object) -> Path:
     save(tiny_model("llama", "AutoModelForCausalLM", **changes), home / "dense")
     (home / "data.txt").write_text(" ".join(tiny_texts(400)["text"]))
     return home
+
+
+def picture_home(home: Path, rows: int = 60) -> Path:
+    """With a tiny dense classifier of pictures, `dense`, and a folder of pictures of three colours, `pictures`."""
+    names = {0: "blue", 1: "green", 2: "red"}
+    tiny_model("vit", "AutoModelForImageClassification", id2label=names).save_pretrained(home / "dense")
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(home / "dense")
+    tiny_pictures(home / "pictures", rows)
+    return home
+
+
+def picture_settings(home: Path, **changes: object) -> dict:
+    """What a short run on `picture_home` sets otherwise than one on texts."""
+    return {"train_file": str(home / "pictures"), "max_length": None, "latency_length": None, **changes}
 
 
 def save(model: PreTrainedModel, folder: Path) -> None:

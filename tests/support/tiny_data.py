@@ -1,6 +1,10 @@
 """A tiny word-level tokenizer and data set, made on the spot."""
 
+from pathlib import Path
+
+import numpy as np
 from datasets import ClassLabel, Dataset
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -64,3 +68,15 @@ def tiny_squad(paragraphs: int = 40, *, unanswerable: bool = True) -> dict:
 def tiny_tokenized(rows: int = 24) -> Dataset:
     tokenizer = tiny_tokenizer()
     return tiny_texts(rows).map(lambda row: {**tokenizer(row["text"]), "labels": row["label"]}, remove_columns=["text"])
+
+
+def tiny_pictures(folder: Path, rows: int = 60) -> None:
+    """Files of noise in which one colour is brighter; they lie in sub-folders that are called by the colour."""
+    names = ("red", "green", "blue")
+    draw = np.random.default_rng(0)
+    for row in range(rows):
+        pixels = draw.integers(0, 160, (20, 24, 3), dtype=np.uint8)
+        pixels[:, :, row % 3] += 90
+        path = folder / names[row % 3] / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)

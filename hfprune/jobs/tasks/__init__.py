@@ -6,6 +6,7 @@ A script looks its task up with `get_task(name)`, parses its arguments with `par
 
 from hfprune.jobs.settings import Arguments, DataArguments, MethodArguments, ModelArguments, SequenceArguments, parse
 from hfprune.jobs.tasks.causal_text import CausalTextArguments, causal_language_modelling
+from hfprune.jobs.tasks.images import ImageArguments, image_classification
 from hfprune.jobs.tasks.masked_text import MaskedTextArguments, masked_language_modelling
 from hfprune.jobs.tasks.question_answering import QuestionArguments, question_answering
 from hfprune.jobs.tasks.registry import (
@@ -31,6 +32,7 @@ __all__ = [
     "Arguments",
     "CausalTextArguments",
     "DataArguments",
+    "ImageArguments",
     "MaskedTextArguments",
     "MethodArguments",
     "ModelArguments",
@@ -46,6 +48,7 @@ __all__ = [
     "TranslationArguments",
     "causal_language_modelling",
     "get_task",
+    "image_classification",
     "known_tasks",
     "masked_language_modelling",
     "parse",

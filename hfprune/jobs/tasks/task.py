@@ -8,9 +8,16 @@ from typing import Any, TypeAlias
 
 from datasets import Dataset, DatasetDict
 from torch import Tensor
-from transformers import AutoTokenizer, EvalPrediction, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    EvalPrediction,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from hfprune.data.models import load_whole
+from hfprune.data.models import has_no_weights, load_whole
 from hfprune.data.packages import resolve_model
 from hfprune.errors import HfpruneError
 from hfprune.jobs.settings import ModelArguments
@@ -107,7 +114,8 @@ class Task:
         Args:
             fine_tuned: The folder where an earlier run keeps a dense model that it fine-tuned. It is preferred.
             trust_remote_code: Whether code that comes with the model may run.
-            will_be_fine_tuned: Whether it is trained before it is used, so that it may begin with a new head.
+            will_be_fine_tuned: Whether it is trained before it is used, so that it may begin with a new head, or from
+                a folder with a config and no weights: from scratch.
 
         Returns:
             The fine-tuned model if its folder is there, or else the model that the user named.
@@ -124,10 +132,13 @@ class Task:
             labels = self.labels
         options = {**labels, "trust_remote_code": trust_remote_code}
         model: PreTrainedModel
-        if will_be_fine_tuned:
-            model = self.auto_class.from_pretrained(source, **options)
-        else:
+        if not will_be_fine_tuned:
             model = load_whole(self.auto_class, str(source), **options)
+        elif has_no_weights(source):
+            config = AutoConfig.from_pretrained(source, **options)
+            model = self.auto_class.from_config(config, trust_remote_code=trust_remote_code)
+        else:
+            model = self.auto_class.from_pretrained(source, **options)
         for name, value in self.generation.items():
             setattr(model.generation_config, name, value)
         return model
