@@ -203,7 +203,7 @@ class TestCommands:
 
     def test_texts_without_labels(self, home):
         (home / "unlabelled.csv").write_text("\n".join(["text", *tiny_texts(40)["text"]]) + "\n")
-        quick = ["--samples", 16, "--schedule", "one_shot", "--max-length", 16]
+        quick = ["--calibration-samples", 16, "--schedule", "one_shot", "--max-length", 16]
         given = ["prune", home / "dense", home / "unlabelled", "--data", home / "unlabelled.csv", *quick]
         for needs in (["--scorer", "fisher"], ["--label-column", "label"], ["--max-drop", 0.5]):
             refused = self.cli(*given, *needs)
@@ -262,7 +262,7 @@ class TestMetrics:
 
     def test_the_command(self, home):
         names = ["f1_macro", "roc_auc", "precision", "recall"]
-        options = [part for name in names for part in ("--metric", name)]
+        options = [part for name in names for part in ("--metrics", name)]
         done = CliRunner().invoke(
             app, ["evaluate", str(home / "dense"), "--data", str(home / "data.csv"), "--max-length", "16", *options]
         )

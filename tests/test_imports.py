@@ -33,7 +33,7 @@ MAY_IMPORT = {
     | {"reconstruction", "pruning"},
     "deployment": {"errors", "showing", "structure", "measuring", "data", "publishing"},
     "jobs": {"errors", "distributed", "structure", "measuring", "scoring", "data", "planning", "config", "publishing"}
-    | {"pruning", "recovery"},
+    | {"pruning", "recovery", "sweeping"},
     "reporting": {"errors", "showing", "planning", "publishing", "sweeping"},
     "cli": {"errors", "structure", "measuring", "scoring", "data", "planning", "config", "publishing", "pruning"}
     | {"showing", "sweeping", "vocabulary", "deployment", "jobs", "reporting"},
@@ -81,7 +81,7 @@ LATE |= {"PIL"}
 #: Files of the command line that say what a command takes. They import what it runs when it runs, as help and
 #: completion must not wait for torch and transformers.
 COMMANDS = {"__init__", "app", "options", "prune", "sweep", "latency_table", "vocabulary", "evaluate", "export"}
-COMMANDS |= {"checkpoints", "quantize", "run"}
+COMMANDS |= {"checkpoints", "quantize", "recover", "run"}
 
 
 def is_of_commands(path: Path) -> bool:

@@ -185,7 +185,7 @@ class TestCommand:
     def test_prune_inspect_evaluate_verify(self, home):
         out = home / "small"
         options = ["--data", home / "data.csv", "--max-length", 16]
-        done = self.cli("prune", home / "dense", out, "--sparsity", "0.4", "--samples", 32, *options)
+        done = self.cli("prune", home / "dense", out, "--sparsity", "0.4", "--calibration-samples", 32, *options)
         assert done.exit_code == 0, done.output
         assert "removed 4" in done.stdout
         assert verify(out) == []
@@ -200,7 +200,7 @@ class TestCommand:
         assert "4 heads" in self.cli("inspect", home / "dense").stdout
         assert "supported by table" in self.cli("inspect", home / "dense").stdout
 
-        found = self.cli("evaluate", out, *options, "--metric", "accuracy", "--metric", "f1", "--latency")
+        found = self.cli("evaluate", out, *options, "--metrics", "accuracy", "--metrics", "f1", "--latency")
         assert found.exit_code == 0, found.output
         results = json.loads(found.stdout)
         assert 0 <= results["accuracy"] <= 1
@@ -219,12 +219,12 @@ class TestCommand:
         [
             (["--sparsity", "50"], "sparsity must be in [0, 1), got 50. It is a fraction: write 0.5 for 50 %."),
             (["--scorer", "best"], "unknown scorer 'best'"),
-            (["--samples", "5000"], "calibration needs 5000 samples, the data has 64"),
+            (["--calibration-samples", "5000"], "calibration needs 5000 samples, the data has 64"),
             (["--text-column", "sentence"], "has no column 'sentence'"),
         ],
     )
     def test_mistakes_are_one_line(self, home, extra, message):
-        options = ["--data", home / "data.csv", "--max-length", 16, "--samples", 32]
+        options = ["--data", home / "data.csv", "--max-length", 16, "--calibration-samples", 32]
         done = self.cli("prune", home / "dense", home / "small", *options, *extra)
         assert done.exit_code == 1
         assert message in done.stderr

@@ -228,8 +228,8 @@ def _run_hfprune(arguments: Sequence[str]) -> None:
         get_command(app).commands["export"].make_context("export", list(arguments[1:]))
         return
     # commands have a default of their own
-    takes_samples = arguments[0] in ("prune", "sweep") and "--samples" not in arguments
-    added = ["--samples", str(_SAMPLES)] if takes_samples else []
+    takes_samples = arguments[0] in ("prune", "sweep") and "--calibration-samples" not in arguments
+    added = ["--calibration-samples", str(_SAMPLES)] if takes_samples else []
     if arguments[0] == "run":
         added = [] if "--help" in arguments else _quick(arguments)
     if arguments[0] == "latency-table" and "--runs" not in arguments:

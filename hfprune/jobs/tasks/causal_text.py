@@ -26,6 +26,8 @@ from hfprune.publishing.sources import check_source
 from hfprune.structure.batches import Batch
 
 METRICS = ("perplexity", "loss")
+#: A batch of logits over a large vocabulary takes much memory.
+_WINDOWS_IN_A_BATCH = 4
 
 
 @dataclass
@@ -49,7 +51,7 @@ class CausalTextArguments(SequenceArguments):
     latency_batch_size: int = field(default=4, metadata={"help": "Batch size of the latency measurement."})
 
 
-@register_task("causal_language_modelling", arguments=CausalTextArguments)
+@register_task("causal_language_modelling", arguments=CausalTextArguments, architectures=r"(ForCausalLM|LMHeadModel)$")
 def causal_language_modelling(model: ModelArguments, data: CausalTextArguments, *, seed: int) -> Task:
     """Load text and pack it into windows of `max_length` tokens. Every token of a window but the first is predicted.
 
@@ -86,8 +88,8 @@ def causal_language_modelling(model: ModelArguments, data: CausalTextArguments, 
             f"max_length must be at least 2, got {data.max_length}: tokens are predicted from those before."
         )
     source = resolve_model(model.model_name_or_path)
-    check_source(source)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    check_source(source, revision=model.model_revision)
+    tokenizer = AutoTokenizer.from_pretrained(source, **model.loading)
     if data.self_generated:
         windows = _generated_windows(model, source, tokenizer, data, seed)
     else:
@@ -104,6 +106,7 @@ def causal_language_modelling(model: ModelArguments, data: CausalTextArguments, 
         compute_metrics=_compute_metrics,
         sample_metrics={"log_likelihood": _log_likelihoods},
         preprocess_logits=_token_losses,
+        batch_size=_WINDOWS_IN_A_BATCH,
     )
 
 
@@ -151,7 +154,7 @@ def _generated_windows(
         )
         del documents["train"]
         windows = _packed(documents, tokenizer, data)
-    writer = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    writer = AutoModelForCausalLM.from_pretrained(source, **model.loading)
     written = self_generated(writer, tokenizer, samples=data.self_generated, tokens=data.max_length, seed=seed)
     return DatasetDict({"train": written, **windows})
 

@@ -58,6 +58,8 @@ class Task:
             language.
         collator_reads_columns: Whether the collator reads columns that the model does not take, such as pictures. If
             not, Trainer drops them.
+        is_labelled: Whether the data has the labels that metrics need.
+        batch_size: Samples in a batch of a command that only measures.
     """
 
     auto_class: Any
@@ -74,6 +76,8 @@ class Task:
     generated_length: int | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
     collator_reads_columns: bool = False
+    is_labelled: bool = True
+    batch_size: int = 64
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -107,13 +111,19 @@ class Task:
         check_tokens(model, largest)
 
     def model(
-        self, *, fine_tuned: Path, trust_remote_code: bool = False, will_be_fine_tuned: bool = False
+        self,
+        *,
+        fine_tuned: Path,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+        will_be_fine_tuned: bool = False,
     ) -> PreTrainedModel:
         """Load the dense model.
 
         Args:
             fine_tuned: The folder where an earlier run keeps a dense model that it fine-tuned. It is preferred.
             trust_remote_code: Whether code that comes with the model may run.
+            revision: Branch, tag or commit of the repository that the user named.
             will_be_fine_tuned: Whether it is trained before it is used, so that it may begin with a new head, or from
                 a folder with a config and no weights: from scratch.
 
@@ -129,7 +139,7 @@ class Task:
             labels: dict[str, Any] = {}
         else:
             source = self.source
-            labels = self.labels
+            labels = {**self.labels, "revision": revision}
         options = {**labels, "trust_remote_code": trust_remote_code}
         model: PreTrainedModel
         if not will_be_fine_tuned:

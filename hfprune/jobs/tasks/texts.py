@@ -1,8 +1,10 @@
 """Text classification: one class or one number for a text or a pair of texts."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
+from datasets import DatasetDict
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -18,9 +20,12 @@ from hfprune.jobs.settings import LABEL_MAP_HELP, ModelArguments, SequenceArgume
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.samples import sample_metrics_for
 from hfprune.jobs.tasks.task import Task, without_rows
-from hfprune.measuring.metrics import compute_metrics_for, default_metrics
+from hfprune.measuring.metrics import check_metrics, compute_metrics_for, default_metrics
 from hfprune.publishing.sources import check_source
 from hfprune.structure.predictions import predicts_number
+from hfprune.sweeping.samples import check_sample_metric
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -33,7 +38,7 @@ class TextArguments(SequenceArguments):
     label_map: str | None = field(default=None, metadata={"help": LABEL_MAP_HELP})
 
 
-@register_task("text_classification", arguments=TextArguments)
+@register_task("text_classification", arguments=TextArguments, architectures=r"ForSequenceClassification$")
 def text_classification(model: ModelArguments, data: TextArguments, *, seed: int) -> Task:
     """Load and tokenize labelled texts.
 
@@ -63,34 +68,37 @@ def text_classification(model: ModelArguments, data: TextArguments, *, seed: int
         >>> task.data.num_rows, task.metrics
         ({'train': 14, 'validation': 2, 'test': 2}, ['accuracy'])
     """
-    raw = load_text_dataset(
-        data.dataset,
-        config_name=data.dataset_config,
-        files=data.files,
-        label_column=data.label_column,
-        seed=seed,
-        reuse_validation=data.reuse_validation,
-        separator=data.separator,
-        encoding=data.encoding,
-    )
     source = resolve_model(model.model_name_or_path)
-    check_source(source)
-    labels: dict[str, Any] = {}
+    check_source(source, revision=model.model_revision)
     label_map = parse_label_map(data.label_map)
+    label_column: str | None = data.label_column
+    labels: dict[str, Any] = {}
     if model.dense_epochs > 0:
+        raw = _labelled(data, seed)
         labels = label_arguments(raw, data.label_column, label_map=label_map)
         config = PretrainedConfig(**labels)
+        raw = align_labels(raw, config, data.label_column, label_map=label_map)
     else:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=model.trust_remote_code)
-    raw = align_labels(raw, config, data.label_column, label_map=label_map)
+        config = AutoConfig.from_pretrained(source, **model.loading)
+        # before the data is read
+        _check_metrics(data, regression=predicts_number(config))
+        try:
+            raw = align_labels(_labelled(data, seed), config, data.label_column, label_map=label_map)
+        except ValueError as error:
+            if data.needs_labels:
+                raise
+            # raises the same error again if it is not about labels
+            raw = data.load(_text_columns(data), seed=seed)
+            label_column = None
+            logger.warning("goes on without labels, and measures nothing: %s", error)
     regression = predicts_number(config)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(source, **model.loading)
     tokenized = tokenize(
         raw,
         tokenizer,
         text_column=data.text_column,
         pair_column=data.pair_column,
-        label_column=data.label_column,
+        label_column=label_column,
         max_length=data.max_length,
     )
     metrics = data.metrics or default_metrics(regression=regression)
@@ -106,4 +114,33 @@ def text_classification(model: ModelArguments, data: TextArguments, *, seed: int
         metrics=metrics,
         compute_metrics=without_rows(compute_metrics_for(metrics, regression=regression)),
         sample_metrics=sample_metrics_for(regression=regression),
+        is_labelled=label_column is not None,
     )
+
+
+def _labelled(data: TextArguments, seed: int) -> DatasetDict:
+    """The texts with their labels, as the data has them."""
+    return load_text_dataset(
+        data.dataset,
+        config_name=data.dataset_config,
+        files=data.files,
+        label_column=data.label_column,
+        seed=seed,
+        reuse_validation=data.reuse_validation,
+        separator=data.separator,
+        encoding=data.encoding,
+    )
+
+
+def _text_columns(data: TextArguments) -> list[str]:
+    columns = [data.text_column]
+    if data.pair_column:
+        columns.append(data.pair_column)
+    return columns
+
+
+def _check_metrics(data: TextArguments, *, regression: bool) -> None:
+    """Refuse metrics that do not suit what the model predicts."""
+    check_metrics(data.metrics, regression=regression)
+    if data.sample_metric is not None:
+        check_sample_metric(data.sample_metric, regression=regression)
