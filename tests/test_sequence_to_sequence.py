@@ -18,9 +18,9 @@ from hfprune.measuring import written_texts
 from hfprune.measuring.written_texts import scores_of_texts, written_text_metrics
 from hfprune.publishing.verification import verify
 from tests.support.processes import ROOT, run_python
-from tests.support.runs import run_here, save, settings, write
+from tests.support.runs import pair_home, run_here, save, settings, write
 from tests.support.tiny import VOCABULARY, tiny_model
-from tests.support.tiny_data import tiny_texts, tiny_tokenizer
+from tests.support.tiny_data import tiny_pairs, tiny_texts, tiny_tokenizer
 
 KINDS = ("t5", "bart", "mbart", "marian")
 QUIET = {"use_cpu": True, "report_to": "none", "dataloader_pin_memory": False, "disable_tqdm": True}
@@ -33,18 +33,6 @@ model = AutoModelForSeq2SeqLM.from_pretrained({folder!r}, trust_remote_code=True
 batch = tokenizer({text!r}, return_tensors="pt", return_token_type_ids=False)
 say(ids=model.generate(**batch, max_length=9)[0].tolist())
 """
-
-
-def tiny_pairs(rows=80):
-    """A text, and its first word with another one behind it."""
-    return [{"text": text, "summary": f"{text.split()[0]} is"} for text in tiny_texts(rows)["text"]]
-
-
-def pair_home(home, model_type="t5", **changes):
-    save(tiny_model(model_type, "AutoModelForSeq2SeqLM", **changes), home / "dense")
-    lines = [json.dumps(pair) for pair in tiny_pairs()]
-    (home / "data.jsonl").write_text("\n".join(lines))
-    return home
 
 
 @pytest.fixture

@@ -65,6 +65,11 @@ def tiny_squad(paragraphs: int = 40, *, unanswerable: bool = True) -> dict:
     return {"version": "v2.0", "data": [{"title": "Animals", "paragraphs": entries}]}
 
 
+def tiny_pairs(rows: int = 80) -> list[dict[str, str]]:
+    """The same texts with summaries: their first word with another one behind it."""
+    return [{"text": text, "summary": f"{text.split()[0]} is"} for text in tiny_texts(rows)["text"]]
+
+
 def tiny_tokenized(rows: int = 24) -> Dataset:
     tokenizer = tiny_tokenizer()
     return tiny_texts(rows).map(lambda row: {**tokenizer(row["text"]), "labels": row["label"]}, remove_columns=["text"])

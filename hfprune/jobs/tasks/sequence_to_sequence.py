@@ -30,6 +30,10 @@ from hfprune.publishing.sources import check_source
 
 #: What texts in the languages of tokenizers with many of them are told apart by.
 _TELLS_LANGUAGES = "set_src_lang_special_tokens"
+#: Names of the classes of models that write any text; those that recognise speech are called alike.
+_WRITE = r"(T5|T5Gemma\d?|[Bb]art|BART|Pegasus|PegasusX|LED|ProphetNet|Mvp|SwitchTransformers)ForConditionalGeneration$"
+#: Of models that translate and do nothing else.
+_TRANSLATE = r"(M2M100|NllbMoe|FSMT)ForConditionalGeneration$|MarianMTModel$"
 
 
 @dataclass
@@ -89,7 +93,7 @@ class TranslationArguments(PairArguments):
     )
 
 
-@register_task("summarization", arguments=SummaryArguments)
+@register_task("summarization", arguments=SummaryArguments, architectures=_WRITE)
 def summarization(model: ModelArguments, data: SummaryArguments, *, seed: int) -> Task:
     """Load texts and summaries. Evaluation lets the model write, and compares by ROUGE.
 
@@ -129,7 +133,7 @@ def summarization(model: ModelArguments, data: SummaryArguments, *, seed: int) -
     return _load(model, data, metrics, of_samples, seed=seed, task="summarization")
 
 
-@register_task("translation", arguments=TranslationArguments)
+@register_task("translation", arguments=TranslationArguments, architectures=f"{_WRITE}|{_TRANSLATE}")
 def translation(model: ModelArguments, data: TranslationArguments, *, seed: int) -> Task:
     """Load texts and translations. Evaluation lets the model write, and compares by chrF and BLEU.
 
@@ -187,10 +191,10 @@ def _load(
     )
     check_written_text_metrics(metrics, raw["test"][target_column][:], bleu_tokenizer=data.bleu_tokenizer)
     source = resolve_model(model.model_name_or_path)
-    check_source(source)
-    config = AutoConfig.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    check_source(source, revision=model.model_revision)
+    config = AutoConfig.from_pretrained(source, **model.loading)
     _check_writes(config, model.model_name_or_path)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(source, **model.loading)
     generation = _set_languages(tokenizer, data.source_language, data.target_language)
     prefix = data.source_prefix
     if prefix is None:
