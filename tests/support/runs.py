@@ -11,7 +11,16 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from hfprune.jobs.run import Outcome, run
 from hfprune.jobs.tasks import TextArguments, parse, text_classification
 from tests.support.tiny import tiny_model
-from tests.support.tiny_data import tiny_pairs, tiny_pictures, tiny_squad, tiny_tags, tiny_texts, tiny_tokenizer
+from tests.support.tiny_data import (
+    chat_tokenizer,
+    tiny_conversations,
+    tiny_pairs,
+    tiny_pictures,
+    tiny_squad,
+    tiny_tags,
+    tiny_texts,
+    tiny_tokenizer,
+)
 
 
 def settings(home: Path, **changes: object) -> dict:
@@ -106,6 +115,14 @@ def picture_home(home: Path, rows: int = 60) -> Path:
 def picture_settings(home: Path, **changes: object) -> dict:
     """What a short run on `picture_home` sets otherwise than one on texts."""
     return {"train_file": str(home / "pictures"), "max_length": None, "latency_length": None, **changes}
+
+
+def chat_home(home: Path) -> Path:
+    """With a tiny dense chat model and conversations, `data.jsonl`."""
+    tiny_model("llama", "AutoModelForCausalLM").save_pretrained(home / "dense")
+    chat_tokenizer().save_pretrained(home / "dense")
+    (home / "data.jsonl").write_text("\n".join(json.dumps(row) for row in tiny_conversations()))
+    return home
 
 
 def pair_home(home: Path, model_type: str = "t5", **changes: object) -> Path:

@@ -6,6 +6,7 @@ A script looks its task up with `get_task(name)`, parses its arguments with `par
 
 from hfprune.jobs.settings import Arguments, DataArguments, MethodArguments, ModelArguments, SequenceArguments, parse
 from hfprune.jobs.tasks.causal_text import CausalTextArguments, causal_language_modelling
+from hfprune.jobs.tasks.chat import ChatArguments, chat
 from hfprune.jobs.tasks.images import ImageArguments, image_classification
 from hfprune.jobs.tasks.masked_text import MaskedTextArguments, masked_language_modelling
 from hfprune.jobs.tasks.question_answering import QuestionArguments, question_answering
@@ -31,6 +32,7 @@ from hfprune.jobs.tasks.tokens import TokenArguments, token_classification
 __all__ = [
     "Arguments",
     "CausalTextArguments",
+    "ChatArguments",
     "DataArguments",
     "ImageArguments",
     "MaskedTextArguments",
@@ -47,6 +49,7 @@ __all__ = [
     "TokenArguments",
     "TranslationArguments",
     "causal_language_modelling",
+    "chat",
     "get_task",
     "image_classification",
     "known_tasks",
