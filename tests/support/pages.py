@@ -230,7 +230,7 @@ def _run_hfprune(arguments: Sequence[str]) -> None:
     # commands have a default of their own
     takes_samples = arguments[0] in ("prune", "sweep") and "--calibration-samples" not in arguments
     added = ["--calibration-samples", str(_SAMPLES)] if takes_samples else []
-    if arguments[0] == "run":
+    if arguments[0] in ("run", "recover"):
         added = [] if "--help" in arguments else _quick(arguments)
     if arguments[0] == "latency-table" and "--runs" not in arguments:
         added = ["--runs", "3"]
