@@ -10,7 +10,15 @@ from typer.main import get_command
 
 from hfprune.cli.app import app
 from hfprune.jobs.settings import DataArguments, MethodArguments, ModelArguments, PruningArguments
-from hfprune.jobs.tasks import CausalTextArguments, MaskedTextArguments, TextArguments, TokenArguments
+from hfprune.jobs.tasks import (
+    CausalTextArguments,
+    ChatArguments,
+    MaskedTextArguments,
+    SummaryArguments,
+    TextArguments,
+    TokenArguments,
+    TranslationArguments,
+)
 from hfprune.recovery.arguments import RecoveryArguments
 
 COMMAND_LINE = """# Command line
@@ -40,7 +48,7 @@ def command_line() -> str:
 
 SCRIPTS = """# Arguments of the scripts
 
-The four scripts in `scripts/` share the arguments of this page. They take them on the command line, or from a YAML or
+The scripts in `scripts/`, one a task, share the arguments of this page. They take them on the command line, or from a YAML or
 JSON file, after which the command line can override single values. [Run the whole job from one
 file](../how-to/run-the-whole-job.md) shows how.
 
@@ -56,6 +64,9 @@ GROUPS: tuple[tuple[str, type, type | None], ...] = (
     ("Data of token classification", TokenArguments, DataArguments),
     ("Data of masked language modelling", MaskedTextArguments, DataArguments),
     ("Data of causal language modelling", CausalTextArguments, DataArguments),
+    ("Data of chat", ChatArguments, DataArguments),
+    ("Data of summarization", SummaryArguments, DataArguments),
+    ("Data of translation", TranslationArguments, DataArguments),
     ("Pruning", PruningArguments, None),
     ("When units are removed", MethodArguments, None),
     ("Recovery", RecoveryArguments, RecoveryArguments.__mro__[1]),

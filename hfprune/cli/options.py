@@ -46,8 +46,9 @@ TaskName = Annotated[
 Output = Annotated[Path, typer.Argument(help="Folder to write.")]
 DATA = typer.Option(
     "--data",
-    help="Hub name, trec, movie_reviews, sms_spam, a folder with train, validation and test files, or one csv, json "
-    "or parquet file, of which a tenth each is cut off for validation and test.",
+    help="Hub name, a name that needs no Hub such as trec (reference, Data sets by name), a folder with train, "
+    "validation and test files, or one csv, json or parquet file, of which a tenth each is cut off for validation and "
+    "test.",
 )
 DataName = Annotated[str, DATA]
 HeldOut = Annotated[

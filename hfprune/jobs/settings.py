@@ -109,7 +109,7 @@ class DataArguments:
     example_file: ClassVar[str] = "train.csv"
     trainer_settings: ClassVar[tuple[str, ...]] = ()
 
-    dataset: str | None = field(default=None, metadata={"help": "Hub name, or trec, movie_reviews, sms_spam."})
+    dataset: str | None = field(default=None, metadata={"help": "Hub name, or one that needs no Hub, such as trec."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
     train_file: str | None = field(default=None, metadata={"help": "csv, tsv, json, jsonl, parquet, txt or conll."})
     validation_file: str | None = field(default=None, metadata={"help": "The same; cut from train if not given."})
