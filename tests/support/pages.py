@@ -30,7 +30,7 @@ from hfprune import PruningConfig
 from tests.support import tiny_tokenizers
 from tests.support.old_checkpoints import old_checkpoint, pickle_weights
 from tests.support.tiny import SIZES, tiny_model
-from tests.support.tiny_data import tiny_tags, tiny_texts, tiny_tokenizer
+from tests.support.tiny_data import tiny_conversations, tiny_pairs, tiny_tags, tiny_texts, tiny_tokenizer
 from tests.support.tiny_tokenizers import wrapped
 
 ROOT = Path(__file__).parents[2]
@@ -117,6 +117,7 @@ def furnish(folder: Path) -> None:
     by_bytes.save_pretrained(folder / "me" / "assistant")
     _save(tiny_model("bert", "AutoModelForQuestionAnswering"), folder / "me" / "answers")
     _save(tiny_model("t5", "AutoModelForSeq2SeqLM"), folder / "me" / "summaries")
+    _save(tiny_model("marian", "AutoModelForSeq2SeqLM"), folder / "me" / "translations")
     _save(tiny_model("vit", "AutoModelForImageClassification", num_labels=3), folder / "me" / "pictures")
     _save(tiny_model("wav2vec2", "AutoModelForCTC"), folder / "me" / "speech")
     _save(tiny_model("bert", "AutoModel"), folder / "me" / "embeddings")
@@ -136,6 +137,11 @@ def furnish(folder: Path) -> None:
     (folder / "unlabelled.csv").write_text("\n".join(["text", *tiny_texts(_ROWS)["text"]]) + "\n")
     lines = [json.dumps(row) for row in tiny_tags(_ROWS)]
     (folder / "tags.jsonl").write_text("\n".join(lines) + "\n")
+    pairs = tiny_pairs(_ROWS)
+    (folder / "summaries.jsonl").write_text("\n".join(map(json.dumps, pairs)) + "\n")
+    lines = [f"{pair['text']},{pair['summary']}" for pair in pairs]
+    (folder / "translations.csv").write_text("\n".join(["source,target", *lines]) + "\n")
+    (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, tiny_conversations(_ROWS))) + "\n")
     (folder / "text.txt").write_text(" ".join(tiny_texts(12_000)["text"]))
     (folder / "other.txt").write_text(" ".join(tiny_texts(2_000)["text"]))
     (folder / "scripts").symlink_to(ROOT / "scripts")
