@@ -13,10 +13,13 @@ from hfprune.jobs.settings import DataArguments, MethodArguments, ModelArguments
 from hfprune.jobs.tasks import (
     AudioArguments,
     CausalTextArguments,
+    ChatArguments,
     ImageArguments,
     MaskedTextArguments,
+    SummaryArguments,
     TextArguments,
     TokenArguments,
+    TranslationArguments,
 )
 from hfprune.recovery.arguments import RecoveryArguments
 
@@ -66,6 +69,9 @@ GROUPS: tuple[tuple[str, type, type | None], ...] = (
     ("Data of causal language modelling", CausalTextArguments, DataArguments),
     ("Data of image classification", ImageArguments, DataArguments),
     ("Data of audio classification", AudioArguments, DataArguments),
+    ("Data of chat", ChatArguments, DataArguments),
+    ("Data of summarization", SummaryArguments, DataArguments),
+    ("Data of translation", TranslationArguments, DataArguments),
     ("Pruning", PruningArguments, None),
     ("When units are removed", MethodArguments, None),
     ("Recovery", RecoveryArguments, RecoveryArguments.__mro__[1]),

@@ -52,6 +52,8 @@ LATE = {
     "matplotlib.figure",
     "peft",
     "lm_eval",
+    "rouge_score.rouge_scorer",
+    "sacrebleu.metrics",
 }
 #: Runtimes of exported models, and the exporters of transformers, which its older versions do not have.
 LATE |= {

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 import hfprune
 from hfprune.cli.app import app
 from hfprune.publishing.verification import verify
-from tests.support.runs import causal_home, mlm_home, save, text_home, token_home
+from tests.support.runs import causal_home, mlm_home, pair_home, save, text_home, token_home
 from tests.support.tiny import tiny_model
 
 #: By task: what makes its tiny model and data, the file of the data, and the first metric.
@@ -18,6 +18,7 @@ TASKS = {
     "token_classification": (token_home, "data.jsonl", "precision"),
     "masked_language_modelling": (mlm_home, "data.txt", "perplexity"),
     "causal_language_modelling": (causal_home, "data.txt", "perplexity"),
+    "summarization": (pair_home, "data.jsonl", "rougeL"),
 }
 QUICK = ("--scorer", "l2", "--no-reconstruct", "--schedule", "one_shot", "--calibration-samples", 8, "--max-length", 16)
 #: Of a short training on the CPU.

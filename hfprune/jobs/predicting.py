@@ -9,6 +9,7 @@ from transformers import EvalPrediction, PreTrainedModel, Seq2SeqTrainer, Seq2Se
 from transformers.trainer_utils import PredictionOutput
 
 from hfprune.jobs.tasks.task import Task
+from hfprune.structure.running import same_generation
 
 
 def measure(task: Task, model: PreTrainedModel, rows: Dataset, *, batch_size: int | None = None) -> dict[str, float]:
@@ -106,7 +107,8 @@ def _predicted(task: Task, model: PreTrainedModel, rows: Dataset, batch_size: in
             processing_class=task.processor,
             preprocess_logits_for_metrics=task.preprocess_logits,
         )
-        return trainer.predict(rows, metric_key_prefix="")
+        with same_generation(model):
+            return trainer.predict(rows, metric_key_prefix="")
 
 
 def _as_metrics_take_it(predicted: PredictionOutput) -> EvalPrediction:

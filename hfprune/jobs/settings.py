@@ -96,6 +96,8 @@ class DataArguments:
 
     Attributes:
         example_file: What a file of the task is called in an example; no field.
+        trainer_settings: Arguments of transformers' Trainer that matter to the task in particular; no field. A file
+            that `hfprune init` writes names them.
         reuse_validation: Whether the validation split serves as test split too where there is none, and no other one is
             cut from train. Commands that train nothing set it; it is no option.
         needs_labels: Whether labels that are missing, or that are not the model's, are an error. If not, the task comes
@@ -105,6 +107,7 @@ class DataArguments:
     """
 
     example_file: ClassVar[str] = "train.csv"
+    trainer_settings: ClassVar[tuple[str, ...]] = ()
 
     dataset: str | None = field(default=None, metadata={"help": "Hub name, or one that needs no Hub, such as trec."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})

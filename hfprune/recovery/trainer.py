@@ -39,7 +39,7 @@ from hfprune.recovery.token_dropout import swap_tokens
 from hfprune.structure.batches import Batch, count_samples, refuse_head_mask
 from hfprune.structure.class_labels import fitting_labels
 from hfprune.structure.modeling_pruned import write_attachments
-from hfprune.structure.running import same_use_cache
+from hfprune.structure.running import same_generation, same_use_cache
 from hfprune.structure.wrapping import argument_names, inner, label_arguments
 
 logger = logging.getLogger(__name__)
@@ -436,7 +436,8 @@ class RecoveryTrainer(Seq2SeqTrainer):
         # Seq2SeqTrainer counts the rows again that fill up the last batch
         gather = self.accelerator.gather_for_metrics
         self.gather_function = partial(gather, use_gather_object=self.args.eval_use_gather_object)
-        return super().evaluation_loop(*args, **kwargs)
+        with same_generation(self._plain_model()):
+            return super().evaluation_loop(*args, **kwargs)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[Any] | None:
         sampler: Sampler[Any] | None = super()._get_eval_sampler(eval_dataset)

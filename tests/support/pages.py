@@ -36,7 +36,15 @@ from hfprune import PruningConfig
 from tests.support import tiny_tokenizers
 from tests.support.old_checkpoints import old_checkpoint, pickle_weights
 from tests.support.tiny import SIZES, tiny_model
-from tests.support.tiny_data import tiny_pictures, tiny_sounds, tiny_tags, tiny_texts, tiny_tokenizer
+from tests.support.tiny_data import (
+    tiny_conversations,
+    tiny_pairs,
+    tiny_pictures,
+    tiny_sounds,
+    tiny_tags,
+    tiny_texts,
+    tiny_tokenizer,
+)
 from tests.support.tiny_tokenizers import wrapped
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +134,7 @@ def furnish(folder: Path) -> None:
     colours = {0: "blue", 1: "green", 2: "red"}
     _save(tiny_model("vit", "AutoModelForImageClassification", id2label=colours), folder / "me" / "pictures")
     ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder / "me" / "pictures")
+    _save(tiny_model("marian", "AutoModelForSeq2SeqLM"), folder / "me" / "translations")
     _save(tiny_model("wav2vec2", "AutoModelForCTC"), folder / "me" / "speech")
     _save(tiny_model("bert", "AutoModel"), folder / "me" / "embeddings")
     _save(tiny_model("bert", "AutoModelForSequenceClassification", num_labels=1), folder / "me" / "reranker")
@@ -145,6 +154,11 @@ def furnish(folder: Path) -> None:
     (folder / "unlabelled.csv").write_text("\n".join(["text", *tiny_texts(_ROWS)["text"]]) + "\n")
     lines = [json.dumps(row) for row in tiny_tags(_ROWS)]
     (folder / "tags.jsonl").write_text("\n".join(lines) + "\n")
+    pairs = tiny_pairs(_ROWS)
+    (folder / "summaries.jsonl").write_text("\n".join(map(json.dumps, pairs)) + "\n")
+    lines = [f"{pair['text']},{pair['summary']}" for pair in pairs]
+    (folder / "translations.csv").write_text("\n".join(["source,target", *lines]) + "\n")
+    (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, tiny_conversations(_ROWS))) + "\n")
     (folder / "text.txt").write_text(" ".join(tiny_texts(12_000)["text"]))
     (folder / "other.txt").write_text(" ".join(tiny_texts(2_000)["text"]))
     heights = {0: "high", 1: "low", 2: "middle"}

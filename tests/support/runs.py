@@ -11,6 +11,9 @@ from hfprune.jobs.run import Outcome, run
 from hfprune.jobs.tasks import TextArguments, parse, text_classification
 from tests.support.tiny import tiny_model
 from tests.support.tiny_data import (
+    chat_tokenizer,
+    tiny_conversations,
+    tiny_pairs,
     tiny_pictures,
     tiny_sounds,
     tiny_speech,
@@ -146,6 +149,21 @@ def speech_home(home: Path, model_type: str = "wav2vec2") -> Path:
     model.save_pretrained(home / "dense")
     processor.save_pretrained(home / "dense")
     tiny_speech(home)
+    return home
+
+
+def chat_home(home: Path) -> Path:
+    """With a tiny dense chat model and conversations, `data.jsonl`."""
+    tiny_model("llama", "AutoModelForCausalLM").save_pretrained(home / "dense")
+    chat_tokenizer().save_pretrained(home / "dense")
+    (home / "data.jsonl").write_text("\n".join(json.dumps(row) for row in tiny_conversations()))
+    return home
+
+
+def pair_home(home: Path, model_type: str = "t5", **changes: object) -> Path:
+    """With a tiny dense model that writes texts, and texts with summaries, `data.jsonl`."""
+    save(tiny_model(model_type, "AutoModelForSeq2SeqLM", **changes), home / "dense")
+    (home / "data.jsonl").write_text("\n".join(json.dumps(pair) for pair in tiny_pairs()))
     return home
 
 

@@ -77,6 +77,39 @@ def tiny_squad(paragraphs: int = 40, *, unanswerable: bool = True) -> dict:
     return {"version": "v2.0", "data": [{"title": "Animals", "paragraphs": entries}]}
 
 
+def tiny_pairs(rows: int = 80) -> list[dict[str, str]]:
+    """The same texts with summaries: their first word with another one behind it."""
+    return [{"text": text, "summary": f"{text.split()[0]} is"} for text in tiny_texts(rows)["text"]]
+
+
+#: Each turn between [BOS] and [EOS]; the assistant is asked by its role.
+CHAT_TEMPLATE = (
+    "{% for m in messages %}[BOS] {{ m.role }} {{ m.content }} [EOS]\n{% endfor %}"
+    "{% if add_generation_prompt %}[BOS] assistant {% endif %}"
+)
+
+
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    """The same tokenizer with a chat template, and with padding at the left, as chat models have it."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def tiny_conversations(rows: int = 80) -> list[dict[str, list[dict[str, str]]]]:
+    """The same texts as questions, with their first word as the answer; every third conversation has two of them."""
+    conversations = []
+    texts = tiny_texts(rows)["text"]
+    for number, text in enumerate(texts):
+        messages = []
+        for question in (text, *texts[:1])[: 2 if number % 3 == 0 else 1]:
+            messages.append({"role": "user", "content": question})
+            messages.append({"role": "assistant", "content": f"{question.split()[0]} is"})
+        conversations.append({"messages": messages})
+    return conversations
+
+
 def tiny_tokenized(rows: int = 24) -> Dataset:
     tokenizer = tiny_tokenizer()
     return tiny_texts(rows).map(lambda row: {**tokenizer(row["text"]), "labels": row["label"]}, remove_columns=["text"])

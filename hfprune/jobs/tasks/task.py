@@ -54,6 +54,8 @@ class Task:
             evaluation does not hold all logits in memory. None: nothing is reduced.
         generated_length: For tasks whose predictions are texts that the model writes: the most tokens of such a text.
             Predictions are then token ids, and not logits.
+        generation: Settings of generation that its models get and keep, such as the token that begins texts of a
+            language.
         collator_reads_columns: Whether the collator reads columns that the model does not take, such as pictures. If
             not, Trainer drops them.
         is_labelled: Whether the data has the labels that metrics need.
@@ -72,6 +74,7 @@ class Task:
     sample_metrics: Mapping[str, SampleMetric] = field(default_factory=dict)
     preprocess_logits: Callable[[Any, Any], Any] | None = None
     generated_length: int | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
     collator_reads_columns: bool = False
     is_labelled: bool = True
     batch_size: int = 64
@@ -84,7 +87,7 @@ class Task:
         return getattr(self.processor, "tokenizer", None)
 
     def check(self, model: PreTrainedModel) -> None:
-        """Refuse texts that a model has no positions or no embeddings for.
+        """Refuse texts, read or written, that a model has no positions or no embeddings for.
 
         Args:
             model: The model.
@@ -102,6 +105,9 @@ class Task:
                 longest = max(longest, len(ids))
                 largest = max(largest, max(ids, default=0))
         check_length(model, longest, option="max_length")
+        if self.generated_length is not None:
+            # the last token that is written is not read again
+            check_length(model, self.generated_length - 1, option="max_target_length")
         check_tokens(model, largest)
 
     def model(
@@ -131,14 +137,16 @@ class Task:
             source = str(fine_tuned)
             # its config holds the labels already, and it is no revision of a repository
             options = {"trust_remote_code": options.get("trust_remote_code", False)}
-        if not will_be_fine_tuned:
-            return load_whole(self.auto_class, source, **options)
         model: PreTrainedModel
-        if has_no_weights(source):
+        if not will_be_fine_tuned:
+            model = load_whole(self.auto_class, source, **options)
+        elif has_no_weights(source):
             config = AutoConfig.from_pretrained(source, **options)
             model = self.auto_class.from_config(config)
         else:
             model = self.auto_class.from_pretrained(source, **options)
+        for name, value in self.generation.items():
+            setattr(model.generation_config, name, value)
         return model
 
     def teacher(self, named: ModelArguments, dense: PreTrainedModel) -> PreTrainedModel:
