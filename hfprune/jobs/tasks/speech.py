@@ -18,9 +18,12 @@ from transformers import (
     AutoProcessor,
     EvalPrediction,
     PretrainedConfig,
-    PreTrainedModel,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING, MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CTC_MAPPING,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+)
 
 from hfprune.data.loading import with_splits
 from hfprune.data.media import SOUNDS, load_media
@@ -40,6 +43,9 @@ _LABELS = "labels"
 _TYPESET_APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"
 #: What the loss does not count.
 _IGNORED = -100
+
+#: Names of the classes; many end as those of models that write texts from texts do.
+_RECOGNISERS = rf"ForCTC$|({'|'.join(map(str, MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES.values()))})$"
 
 
 @dataclass
@@ -72,7 +78,7 @@ class SpeechArguments(DataArguments):
     latency_batch_size: int = field(default=8, metadata={"help": "Batch size of the latency measurement."})
 
 
-@register_task("speech_recognition", arguments=SpeechArguments)
+@register_task("speech_recognition", arguments=SpeechArguments, architectures=_RECOGNISERS)
 def speech_recognition(model: ModelArguments, data: SpeechArguments, *, seed: int) -> Task:
     """Load sounds and what is spoken in them. The model's processor makes a batch of them when it is needed.
 
@@ -99,17 +105,19 @@ def speech_recognition(model: ModelArguments, data: SpeechArguments, *, seed: in
     check_seconds(data.max_seconds)
     metrics = choose_metrics(data.metrics, METRICS, task="speech recognition")
     source = resolve_model(model.model_name_or_path)
-    check_source(source)
-    config = AutoConfig.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    check_source(source, revision=model.model_revision)
+    config = AutoConfig.from_pretrained(source, **model.loading)
     writes = _writes(config, model.model_name_or_path)
-    processor = AutoProcessor.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    processor = AutoProcessor.from_pretrained(source, **model.loading)
     if getattr(processor, "tokenizer", None) is None:
         raise ValueError(
             f"{model.model_name_or_path} has no tokenizer beside its feature extractor, so nothing says which letters "
             "its head is for. Save the processor of the fine-tuned model into its folder."
         )
+    generation: dict[str, Any] = {}
     if data.language is not None:
         _set_language(processor.tokenizer, data.language)
+        generation = {"language": data.language, "task": "transcribe"}
     raw = load_media(
         SOUNDS,
         data.dataset,
@@ -131,7 +139,7 @@ def speech_recognition(model: ModelArguments, data: SpeechArguments, *, seed: in
         Sounds(processor.feature_extractor, data.audio_column, data.max_seconds),
         first=config.decoder_start_token_id if writes else None,
     )
-    return _SpeechTask(
+    return Task(
         auto_class=AutoModelForSpeechSeq2Seq if writes else AutoModelForCTC,
         source=source,
         labels=_config_changes(source, model, processor.tokenizer, writes=writes),
@@ -145,7 +153,7 @@ def speech_recognition(model: ModelArguments, data: SpeechArguments, *, seed: in
         preprocess_logits=None if writes else _likeliest_tokens,
         generated_length=most_tokens,
         collator_reads_columns=True,
-        language=data.language,
+        generation=generation,
     )
 
 
@@ -185,7 +193,7 @@ def _set_language(tokenizer: Any, language: str) -> None:
 
 def _config_changes(source: str, model: ModelArguments, tokenizer: Any, *, writes: bool) -> dict[str, Any]:
     """Arguments of `from_pretrained`: how the model trains, and the size of a head that is new."""
-    changes = without_layerdrop(source, trust_remote_code=model.trust_remote_code)
+    changes = without_layerdrop(source, model.loading)
     if writes:
         return changes
     # a sound with fewer frames than letters would have an infinite loss
@@ -240,24 +248,6 @@ def _with_tokens(data: DatasetDict, tokenizer: Any, column: str, *, most: int | 
             )
         joined[split] = concatenate_datasets([rows, Dataset.from_dict({_LABELS: labels})], axis=1)
     return joined
-
-
-@dataclass(frozen=True, kw_only=True)
-class _SpeechTask(Task):
-    """A task whose model is told the language that it writes.
-
-    Attributes:
-        language: The language; None: as the model was told before.
-    """
-
-    language: str | None = None
-
-    def model(self, **options: Any) -> PreTrainedModel:
-        """Load the dense model, as `Task.model` does."""
-        model = super().model(**options)
-        if self.language is not None:
-            model.generation_config.update(language=self.language, task="transcribe")
-        return model
 
 
 @dataclass(frozen=True)
