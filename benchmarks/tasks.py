@@ -5,7 +5,7 @@
 
 A job is a file of scripts/configs that names its task. It runs as `hfprune run FILE --seed SEED` runs it: the dense
 model is trained or fine-tuned with that seed, pruned, and recovered. A row has all metrics of the test split. Rows are
-added to docs/results/tasks.json as they are measured; what is there already is measured again only with `--again`. CPU;
+added to docs/results/tasks.json as they are measured; a job that ran to its end is run again only with `--again`. CPU;
 two jobs at a time would slow each other, so they run in turn.
 """
 
@@ -13,7 +13,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +33,18 @@ def named_jobs() -> dict[str, dict[str, Any]]:
     return jobs
 
 
-def measured(config: str, settings: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
-    """Run a job, and make a row of what it wrote."""
+def measured(config: str, settings: dict[str, Any], seed: int, folder: Path, *, again: bool) -> dict[str, Any]:
+    """Make a row of what a job wrote; it is run unless it ran to its end before."""
     output = folder / f"{config}_seed{seed}"
-    began = time.perf_counter()
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "hfprune", "run", str(CONFIGS / f"{config}.yaml")),
-            *("--seed", str(seed), "--output_dir", str(output), "--overwrite", "true"),
-        ],
-        check=True,
-        cwd=ROOT,
-    )
+    if again or not (output / "results.json").is_file():
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "hfprune", "run", str(CONFIGS / f"{config}.yaml")),
+                *("--seed", str(seed), "--output_dir", str(output), "--overwrite", "true"),
+            ],
+            check=True,
+            cwd=ROOT,
+        )
     record = json.loads((output / "model" / "pruning_record.json").read_text(encoding="utf-8"))
     results = json.loads((output / "results.json").read_text(encoding="utf-8"))
     return {
@@ -55,7 +54,7 @@ def measured(config: str, settings: dict[str, Any], seed: int, folder: Path) -> 
         "metrics": record["metrics"],
         "macs_removed": round(results["mac_sparsity"], 4),
         "speedup": round(results["speedup"], 2),
-        "seconds": round(time.perf_counter() - began),
+        "seconds": round(results["seconds"]),
     }
 
 
@@ -85,7 +84,7 @@ def main() -> None:
                 there = [row for row in rows if (row["config"], row["seed"]) == (config, seed)]
                 if there and not args.again:
                     continue
-                row = measured(config, jobs[config], seed, args.folder)
+                row = measured(config, jobs[config], seed, args.folder, again=args.again)
                 rows = [other for other in rows if other not in there] + [row]
                 rows.sort(key=lambda row: (row["config"], row["seed"]))
                 ROWS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -10,7 +10,14 @@ from typer.main import get_command
 
 from hfprune.cli.app import app
 from hfprune.jobs.settings import DataArguments, MethodArguments, ModelArguments, PruningArguments
-from hfprune.jobs.tasks import CausalTextArguments, MaskedTextArguments, TextArguments, TokenArguments
+from hfprune.jobs.tasks import (
+    AudioArguments,
+    CausalTextArguments,
+    ImageArguments,
+    MaskedTextArguments,
+    TextArguments,
+    TokenArguments,
+)
 from hfprune.recovery.arguments import RecoveryArguments
 
 COMMAND_LINE = """# Command line
@@ -40,7 +47,7 @@ def command_line() -> str:
 
 SCRIPTS = """# Arguments of the scripts
 
-The four scripts in `scripts/` share the arguments of this page. They take them on the command line, or from a YAML or
+The scripts in `scripts/` share the arguments of this page. They take them on the command line, or from a YAML or
 JSON file, after which the command line can override single values. [Run the whole job from one
 file](../how-to/run-the-whole-job.md) shows how.
 
@@ -48,7 +55,8 @@ The scripts also take all [arguments of `Trainer`](https://huggingface.co/docs/t
 as `--learning_rate`, `--output_dir` or `--seed`. `--help` lists everything.
 
 """
-#: The groups of arguments in the order of the page: heading, class, and the class whose arguments are left out.
+#: The groups of arguments in the order of the page: heading, class, and the class whose arguments are left out where
+#: they mean the same.
 GROUPS: tuple[tuple[str, type, type | None], ...] = (
     ("Model and teacher", ModelArguments, None),
     ("Data", DataArguments, None),
@@ -56,6 +64,8 @@ GROUPS: tuple[tuple[str, type, type | None], ...] = (
     ("Data of token classification", TokenArguments, DataArguments),
     ("Data of masked language modelling", MaskedTextArguments, DataArguments),
     ("Data of causal language modelling", CausalTextArguments, DataArguments),
+    ("Data of image classification", ImageArguments, DataArguments),
+    ("Data of audio classification", AudioArguments, DataArguments),
     ("Pruning", PruningArguments, None),
     ("When units are removed", MethodArguments, None),
     ("Recovery", RecoveryArguments, RecoveryArguments.__mro__[1]),
@@ -73,9 +83,9 @@ def scripts() -> str:
 
 
 def _rows(arguments: type, left_out: type | None) -> Iterator[str]:
-    known = {argument.name for argument in fields(left_out)} if left_out else set()
+    known = {argument.name: argument.metadata for argument in fields(left_out)} if left_out else {}
     for argument in fields(arguments):
-        if argument.name in known:
+        if known.get(argument.name) == argument.metadata:
             continue
         meaning = str(argument.metadata.get("help", "")).replace("|", "\\|")
         yield f"| `--{argument.name}` | {_default(argument)} | {meaning} |\n"

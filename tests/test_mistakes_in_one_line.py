@@ -167,7 +167,15 @@ class TestScripts:
         assert capsys.readouterr() == ("", "")
 
     @pytest.mark.parametrize(
-        "name", ["run_language_modeling.py", "run_mlm.py", "run_token_classification.py", "run_text_classification.py"]
+        "name",
+        [
+            "run_audio_classification.py",
+            "run_image_classification.py",
+            "run_language_modeling.py",
+            "run_mlm.py",
+            "run_text_classification.py",
+            "run_token_classification.py",
+        ],
     )
     def test_each_of_them(self, monkeypatch, tmp_path, name):
         arguments = [

@@ -17,7 +17,17 @@ from hfprune import PruningConfig
 from hfprune.cli.app import app
 from hfprune.publishing.verification import verify
 from tests.support.processes import run_python
-from tests.support.runs import causal_home, mlm_home, settings, text_home, token_home, write
+from tests.support.runs import (
+    causal_home,
+    mlm_home,
+    picture_home,
+    picture_settings,
+    question_home,
+    settings,
+    text_home,
+    token_home,
+    write,
+)
 from tests.support.tiny import tiny_batch, tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -145,16 +155,27 @@ class TestScript:
         assert not (home / "out" / "dense").exists()
 
     @pytest.mark.parametrize(
-        ("name", "make_home", "data", "metric"),
+        ("name", "make_home", "changes", "metric"),
         [
-            ("run_token_classification.py", token_home, "data.jsonl", "f1"),
-            ("run_mlm.py", mlm_home, "data.txt", "perplexity"),
-            ("run_language_modeling.py", causal_home, "data.txt", "perplexity"),
+            ("run_token_classification.py", token_home, {"train_file": "data.jsonl"}, "f1"),
+            ("run_mlm.py", mlm_home, {"train_file": "data.txt"}, "perplexity"),
+            ("run_language_modeling.py", causal_home, {"train_file": "data.txt"}, "perplexity"),
+            (
+                "run_question_answering.py",
+                question_home,
+                {"train_file": "data.json", "doc_stride": 2, "max_question_length": 4},
+                "f1",
+            ),
+            ("run_image_classification.py", picture_home, {"train_file": "pictures"}, "accuracy"),
         ],
     )
-    def test_the_other_scripts(self, tmp_path, name, make_home, data, metric, run_here, capsys):
+    def test_the_other_scripts(self, tmp_path, name, make_home, changes, metric, run_here, capsys):
         home = make_home(tmp_path)
-        path = write(home, settings(home, train_file=str(home / data), num_train_epochs=1, **HERE))
+        if make_home is picture_home:
+            changes = picture_settings(home)
+        else:
+            changes = {**changes, "train_file": str(home / changes["train_file"])}
+        path = write(home, settings(home, num_train_epochs=1, **changes, **HERE))
         run_here(path, script=SCRIPT.parent / name)
         results = json.loads((home / "out" / "results.json").read_text())
         assert f"recovered_{metric}" in results

@@ -72,6 +72,11 @@ def test_equal_global_batches_train_alike(folder, task):
     assert len(alone["losses"]) == 3
     assert alone["moved"] > 2e-2
     assert others[0]["losses"] == pytest.approx(alone["losses"], abs=1e-3)
+    # each row once, in the order of the rows
+    for other in others:
+        torch.testing.assert_close(
+            torch.tensor(other["predicted"]), torch.tensor(alone["predicted"]), rtol=0, atol=1e-2
+        )
     expected = load_file(folder / f"{task}-alone.safetensors")
     for rank in (0, 1):
         found = load_file(folder / f"{task}-{rank}.safetensors")

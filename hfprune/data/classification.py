@@ -69,19 +69,35 @@ def load_text_dataset(
         separator=separator,
         encoding=encoding,
     )
-    return _encode_labels(splits, label_column)
+    return encode_labels(splits, label_column)
 
 
-def _encode_labels(data: DatasetDict, label_column: str) -> DatasetDict:
-    """Number the classes that are named by strings, other numbers or truth values; floats stay."""
+def encode_labels(data: DatasetDict, label_column: str) -> DatasetDict:
+    """Number the classes that are named by strings, other numbers or truth values; floats stay.
+
+    >>> from datasets import Dataset, DatasetDict
+    >>> data = encode_labels(DatasetDict(train=Dataset.from_dict({"label": ["dog", "cat"]})), "label")
+    >>> data["train"]["label"][:], data["train"].features["label"].names
+    ([1, 0], ['cat', 'dog'])
+
+    Args:
+        data: Splits with a label column.
+        label_column: The column with the labels.
+
+    Returns:
+        The splits; classes have the numbers of their names in alphabetical order, unless they have numbers already.
+
+    Raises:
+        ValueError: The column holds neither classes nor numbers.
+    """
     feature = data["train"].features[label_column]
     dtype: str | None = getattr(feature, "dtype", None)
     if isinstance(feature, ClassLabel) or (dtype is not None and dtype.startswith("float")):
         return data
     if dtype is None or not dtype.startswith(_TYPES_OF_CLASSES):
         raise ValueError(
-            f"the column {label_column!r} holds {feature!r}; expected one class or one number a text. Texts with "
-            "several classes (multi-label) go through the Python API with your own tokenization."
+            f"the column {label_column!r} holds {feature!r}; expected one class or one number a sample. Samples with "
+            "several classes (multi-label) go through the Python API with your own batches."
         )
     # Of all splits, as a class may be missing in train; sorted, so that the numbers do not depend on the rows' order.
     classes: set[Any] = set()

@@ -189,7 +189,16 @@ def _not_decoded(file: str, encoding: str, error: UnicodeDecodeError) -> ValueEr
     )
 
 
-def _open(path: Path, encoding: str) -> IO[str]:
+def open_text(path: Path, encoding: str) -> IO[str]:
+    """Open a file of text, compressed or not.
+
+    Args:
+        path: The file.
+        encoding: Of its text.
+
+    Returns:
+        What reads it.
+    """
     opener = _OPENERS.get(path.suffix.lower(), open)
     return cast(IO[str], opener(path, "rt", encoding=encoding))
 
@@ -213,7 +222,7 @@ def _check_mark(path: Path, encoding: str) -> None:
 def _check_decodes(path: Path, encoding: str) -> None:
     """Refuse a file in another encoding; some loaders find out only when a row is looked at."""
     try:
-        with _open(path, encoding) as text:
+        with open_text(path, encoding) as text:
             while text.read(1 << 20):
                 pass
     except UnicodeDecodeError as error:
@@ -222,7 +231,7 @@ def _check_decodes(path: Path, encoding: str) -> None:
 
 def _check_commas(path: Path, encoding: str) -> None:
     """Refuse a csv file whose head has no comma, but something else that separates columns."""
-    with _open(path, encoding) as lines:
+    with open_text(path, encoding) as lines:
         head = lines.readline()
     if "," in head:
         return
@@ -259,7 +268,7 @@ def _conll_lines(path: Path, separator: str | None, encoding: str) -> Iterator[t
     columns = 0
     is_between = True
     try:
-        with _open(path, encoding) as lines:
+        with open_text(path, encoding) as lines:
             for number, line in enumerate(lines, start=1):
                 cells = line.rstrip("\r\n").split(separator)
                 # -DOCSTART- begins a document of CoNLL-2003

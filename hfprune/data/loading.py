@@ -60,11 +60,27 @@ def load_splits(
         separator=separator,
         encoding=encoding,
     )
-    # The Hub's test splits of GLUE come without labels: all are −1.
-    if label_column and "test" in data and all(label in (-1, None) for label in data["test"][label_column][:]):
-        data.pop("test")
+    if label_column:
+        drop_unlabelled_test(data, label_column)
     check_filled(data, columns)
     return with_splits(data, seed, reuse_validation=reuse_validation)
+
+
+def drop_unlabelled_test(data: DatasetDict, label_column: str) -> None:
+    """Take a test split without labels out of a data set, as those of GLUE on the Hub are: all labels are −1.
+
+    >>> from datasets import Dataset, DatasetDict
+    >>> data = DatasetDict(train=Dataset.from_dict({"label": [0, 1]}), test=Dataset.from_dict({"label": [-1, -1]}))
+    >>> drop_unlabelled_test(data, "label")
+    >>> list(data)
+    ['train']
+
+    Args:
+        data: The splits; `test` goes if all its labels are −1 or empty.
+        label_column: The column with the labels.
+    """
+    if "test" in data and all(label in (-1, None) for label in data["test"][label_column][:]):
+        data.pop("test")
 
 
 def load_raw(
@@ -236,6 +252,25 @@ def _from_files(
     return data
 
 
+def _cut(rows: Dataset, split: str, seed: int, together: str | None) -> DatasetDict:
+    """Rows in two parts, `train` and, of a tenth of them, `test`; the name of the split is for the message."""
+    if together is None:
+        _check_enough_rows(len(rows), split)
+        return rows.train_test_split(test_size=0.1, seed=seed)
+    values = Dataset.from_dict({together: rows.unique(together)})
+    if len(values) < 2:
+        raise ValueError(
+            f"the data has no {split} split, and none can be cut from a train split whose rows all have one "
+            f"{together!r}: rows with the same stay together. Pass rows with others, or a file for {split}."
+        )
+    cut_off = set(values.train_test_split(test_size=0.1, seed=seed)["test"][together])
+    parts: dict[str, list[int]] = {"train": [], "test": []}
+    for row, value in enumerate(rows[together][:]):
+        part = "test" if value in cut_off else "train"
+        parts[part].append(row)
+    return DatasetDict({part: rows.select(indices) for part, indices in parts.items()})
+
+
 def _check_enough_rows(rows: int, split: str) -> None:
     """Refuse to cut a split from so few rows that one of the two would be empty."""
     if rows < 2:
@@ -245,7 +280,9 @@ def _check_enough_rows(rows: int, split: str) -> None:
         )
 
 
-def with_splits(data: DatasetDict, seed: int, *, reuse_validation: bool = False) -> DatasetDict:
+def with_splits(
+    data: DatasetDict, seed: int, *, reuse_validation: bool = False, together: str | None = None
+) -> DatasetDict:
     """Give data the splits `train`, `validation` and `test`.
 
     If there is validation but no test, validation becomes test. After that, each missing split is a tenth of train, cut
@@ -255,6 +292,7 @@ def with_splits(data: DatasetDict, seed: int, *, reuse_validation: bool = False)
         data: Splits, `train` among them; they are left as they are.
         seed: Seed of the cuts.
         reuse_validation: If there is no test split, validation serves as both.
+        together: A column; rows with the same value in it stay together, and a tenth of its values is cut off.
 
     Returns:
         The three splits.
@@ -274,8 +312,7 @@ def with_splits(data: DatasetDict, seed: int, *, reuse_validation: bool = False)
             del splits["validation"]
     for split in ("test", "validation"):
         if split not in splits:
-            _check_enough_rows(len(splits["train"]), split)
-            parts = splits["train"].train_test_split(test_size=0.1, seed=seed)
+            parts = _cut(splits["train"], split, seed, together)
             splits["train"] = parts["train"]
             splits[split] = parts["test"]
     return DatasetDict(train=splits["train"], validation=splits["validation"], test=splits["test"])

@@ -1,11 +1,14 @@
 """Models as their checkpoints hold them: none with a weight that nobody trained."""
 
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from hfprune.errors import CheckpointError
 
+#: How the names of files with weights end.
+_WEIGHTS = (".safetensors", ".bin")
 #: The most weights that a message names.
 _NAMED = 6
 
@@ -48,3 +51,25 @@ def load_whole(model_class: Any, source: str, *, name: str | None = None, **opti
             "random numbers. Take the fine-tuned checkpoint, or fine-tune this one first (dense_epochs in the script)."
         )
     return model
+
+
+def has_no_weights(source: str | Path) -> bool:
+    """Whether a folder has the config of a model and no weights, so that the model can only be trained from scratch.
+
+    Args:
+        source: Folder or repository.
+
+    Returns:
+        Whether it is such a folder.
+
+    Examples:
+        >>> from hfprune.data.models import has_no_weights
+        >>> dense.config.save_pretrained("new")
+        >>> dense.save_pretrained("trained")
+        >>> has_no_weights("new"), has_no_weights("trained"), has_no_weights("google-bert/bert-base-cased")
+        (True, False, False)
+    """
+    folder = Path(source)
+    if not (folder / "config.json").is_file():
+        return False
+    return not any(path.suffix in _WEIGHTS for path in folder.iterdir())

@@ -118,8 +118,7 @@ def _prepare(load_task: TaskLoader, arguments: Arguments) -> Job:
     task = loaded_task(load_task, arguments)
     dense = task.model(
         fine_tuned=Path(training.output_dir) / "dense",
-        trust_remote_code=arguments.model.trust_remote_code,
-        revision=arguments.model.model_revision,
+        loading=arguments.model.loading,
         will_be_fine_tuned=arguments.model.dense_epochs > 0,
     )
     task.check(dense)

@@ -3,18 +3,22 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import PreTrainedModel, Seq2SeqTrainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hfprune.publishing.callback import keep_files
 from hfprune.publishing.card import write_card
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.recovery.checks import check_one_gpu, check_together, check_trainer, gradual_in
 from hfprune.recovery.columns import TEACHER_COLUMNS
+from hfprune.recovery.encoders import opened_arguments
 from hfprune.recovery.forward import call_arguments
 from hfprune.recovery.gradual import GradualPruning
 from hfprune.recovery.learning import (
@@ -57,7 +61,8 @@ class RecoveryTrainer(Seq2SeqTrainer):
     own. Its teacher stays as it is, but while it trains no other thread may score or repair that teacher: take a copy.
 
     Args:
-        model: The pruned model.
+        model: The pruned model. A `SentenceTransformer` or `CrossEncoder` learns in place; `trainer.model` is the model
+            in it, and its data may be texts, or pairs of texts.
         args: `RecoveryArguments`; plain `TrainingArguments` are refused.
         teacher: The dense model, usually. It is put into evaluation mode, gets no gradients and is never saved. Without
             one a column `teacher_logits` of the data counts, see `add_teacher_logits`.
@@ -87,14 +92,13 @@ class RecoveryTrainer(Seq2SeqTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: Any,
         args: RecoveryArguments,
         *,
-        teacher: PreTrainedModel | None = None,
+        teacher: Any = None,
         **kwargs: Any,
     ) -> None:
-        model = inner(model)
-        teacher = inner(teacher)
+        model, teacher, kwargs = opened_arguments(inner(model), inner(teacher), kwargs)
         check_trainer(model, args, teacher, kwargs)
         # raises now what it would raise when training begins
         learning_names(model, args.trainable, freeze_embeddings=args.freeze_embeddings)
@@ -418,6 +422,28 @@ class RecoveryTrainer(Seq2SeqTrainer):
             for name in TEACHER_COLUMNS:
                 prepared.pop(name, None)
         return prepared
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer`: of several processes every row counts once.
+
+        Args:
+            *args: As for `Trainer`.
+            **kwargs: As for `Trainer`.
+
+        Returns:
+            What `Trainer.evaluation_loop` returns.
+        """
+        # Seq2SeqTrainer counts the rows again that fill up the last batch
+        gather = self.accelerator.gather_for_metrics
+        self.gather_function = partial(gather, use_gather_object=self.args.eval_use_gather_object)
+        return super().evaluation_loop(*args, **kwargs)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[Any] | None:
+        sampler: Sampler[Any] | None = super()._get_eval_sampler(eval_dataset)
+        # grouped by length, as training may be, predictions would not be in the order of the rows that they are for
+        if isinstance(sampler, LengthGroupedSampler):
+            return SequentialSampler(eval_dataset)
+        return sampler
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

@@ -24,13 +24,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
-from transformers import MegatronBertConfig, MegatronBertForSequenceClassification, PreTrainedModel
+from transformers import (
+    MegatronBertConfig,
+    MegatronBertForSequenceClassification,
+    PreTrainedModel,
+    ViTImageProcessorPil,
+    Wav2Vec2FeatureExtractor,
+)
 
 from hfprune import PruningConfig
 from tests.support import tiny_tokenizers
 from tests.support.old_checkpoints import old_checkpoint, pickle_weights
 from tests.support.tiny import SIZES, tiny_model
-from tests.support.tiny_data import tiny_tags, tiny_texts, tiny_tokenizer
+from tests.support.tiny_data import tiny_pictures, tiny_sounds, tiny_tags, tiny_texts, tiny_tokenizer
 from tests.support.tiny_tokenizers import wrapped
 
 ROOT = Path(__file__).parents[2]
@@ -117,9 +123,12 @@ def furnish(folder: Path) -> None:
     by_bytes.save_pretrained(folder / "me" / "assistant")
     _save(tiny_model("bert", "AutoModelForQuestionAnswering"), folder / "me" / "answers")
     _save(tiny_model("t5", "AutoModelForSeq2SeqLM"), folder / "me" / "summaries")
-    _save(tiny_model("vit", "AutoModelForImageClassification", num_labels=3), folder / "me" / "pictures")
+    colours = {0: "blue", 1: "green", 2: "red"}
+    _save(tiny_model("vit", "AutoModelForImageClassification", id2label=colours), folder / "me" / "pictures")
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder / "me" / "pictures")
     _save(tiny_model("wav2vec2", "AutoModelForCTC"), folder / "me" / "speech")
     _save(tiny_model("bert", "AutoModel"), folder / "me" / "embeddings")
+    _save(tiny_model("bert", "AutoModelForSequenceClassification", num_labels=1), folder / "me" / "reranker")
     unlisted = MegatronBertForSequenceClassification(MegatronBertConfig(**SIZES["bert"]))
     _save(unlisted, folder / "me" / "unlisted")
     old_checkpoint(folder / "old", tokenizer=True)
@@ -138,6 +147,16 @@ def furnish(folder: Path) -> None:
     (folder / "tags.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "text.txt").write_text(" ".join(tiny_texts(12_000)["text"]))
     (folder / "other.txt").write_text(" ".join(tiny_texts(2_000)["text"]))
+    heights = {0: "high", 1: "low", 2: "middle"}
+    sizes = {"conv_kernel": [10, 4], "conv_stride": [5, 4], "classifier_proj_size": 8}
+    _save(
+        tiny_model("wav2vec2", "AutoModelForAudioClassification", id2label=heights, **sizes), folder / "me" / "sounds"
+    )
+    Wav2Vec2FeatureExtractor(sampling_rate=4000).save_pretrained(folder / "me" / "sounds")
+    tiny_sounds(folder / "sounds" / "train", 120)
+    tiny_sounds(folder / "sounds" / "test", 30)
+    tiny_pictures(folder / "pictures" / "train", 120)
+    tiny_pictures(folder / "pictures" / "test", 30)
     (folder / "scripts").symlink_to(ROOT / "scripts")
 
 

@@ -5,8 +5,12 @@ A script looks its task up with `get_task(name)`, parses its arguments with `par
 """
 
 from hfprune.jobs.settings import Arguments, DataArguments, MethodArguments, ModelArguments, SequenceArguments, parse
+from hfprune.jobs.tasks.audio import AudioArguments, audio_classification
 from hfprune.jobs.tasks.causal_text import CausalTextArguments, causal_language_modelling
+from hfprune.jobs.tasks.embeddings import EmbeddingArguments, sentence_embeddings
+from hfprune.jobs.tasks.images import ImageArguments, image_classification
 from hfprune.jobs.tasks.masked_text import MaskedTextArguments, masked_language_modelling
+from hfprune.jobs.tasks.question_answering import QuestionArguments, question_answering
 from hfprune.jobs.tasks.registry import (
     RegisteredTask,
     TaskLoader,
@@ -15,29 +19,40 @@ from hfprune.jobs.tasks.registry import (
     known_tasks,
     register_task,
 )
+from hfprune.jobs.tasks.speech import SpeechArguments, speech_recognition
 from hfprune.jobs.tasks.task import Task
 from hfprune.jobs.tasks.texts import TextArguments, text_classification
 from hfprune.jobs.tasks.tokens import TokenArguments, token_classification
 
 __all__ = [
     "Arguments",
+    "AudioArguments",
     "CausalTextArguments",
     "DataArguments",
+    "EmbeddingArguments",
+    "ImageArguments",
     "MaskedTextArguments",
     "MethodArguments",
     "ModelArguments",
+    "QuestionArguments",
     "RegisteredTask",
     "SequenceArguments",
+    "SpeechArguments",
     "Task",
     "TaskLoader",
     "TextArguments",
     "TokenArguments",
+    "audio_classification",
     "causal_language_modelling",
     "get_task",
+    "image_classification",
     "known_tasks",
     "masked_language_modelling",
     "parse",
+    "question_answering",
     "register_task",
+    "sentence_embeddings",
+    "speech_recognition",
     "text_classification",
     "token_classification",
 ]

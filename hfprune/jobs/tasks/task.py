@@ -8,9 +8,16 @@ from typing import Any, TypeAlias
 
 from datasets import Dataset, DatasetDict
 from torch import Tensor
-from transformers import AutoTokenizer, EvalPrediction, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    EvalPrediction,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from hfprune.data.models import load_whole
+from hfprune.data.models import has_no_weights, load_whole
 from hfprune.data.packages import resolve_model
 from hfprune.errors import HfpruneError
 from hfprune.jobs.settings import ModelArguments
@@ -100,18 +107,17 @@ class Task:
     def model(
         self,
         *,
-        fine_tuned: Path,
-        trust_remote_code: bool = False,
-        revision: str | None = None,
+        fine_tuned: Path | None = None,
+        loading: Mapping[str, Any] | None = None,
         will_be_fine_tuned: bool = False,
     ) -> PreTrainedModel:
         """Load the dense model.
 
         Args:
             fine_tuned: The folder where an earlier run keeps a dense model that it fine-tuned. It is preferred.
-            trust_remote_code: Whether code that comes with the model may run.
-            revision: Branch, tag or commit of the repository that the user named.
-            will_be_fine_tuned: Whether it is trained before it is used, so that it may begin with a new head.
+            loading: Arguments of `from_pretrained` for the model that the user named, as `ModelArguments.loading`.
+            will_be_fine_tuned: Whether it is trained before it is used, so that it may begin with a new head, or from
+                a folder with a config and no weights: from scratch.
 
         Returns:
             The fine-tuned model if its folder is there, or else the model that the user named.
@@ -119,16 +125,20 @@ class Task:
         Raises:
             CheckpointError: The checkpoint lacks weights, and the model is used as it is.
         """
-        if fine_tuned.is_dir():
-            source: str | Path = fine_tuned
-            # its config holds the labels already
-            labels: dict[str, Any] = {}
-        else:
-            source = self.source
-            labels = {**self.labels, "revision": revision}
+        source = self.source
+        options = {**(loading or {}), **self.labels}
+        if fine_tuned is not None and fine_tuned.is_dir():
+            source = str(fine_tuned)
+            # its config holds the labels already, and it is no revision of a repository
+            options = {"trust_remote_code": options.get("trust_remote_code", False)}
         if not will_be_fine_tuned:
-            return load_whole(self.auto_class, str(source), **labels, trust_remote_code=trust_remote_code)
-        model: PreTrainedModel = self.auto_class.from_pretrained(source, **labels, trust_remote_code=trust_remote_code)
+            return load_whole(self.auto_class, source, **options)
+        model: PreTrainedModel
+        if has_no_weights(source):
+            config = AutoConfig.from_pretrained(source, **options)
+            model = self.auto_class.from_config(config)
+        else:
+            model = self.auto_class.from_pretrained(source, **options)
         return model
 
     def teacher(self, named: ModelArguments, dense: PreTrainedModel) -> PreTrainedModel:
