@@ -16,6 +16,7 @@ from hfprune.jobs.tasks.registry import (
     known_tasks,
     register_task,
 )
+from hfprune.jobs.tasks.rerankers import PairArguments, reranking
 from hfprune.jobs.tasks.task import Task
 from hfprune.jobs.tasks.texts import TextArguments, text_classification
 from hfprune.jobs.tasks.tokens import TokenArguments, token_classification
@@ -28,6 +29,7 @@ __all__ = [
     "MaskedTextArguments",
     "MethodArguments",
     "ModelArguments",
+    "PairArguments",
     "RegisteredTask",
     "SequenceArguments",
     "Task",
@@ -40,6 +42,7 @@ __all__ = [
     "masked_language_modelling",
     "parse",
     "register_task",
+    "reranking",
     "sentence_embeddings",
     "text_classification",
     "token_classification",
