@@ -48,7 +48,7 @@ def command_line() -> str:
 
 SCRIPTS = """# Arguments of the scripts
 
-The scripts in `scripts/`, one a task, share the arguments of this page. They take them on the command line, or from a YAML or
+The scripts in `scripts/` share the arguments of this page. They take them on the command line, or from a YAML or
 JSON file, after which the command line can override single values. [Run the whole job from one
 file](../how-to/run-the-whole-job.md) shows how.
 
