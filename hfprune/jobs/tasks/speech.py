@@ -108,12 +108,7 @@ def speech_recognition(model: ModelArguments, data: SpeechArguments, *, seed: in
     check_source(source, revision=model.model_revision)
     config = AutoConfig.from_pretrained(source, **model.loading)
     writes = _writes(config, model.model_name_or_path)
-    processor = AutoProcessor.from_pretrained(source, **model.loading)
-    if getattr(processor, "tokenizer", None) is None:
-        raise ValueError(
-            f"{model.model_name_or_path} has no tokenizer beside its feature extractor, so nothing says which letters "
-            "its head is for. Save the processor of the fine-tuned model into its folder."
-        )
+    processor = _load_processor(source, model)
     generation: dict[str, Any] = {}
     if data.language is not None:
         _set_language(processor.tokenizer, data.language)
@@ -134,7 +129,7 @@ def speech_recognition(model: ModelArguments, data: SpeechArguments, *, seed: in
     most_tokens = data.max_target_length if writes else None
     joined = _with_tokens(short, processor.tokenizer, data.text_column, most=most_tokens)
     splits = with_splits(joined, seed, reuse_validation=data.reuse_validation)
-    measured = _ErrorRates(processor, data.text_column, plain=data.plain_texts)
+    measured = _ErrorRates(processor.tokenizer, data.text_column, plain=data.plain_texts, writes=writes)
     collator = _Collator(
         Sounds(processor.feature_extractor, data.audio_column, data.max_seconds),
         first=config.decoder_start_token_id if writes else None,
@@ -181,6 +176,25 @@ def _writes(config: PretrainedConfig, name: str) -> bool:
     raise ValueError(
         f"{name} is a {config.model_type}, which recognises no speech by AutoModelForCTC or AutoModelForSpeechSeq2Seq. "
         "Models of other kinds are pruned with hfprune.prune in Python."
+    )
+
+
+def _load_processor(source: str, model: ModelArguments) -> Any:
+    """The feature extractor and the tokenizer of a model in one."""
+    try:
+        processor = AutoProcessor.from_pretrained(source, **model.loading)
+    # transformers opens a file without a name where a tokenizer has none
+    except (OSError, TypeError, ValueError) as error:
+        raise _no_processor(model.model_name_or_path) from error
+    if getattr(processor, "tokenizer", None) is None:
+        raise _no_processor(model.model_name_or_path)
+    return processor
+
+
+def _no_processor(name: str) -> ValueError:
+    return ValueError(
+        f"{name} has no processor of a feature extractor and a tokenizer, so nothing says which letters its head is "
+        "for. Save the processor of the fine-tuned model into its folder, with save_pretrained."
     )
 
 
@@ -292,14 +306,16 @@ class _ErrorRates:
     """Error rates of texts: how many words or letters were exchanged, left out and put in, for each that was spoken.
 
     Attributes:
-        processor: Makes texts of the tokens that a model predicts.
+        tokenizer: Makes texts of the tokens that a model predicts.
         column: The column with what was spoken.
         plain: Whether capitals and punctuation do not count.
+        writes: Whether the model writes tokens one after the other; else it has one for each frame.
     """
 
-    processor: Any
+    tokenizer: Any
     column: str
     plain: bool
+    writes: bool
 
     def of_all(self, prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
         """The error rates of all texts together."""
@@ -326,11 +342,13 @@ class _ErrorRates:
         ids = np.asarray(prediction.predictions)
         # several processes predict some samples twice, the last ones
         ids = ids[: len(spoken)]
-        tokenizer = self.processor.tokenizer
         # what pads a batch of predictions, and is no text either
-        padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        padding = self.tokenizer.pad_token_id
+        if padding is None:
+            padding = self.tokenizer.eos_token_id
         ids = np.where(ids == _IGNORED, padding, ids)
-        written: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        # of frames, a blank between two equal letters says that there are two, and blanks are special tokens
+        written: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=self.writes)
         if not self.plain:
             return [text.strip() for text in spoken], [text.strip() for text in written]
         return [_reference(text) for text in spoken], [plain_text(text) for text in written]
