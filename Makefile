@@ -9,7 +9,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest $(TWO_AT_A_TI
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup data demo test test-all test-runtimes lowest loader-versions docs notebooks contract lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery benchmark-memory benchmark-language-models model-cards suite-packages suite-transformers suite-examples suite-peft suite-lm-eval suite-mteb suite-trainers clean
+.PHONY: help setup data demo demo-question-answering test test-all test-runtimes lowest loader-versions docs notebooks contract lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery benchmark-memory benchmark-language-models model-cards suite-packages suite-transformers suite-examples suite-peft suite-lm-eval suite-mteb suite-trainers clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -56,6 +56,11 @@ demo: setup ## fine-tune, prune, recover and report on a real model: about 7 min
 	@echo; echo "In a fresh process:"
 	$(BIN)/hfprune verify runs/demo/model
 	$(BIN)/hfprune evaluate runs/demo/model --data trec --max-length 64
+
+demo-question-answering: setup ## the same for questions about news, whose answers stand in the articles
+	$(BIN)/python scripts/run_question_answering.py scripts/configs/question_answering.yaml
+	@echo; echo "In a fresh process:"
+	$(BIN)/hfprune verify runs/question_answering/model
 
 test: setup ## lint, types, docstrings and all tests (those marked slow apart), two at a time
 	$(BIN)/ruff check .

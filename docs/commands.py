@@ -10,7 +10,14 @@ from typer.main import get_command
 
 from hfprune.cli.app import app
 from hfprune.jobs.settings import DataArguments, MethodArguments, ModelArguments, PruningArguments
-from hfprune.jobs.tasks import CausalTextArguments, MaskedTextArguments, TextArguments, TokenArguments
+from hfprune.jobs.tasks import (
+    CausalTextArguments,
+    ChoiceArguments,
+    MaskedTextArguments,
+    QuestionArguments,
+    TextArguments,
+    TokenArguments,
+)
 from hfprune.recovery.arguments import RecoveryArguments
 
 COMMAND_LINE = """# Command line
@@ -40,7 +47,7 @@ def command_line() -> str:
 
 SCRIPTS = """# Arguments of the scripts
 
-The four scripts in `scripts/` share the arguments of this page. They take them on the command line, or from a YAML or
+The scripts in `scripts/` share the arguments of this page. They take them on the command line, or from a YAML or
 JSON file, after which the command line can override single values. [Run the whole job from one
 file](../how-to/run-the-whole-job.md) shows how.
 
@@ -54,6 +61,8 @@ GROUPS: tuple[tuple[str, type, type | None], ...] = (
     ("Data", DataArguments, None),
     ("Data of text classification", TextArguments, DataArguments),
     ("Data of token classification", TokenArguments, DataArguments),
+    ("Data of question answering", QuestionArguments, DataArguments),
+    ("Data of multiple choice", ChoiceArguments, DataArguments),
     ("Data of masked language modelling", MaskedTextArguments, DataArguments),
     ("Data of causal language modelling", CausalTextArguments, DataArguments),
     ("Pruning", PruningArguments, None),

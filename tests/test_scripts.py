@@ -17,7 +17,16 @@ from hfprune import PruningConfig
 from hfprune.cli.app import app
 from hfprune.publishing.verification import verify
 from tests.support.processes import run_python
-from tests.support.runs import causal_home, mlm_home, question_home, settings, text_home, token_home, write
+from tests.support.runs import (
+    causal_home,
+    choice_home,
+    mlm_home,
+    question_home,
+    settings,
+    text_home,
+    token_home,
+    write,
+)
 from tests.support.tiny import tiny_batch, tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -148,6 +157,7 @@ class TestScript:
         ("name", "make_home", "changes", "metric"),
         [
             ("run_token_classification.py", token_home, {"train_file": "data.jsonl"}, "f1"),
+            ("run_multiple_choice.py", choice_home, {"train_file": "data.jsonl"}, "accuracy"),
             ("run_mlm.py", mlm_home, {"train_file": "data.txt"}, "perplexity"),
             ("run_language_modeling.py", causal_home, {"train_file": "data.txt"}, "perplexity"),
             (

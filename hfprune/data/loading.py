@@ -60,8 +60,8 @@ def load_splits(
         separator=separator,
         encoding=encoding,
     )
-    # The Hub's test splits of GLUE come without labels: all are −1.
-    if label_column and "test" in data and all(label in (-1, None) for label in data["test"][label_column][:]):
+    # The Hub's test splits of GLUE come without labels: all are −1. Those of other data sets are empty.
+    if label_column and "test" in data and all(label in (-1, None, "") for label in data["test"][label_column][:]):
         data.pop("test")
     check_filled(data, columns)
     return with_splits(data, seed, reuse_validation=reuse_validation)

@@ -30,7 +30,7 @@ from hfprune import PruningConfig
 from tests.support import tiny_tokenizers
 from tests.support.old_checkpoints import old_checkpoint, pickle_weights
 from tests.support.tiny import SIZES, tiny_model
-from tests.support.tiny_data import tiny_tags, tiny_texts, tiny_tokenizer
+from tests.support.tiny_data import tiny_choices, tiny_squad, tiny_tags, tiny_texts, tiny_tokenizer
 from tests.support.tiny_tokenizers import wrapped
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +116,7 @@ def furnish(folder: Path) -> None:
     tiny_model("llama", "AutoModelForCausalLM", **sizes).save_pretrained(folder / "me" / "assistant")
     by_bytes.save_pretrained(folder / "me" / "assistant")
     _save(tiny_model("bert", "AutoModelForQuestionAnswering"), folder / "me" / "answers")
+    _save(tiny_model("bert", "AutoModelForMultipleChoice"), folder / "me" / "chooser")
     _save(tiny_model("t5", "AutoModelForSeq2SeqLM"), folder / "me" / "summaries")
     _save(tiny_model("vit", "AutoModelForImageClassification", num_labels=3), folder / "me" / "pictures")
     _save(tiny_model("wav2vec2", "AutoModelForCTC"), folder / "me" / "speech")
@@ -136,6 +137,9 @@ def furnish(folder: Path) -> None:
     (folder / "unlabelled.csv").write_text("\n".join(["text", *tiny_texts(_ROWS)["text"]]) + "\n")
     lines = [json.dumps(row) for row in tiny_tags(_ROWS)]
     (folder / "tags.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "train-v2.0.json").write_text(json.dumps(tiny_squad(120)))
+    lines = [json.dumps(row) for row in tiny_choices(160)]
+    (folder / "choices.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "text.txt").write_text(" ".join(tiny_texts(12_000)["text"]))
     (folder / "other.txt").write_text(" ".join(tiny_texts(2_000)["text"]))
     (folder / "scripts").symlink_to(ROOT / "scripts")

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from hfprune.jobs.run import Outcome, run
 from hfprune.jobs.tasks import TextArguments, parse, text_classification
 from tests.support.tiny import tiny_model
-from tests.support.tiny_data import tiny_squad, tiny_tags, tiny_texts, tiny_tokenizer
+from tests.support.tiny_data import tiny_choices, tiny_squad, tiny_tags, tiny_texts, tiny_tokenizer
 
 
 def settings(home: Path, **changes: object) -> dict:
@@ -76,6 +76,13 @@ def question_home(home: Path) -> Path:
     """With a tiny dense model that answers questions, and a file of SQuAD 2.0, `data.json`."""
     save(tiny_model("bert", "AutoModelForQuestionAnswering"), home / "dense")
     (home / "data.json").write_text(json.dumps(tiny_squad(100)))
+    return home
+
+
+def choice_home(home: Path) -> Path:
+    """With a tiny dense model that chooses, and questions with choices, `data.jsonl`."""
+    save(tiny_model("bert", "AutoModelForMultipleChoice"), home / "dense")
+    (home / "data.jsonl").write_text("\n".join(json.dumps(row) for row in tiny_choices()))
     return home
 
 

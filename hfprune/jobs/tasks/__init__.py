@@ -7,6 +7,7 @@ A script looks its task up with `get_task(name)`, parses its arguments with `par
 from hfprune.jobs.settings import Arguments, DataArguments, MethodArguments, ModelArguments, SequenceArguments, parse
 from hfprune.jobs.tasks.causal_text import CausalTextArguments, causal_language_modelling
 from hfprune.jobs.tasks.masked_text import MaskedTextArguments, masked_language_modelling
+from hfprune.jobs.tasks.multiple_choice import ChoiceArguments, multiple_choice
 from hfprune.jobs.tasks.question_answering import QuestionArguments, question_answering
 from hfprune.jobs.tasks.registry import (
     RegisteredTask,
@@ -23,6 +24,7 @@ from hfprune.jobs.tasks.tokens import TokenArguments, token_classification
 __all__ = [
     "Arguments",
     "CausalTextArguments",
+    "ChoiceArguments",
     "DataArguments",
     "MaskedTextArguments",
     "MethodArguments",
@@ -38,6 +40,7 @@ __all__ = [
     "get_task",
     "known_tasks",
     "masked_language_modelling",
+    "multiple_choice",
     "parse",
     "question_answering",
     "register_task",
