@@ -1,11 +1,14 @@
 """Metrics of single samples for classifiers and regressions: one number a sample, higher is better."""
 
+from collections.abc import Callable
+
 import numpy as np
 from datasets import Dataset
 from scipy import special
 from transformers import EvalPrediction
 
 from hfprune.jobs.tasks.task import SampleMetric
+from hfprune.measuring.label_sets import f1_of_each, log_likelihood_of_each
 
 
 def sample_metrics_for(*, regression: bool = False) -> dict[str, SampleMetric]:
@@ -28,6 +31,27 @@ def sample_metrics_for(*, regression: bool = False) -> dict[str, SampleMetric]:
     if regression:
         return {"negative_squared_error": _squared_errors, "negative_absolute_error": _absolute_errors}
     return {"accuracy": _right_classes, "log_likelihood": _log_likelihoods}
+
+
+def sample_metrics_of_label_sets() -> dict[str, SampleMetric]:
+    """The metrics of single samples of a model that gives several classes to a text, or none.
+
+    Returns:
+        By name: `f1` of the classes of a text, and `log_likelihood`, the mean over classes in nats.
+
+    Examples:
+        >>> f1 = sample_metrics_of_label_sets()["f1"]
+        >>> f1(EvalPrediction(predictions=np.array([[2.0, 1.0]]), label_ids=np.array([[1.0, 1.0]])), None)
+        [1.0]
+    """
+    return {"f1": _without_rows(f1_of_each), "log_likelihood": _without_rows(log_likelihood_of_each)}
+
+
+def _without_rows(measure: Callable[[EvalPrediction], list[float]]) -> SampleMetric:
+    def of_predictions(prediction: EvalPrediction, rows: Dataset) -> list[float]:  # noqa: ARG001
+        return measure(prediction)
+
+    return of_predictions
 
 
 def _outputs(prediction: EvalPrediction) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Text classification: one class or one number for a text or a pair of texts."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import (
     AutoConfig,
@@ -12,12 +12,14 @@ from transformers import (
 )
 
 from hfprune.data.classification import load_text_dataset, tokenize
+from hfprune.data.label_sets import MULTI_LABEL, align_label_sets, has_label_sets, label_set_arguments
 from hfprune.data.labels import align_labels, label_arguments, parse_label_map
 from hfprune.data.packages import resolve_model
 from hfprune.jobs.settings import LABEL_MAP_HELP, ModelArguments, SequenceArguments
 from hfprune.jobs.tasks.registry import register_task
-from hfprune.jobs.tasks.samples import sample_metrics_for
-from hfprune.jobs.tasks.task import Task, without_rows
+from hfprune.jobs.tasks.samples import sample_metrics_for, sample_metrics_of_label_sets
+from hfprune.jobs.tasks.task import Metrics, SampleMetric, Task, without_rows
+from hfprune.measuring.label_sets import label_set_metrics_for
 from hfprune.measuring.metrics import compute_metrics_for, default_metrics
 from hfprune.publishing.sources import check_source
 from hfprune.structure.predictions import predicts_number
@@ -29,7 +31,13 @@ class TextArguments(SequenceArguments):
 
     text_column: str = field(default="text", metadata={"help": "Column with the text."})
     pair_column: str | None = field(default=None, metadata={"help": "Column with the second text of a pair."})
-    label_column: str = field(default="label", metadata={"help": "Column with the labels; floats: a regression."})
+    label_column: str = field(
+        default="label",
+        metadata={"help": "Column with the labels; floats: a regression, lists: several classes a text."},
+    )
+    label_columns: list[str] = field(
+        default_factory=list, metadata={"help": "Instead of it: columns of 0 and 1, one for each of several classes."}
+    )
     label_map: str | None = field(default=None, metadata={"help": LABEL_MAP_HELP})
 
 
@@ -42,7 +50,8 @@ def text_classification(model: ModelArguments, data: TextArguments, *, seed: int
 
     Args:
         model: The model.
-        data: The data. Labels that are floats make a regression, and `pair_column` makes a task on pairs of texts.
+        data: The data. Labels that are floats make a regression; lists of classes, of which a text may have several,
+            make a multi-label task; and `pair_column` makes a task on pairs of texts.
         seed: Draws the splits that the data lacks.
 
     Returns:
@@ -68,6 +77,7 @@ def text_classification(model: ModelArguments, data: TextArguments, *, seed: int
         config_name=data.dataset_config,
         files=data.files,
         label_column=data.label_column,
+        label_columns=data.label_columns,
         seed=seed,
         reuse_validation=data.reuse_validation,
         separator=data.separator,
@@ -75,15 +85,22 @@ def text_classification(model: ModelArguments, data: TextArguments, *, seed: int
     )
     source = resolve_model(model.model_name_or_path)
     check_source(source)
+    several = has_label_sets(raw, data.label_column)
     labels: dict[str, Any] = {}
     label_map = parse_label_map(data.label_map)
     if model.dense_epochs > 0:
-        labels = label_arguments(raw, data.label_column, label_map=label_map)
+        describe = label_set_arguments if several else label_arguments
+        labels = describe(raw, data.label_column, label_map=label_map)
         config = PretrainedConfig(**labels)
     else:
         config = AutoConfig.from_pretrained(source, trust_remote_code=model.trust_remote_code)
-    raw = align_labels(raw, config, data.label_column, label_map=label_map)
-    regression = predicts_number(config)
+    if several:
+        # where the config does not say it, transformers would go by the labels of each batch
+        labels = {**labels, "problem_type": MULTI_LABEL}
+        raw = align_label_sets(raw, config, data.label_column, label_map=label_map)
+    else:
+        raw = align_labels(raw, config, data.label_column, label_map=label_map)
+    measured = _measured(data.metrics, several=several, regression=predicts_number(config))
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
     tokenized = tokenize(
         raw,
@@ -93,7 +110,6 @@ def text_classification(model: ModelArguments, data: TextArguments, *, seed: int
         label_column=data.label_column,
         max_length=data.max_length,
     )
-    metrics = data.metrics or default_metrics(regression=regression)
     collator = DataCollatorWithPadding(tokenizer)
     return Task(
         auto_class=AutoModelForSequenceClassification,
@@ -103,7 +119,31 @@ def text_classification(model: ModelArguments, data: TextArguments, *, seed: int
         processor=tokenizer,
         collator=collator,
         calibration_collator=collator,
-        metrics=metrics,
-        compute_metrics=without_rows(compute_metrics_for(metrics, regression=regression)),
-        sample_metrics=sample_metrics_for(regression=regression),
+        metrics=measured.names,
+        compute_metrics=measured.compute,
+        sample_metrics=measured.of_samples,
     )
+
+
+class _Measured(NamedTuple):
+    """What is measured of a classifier or a regression.
+
+    Attributes:
+        names: The names of the metrics.
+        compute: Computes them.
+        of_samples: The metrics of single samples.
+    """
+
+    names: list[str]
+    compute: Metrics
+    of_samples: dict[str, SampleMetric]
+
+
+def _measured(asked: list[str], *, several: bool, regression: bool) -> _Measured:
+    """The metrics that were asked for, or the usual ones: of several classes a text, of numbers, or of one class."""
+    if several:
+        names, compute = label_set_metrics_for(asked)
+        return _Measured(names, without_rows(compute), sample_metrics_of_label_sets())
+    names = asked or default_metrics(regression=regression)
+    compute = compute_metrics_for(names, regression=regression)
+    return _Measured(names, without_rows(compute), sample_metrics_for(regression=regression))
