@@ -19,6 +19,7 @@ from hfprune.publishing.verification import verify
 from tests.support.processes import run_python
 from tests.support.runs import (
     causal_home,
+    choice_home,
     mlm_home,
     picture_home,
     picture_settings,
@@ -158,6 +159,7 @@ class TestScript:
         ("name", "make_home", "changes", "metric"),
         [
             ("run_token_classification.py", token_home, {"train_file": "data.jsonl"}, "f1"),
+            ("run_multiple_choice.py", choice_home, {"train_file": "data.jsonl"}, "accuracy"),
             ("run_mlm.py", mlm_home, {"train_file": "data.txt"}, "perplexity"),
             ("run_language_modeling.py", causal_home, {"train_file": "data.txt"}, "perplexity"),
             (

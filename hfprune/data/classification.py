@@ -1,11 +1,12 @@
 """Texts with labels, ready for `Trainer`: classes become numbers, texts become token ids."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import ClassLabel, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
+from hfprune.data.label_sets import from_columns, has_label_sets, number_label_sets
 from hfprune.data.labels import mark_numbered_here
 from hfprune.data.loading import check_columns, check_filled, load_splits
 from hfprune.structure.arguments import FLAG, SEED, TEXT, checked, optional, whole
@@ -21,6 +22,7 @@ def load_text_dataset(
     config_name: str | None = None,
     files: Mapping[str, str] | None = None,
     label_column: str = "label",
+    label_columns: Sequence[str] = (),
     seed: int = 0,
     reuse_validation: bool = False,
     separator: str | None = None,
@@ -34,7 +36,9 @@ def load_text_dataset(
         files: Instead of a name: paths of csv, tsv, json, jsonl or parquet files by split, such as
             `{"train": "train.csv"}`; `train` is needed.
         label_column: The column with the labels; classes named by strings get numbers. A test split without labels
-            (all −1, as in GLUE, or empty) counts as missing.
+            (all −1, as in GLUE, or empty) counts as missing. Where a text may have several classes they are lists.
+        label_columns: Instead of it: a column for each of several classes, with 1 for texts that have it, else 0. They
+            become one column of lists, called `label_column`.
         seed: Seed of the splits that are cut.
         reuse_validation: If there is no test split, validation serves as both, and no other one is cut from train.
         separator: Of the columns of a csv or tsv file.
@@ -62,13 +66,17 @@ def load_text_dataset(
         name,
         config_name=config_name,
         files=files,
-        columns=[label_column],
-        label_column=label_column,
+        columns=label_columns or [label_column],
+        label_column=None if label_columns else label_column,
         seed=seed,
         reuse_validation=reuse_validation,
         separator=separator,
         encoding=encoding,
     )
+    if label_columns:
+        return from_columns(splits, label_columns, label_column)
+    if has_label_sets(splits, label_column):
+        return number_label_sets(splits, label_column)
     return encode_labels(splits, label_column)
 
 
@@ -96,8 +104,8 @@ def encode_labels(data: DatasetDict, label_column: str) -> DatasetDict:
         return data
     if dtype is None or not dtype.startswith(_TYPES_OF_CLASSES):
         raise ValueError(
-            f"the column {label_column!r} holds {feature!r}; expected one class or one number a sample. Samples with "
-            "several classes (multi-label) go through the Python API with your own batches."
+            f"the column {label_column!r} holds {feature!r}; expected one class or one number a sample, or a list of "
+            "classes."
         )
     # Of all splits, as a class may be missing in train; sorted, so that the numbers do not depend on the rows' order.
     classes: set[Any] = set()

@@ -35,7 +35,15 @@ def mark_numbered_here(data: DatasetDict) -> None:
         rows.info.description = _NUMBERED_HERE
 
 
-def _is_numbered_here(rows: Dataset) -> bool:
+def is_numbered_here(rows: Dataset) -> bool:
+    """Whether `mark_numbered_here` noted that in rows.
+
+    Args:
+        rows: A split.
+
+    Returns:
+        Whether it did.
+    """
     return bool(rows.info.description == _NUMBERED_HERE)
 
 
@@ -71,7 +79,8 @@ def align_labels(
     if config.problem_type == "multi_label_classification":
         raise ValueError(
             f"the model gives any number of its {config.num_labels} classes to a text (multi_label_classification), "
-            "and the data has one class a text. Measure it with your own code; hfprune.prune takes its data."
+            "and the data has one class a text. Write lists of classes into the label column, or name several columns "
+            "of 0 and 1 (label_columns in the script)."
         )
     if predicts_number(config):
         if config.num_labels > 1:
@@ -85,7 +94,7 @@ def align_labels(
             f"the labels are numbers such as 0.5, but the model has {config.num_labels} classes. Write classes, or "
             "whole numbers, into the label column."
         )
-    have_numbers = not _is_numbered_here(data["train"])
+    have_numbers = not is_numbered_here(data["train"])
     number_of = numbers_of(config, feature.names, label_map=label_map, have_numbers=have_numbers)
     return _renumbered(data, config, label_column, number_of)
 

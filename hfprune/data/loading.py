@@ -79,7 +79,7 @@ def drop_unlabelled_test(data: DatasetDict, label_column: str) -> None:
         data: The splits; `test` goes if all its labels are −1 or empty.
         label_column: The column with the labels.
     """
-    if "test" in data and all(label in (-1, None) for label in data["test"][label_column][:]):
+    if "test" in data and all(label in (-1, None, "") for label in data["test"][label_column][:]):
         data.pop("test")
 
 

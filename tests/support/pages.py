@@ -37,10 +37,12 @@ from tests.support import tiny_tokenizers
 from tests.support.old_checkpoints import old_checkpoint, pickle_weights
 from tests.support.tiny import SIZES, tiny_model
 from tests.support.tiny_data import (
+    tiny_choices,
     tiny_conversations,
     tiny_pairs,
     tiny_pictures,
     tiny_sounds,
+    tiny_squad,
     tiny_tags,
     tiny_texts,
     tiny_tokenizer,
@@ -130,6 +132,7 @@ def furnish(folder: Path) -> None:
     tiny_model("llama", "AutoModelForCausalLM", **sizes).save_pretrained(folder / "me" / "assistant")
     by_bytes.save_pretrained(folder / "me" / "assistant")
     _save(tiny_model("bert", "AutoModelForQuestionAnswering"), folder / "me" / "answers")
+    _save(tiny_model("bert", "AutoModelForMultipleChoice"), folder / "me" / "chooser")
     _save(tiny_model("t5", "AutoModelForSeq2SeqLM"), folder / "me" / "summaries")
     colours = {0: "blue", 1: "green", 2: "red"}
     _save(tiny_model("vit", "AutoModelForImageClassification", id2label=colours), folder / "me" / "pictures")
@@ -159,6 +162,9 @@ def furnish(folder: Path) -> None:
     lines = [f"{pair['text']},{pair['summary']}" for pair in pairs]
     (folder / "translations.csv").write_text("\n".join(["source,target", *lines]) + "\n")
     (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, tiny_conversations(_ROWS))) + "\n")
+    (folder / "train-v2.0.json").write_text(json.dumps(tiny_squad(120)))
+    lines = [json.dumps(row) for row in tiny_choices(160)]
+    (folder / "choices.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "text.txt").write_text(" ".join(tiny_texts(12_000)["text"]))
     (folder / "other.txt").write_text(" ".join(tiny_texts(2_000)["text"]))
     heights = {0: "high", 1: "low", 2: "middle"}

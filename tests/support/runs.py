@@ -12,6 +12,7 @@ from hfprune.jobs.tasks import TextArguments, parse, text_classification
 from tests.support.tiny import tiny_model
 from tests.support.tiny_data import (
     chat_tokenizer,
+    tiny_choices,
     tiny_conversations,
     tiny_pairs,
     tiny_pictures,
@@ -88,6 +89,13 @@ def question_home(home: Path) -> Path:
     """With a tiny dense model that answers questions, and a file of SQuAD 2.0, `data.json`."""
     save(tiny_model("bert", "AutoModelForQuestionAnswering"), home / "dense")
     (home / "data.json").write_text(json.dumps(tiny_squad(100)))
+    return home
+
+
+def choice_home(home: Path) -> Path:
+    """With a tiny dense model that chooses, and questions with choices, `data.jsonl`."""
+    save(tiny_model("bert", "AutoModelForMultipleChoice"), home / "dense")
+    (home / "data.jsonl").write_text("\n".join(json.dumps(row) for row in tiny_choices()))
     return home
 
 

@@ -111,6 +111,17 @@ def tiny_conversations(rows: int = 80) -> list[dict[str, list[dict[str, str]]]]:
     return conversations
 
 
+def tiny_choices(rows: int = 80) -> list[dict]:
+    """Questions with three choices, of which the right one has a dog in it."""
+    others = [word for word in WORDS if word != "dog"]
+    found = []
+    for row in range(rows):
+        choices = [" ".join(others[(row * 5 + place * 3 + i) % 11] for i in range(1 + place)) for place in range(3)]
+        choices[row % 3] = f"{choices[row % 3]} dog"
+        found.append({"question": f"{WORDS[row % 3]} is it", "choices": choices, "label": row % 3})
+    return found
+
+
 def tiny_tokenized(rows: int = 24) -> Dataset:
     tokenizer = tiny_tokenizer()
     return tiny_texts(rows).map(lambda row: {**tokenizer(row["text"]), "labels": row["label"]}, remove_columns=["text"])

@@ -11,6 +11,7 @@ from hfprune.jobs.tasks.chat import ChatArguments, chat
 from hfprune.jobs.tasks.embeddings import EmbeddingArguments, sentence_embeddings
 from hfprune.jobs.tasks.images import ImageArguments, image_classification
 from hfprune.jobs.tasks.masked_text import MaskedTextArguments, masked_language_modelling
+from hfprune.jobs.tasks.multiple_choice import ChoiceArguments, multiple_choice
 from hfprune.jobs.tasks.question_answering import QuestionArguments, question_answering
 from hfprune.jobs.tasks.registry import (
     RegisteredTask,
@@ -38,6 +39,7 @@ __all__ = [
     "AudioArguments",
     "CausalTextArguments",
     "ChatArguments",
+    "ChoiceArguments",
     "DataArguments",
     "EmbeddingArguments",
     "ImageArguments",
@@ -63,6 +65,7 @@ __all__ = [
     "image_classification",
     "known_tasks",
     "masked_language_modelling",
+    "multiple_choice",
     "parse",
     "question_answering",
     "register_task",

@@ -30,7 +30,7 @@ class QuestionArguments(SequenceArguments):
 
     example_file: ClassVar[str] = "train.json"
 
-    dataset: str | None = field(default=None, metadata={"help": "Hub name, such as rajpurkar/squad_v2."})
+    dataset: str | None = field(default=None, metadata={"help": "Hub name (rajpurkar/squad_v2), or news_cloze."})
     train_file: str | None = field(default=None, metadata={"help": "A json file of SQuAD; or json, jsonl, parquet."})
     question_column: str = field(default="question", metadata={"help": "Column with the question."})
     context_column: str = field(default="context", metadata={"help": "Column with the text that holds the answer."})

@@ -1,11 +1,14 @@
 """Metrics of single samples for classifiers and regressions, as a task has them."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from datasets import Dataset
 from transformers import EvalPrediction
 
 from hfprune.jobs.tasks.task import SampleMetric, logits_of
+from hfprune.measuring.label_sets import f1_of_each, log_likelihood_of_each
 from hfprune.sweeping.samples import SampleValues, sample_values
 
 
@@ -26,6 +29,27 @@ def sample_metrics_for(*, regression: bool = False) -> dict[str, SampleMetric]:
         [1.0, 0.0]
     """
     return {name: _of_predictions(values) for name, values in sample_values(regression=regression).items()}
+
+
+def sample_metrics_of_label_sets() -> dict[str, SampleMetric]:
+    """The metrics of single samples of a model that gives several classes to a text, or none.
+
+    Returns:
+        By name: `f1` of the classes of a text, and `log_likelihood`, the mean over classes in nats.
+
+    Examples:
+        >>> f1 = sample_metrics_of_label_sets()["f1"]
+        >>> f1(EvalPrediction(predictions=np.array([[2.0, 1.0]]), label_ids=np.array([[1.0, 1.0]])), None)
+        [1.0]
+    """
+    return {"f1": _without_rows(f1_of_each), "log_likelihood": _without_rows(log_likelihood_of_each)}
+
+
+def _without_rows(measure: Callable[[EvalPrediction], list[float]]) -> SampleMetric:
+    def of_predictions(prediction: EvalPrediction, rows: Dataset) -> list[float]:  # noqa: ARG001
+        return measure(prediction)
+
+    return of_predictions
 
 
 def _of_predictions(values: SampleValues) -> SampleMetric:
