@@ -61,7 +61,7 @@ def dense_task(dataset: str, folder: Path, *, seed: int = 0) -> DenseTask:
     train = concatenate_datasets([task.data["train"], task.data["validation"]])
     kept = folder / f"{dataset}_seed{seed}"
     set_seed(seed)
-    model = task.model(fine_tuned=kept, trust_remote_code=False, will_be_fine_tuned=True)
+    model = task.model(fine_tuned=kept, will_be_fine_tuned=True)
     if not kept.is_dir():
         args = training_arguments(str(folder / "training"), epochs=epochs, learning_rate=rate, seed=seed)
         task.data["train"] = train

@@ -11,12 +11,17 @@ from typer.main import get_command
 from hfprune.cli.app import app
 from hfprune.jobs.settings import DataArguments, MethodArguments, ModelArguments, PruningArguments
 from hfprune.jobs.tasks import (
+    AudioArguments,
     CausalTextArguments,
+    ChatArguments,
     ChoiceArguments,
+    ImageArguments,
     MaskedTextArguments,
     QuestionArguments,
+    SummaryArguments,
     TextArguments,
     TokenArguments,
+    TranslationArguments,
 )
 from hfprune.recovery.arguments import RecoveryArguments
 
@@ -55,7 +60,8 @@ The scripts also take all [arguments of `Trainer`](https://huggingface.co/docs/t
 as `--learning_rate`, `--output_dir` or `--seed`. `--help` lists everything.
 
 """
-#: The groups of arguments in the order of the page: heading, class, and the class whose arguments are left out.
+#: The groups of arguments in the order of the page: heading, class, and the class whose arguments are left out where
+#: they mean the same.
 GROUPS: tuple[tuple[str, type, type | None], ...] = (
     ("Model and teacher", ModelArguments, None),
     ("Data", DataArguments, None),
@@ -65,6 +71,11 @@ GROUPS: tuple[tuple[str, type, type | None], ...] = (
     ("Data of multiple choice", ChoiceArguments, DataArguments),
     ("Data of masked language modelling", MaskedTextArguments, DataArguments),
     ("Data of causal language modelling", CausalTextArguments, DataArguments),
+    ("Data of image classification", ImageArguments, DataArguments),
+    ("Data of audio classification", AudioArguments, DataArguments),
+    ("Data of chat", ChatArguments, DataArguments),
+    ("Data of summarization", SummaryArguments, DataArguments),
+    ("Data of translation", TranslationArguments, DataArguments),
     ("Pruning", PruningArguments, None),
     ("When units are removed", MethodArguments, None),
     ("Recovery", RecoveryArguments, RecoveryArguments.__mro__[1]),
@@ -82,9 +93,9 @@ def scripts() -> str:
 
 
 def _rows(arguments: type, left_out: type | None) -> Iterator[str]:
-    known = {argument.name for argument in fields(left_out)} if left_out else set()
+    known = {argument.name: argument.metadata for argument in fields(left_out)} if left_out else {}
     for argument in fields(arguments):
-        if argument.name in known:
+        if known.get(argument.name) == argument.metadata:
             continue
         meaning = str(argument.metadata.get("help", "")).replace("|", "\\|")
         yield f"| `--{argument.name}` | {_default(argument)} | {meaning} |\n"

@@ -7,6 +7,8 @@ from typing import Any
 
 from docs.commands import command_line, scripts
 from docs.deployment import ROWS, deployment
+from docs.embeddings import ROWS as EMBEDDING_ROWS
+from docs.embeddings import embeddings
 from docs.foreign import foreign_suites
 from hfprune.publishing.record import schema
 from hfprune.structure import BlockSpec, known_architectures
@@ -192,6 +194,8 @@ PAGES: dict[str, Callable[[], str]] = {
 # a page of figures is there when its benchmark has run
 if ROWS.is_file():
     PAGES["results/deployment.md"] = deployment
+if EMBEDDING_ROWS.is_file():
+    PAGES["results/embeddings.md"] = embeddings
 
 
 def main() -> None:

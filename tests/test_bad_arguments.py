@@ -562,7 +562,7 @@ class TestCommands:
         Dataset.from_dict(rows).to_csv(tmp_path / "data.csv")
         result = self.run(
             *("sweep", tmp_path / "model", "--data", tmp_path / "data.csv", "--sparsity", 0.5, "--round-to", 8),
-            *("--scorer", "l2", "--max-length", 8, "--samples", 24, "--output", tmp_path / "curve.json"),
+            *("--scorer", "l2", "--max-length", 8, "--calibration-samples", 24, "--output", tmp_path / "curve.json"),
         )
         assert result.exit_code == 0, result.output
         curve = hfprune.Sweep.from_json((tmp_path / "curve.json").read_text())

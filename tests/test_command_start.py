@@ -99,6 +99,7 @@ def test_the_target_of_a_pruning(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "hfprune.cli.pruning.prune_and_save", lambda request, config, output, overwrite: seen.append(config) or ()
     )
+    monkeypatch.setattr("hfprune.cli.task_data.task_data", lambda context, model, name: name)
     arguments = ["prune", "model", str(tmp_path / "out"), "--data", "trec"]
     assert CliRunner().invoke(app, [*arguments, "--target", "gguf-q8_0"]).exit_code == 0
     assert (seen[0].target, seen[0].round_to) == ("gguf-q8_0", None)

@@ -8,7 +8,8 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from hfprune.data import gguf as module
-from hfprune.data.corpus import cut_splits, data_folder, load_documents, pack, self_generated
+from hfprune.data.corpus import cut_splits, load_documents, pack, self_generated
+from hfprune.data.fetched import data_folder
 from hfprune.data.packages import resolve_model
 from tests.support.tiny import tiny_model
 from tests.support.tiny_data import WORDS, tiny_texts, tiny_tokenizer

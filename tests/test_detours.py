@@ -68,9 +68,9 @@ class TestEvaluate:
         model = tiny_model("gpt2", "AutoModelForCausalLM")
         small = hfprune.apply_plan(model, uneven_plan(model))
         folder = hfprune.save(small, tmp_path / "lm", tokenizer=tiny_tokenizer())
-        result = run("evaluate", folder, "--data", data)
+        result = run("evaluate", folder, "--data", data, "--task", "text_classification")
         assert result.exit_code == 1
-        assert "is a PrunedGPT2LMHeadModel, which does not classify texts" in result.output
+        assert "is a PrunedGPT2LMHeadModel, which is no model of the task text_classification" in result.output
 
 
 class TestMetrics:
@@ -104,7 +104,7 @@ class TestMetrics:
 
     def test_the_command(self, tmp_path, data):
         folder = quick_checkpoint(tmp_path / "small")
-        result = run("evaluate", folder, "--data", data, "--metric", "exact_match")
+        result = run("evaluate", folder, "--data", data, "--metrics", "exact_match")
         assert result.exit_code == 1
         assert "the metric 'exact_match' does not fit" in result.output
         assert not Path("executed").exists()

@@ -6,13 +6,17 @@ from pathlib import Path
 import pytest
 
 import hfprune
+from hfprune.jobs.predicting import measure, sample_evaluation
+from hfprune.jobs.tasks import ModelArguments
 from hfprune.jobs.tasks import registry as task_registry
 from hfprune.planning import allocation, costs
 from hfprune.recovery.losses import registry as loss_registry
 from hfprune.scoring import registry as scoring_registry
 from hfprune.structure import architectures
 from tests.support.registries import restored
+from tests.support.runs import run_here, save
 from tests.support.tiny import tiny_batch, tiny_model
+from tests.support.tiny_data import tiny_texts
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
@@ -51,6 +55,28 @@ def test_contributing():
     assert all(values.min() > 0 for values in scores.values())
     config = hfprune.PruningConfig(budget="weight_bits", allocation="as_few_as_possible", sequence_length=8)
     assert [kept for kept, _ in hfprune.plan(tiny_model("bert"), scores, config).counts.values()] == [1] * 4
+
+
+@pytest.mark.usefixtures("_registries_as_before")
+def test_the_task_of_contributing_does_the_whole_job(tmp_path):
+    example = next(block for block in blocks_of("CONTRIBUTING.md") if "class RatingArguments" in block)
+    exec(example, {"__name__": "contributing"})
+    save(tiny_model("bert", num_labels=1, problem_type="regression"), tmp_path / "dense")
+    rows = [f"{text},{number / 7}" for number, text in enumerate(tiny_texts(60)["text"])]
+    (tmp_path / "data.csv").write_text("\n".join(["text,rating", *rows]) + "\n")
+    task = task_registry.get_task("rating")
+    outcome = run_here(task.load, task.arguments, tmp_path, num_train_epochs=1)
+    assert {"dense_rmse", "pruned_rmse", "recovered_rmse"} <= set(outcome.results)
+    model = hfprune.load(outcome.folder)
+    measured = task.load(
+        ModelArguments(str(outcome.folder)),
+        task.arguments(train_file=str(tmp_path / "data.csv"), max_length=16),
+        seed=0,
+    )
+    found = measure(measured, model, measured.data["test"])
+    assert found["rmse"] == pytest.approx(found["loss"] ** 0.5, rel=1e-4)
+    values = sample_evaluation(measured, "negative_squared_error", measured.data["test"])(model)
+    assert -sum(values) / len(values) == pytest.approx(found["loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", [*PAGES, "README.md", "CONTRIBUTING.md", "CHANGELOG.md"])

@@ -60,7 +60,7 @@ class TestLabels:
     def test_lists_are_refused(self, tmp_path):
         path = tmp_path / "data.jsonl"
         path.write_text("".join(json.dumps({"text": "a", "label": [0, 1]}) + "\n" for _ in range(20)))
-        with pytest.raises(ValueError, match="expected one class or one number a text"):
+        with pytest.raises(ValueError, match="expected one class or one number a sample"):
             load_text_dataset(files={"train": str(path)})
 
     def test_class_metrics_do_not_fit_numbers(self):

@@ -393,7 +393,7 @@ class TestTheCommand:
         lines = [f"who is the dog {number},LABEL_{number % 3}" for number in range(30)]
         (tmp_path / "test.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
         twin_target()
-        data = ("--data", "test.csv", "--metric", "f1_macro")
+        data = ("--data", "test.csv", "--metrics", "f1_macro")
         done = self.run("export", "small", "--to", "twin", "--output", "out", *data)
         assert done.exit_code == 0, done.output
         report = json.loads((tmp_path / "out" / EXPORT_FILE).read_text())
@@ -407,7 +407,7 @@ class TestTheCommand:
         assert done.exit_code == 1
         assert done.output.startswith("hfprune: to must be one of")
         done = self.run("export", tmp_path, "--to", "torch", "--split", "test")
-        assert "--split and --metric go with --data" in done.output
+        assert "--split and --metrics go with --data" in done.output
 
 
 class TestKilledExports:

@@ -15,6 +15,7 @@ import hfprune
 from hfprune.cli.app import app
 from hfprune.data import load_text_dataset, load_texts
 from hfprune.data.files import read_file
+from hfprune.data.loading import load_splits
 from hfprune.jobs.tasks import ModelArguments, TextArguments, TokenArguments, text_classification, token_classification
 from hfprune.measuring.metrics import METRICS, compute_metrics_for
 from tests.support.runs import save, text_home
@@ -159,6 +160,22 @@ class TestConll:
         }
 
     @pytest.mark.parametrize(
+        "begin", ["-DOCSTART- -X- O O\r\n\r\n", "# id 8 domain=train\n", "# text = EU rejects\n# a=b\n"]
+    )
+    def test_four_columns_with_what_stands_between_sentences(self, here, begin):
+        sentence = "EU NNP I-NP I-ORG\r\n# # O O\r\n= = O O\r\n"
+        (here / "data.conll").write_text(f"{begin}{sentence}\r\n{begin}# # O O\n", newline="")
+        assert read_file("data.conll", "train").to_dict() == {
+            "tokens": [["EU", "#", "="], ["#"]],
+            "ner_tags": [["I-ORG", "O", "O"], ["O"]],
+        }
+
+    def test_a_txt_file_is_not_taken_for_one(self, here):
+        (here / "data.txt").write_text(self.TEXT)
+        with pytest.raises(ValueError, match="its columns are text. A txt file has one text a line"):
+            load_splits(files={"train": "data.txt"}, columns=["tokens", "ner_tags"])
+
+    @pytest.mark.parametrize(
         ("text", "message"),
         [
             ("EU NNP O\nrejects O\n", "line 2 .* has 2 columns, expected 3"),
@@ -203,7 +220,7 @@ class TestCommands:
 
     def test_texts_without_labels(self, home):
         (home / "unlabelled.csv").write_text("\n".join(["text", *tiny_texts(40)["text"]]) + "\n")
-        quick = ["--samples", 16, "--schedule", "one_shot", "--max-length", 16]
+        quick = ["--calibration-samples", 16, "--schedule", "one_shot", "--max-length", 16]
         given = ["prune", home / "dense", home / "unlabelled", "--data", home / "unlabelled.csv", *quick]
         for needs in (["--scorer", "fisher"], ["--label-column", "label"], ["--max-drop", 0.5]):
             refused = self.cli(*given, *needs)
@@ -262,7 +279,7 @@ class TestMetrics:
 
     def test_the_command(self, home):
         names = ["f1_macro", "roc_auc", "precision", "recall"]
-        options = [part for name in names for part in ("--metric", name)]
+        options = [part for name in names for part in ("--metrics", name)]
         done = CliRunner().invoke(
             app, ["evaluate", str(home / "dense"), "--data", str(home / "data.csv"), "--max-length", "16", *options]
         )

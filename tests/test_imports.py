@@ -17,23 +17,24 @@ MAY_IMPORT = {
     "distributed": {"errors"},
     "showing": {"errors"},
     "structure": {"errors", "distributed"},
+    "encoders": {"errors", "structure"},
     "measuring": {"errors", "distributed", "showing", "structure"},
     "scoring": {"errors", "distributed", "showing", "structure"},
     "data": {"errors", "distributed", "structure", "measuring"},
     "planning": {"errors", "showing", "structure", "measuring", "scoring"},
     "config": {"errors", "structure", "measuring", "planning"},
-    "publishing": {"errors", "distributed", "showing", "structure", "measuring", "planning"},
+    "publishing": {"errors", "distributed", "showing", "structure", "encoders", "measuring", "planning"},
     "reconstruction": {"errors", "distributed", "showing", "structure", "scoring"},
     "pruning": {"errors", "showing", "structure", "measuring", "scoring", "planning", "config", "publishing"}
-    | {"reconstruction"},
-    "vocabulary": {"errors", "structure", "measuring", "planning", "publishing"},
+    | {"encoders", "reconstruction"},
+    "vocabulary": {"errors", "structure", "encoders", "measuring", "planning", "publishing"},
     "recovery": {"errors", "distributed", "structure", "measuring", "scoring", "planning", "config", "publishing"}
-    | {"pruning"},
+    | {"encoders", "pruning"},
     "sweeping": {"errors", "showing", "structure", "measuring", "scoring", "planning", "config", "publishing"}
     | {"reconstruction", "pruning"},
     "deployment": {"errors", "showing", "structure", "measuring", "data", "publishing"},
     "jobs": {"errors", "distributed", "structure", "measuring", "scoring", "data", "planning", "config", "publishing"}
-    | {"pruning", "recovery"},
+    | {"encoders", "pruning", "recovery", "sweeping"},
     "reporting": {"errors", "showing", "planning", "publishing", "sweeping"},
     "cli": {"errors", "structure", "measuring", "scoring", "data", "planning", "config", "publishing", "pruning"}
     | {"showing", "sweeping", "vocabulary", "deployment", "jobs", "reporting"},
@@ -51,6 +52,8 @@ LATE = {
     "matplotlib.figure",
     "peft",
     "lm_eval",
+    "rouge_score.rouge_scorer",
+    "sacrebleu.metrics",
 }
 #: Runtimes of exported models, and the exporters of transformers, which its older versions do not have.
 LATE |= {
@@ -70,14 +73,19 @@ LATE |= {
     "ai_edge_litert.interpreter",
     "ai_edge_quantizer",
     "torchao.quantization",
+    "sentence_transformers",
 }
 #: It is there with datasets, but takes half a second to import.
 LATE |= {"pandas"}
+#: What opens pictures, and sounds that are no wav files, which users of texts need not have.
+LATE |= {"PIL", "soundfile"}
+#: What measures speech recognition.
+LATE |= {"jiwer"}
 
 #: Files of the command line that say what a command takes. They import what it runs when it runs, as help and
 #: completion must not wait for torch and transformers.
 COMMANDS = {"__init__", "app", "options", "prune", "sweep", "latency_table", "vocabulary", "evaluate", "export"}
-COMMANDS |= {"checkpoints", "quantize", "run"}
+COMMANDS |= {"checkpoints", "quantize", "recover", "run"}
 
 
 def is_of_commands(path: Path) -> bool:

@@ -80,13 +80,15 @@ class TestTheKernel:
 class TestOtherDoors:
     def test_sweep_and_a_search(self, home):
         for command in (["sweep"], ["prune", home / "out", "--max-drop", 0.5]):
-            done = cli(command[0], home / "unnamed", *command[1:], "--data", home / "words.csv", "--samples", 4)
+            done = cli(
+                command[0], home / "unnamed", *command[1:], "--data", home / "words.csv", "--calibration-samples", 4
+            )
             assert done.exit_code == 1
             assert "which is which cannot be told" in done.stderr
             assert not (home / "out").exists()
 
     def test_prune_that_needs_no_labels_goes_on_and_says_so(self, home):
-        quick = ["--samples", 8, "--schedule", "one_shot", "--max-length", 16, "--scorer", "l2"]
+        quick = ["--calibration-samples", 8, "--schedule", "one_shot", "--max-length", 16, "--scorer", "l2"]
         done = cli("prune", home / "unnamed", home / "small", "--data", home / "words.csv", *quick)
         assert done.exit_code == 0, done.output
         assert "goes on without labels, and measures nothing: the data has the classes good, poor" in done.stderr
@@ -94,7 +96,16 @@ class TestOtherDoors:
         assert hfprune.load(home / "small").pruning_record.metrics == {}
 
     def test_prune_with_a_map_measures(self, home):
-        quick = ["--samples", 8, "--schedule", "one_shot", "--max-length", 16, "--label-map", "good=1,poor=0"]
+        quick = [
+            "--calibration-samples",
+            8,
+            "--schedule",
+            "one_shot",
+            "--max-length",
+            16,
+            "--label-map",
+            "good=1,poor=0",
+        ]
         # the head of this classifier is all zeros, so scorers that go by its logits cannot tell units apart
         quick += ["--scorer", "l2"]
         done = cli("prune", home / "unnamed", home / "measured", "--data", home / "words.csv", *quick)
@@ -246,16 +257,17 @@ class TestAMissingHead:
     @pytest.mark.parametrize(
         ("body", "message"),
         [
-            ("encoder", "is a BertModel, which does not classify texts"),
-            ("masked", "is a BertForMaskedLM, which does not classify texts"),
-            ("causal", "is a LlamaForCausalLM, which does not classify texts"),
-            ("summaries", "is a T5ForConditionalGeneration, which does not classify texts"),
+            ("encoder", "is a BertModel, which is no model of the task text_classification"),
+            ("masked", "is a BertForMaskedLM, which is no model of the task text_classification"),
+            ("causal", "is a LlamaForCausalLM, which is no model of the task text_classification"),
+            ("summaries", "is a T5ForConditionalGeneration, which is no model of the task text_classification"),
             ("claimed", "lacks 2 weights of a BertForSequenceClassification: classifier.bias, classifier.weight"),
         ],
     )
     def test_commands(self, bodies, command, body, message):
         output = [bodies / "out"] if command == "prune" else []
-        done = cli(command, bodies / body, *output, "--data", bodies / "data.csv", "--max-length", 8)
+        options = ["--task", "text_classification", "--max-length", 8]
+        done = cli(command, bodies / body, *output, "--data", bodies / "data.csv", *options)
         assert done.exit_code == 1
         assert message in done.stderr
         assert len(done.stderr.splitlines()) == 1

@@ -793,7 +793,7 @@ def cli(*arguments):
 
 
 def pruned(home, *options):
-    quick = ["--data", home / "data.csv", "--max-length", 16, "--samples", 16, "--schedule", "one_shot"]
+    quick = ["--data", home / "data.csv", "--max-length", 16, "--calibration-samples", 16, "--schedule", "one_shot"]
     return cli("prune", home / "dense", home / "small", *quick, "--scorer", "l2", "--overwrite", *options)
 
 
@@ -848,7 +848,7 @@ class TestCommands:
         assert "latency predicted by the latency table" in (home / "small" / "README.md").read_text()
 
     def test_sweep_names_the_best_point_in_time(self, home):
-        options = ["--max-length", 16, "--samples", 16, "--scorer", "l2", "--sparsity", 0.4]
+        options = ["--max-length", 16, "--calibration-samples", 16, "--scorer", "l2", "--sparsity", 0.4]
         table = ["--latency-table", home / "table.json", "--output", home / "sweep.json"]
         command = ["sweep", home / "dense", "--data", home / "data.csv", *options, *table, "--within-ms"]
         done = cli(*command, 1e6)

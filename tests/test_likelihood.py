@@ -123,7 +123,7 @@ class TestCommand:
         save(model_of(), tmp_path / "model")
         text = "\n".join(tiny_texts(30)["text"])
         (tmp_path / "text.txt").write_text(text)
-        arguments = (tmp_path / "model", "--text", tmp_path / "text.txt", "--metric", "perplexity", "--window", 8)
+        arguments = (tmp_path / "model", "--text", tmp_path / "text.txt", "--metrics", "perplexity", "--window", 8)
         done = self.run(*arguments, "--stride", 4, "--batch-size", 3)
         assert done.exit_code == 0, done.output
         expected = perplexity(model_of(), tiny_tokenizer(), [text], window=8, stride=4)
@@ -141,10 +141,10 @@ class TestCommand:
         (tmp_path / "text.txt").write_text("the dog")
         (tmp_path / "latin.txt").write_bytes("the café".encode("latin-1"))
         for arguments, message in (
-            ((), "give --data (labelled texts) or --text"),
-            (("--data", "trec", "--text", "a.txt"), "give --data (labelled texts) or --text"),
+            ((), "give --data (of a task, with labels) or --text"),
+            (("--data", "trec", "--text", "a.txt"), "give --data (of a task, with labels) or --text"),
             (("--text", "nowhere.txt"), "'nowhere.txt' does not exist"),
-            (("--text", tmp_path / "text.txt", "--metric", "bleu"), "the metric of --text is perplexity, got bleu"),
+            (("--text", tmp_path / "text.txt", "--metrics", "bleu"), "the metric of --text is perplexity, got bleu"),
             (("--text", tmp_path / "text.txt", "--latency"), "--latency and --split go with --data"),
             (("--text", tmp_path / "text.txt", "--batch-size", 0), "--batch-size must be at least 1, got 0"),
             (("--text", tmp_path / "latin.txt"), "latin.txt' is not in utf-8: the byte 0xe9 in it is none"),

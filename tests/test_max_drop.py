@@ -14,7 +14,7 @@ from tests.support.runs import save, text_home
 from tests.support.tiny import tiny_batch, tiny_model
 from tests.support.tiny_data import tiny_texts
 
-QUICK = ["--max-length", 16, "--samples", 16, "--schedule", "one_shot"]
+QUICK = ["--max-length", 16, "--calibration-samples", 16, "--schedule", "one_shot"]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,18 @@ class TestRows:
         assert "mean over 30 samples" in done.stdout
 
     def test_sweep(self, home):
-        options = ["--max-length", 16, "--samples", 16, "--scorer", "l2", "--latency-batch-size", 1, "--sparsity", 0.4]
+        options = [
+            "--max-length",
+            16,
+            "--calibration-samples",
+            16,
+            "--scorer",
+            "l2",
+            "--latency-batch-size",
+            1,
+            "--sparsity",
+            0.4,
+        ]
         done = cli("sweep", home / "dense", "--data", home / "data.csv", *options)
         assert "mean over 64 samples" in done.stdout
         done = cli("sweep", home / "dense", "--data", home / "data.csv", *options, "--held-out", home / "held_out.csv")
@@ -75,7 +86,7 @@ class TestMetrics:
         ],
     )
     def test_of_every_task(self, home, model, data, metric, used):
-        asked = ["--metric", metric] if metric else []
+        asked = ["--sample-metric", metric] if metric else []
         options = ["--scorer", "l2", "--no-reconstruct", "--max-drop", 50, "--overwrite"]
         done = search(home, f"by_{used}", *options, *asked, model=model, data=data)
         assert done.exit_code == 0, done.output
@@ -96,7 +107,7 @@ class TestMetrics:
             assert value == pytest.approx(float(expected), rel=1e-5)
 
     def test_metrics_of_whole_data_sets_are_refused(self, home):
-        done = search(home, "none", "--metric", "f1")
+        done = search(home, "none", "--sample-metric", "f1")
         assert done.exit_code == 1
         assert "'f1' is no metric of single samples of a classification; these are: accuracy, log_likeli" in done.stderr
         assert sample_metrics(regression=True)[0] == "negative_squared_error"
@@ -169,11 +180,11 @@ class TestPruneMeasures:
             f"{metrics['dense']['accuracy']:.4f}",
             f"{metrics['pruned']['accuracy']:.4f}",
         ]
-        assert "accuracy: on 8 texts; `hfprune evaluate` measures on all" in done.stdout
+        assert "accuracy: on 8 samples; `hfprune evaluate` measures on all" in done.stdout
         assert "recovered" not in done.stdout
 
     def test_on_a_held_out_file(self, home):
         given = ["--data", home / "unlabelled.csv", *QUICK, "--held-out", home / "held_out.csv"]
         done = cli("prune", home / "dense", home / "held", *given)
         assert done.exit_code == 0, done.output
-        assert "accuracy: on 30 texts" in done.stdout
+        assert "accuracy: on 30 samples" in done.stdout

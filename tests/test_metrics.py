@@ -67,6 +67,9 @@ def test_every_metric_describes_itself():
         ("B-A I-B", [("A", 0, 1), ("B", 1, 2)]),  # another type begins another one
         ("O I-A I-A", [("A", 1, 3)]),  # IOB1: I- after O begins one
         ("B-A O I-A", [("A", 0, 1), ("A", 2, 3)]),
+        ("O S-A S-A E-A", [("A", 1, 2), ("A", 2, 3), ("A", 3, 4)]),  # IOBES: nothing goes on behind S-
+        ("B-A I-A E-A I-A", [("A", 0, 3), ("A", 3, 4)]),
+        ("B-A L-A U-B L-B", [("A", 0, 2), ("B", 2, 3), ("B", 3, 4)]),  # BILOU
         ("B-A-b I-A-b", [("A-b", 0, 2)]),
         ("LABEL_3 NOUN B-", []),
     ],

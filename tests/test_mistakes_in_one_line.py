@@ -22,7 +22,7 @@ HERE = {"dataloader_pin_memory": False, "disable_tqdm": True}
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     folder = text_home(tmp_path_factory.mktemp("mistakes"))
-    save(tiny_model("t5", "AutoModelForSeq2SeqLM"), folder / "summaries")
+    save(tiny_model("bert", "AutoModel"), folder / "body")
     save(tiny_model("bert", num_labels=3, problem_type="multi_label_classification"), folder / "multi")
     texts = tiny_texts(20)["text"]
     rows = [json.dumps({"text": text, "label": [row % 2, 1, 0]}) for row, text in enumerate(texts)]
@@ -44,31 +44,54 @@ class TestCommands:
             ("evaluate", "dense", "nested.jsonl", [], "the column 'label' holds {'id': Value('int64')}; expected one"),
             ("evaluate", "dense", "broken.jsonl", [], "broken.jsonl' cannot be read"),
             ("evaluate", "multi", "data.csv", [], "gives any number of its 3 classes to a text"),
-            ("prune", "summaries", "data.csv", [], "T5ForConditionalGeneration, which does not classify texts"),
-            ("sweep", "summaries", "data.csv", [], "T5ForConditionalGeneration, which does not classify texts"),
+            (
+                "prune",
+                "body",
+                "data.csv",
+                [],
+                "body is a BertModel, which tells of no task. Take a checkpoint with the",
+            ),
+            ("sweep", "body", "data.csv", ["--task", "text_classification"], "BertModel, which is no model of the ta"),
+            ("prune", "dense", "data.csv", ["--task", "poetry"], "unknown task 'poetry'. Known: "),
+            (
+                "prune",
+                "dense",
+                "data.csv",
+                ["--txt-column", "text"],
+                "no option --txt-column. Did you mean --text_column?",
+            ),
+            ("prune", "dense", "data.csv", ["--sparsty", 0.5], "no option --sparsty. Did you mean --sparsity?"),
+            ("sweep", "dense", "data.csv", ["--metrics", "f1"], "--metrics cannot be set here"),
             (
                 "evaluate",
                 "dense",
                 "data.csv",
-                ["--metric", "auc"],
+                ["--train-file", "x.csv"],
+                "--train_file cannot be set here: --data names",
+            ),
+            (
+                "evaluate",
+                "dense",
+                "data.csv",
+                ["--metrics", "auc"],
                 "'auc' does not fit a classification; these do: acc",
             ),
             (
                 "evaluate",
                 "dense",
                 "data.csv",
-                ["--metric", "f1:macro"],
+                ["--metrics", "f1:macro"],
                 "these do: accuracy, f1, f1_macro, f1_we",
             ),
-            ("evaluate", "dense", "data.csv", ["--metric", "pearson"], "'pearson' does not fit a classification"),
-            ("sweep", "dense", "data.csv", ["--metric", "f1"], "'f1' is no metric of single samples of a classificati"),
-            ("prune", "dense", "data.csv", ["--metric", "accuracy"], "--metric and --search-file go with --max-drop"),
+            ("evaluate", "dense", "data.csv", ["--metrics", "pearson"], "'pearson' does not fit a classification"),
+            ("sweep", "dense", "data.csv", ["--sample-metric", "f1"], "'f1' is no metric of single samples of a cl"),
+            ("prune", "dense", "data.csv", ["--sample-metric", "accuracy"], "--sample-metric and --search-file go "),
             ("evaluate", "nowhere", "data.csv", [], "nowhere"),
         ],
     )
     def test_they_say_it_in_one_line(self, home, command, model, data, options, message):
         output = [home / "out"] if command == "prune" else []
-        quick = ["--max-length", 16] if command == "evaluate" else ["--max-length", 16, "--samples", 8]
+        quick = ["--max-length", 16] if command == "evaluate" else ["--max-length", 16, "--calibration-samples", 8]
         arguments = [command, home / model, *output, "--data", home / data, *quick, *options]
         done = CliRunner().invoke(app, list(map(str, arguments)))
         assert done.exit_code == 1, done.output
@@ -82,7 +105,7 @@ class TestCommands:
         for name in ("exact_match.py", "exact_match/exact_match.py"):
             (home / name).parent.mkdir(exist_ok=True)
             (home / name).write_text("from pathlib import Path\nPath('ran').touch()\n")
-        done = CliRunner().invoke(app, ["evaluate", "dense", "--data", "data.csv", "--metric", "exact_match"])
+        done = CliRunner().invoke(app, ["evaluate", "dense", "--data", "data.csv", "--metrics", "exact_match"])
         assert done.exit_code == 1
         assert "'exact_match' does not fit a classification; these do: accuracy" in done.stderr
         assert not (home / "ran").exists()
@@ -144,7 +167,15 @@ class TestScripts:
         assert capsys.readouterr() == ("", "")
 
     @pytest.mark.parametrize(
-        "name", ["run_language_modeling.py", "run_mlm.py", "run_token_classification.py", "run_text_classification.py"]
+        "name",
+        [
+            "run_audio_classification.py",
+            "run_image_classification.py",
+            "run_language_modeling.py",
+            "run_mlm.py",
+            "run_text_classification.py",
+            "run_token_classification.py",
+        ],
     )
     def test_each_of_them(self, monkeypatch, tmp_path, name):
         arguments = [

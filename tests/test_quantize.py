@@ -355,7 +355,7 @@ class TestCommand:
         assert done.exit_code == 1
         assert "method must be one of int8" in done.output
         done = CliRunner().invoke(app, ["quantize", str(tmp_path), "--split", "test"])
-        assert "--split and --metric go with --data" in done.output
+        assert "--split and --metrics go with --data" in done.output
 
 
 def test_the_help_names_every_method():

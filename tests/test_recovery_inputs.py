@@ -291,3 +291,14 @@ def test_a_trainer_without_dropout(tmp_path):
     assert max(rates) > 0
     with pytest.raises(ValueError, match="disable_dropout is for lora_dropout=0.1 too"):
         arguments(tmp_path, disable_dropout=True, lora_rank=2, lora_dropout=0.1)
+
+
+def test_predictions_come_in_the_order_of_the_rows(tmp_path):
+    """Also where training groups texts by their length: metrics compare them with the rows."""
+    small, dense = pruned_pair(num_labels=3)
+    found = []
+    for strategy in ("random", "group_by_length"):
+        args = arguments(tmp_path, train_sampling_strategy=strategy, per_device_eval_batch_size=4)
+        found.append(trainer_of(small, dense, args).predict(tiny_tokenized()))
+    assert found[0].label_ids.tolist() == found[1].label_ids.tolist() == tiny_tokenized()["labels"]
+    torch.testing.assert_close(torch.tensor(found[0].predictions), torch.tensor(found[1].predictions))

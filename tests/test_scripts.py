@@ -21,6 +21,8 @@ from tests.support.runs import (
     causal_home,
     choice_home,
     mlm_home,
+    picture_home,
+    picture_settings,
     question_home,
     settings,
     text_home,
@@ -166,11 +168,15 @@ class TestScript:
                 {"train_file": "data.json", "doc_stride": 2, "max_question_length": 4},
                 "f1",
             ),
+            ("run_image_classification.py", picture_home, {"train_file": "pictures"}, "accuracy"),
         ],
     )
     def test_the_other_scripts(self, tmp_path, name, make_home, changes, metric, run_here, capsys):
         home = make_home(tmp_path)
-        changes = {**changes, "train_file": str(home / changes["train_file"])}
+        if make_home is picture_home:
+            changes = picture_settings(home)
+        else:
+            changes = {**changes, "train_file": str(home / changes["train_file"])}
         path = write(home, settings(home, num_train_epochs=1, **changes, **HERE))
         run_here(path, script=SCRIPT.parent / name)
         results = json.loads((home / "out" / "results.json").read_text())
@@ -195,7 +201,7 @@ class TestCommand:
     def test_prune_inspect_evaluate_verify(self, home):
         out = home / "small"
         options = ["--data", home / "data.csv", "--max-length", 16]
-        done = self.cli("prune", home / "dense", out, "--sparsity", "0.4", "--samples", 32, *options)
+        done = self.cli("prune", home / "dense", out, "--sparsity", "0.4", "--calibration-samples", 32, *options)
         assert done.exit_code == 0, done.output
         assert "removed 4" in done.stdout
         assert verify(out) == []
@@ -210,7 +216,7 @@ class TestCommand:
         assert "4 heads" in self.cli("inspect", home / "dense").stdout
         assert "supported by table" in self.cli("inspect", home / "dense").stdout
 
-        found = self.cli("evaluate", out, *options, "--metric", "accuracy", "--metric", "f1", "--latency")
+        found = self.cli("evaluate", out, *options, "--metrics", "accuracy", "--metrics", "f1", "--latency")
         assert found.exit_code == 0, found.output
         results = json.loads(found.stdout)
         assert 0 <= results["accuracy"] <= 1
@@ -229,12 +235,12 @@ class TestCommand:
         [
             (["--sparsity", "50"], "sparsity must be in [0, 1), got 50. It is a fraction: write 0.5 for 50 %."),
             (["--scorer", "best"], "unknown scorer 'best'"),
-            (["--samples", "5000"], "calibration needs 5000 samples, the data has 64"),
+            (["--calibration-samples", "5000"], "calibration needs 5000 samples, the data has 64"),
             (["--text-column", "sentence"], "has no column 'sentence'"),
         ],
     )
     def test_mistakes_are_one_line(self, home, extra, message):
-        options = ["--data", home / "data.csv", "--max-length", 16, "--samples", 32]
+        options = ["--data", home / "data.csv", "--max-length", 16, "--calibration-samples", 32]
         done = self.cli("prune", home / "dense", home / "small", *options, *extra)
         assert done.exit_code == 1
         assert message in done.stderr

@@ -276,7 +276,7 @@ class TestCommand:
         return tmp_path
 
     def cli(self, home, command, *arguments):
-        options = ["--data", home / "data.csv", "--max-length", 16, "--samples", 16]
+        options = ["--data", home / "data.csv", "--max-length", 16, "--calibration-samples", 16]
         return CliRunner().invoke(app, [str(a) for a in (command, home / "dense", *arguments, *options)])
 
     def test_sweep(self, home):

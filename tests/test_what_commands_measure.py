@@ -10,7 +10,7 @@ from hfprune.cli.app import app
 from tests.support.runs import save, text_home
 from tests.support.tiny import tiny_model
 
-QUICK = ["--max-length", 16, "--samples", 16]
+QUICK = ["--max-length", 16, "--calibration-samples", 16]
 #: The commands that measure a classifier, without their data.
 COMMANDS = {
     "evaluate": lambda home, model: ["evaluate", home / model],
@@ -46,7 +46,7 @@ def nothing_is_read(monkeypatch):
 
     for room in ("measuring", "sweeps", "pruning"):
         monkeypatch.setattr(f"hfprune.cli.{room}.load_model", refuse)
-    monkeypatch.setattr("hfprune.cli.texts.load_text_dataset", refuse)
+    monkeypatch.setattr("hfprune.jobs.tasks.texts.load_text_dataset", refuse)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -67,14 +67,15 @@ def test_what_one_label_a_text_cannot_measure(home, command, model, message):
 )
 @pytest.mark.usefixtures("nothing_is_read")
 def test_metrics_are_refused_first(home, command, model, metric, task):
-    said = refusal(*COMMANDS[command](home, model), "--data", home / "data.csv", "--metric", metric)
+    option = "--metrics" if command == "evaluate" else "--sample-metric"
+    said = refusal(*COMMANDS[command](home, model), "--data", home / "data.csv", option, metric)
     assert f"'{metric}'" in said
     assert f" a {task}; these " in said
 
 
 @pytest.mark.usefixtures("nothing_is_read")
 def test_a_metric_of_plain_text(home):
-    said = refusal("evaluate", home / "dense", "--text", home / "never.txt", "--metric", "auc")
+    said = refusal("evaluate", home / "dense", "--text", home / "never.txt", "--metrics", "auc")
     assert "the metric of --text is perplexity, got auc" in said
 
 
@@ -82,7 +83,17 @@ def test_a_metric_of_plain_text(home):
 def test_a_search_prints_the_metric_of_both_models_last(home, metric):
     output = home / f"by_{metric}"
     file = home / f"{metric}.json"
-    given = ["--max-drop", 50, "--metric", metric, "--scorer", "l2", "--no-reconstruct", "--schedule", "one_shot"]
+    given = [
+        "--max-drop",
+        50,
+        "--sample-metric",
+        metric,
+        "--scorer",
+        "l2",
+        "--no-reconstruct",
+        "--schedule",
+        "one_shot",
+    ]
     arguments = ["prune", home / "dense", output, "--data", home / "data.csv", "--search-file", file, *QUICK, *given]
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert done.exit_code == 0, done.output
@@ -90,6 +101,6 @@ def test_a_search_prints_the_metric_of_both_models_last(home, metric):
     dense, pruned = points[0]["metric"], points[-1]["metric"]
     rows = [line.split() for line in done.stdout.splitlines()]
     assert [metric, f"{dense:.4f}", f"{pruned:.4f}"] in rows
-    assert f"{metric}: on the 80 texts by which the search chose" in done.stdout
+    assert f"{metric}: on the 80 samples by which the search chose" in done.stdout
     # the card of a record with metrics says that they are of a test split
     assert hfprune.load(output).pruning_record.metrics == {}

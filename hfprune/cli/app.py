@@ -13,8 +13,10 @@ from hfprune.cli.checkpoints import diff, import_, inspect, push, report, verify
 from hfprune.cli.evaluate import evaluate
 from hfprune.cli.export import export
 from hfprune.cli.latency_table import latency_table
+from hfprune.cli.options import WITH_OPTIONS_OF_TASKS
 from hfprune.cli.prune import prune
 from hfprune.cli.quantize import quantize
+from hfprune.cli.recover import recover
 from hfprune.cli.run import AS_THEY_ARE, init, run
 from hfprune.cli.sweep import sweep
 from hfprune.cli.vocabulary import vocabulary
@@ -39,11 +41,12 @@ def hfprune(
 
 app.command()(init)
 app.command(context_settings=AS_THEY_ARE)(run)
-app.command()(prune)
-app.command()(sweep)
+app.command(context_settings=WITH_OPTIONS_OF_TASKS)(prune)
+app.command(context_settings=WITH_OPTIONS_OF_TASKS)(recover)
+app.command(context_settings=WITH_OPTIONS_OF_TASKS)(sweep)
 app.command("latency-table")(latency_table)
 app.command()(vocabulary)
-app.command()(evaluate)
+app.command(context_settings=WITH_OPTIONS_OF_TASKS)(evaluate)
 app.command()(export)
 app.command()(quantize)
 app.command()(inspect)

@@ -11,6 +11,7 @@ from hfprune.cli.options import (
     LabelColumn,
     LabelMap,
     MaxLength,
+    Metrics,
     ModelName,
     PairColumn,
     Revision,
@@ -22,6 +23,7 @@ from hfprune.cli.options import (
 
 
 def export(
+    context: typer.Context,
     model: ModelName,
     to: Annotated[str, typer.Option(help="onnx, openvino, executorch, litert, gguf or torch.")],
     output: Annotated[
@@ -39,16 +41,14 @@ def export(
     split: Annotated[
         str | None, typer.Option(help="Measured on: train, validation or test; by default test, or all of a file.")
     ] = None,
-    metrics: Annotated[
-        list[str] | None, typer.Option("--metric", help="Several may be given, as for hfprune evaluate.")
-    ] = None,
-    text_column: TextColumn = "text",
+    metrics: Metrics = None,
+    text_column: TextColumn = None,
     pair_column: PairColumn = None,
-    label_column: LabelColumn = "label",
+    label_column: LabelColumn = None,
     label_map: LabelMap = None,
     separator: Separator = None,
     encoding: Encoding = None,
-    max_length: MaxLength = 128,
+    max_length: MaxLength = None,
     threads: Annotated[int | None, typer.Option(help="Of the runtime, while it is compared.")] = None,
     record: Annotated[
         bool, typer.Option("--record", help="List the export in the record and the card of the checkpoint folder.")
@@ -63,29 +63,20 @@ def export(
     """
     with errors_in_one_line():
         from hfprune.cli.exporting import exported
-        from hfprune.cli.texts import TextSource
+        from hfprune.cli.task_data import task_data
 
         if data is None and (split or metrics):
-            raise ValueError("--split and --metric go with --data; without it they would be ignored.")
-        texts = None
+            raise ValueError("--split and --metrics go with --data; without it they would be ignored.")
+        measured = None
         if data is not None:
-            texts = TextSource(
-                name=data,
-                text_column=text_column,
-                pair_column=pair_column,
-                label_column=label_column,
-                label_map=label_map,
-                separator=separator,
-                encoding=encoding,
-                max_length=max_length,
-                seed=seed,
-            )
+            # what is exported is measured by the metrics of classifiers
+            measured = task_data(context, model, data, task="text_classification", revision=revision)
         result = exported(
             model,
             to,
             output,
             quantize=quantize,
-            texts=texts,
+            data=measured,
             split=split,
             metrics=metrics or [],
             threads=threads,

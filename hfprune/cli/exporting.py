@@ -4,11 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import DataCollatorWithPadding
-
-from hfprune.cli.models import classifier_config
-from hfprune.cli.texts import TextSource, split_of
-from hfprune.data.packages import resolve_model
+from hfprune.cli.task_data import TaskData, split_of
 from hfprune.deployment.export import export
 from hfprune.deployment.quantize import check_method, quantize
 from hfprune.deployment.results import Export
@@ -21,7 +17,7 @@ def exported(
     output: Path | None,
     *,
     quantize: str | None,
-    texts: TextSource | None,
+    data: TaskData | None,
     split: str | None,
     metrics: Sequence[str],
     threads: int | None,
@@ -36,8 +32,8 @@ def exported(
         to: The target.
         output: The folder to write; None: beside the working directory's other files, by the names of both.
         quantize: How to quantise.
-        texts: Texts with labels to measure on.
-        split: A split of them; None: all of a file, or else test.
+        data: Texts with labels to measure on.
+        split: A split of it; None: all of a file, or else test.
         metrics: Names of metrics.
         threads: Threads of the runtime.
         record: Whether the checkpoint lists the export.
@@ -59,8 +55,8 @@ def exported(
     check_installed(target)
     folder = output or _beside(model, to, quantize)
     measured: dict[str, Any] = {}
-    if texts is not None:
-        measured = _rows(model, texts, split, revision=revision, calibrates=quantize in target.calibrated)
+    if data is not None:
+        measured = _rows(data, split, calibrates=quantize in target.calibrated)
         measured["metrics"] = metrics
     return export(
         model,
@@ -80,7 +76,7 @@ def quantized(
     method: str,
     output: Path | None,
     *,
-    texts: TextSource | None,
+    data: TaskData | None,
     split: str | None,
     metrics: Sequence[str],
     threads: int | None,
@@ -93,8 +89,8 @@ def quantized(
         model: Folder or repository.
         method: The method.
         output: The folder to write; None: beside the working directory's other files, by the names of both.
-        texts: Texts with labels to measure on.
-        split: A split of them; None: all of a file, or else test.
+        data: Texts with labels to measure on.
+        split: A split of it; None: all of a file, or else test.
         metrics: Names of metrics.
         threads: Threads of the CPU.
         revision: Of a repository.
@@ -113,27 +109,23 @@ def quantized(
     check_method(method)
     folder = output or _beside(model, method)
     measured: dict[str, Any] = {}
-    if texts is not None:
-        measured = _rows(model, texts, split, revision=revision, calibrates=False)
+    if data is not None:
+        measured = _rows(data, split, calibrates=False)
         measured["metrics"] = metrics
         # no method looks at data
         del measured["calibration"]
     return quantize(model, folder, method=method, threads=threads, revision=revision, overwrite=overwrite, **measured)
 
 
-def _rows(
-    model: str, texts: TextSource, split: str | None, *, revision: str | None, calibrates: bool
-) -> dict[str, Any]:
+def _rows(data: TaskData, split: str | None, *, calibrates: bool) -> dict[str, Any]:
     """The rows that are measured, those that a quantiser sees, and what makes batches of them."""
-    classifier_config(model, revision=revision)
-    source = resolve_model(model)
     # a quantiser must not see the rows that are measured, so a single file is cut where one looks at data
-    splits, tokenizer = texts.tokenized_for(source, whole=split is None and not calibrates, revision=revision)
+    task = data.load(whole=split is None and not calibrates)
     return {
-        "tokenizer": tokenizer,
-        "data": split_of(splits, split or "test"),
-        "calibration": split_of(splits, "train"),
-        "collator": DataCollatorWithPadding(tokenizer),
+        "tokenizer": task.processor,
+        "data": split_of(task.data, split or "test"),
+        "calibration": split_of(task.data, "train"),
+        "collator": task.collator,
     }
 
 

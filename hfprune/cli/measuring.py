@@ -1,107 +1,50 @@
-"""What commands measure: the metrics of a classifier, and the perplexity of a language model."""
+"""What commands measure: the metrics of a task, and the perplexity of a language model on plain text."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
-from datasets import Dataset, DatasetDict
-from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedModel, Trainer, TrainingArguments
+from datasets import DatasetDict
+from transformers import AutoTokenizer
 
-from hfprune.cli.models import classifier_config
-from hfprune.cli.texts import TextSource, split_of
+from hfprune.cli.task_data import TaskData, split_of
 from hfprune.data.corpus import CORPORA, load_documents
 from hfprune.data.packages import resolve_model
 from hfprune.deployment.loading import load_model
+from hfprune.jobs.predicting import measure
 from hfprune.measuring.latency import measure_latency
-from hfprune.measuring.metrics import check_metrics, compute_metrics_for, default_metrics
 from hfprune.measuring.perplexity import Perplexity, perplexity
-from hfprune.structure.predictions import predicts_next_token, predicts_number
+from hfprune.structure.predictions import predicts_next_token
 
 
-def classifier_metrics(
-    model: str, texts: TextSource, *, split: str | None, metrics: Sequence[str], batch_size: int, latency: bool
+def task_metrics(
+    data: TaskData, *, split: str | None, metrics: Sequence[str], batch_size: int | None, latency: bool
 ) -> dict[str, Any]:
-    """The loss and the metrics of a text classifier.
+    """The loss and the metrics of a model on data of its task.
 
     Args:
-        model: Folder or repository.
-        texts: The texts, with labels.
-        split: A split of them; None: all of a file, or else test.
-        metrics: Their names; by default the usual one.
-        batch_size: Samples in a batch.
+        data: The data, with labels, and the model.
+        split: A split of it; None: all of a file, or else test.
+        metrics: Their names; by default the usual ones.
+        batch_size: Samples in a batch; None: as the task says.
         latency: Whether to measure the latency too.
 
     Returns:
         What was measured, by name.
 
     Raises:
-        CheckpointError: The model is no text classifier, or lacks its head.
-        ValueError: The texts, their labels or a metric do not fit.
+        CheckpointError: The model lacks its head.
+        ValueError: The data, its labels or a metric do not fit.
     """
-    # before the texts and the weights are read
-    check_metrics(metrics, regression=predicts_number(classifier_config(model)))
     # a single file is evaluated whole, unless the user asks for one of the splits that it can be cut into
-    splits, tokenizer = texts.tokenized_for(resolve_model(model), whole=split is None)
-    samples = split_of(splits, split or "test")
-    classifier = load_model(model)
-    collator = DataCollatorWithPadding(tokenizer)
-    results = metrics_of(classifier, samples, collator, metrics=metrics, batch_size=batch_size)
-    results["samples"] = len(samples)
+    task = data.load(whole=split is None, metrics=metrics)
+    rows = split_of(task.data, split or "test")
+    model = load_model(data.model)
+    task.check(model)
+    results: dict[str, Any] = measure(task, model, rows, batch_size=batch_size)
     if latency:
         # Trainer may have moved the model to an accelerator; the command reports the latency of the CPU
-        results["latency"] = asdict(measure_latency(classifier.to("cpu"), sequence_length=texts.max_length))
-    return results
-
-
-def metrics_of(
-    classifier: PreTrainedModel,
-    samples: Dataset,
-    collator: DataCollatorWithPadding,
-    *,
-    metrics: Sequence[str] = (),
-    batch_size: int = 64,
-) -> dict[str, Any]:
-    """The loss and the metrics of a classifier on a tokenized data set.
-
-    Args:
-        classifier: The model.
-        samples: The data, with labels.
-        collator: Pads batches.
-        metrics: Names of metrics; by default the usual one.
-        batch_size: Samples in a batch.
-
-    Returns:
-        What was measured, by name.
-
-    Raises:
-        ValueError: A metric is unknown, or does not fit the model.
-    """
-    regression = predicts_number(classifier.config)
-    names = list(metrics) or default_metrics(regression=regression)
-    # Trainer wants a folder for its output, even where it only predicts
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = Trainer(
-            classifier,
-            TrainingArguments(
-                output_dir=scratch,
-                per_device_eval_batch_size=batch_size,
-                report_to="none",
-                # pinned memory speeds up copies to a GPU; without one torch warns about it
-                dataloader_pin_memory=torch.cuda.is_available(),
-            ),
-            data_collator=collator,
-            compute_metrics=compute_metrics_for(names, regression=regression),
-        )
-        predicted = trainer.predict(samples, metric_key_prefix="").metrics
-    results = {}
-    for name, value in predicted.items():
-        # samples and steps per second describe the machine, not the model
-        if "per_second" in name:
-            continue
-        # Trainer puts an underscore between its prefix, which is empty here, and the name
-        results[name.removeprefix("_")] = value
+        results["latency"] = asdict(measure_latency(model.to("cpu"), sequence_length=data.sequence_length))
     return results
 
 

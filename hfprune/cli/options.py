@@ -36,17 +36,24 @@ class UnitChoice(StrEnum):
 ModelName = Annotated[
     str, typer.Argument(help="Folder or Hub name; or minilm-l6, smollm2-135m, which `make setup` installs.")
 ]
-ClassifierName = Annotated[str, typer.Argument(help="A fine-tuned text classifier: folder or Hub name.")]
+TunedName = Annotated[str, typer.Argument(help="A fine-tuned model of any task: folder or Hub name.")]
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        help="By default the one that the model's class tells; hfprune run lists all, hfprune init its options."
+    ),
+]
 Output = Annotated[Path, typer.Argument(help="Folder to write.")]
 DATA = typer.Option(
     "--data",
-    help="Hub name, trec, movie_reviews, sms_spam, a folder with train, validation and test files, or one csv, json "
-    "or parquet file, of which a tenth each is cut off for validation and test.",
+    help="Hub name, a name that needs no Hub such as trec (reference, Data sets by name), a folder with train, "
+    "validation and test files, or one csv, json or parquet file, of which a tenth each is cut off for validation and "
+    "test.",
 )
 DataName = Annotated[str, DATA]
 HeldOut = Annotated[
     str | None,
-    typer.Option(help="Texts with labels to measure on, all of them: a file or name as for --data."),
+    typer.Option(help="Data with labels to measure on, all of it: a file or name as for --data."),
 ]
 Budget = Annotated[
     BudgetChoice | None,
@@ -58,9 +65,12 @@ LatencyTableFile = Annotated[
         "--latency-table", help="File of `hfprune latency-table`: the sparsity counts milliseconds, as it says them."
     ),
 ]
-TextColumn = Annotated[str, typer.Option(help="Column with the text.")]
+TextColumn = Annotated[str | None, typer.Option(help="Column with the text; by default text.")]
 PairColumn = Annotated[str | None, typer.Option(help="Column with the second text of a pair.")]
-LabelColumn = Annotated[str, typer.Option(help="Column with the labels.")]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(help="Column with the labels; by default label, which may be missing if nothing needs it."),
+]
 LabelMap = Annotated[
     str | None,
     typer.Option(
@@ -70,7 +80,7 @@ LabelMap = Annotated[
 ]
 Separator = Annotated[str | None, typer.Option(help="Between the columns of a csv file; by default a comma.")]
 Encoding = Annotated[str | None, typer.Option(help="Of the texts in files, such as latin-1; by default UTF-8.")]
-MaxLength = Annotated[int, typer.Option(help="Longer texts are cut to so many tokens.")]
+MaxLength = Annotated[int | None, typer.Option(help="Longer texts are cut to so many tokens; by default 128.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 MaxDrop = Annotated[
     float | None,
@@ -79,14 +89,23 @@ MaxDrop = Annotated[
 SampleMetric = Annotated[
     str | None,
     typer.Option(
-        "--metric",
-        help="Of every text, higher is better: accuracy or log_likelihood; of a regression negative_squared_error or "
-        "negative_absolute_error.",
+        help="For every sample a number, higher is better. Of a classifier accuracy or log_likelihood, of a regression "
+        "negative_squared_error or negative_absolute_error; by default what is usual for the task.",
     ),
 ]
 Scorer = Annotated[str, typer.Option(help="Which units matter.")]
 Reconstruct = Annotated[bool, typer.Option(help="Repair in closed form after every surgery.")]
-Samples = Annotated[int, typer.Option(help="Calibration samples.")]
+CalibrationSamples = Annotated[int, typer.Option(help="Samples that scoring and repair see.")]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Several may be given; by default what is usual for the task. Of a text classifier accuracy, f1, "
+        "precision, recall (each of these three also with _macro behind it; f1_weighted), roc_auc, "
+        "matthews_correlation; of a regression pearson, spearman."
+    ),
+]
+#: Of commands that hand the options on that they do not list: those are the task's.
+WITH_OPTIONS_OF_TASKS = {"allow_extra_args": True, "ignore_unknown_options": True}
 Allocation = Annotated[
     str, typer.Option(help="Where to remove: global, knapsack, threshold, uniform, layerwise or random.")
 ]

@@ -11,6 +11,7 @@ from hfprune.cli.options import (
     LabelColumn,
     LabelMap,
     MaxLength,
+    Metrics,
     ModelName,
     PairColumn,
     Revision,
@@ -22,6 +23,7 @@ from hfprune.cli.options import (
 
 
 def quantize(
+    context: typer.Context,
     model: ModelName,
     method: Annotated[
         str,
@@ -38,16 +40,14 @@ def quantize(
     split: Annotated[
         str | None, typer.Option(help="Measured on: train, validation or test; by default test, or all of a file.")
     ] = None,
-    metrics: Annotated[
-        list[str] | None, typer.Option("--metric", help="Several may be given, as for hfprune evaluate.")
-    ] = None,
-    text_column: TextColumn = "text",
+    metrics: Metrics = None,
+    text_column: TextColumn = None,
     pair_column: PairColumn = None,
-    label_column: LabelColumn = "label",
+    label_column: LabelColumn = None,
     label_map: LabelMap = None,
     separator: Separator = None,
     encoding: Encoding = None,
-    max_length: MaxLength = 128,
+    max_length: MaxLength = None,
     threads: Annotated[int | None, typer.Option(help="Of the CPU, while both models are compared.")] = None,
     revision: Revision = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a quantised model that is in the folder.")] = False,
@@ -59,28 +59,19 @@ def quantize(
     """
     with errors_in_one_line():
         from hfprune.cli.exporting import quantized
-        from hfprune.cli.texts import TextSource
+        from hfprune.cli.task_data import task_data
 
         if data is None and (split or metrics):
-            raise ValueError("--split and --metric go with --data; without it they would be ignored.")
-        texts = None
+            raise ValueError("--split and --metrics go with --data; without it they would be ignored.")
+        measured = None
         if data is not None:
-            texts = TextSource(
-                name=data,
-                text_column=text_column,
-                pair_column=pair_column,
-                label_column=label_column,
-                label_map=label_map,
-                separator=separator,
-                encoding=encoding,
-                max_length=max_length,
-                seed=seed,
-            )
+            # what is exported is measured by the metrics of classifiers
+            measured = task_data(context, model, data, task="text_classification", revision=revision)
         result = quantized(
             model,
             method,
             output,
-            texts=texts,
+            data=measured,
             split=split,
             metrics=metrics or [],
             threads=threads,

@@ -1,4 +1,4 @@
-"""The command `hfprune sweep`: one classifier at many sparsities."""
+"""The command `hfprune sweep`: one model at many sparsities."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ import typer
 from hfprune.cli.options import (
     Allocation,
     Budget,
-    ClassifierName,
+    CalibrationSamples,
     DataName,
     Encoding,
     HeldOut,
@@ -22,11 +22,12 @@ from hfprune.cli.options import (
     Reconstruct,
     RoundTo,
     SampleMetric,
-    Samples,
     Scorer,
     Seed,
     Separator,
+    TaskName,
     TextColumn,
+    TunedName,
     budget_of,
     errors_in_one_line,
 )
@@ -35,14 +36,16 @@ _SPARSITIES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
 def sweep(
-    model: ClassifierName,
+    context: typer.Context,
+    model: TunedName,
     data: DataName,
+    task: TaskName = None,
     held_out: HeldOut = None,
     sparsities: Annotated[
         list[float] | None, typer.Option("--sparsity", help="Several may be given; by default 0.2, 0.3 ... 0.8.")
     ] = None,
     max_drop: MaxDrop = None,
-    metric: SampleMetric = None,
+    sample_metric: SampleMetric = None,
     output: Annotated[Path | None, typer.Option(help="JSON file; a sweep that it holds goes on.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Picture of the metric against MACs kept and latency: .png, .svg or .pdf.")
@@ -62,25 +65,28 @@ def sweep(
     scorer: Scorer = "logit_fisher",
     allocation: Allocation = "global",
     reconstruct: Reconstruct = True,
-    samples: Samples = 512,
+    calibration_samples: CalibrationSamples = 512,
     min_units: MinUnits = 1,
     round_to: RoundTo = None,
     latency_batch_size: Annotated[
         int, typer.Option(help="Sequences in a batch, for the latency; with --latency-table as the table was measured.")
     ] = 32,
-    text_column: TextColumn = "text",
+    text_column: TextColumn = None,
     pair_column: PairColumn = None,
-    label_column: LabelColumn = "label",
+    label_column: LabelColumn = None,
     label_map: LabelMap = None,
     separator: Separator = None,
     encoding: Encoding = None,
-    max_length: MaxLength = 128,
+    max_length: MaxLength = None,
     seed: Seed = 0,
 ) -> None:
-    """Measure a text classifier at many sparsities, each pruned in one shot from one scoring pass."""
+    """Measure a model at many sparsities, each pruned in one shot from one scoring pass.
+
+    `hfprune init TASK` lists the options of one task's data, which are taken here too.
+    """
     with errors_in_one_line():
         from hfprune.cli.sweeps import SweepRequest, swept
-        from hfprune.cli.texts import TextSource
+        from hfprune.cli.task_data import task_data
         from hfprune.config import PruningConfig
 
         if held_out is not None and split is not None:
@@ -88,36 +94,23 @@ def sweep(
         config = PruningConfig(
             budget=budget_of(budget, latency_table),
             latency_table=latency_table,
-            sequence_length=max_length,
             scorer=scorer,
             allocation=allocation,
             schedule="one_shot",
             reconstruct=reconstruct,
-            calibration_samples=samples,
+            calibration_samples=calibration_samples,
             min_units=min_units,
             round_to=round_to,
             seed=seed,
         )
-        texts = TextSource(
-            name=data,
-            text_column=text_column,
-            pair_column=pair_column,
-            label_column=label_column,
-            label_map=label_map,
-            separator=separator,
-            encoding=encoding,
-            max_length=max_length,
-            seed=seed,
-        )
         request = SweepRequest(
-            model=model,
-            texts=texts,
+            data=task_data(context, model, data),
             held_out=held_out,
             split=split,
             sparsities=tuple(sparsities or _SPARSITIES),
             max_drop=max_drop,
             within_ms=within_ms,
-            metric=metric,
+            sample_metric=sample_metric,
             latency_batch_size=latency_batch_size,
             save_to=output,
             plot=plot,

@@ -1,27 +1,25 @@
 """The work of `hfprune sweep`."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datasets import Dataset
-from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from hfprune.cli.held_out import calibration_and_rest, log_lines, needs_no_data
-from hfprune.cli.models import classifier_config
-from hfprune.cli.texts import TextSource, split_of
+from hfprune.cli.task_data import TaskData, split_of
 from hfprune.config import PruningConfig
-from hfprune.data.packages import resolve_model
 from hfprune.deployment.loading import load_model
+from hfprune.jobs.predicting import sample_evaluation, usual_sample_metric
+from hfprune.jobs.tasks import Task
 from hfprune.measuring.latency_table import LatencyTable
 from hfprune.measuring.table_checks import difference_to_table
 from hfprune.showing.picture import check_picture_path, require_matplotlib
 from hfprune.structure.arguments import finite
-from hfprune.structure.predictions import predicts_number
 from hfprune.sweeping import Sweep
 from hfprune.sweeping import sweep as sweep_model
 from hfprune.sweeping.points import check_max_drop, paired_drop
-from hfprune.sweeping.samples import check_sample_metric, per_sample, sample_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,45 +27,43 @@ class SweepRequest:
     """What a user asks `hfprune sweep` for, beside the config.
 
     Attributes:
-        model: Folder or repository of the model.
-        texts: Texts to calibrate on.
-        held_out: The name of texts to measure on; None: a part of `texts`.
-        split: Which part, unless `texts` is a file, of which all rows measure that calibration does not take.
+        data: The data to calibrate on, and the model.
+        held_out: The name of data to measure on; None: a part of `data`.
+        split: Which part, unless `data` is a file, of which all rows measure that calibration does not take.
         sparsities: The points.
         max_drop: The most of the metric that may be lost; None: nothing is said about it.
         within_ms: The most milliseconds that a pass may take; None: nothing is said about it.
-        metric: The metric of single samples; None: the usual one.
+        sample_metric: The metric of single samples; None: the usual one.
         latency_batch_size: Sequences in a batch, for the latency.
         save_to: The file that the sweep writes, and goes on from.
         plot: The picture.
     """
 
-    model: str
-    texts: TextSource
+    data: TaskData
     held_out: str | None
     split: str | None
     sparsities: tuple[float, ...]
     max_drop: float | None
     within_ms: float | None
-    metric: str | None
+    sample_metric: str | None
     latency_batch_size: int
     save_to: Path | None
     plot: Path | None
 
 
 def swept(request: SweepRequest, config: PruningConfig) -> Iterator[str]:
-    """Measure a text classifier at many sparsities.
+    """Measure a model at many sparsities.
 
     Args:
-        request: What to measure, and on which texts.
+        request: What to measure, and on which data.
         config: How to prune.
 
     Yields:
         What to print.
 
     Raises:
-        CheckpointError: The model is no text classifier, or lacks its head.
-        ValueError: Texts, labels, metric or config do not fit.
+        CheckpointError: The model lacks its head.
+        ValueError: Data, labels, metric or config do not fit.
     """
     # the picture is drawn after the sweep, which takes long: what is wrong with it is reported before it
     if request.plot is not None:
@@ -75,15 +71,13 @@ def swept(request: SweepRequest, config: PruningConfig) -> Iterator[str]:
         check_picture_path(request.plot)
     if request.within_ms is not None:
         finite(above=0).check("--within-ms", request.within_ms)
-    # before the texts and the weights are read
-    regression = predicts_number(classifier_config(request.model))
-    metric = request.metric or sample_metrics(regression=regression)[0]
-    check_sample_metric(metric, regression=regression)
-    calibration, measured, tokenizer = _rows(request, config)
+    config = replace(config, sequence_length=request.data.sequence_length)
+    task, calibration, measuring, measured = _rows(request, config)
+    metric = usual_sample_metric(measuring, request.sample_metric)
     if request.max_drop is not None:
         _check_enough_samples(request.max_drop, len(measured))
-    collator = DataCollatorWithPadding(tokenizer)
-    model = load_model(request.model)
+    model = load_model(request.data.model)
+    task.check(model)
     if request.within_ms is not None and config.table is not None:
         _check_timed(model, config.table)
     with log_lines("hfprune.sweeping.run"):
@@ -92,8 +86,8 @@ def swept(request: SweepRequest, config: PruningConfig) -> Iterator[str]:
             calibration,
             config,
             sparsities=request.sparsities,
-            evaluate=per_sample(metric, measured, regression=regression, collator=collator),
-            collator=collator,
+            evaluate=sample_evaluation(measuring, metric, measured),
+            collator=task.calibration_collator,
             latency_batch_size=request.latency_batch_size,
             metric=metric,
             save_to=request.save_to,
@@ -108,18 +102,20 @@ def swept(request: SweepRequest, config: PruningConfig) -> Iterator[str]:
         yield _verdict_in_time(curve, request.within_ms)
 
 
-def _rows(request: SweepRequest, config: PruningConfig) -> tuple[Dataset, Dataset, PreTrainedTokenizerBase]:
-    """The rows to calibrate on, those to measure on, and the tokenizer."""
-    source = resolve_model(request.model)
-    cuts_file = request.texts.is_file and request.split is None
-    splits, tokenizer = request.texts.tokenized_for(source, whole=cuts_file, needs_labels=request.held_out is None)
+def _rows(request: SweepRequest, config: PruningConfig) -> tuple[Task, Dataset, Task, Dataset]:
+    """The rows to calibrate on and those to measure on, each behind its task."""
+    data = request.data
+    cuts_file = data.is_file and request.split is None
+    needs_labels = request.held_out is None or data.asks_for_labels
+    task = data.load(whole=cuts_file, needs_labels=needs_labels, sample_metric=request.sample_metric)
+    train = task.data["train"]
     if request.held_out is not None:
-        held_out, _ = request.texts.called(request.held_out).tokenized_for(source, whole=True)
-        return splits["train"], held_out["test"], tokenizer
+        held_out = data.called(request.held_out).load(whole=True, sample_metric=request.sample_metric)
+        return task, train, held_out, held_out.data["test"]
     if cuts_file:
-        calibration, measured = calibration_and_rest(splits["train"], config, shared=needs_no_data(config))
-        return calibration, measured, tokenizer
-    return splits["train"], split_of(splits, request.split or "validation"), tokenizer
+        calibration, measured = calibration_and_rest(train, config, shared=needs_no_data(config))
+        return task, calibration, task, measured
+    return task, train, task, split_of(task.data, request.split or "validation")
 
 
 def _check_enough_samples(max_drop: float, samples: int) -> None:

@@ -11,7 +11,6 @@ from hfprune.cli.options import (
     Overwrite,
     PairColumn,
     Separator,
-    TextColumn,
     errors_in_one_line,
     refuse_filled,
 )
@@ -30,7 +29,7 @@ def vocabulary(
     ] = None,
     pad_to_multiple_of: Annotated[int | None, typer.Option(help="Keep more tokens, up to a multiple of this.")] = None,
     overwrite: Overwrite = False,
-    text_column: TextColumn = "text",
+    text_column: Annotated[str, typer.Option(help="Column with the text.")] = "text",
     pair_column: PairColumn = None,
     separator: Separator = None,
     encoding: Encoding = None,

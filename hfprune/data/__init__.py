@@ -1,8 +1,8 @@
 """Texts and models: from the Hub, from files, or from installed packages.
 
 `loading` reads data sets and gives them their splits, `classification` prepares labelled texts, `labels` translates
-between the classes of a data set and those of a model, `corpus` packs plain text for language models, and `packages`
-has the data sets and models that installed packages carry.
+between the classes of a data set and those of a model, `corpus` packs plain text for language models, `named` has real
+data sets for each task that need no Hub, and `packages` has the models that installed packages carry.
 """
 
 from hfprune.data.classification import load_text_dataset, tokenize

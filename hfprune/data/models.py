@@ -1,12 +1,14 @@
 """Models as their checkpoints hold them: none with a weight that nobody trained."""
 
+from pathlib import Path
 from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+from transformers import PreTrainedModel
 
 from hfprune.errors import CheckpointError
 
+#: How the names of files with weights end.
+_WEIGHTS = (".safetensors", ".bin")
 #: The most weights that a message names.
 _NAMED = 6
 
@@ -51,30 +53,23 @@ def load_whole(model_class: Any, source: str, *, name: str | None = None, **opti
     return model
 
 
-def check_text_classifier(model_class: type, config: PretrainedConfig, name: str) -> None:
-    """Refuse a checkpoint of another kind than a text classifier, before it is loaded.
+def has_no_weights(source: str | Path) -> bool:
+    """Whether a folder has the config of a model and no weights, so that the model can only be trained from scratch.
 
     Args:
-        model_class: The class that the config names.
-        config: The model's config.
-        name: What the user calls the model.
+        source: Folder or repository.
 
-    Raises:
-        CheckpointError: It has no head for the classes of texts.
+    Returns:
+        Whether it is such a folder.
 
     Examples:
-        >>> from transformers import BertForMaskedLM
-        >>> from hfprune.data.models import check_text_classifier
-        >>> check_text_classifier(BertForMaskedLM, dense.config, "me/pretrained")
-        Traceback (most recent call last):
-        ...
-        hfprune.errors.CheckpointError: me/pretrained is a BertForMaskedLM, which does not classify texts. ...
+        >>> from hfprune.data.models import has_no_weights
+        >>> dense.config.save_pretrained("new")
+        >>> dense.save_pretrained("trained")
+        >>> has_no_weights("new"), has_no_weights("trained"), has_no_weights("google-bert/bert-base-cased")
+        (True, False, False)
     """
-    # a lazy mapping: this imports one model of transformers, a look at all values would import every one
-    classifiers = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), ())
-    if not issubclass(model_class, classifiers):
-        raise CheckpointError(
-            f"{name} is a {model_class.__name__}, which does not classify texts. Take a fine-tuned "
-            "...ForSequenceClassification, or fine-tune this one first (dense_epochs in "
-            "scripts/run_text_classification.py). Models of other kinds are pruned with hfprune.prune in Python."
-        )
+    folder = Path(source)
+    if not (folder / "config.json").is_file():
+        return False
+    return not any(path.suffix in _WEIGHTS for path in folder.iterdir())

@@ -21,6 +21,7 @@ from hfprune.deployment.examples import padded, positions_of, takes_texts, texts
 from hfprune.deployment.proof import logits_of
 from hfprune.deployment.quiet import quiet
 from hfprune.deployment.targets import (
+    EXACT,
     OpenOptions,
     Runner,
     Target,
@@ -35,8 +36,6 @@ from hfprune.structure.wrapping import argument_names
 
 #: Says what the cache of every layer holds, which a graph alone does not say in every format.
 CACHE_FILE = "cache.json"
-#: Without quantisation only the order of additions differs.
-_EXACT = Tolerance(largest=1e-4, agreement=0.99)
 #: int8 changes every output a little, and few of them much; a graph that is wrong changes most of them.
 _EIGHT_BITS = Tolerance(typical=0.25, agreement=0.8)
 
@@ -396,7 +395,7 @@ register_target(
         modules=("transformers.exporters", "onnx", "onnxscript", "onnxruntime"),
         packages=("onnx", "onnxscript", "onnxruntime"),
         quantizations={"int8": "int8 weights; activations are quantised as the model runs (ONNX Runtime, dynamic)"},
-        tolerance={None: _EXACT, "int8": _EIGHT_BITS},
+        tolerance={None: EXACT, "int8": _EIGHT_BITS},
         write=_write_onnx,
         open=_open_onnx,
         refusal=_refusal,
@@ -413,7 +412,7 @@ register_target(
             "int8-calibrated": "int8 weights and activations, with ranges measured on the data (NNCF)",
         },
         calibrated=("int8-calibrated",),
-        tolerance={None: _EXACT, "int8": _EIGHT_BITS, "int8-calibrated": _EIGHT_BITS},
+        tolerance={None: EXACT, "int8": _EIGHT_BITS, "int8-calibrated": _EIGHT_BITS},
         write=_write_openvino,
         open=_open_openvino,
         refusal=_refusal,
@@ -425,7 +424,7 @@ register_target(
         extra="executorch",
         modules=("transformers.exporters", "executorch"),
         packages=("executorch",),
-        tolerance={None: _EXACT},
+        tolerance={None: EXACT},
         write=_write_executorch,
         open=_open_executorch,
         refusal=_refusal_of_executorch,
@@ -436,7 +435,7 @@ register_target(
         name="torch",
         extra="export",
         modules=("transformers.exporters",),
-        tolerance={None: _EXACT},
+        tolerance={None: EXACT},
         write=_write_torch,
         open=_open_torch,
         refusal=_refusal,

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from hfprune.deployment.examples import takes_texts
 from hfprune.deployment.proof import values_in
 from hfprune.deployment.quiet import quiet
-from hfprune.deployment.targets import OpenOptions, Runner, Target, Tolerance, WriteOptions, register_target
+from hfprune.deployment.targets import EXACT, OpenOptions, Runner, Target, Tolerance, WriteOptions, register_target
 from hfprune.errors import ExportError
 from hfprune.structure.examples import longest_sequence
 from hfprune.structure.json_text import read_json
@@ -173,7 +173,7 @@ register_target(
         packages=("litert-torch", "ai-edge-litert"),
         quantizations={"int8": "int8 weights; activations are quantised as the model runs"},
         tolerance={
-            None: Tolerance(largest=1e-4, agreement=0.99),
+            None: EXACT,
             # int8 changes every output a little, and few of them much
             "int8": Tolerance(typical=0.25, agreement=0.8),
         },

@@ -13,7 +13,7 @@ from typing import Any
 
 #: By old module: the modules that its names are in now.
 MOVED: dict[str, tuple[str, ...]] = {
-    "hfprune.cli_common": ("hfprune.cli.options", "hfprune.cli.models", "hfprune.cli.texts"),
+    "hfprune.cli_common": ("hfprune.cli.options",),
     "hfprune.cli_publish": ("hfprune.cli.checkpoints", "hfprune.cli.reports"),
     "hfprune.cli_sweep": ("hfprune.cli.sweep",),
     "hfprune.cli_vocabulary": ("hfprune.cli.vocabulary",),

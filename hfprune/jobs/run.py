@@ -73,38 +73,52 @@ def run(load_task: TaskLoader, arguments: Arguments, *, program: str) -> Outcome
         ValueError: Model, data, metrics or settings do not fit.
     """
     began = time.perf_counter()
-    # some are changed below, and the caller's stay as they are
+    arguments, push = ready_to_begin(arguments)
+    job = _prepare(load_task, arguments)
+    outcome = get_method(arguments.method.method).function(job)
+    # the other processes end here, and nothing below waits for them
+    leave_process_group()
+    if arguments.training.process_index != 0:
+        return None
+    _complete_record(job, outcome, program=program, began=began)
+    result = _save(job, outcome.model, began)
+    if push:
+        push_finished(result.folder, arguments.training)
+    return result
+
+
+def ready_to_begin(arguments: Arguments) -> tuple[Arguments, bool]:
+    """Arguments as a run uses them. The random state is that of the seed afterwards.
+
+    Args:
+        arguments: All arguments of the script, which stay as they are.
+
+    Returns:
+        A copy, and whether the finished model shall be pushed.
+
+    Raises:
+        HfpruneError: It shall, and nobody is logged in.
+    """
     arguments = copy.deepcopy(arguments)
     training = arguments.training
-    is_main_process = training.process_index == 0
     push = training.push_to_hub
     # Trainer would push every checkpoint; the finished model alone is pushed, at the end
     training.push_to_hub = False
     training.resume_from_checkpoint = _resume_choice(training.resume_from_checkpoint)
     set_seed(training.seed)
-    if push and is_main_process:
+    if push and training.process_index == 0:
         check_login(training.hub_token)
-    job = _prepare(load_task, arguments)
-    outcome = get_method(arguments.method.method).function(job)
-    # the other processes end here, and nothing below waits for them
-    leave_process_group()
-    if not is_main_process:
-        return None
-    _complete_record(job, outcome, program=program, began=began)
-    result = _save(job, outcome.model, began)
-    if push:
-        _push(result.folder, training)
-    return result
+    return arguments, push
 
 
 def _prepare(load_task: TaskLoader, arguments: Arguments) -> Job:
     """Everything before pruning. Whatever can be found wrong is found before anything is trained."""
     training = arguments.training
     config = arguments.pruning
-    task = _load_task(load_task, arguments)
+    task = loaded_task(load_task, arguments)
     dense = task.model(
         fine_tuned=Path(training.output_dir) / "dense",
-        trust_remote_code=arguments.model.trust_remote_code,
+        loading=arguments.model.loading,
         will_be_fine_tuned=arguments.model.dense_epochs > 0,
     )
     task.check(dense)
@@ -119,8 +133,20 @@ def _prepare(load_task: TaskLoader, arguments: Arguments) -> Job:
     return Job(task=task, arguments=arguments, anatomy=anatomy, teacher=teacher, batches=batches, metrics=metrics)
 
 
-def _load_task(load_task: TaskLoader, arguments: Arguments) -> Task:
-    """The task, with the output folder free for the run."""
+def loaded_task(load_task: TaskLoader, arguments: Arguments) -> Task:
+    """Load the task, with the output folder free for the run.
+
+    Args:
+        load_task: Loads it.
+        arguments: All arguments of the script.
+
+    Returns:
+        The task.
+
+    Raises:
+        HfpruneError: An earlier run is in the way, or early stopping does not know what to go by.
+        ValueError: Model, data or metrics do not fit.
+    """
     training = arguments.training
     named = arguments.model
     # the other processes then read the data that the main process has put into the cache
@@ -267,7 +293,7 @@ def _complete_record(job: Job, outcome: MethodOutcome, *, program: str, began: f
         metrics={"dense": job.metrics, **outcome.metrics},
         latencies=latencies,
         datasets=datasets,
-        recovery=_recovery_settings(arguments, outcome),
+        recovery=settings_of_recovery(arguments, steps=outcome.steps, seconds=outcome.seconds),
         command=command_line(program),
         seconds=round(time.perf_counter() - began, 1),
     )
@@ -296,13 +322,22 @@ def _base_model(dense: PreTrainedModel, name_or_path: str) -> str:
     return public_name(model_title(name_or_path))
 
 
-def _recovery_settings(arguments: Arguments, outcome: MethodOutcome) -> dict[str, Any]:
-    """The settings of the recovery for the record; method, teacher and patience only where the user chose them."""
-    if outcome.seconds is None:
+def settings_of_recovery(arguments: Arguments, *, steps: int, seconds: float | None) -> dict[str, Any]:
+    """The settings of the recovery for the record; method, teacher and patience only where the user chose them.
+
+    Args:
+        arguments: All arguments of the script.
+        steps: The number of training steps.
+        seconds: The duration; None if there was no training.
+
+    Returns:
+        Plain values by name.
+    """
+    if seconds is None:
         return {}
     named = arguments.model
     method = arguments.method.method
-    settings = recovery_settings(arguments.training, steps=outcome.steps, seconds=outcome.seconds)
+    settings = recovery_settings(arguments.training, steps=steps, seconds=seconds)
     if method != MethodArguments.method:
         settings["method"] = method
     if named.teacher_model is not None:
@@ -314,19 +349,41 @@ def _recovery_settings(arguments: Arguments, outcome: MethodOutcome) -> dict[str
 
 def _save(job: Job, pruned: PreTrainedModel, began: float) -> Outcome:
     """Write the checkpoint with its card, and `results.json` beside it."""
-    output = job.output
-    record = pruned.pruning_record
-    folder = save(pruned, output / "model", tokenizer=job.task.processor, overwrite=True)
-    results = {**headline(record, pruned.pruning_plan), "seconds": time.perf_counter() - began}
-    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    fine_tuned = output / "dense"
+    fine_tuned = job.output / "dense"
     dense_folder = fine_tuned if fine_tuned.is_dir() else job.task.source
-    sizes = {"dense": checkpoint_bytes(dense_folder), "pruned": checkpoint_bytes(folder)}
+    return saved(pruned, job.output, job.task, dense=str(dense_folder), seconds=time.perf_counter() - began)
+
+
+def saved(pruned: PreTrainedModel, output: Path, task: Task, *, dense: str | None, seconds: float) -> Outcome:
+    """Write a checkpoint with its card, and `results.json` beside it.
+
+    Args:
+        pruned: The model, whose record is complete.
+        output: The folder of the run.
+        task: The task, whose tokenizer or other processor is saved too.
+        dense: The folder or repository of the dense model, whose bytes the table shows; None: it shows none.
+        seconds: How long the run took.
+
+    Returns:
+        The result.
+    """
+    record = pruned.pruning_record
+    folder = save(pruned, output / "model", tokenizer=task.processor, overwrite=True)
+    results = {**headline(record, pruned.pruning_plan), "seconds": seconds}
+    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    sizes = {"pruned": checkpoint_bytes(folder)}
+    if dense is not None:
+        sizes = {"dense": checkpoint_bytes(dense), **sizes}
     return Outcome(folder=output / "model", results=results, table=comparison_table(record, sizes))
 
 
-def _push(folder: Path, args: RecoveryArguments) -> None:
-    """Push the finished checkpoint to the Hub, by default under the name of the output folder."""
+def push_finished(folder: Path, args: RecoveryArguments) -> None:
+    """Push the finished checkpoint to the Hub, by default under the name of the output folder.
+
+    Args:
+        folder: The folder of the checkpoint.
+        args: The training arguments, which name the repository.
+    """
     commit = push_to_hub(
         folder,
         args.hub_model_id or folder.resolve().parent.name,

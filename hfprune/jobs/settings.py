@@ -62,7 +62,13 @@ class ModelArguments:
         default=None, metadata={"help": "Stop after so many evaluations without a better metric_for_best_model."}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a repository."})
     overwrite: bool = field(default=False, metadata={"help": "Clear what an earlier run left in output_dir."})
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Arguments of `from_pretrained` that config, tokenizer and model are loaded with."""
+        return {"revision": self.model_revision, "trust_remote_code": self.trust_remote_code}
 
 
 @dataclass
@@ -90,13 +96,20 @@ class DataArguments:
 
     Attributes:
         example_file: What a file of the task is called in an example; no field.
+        trainer_settings: Arguments of transformers' Trainer that matter to the task in particular; no field. A file
+            that `hfprune init` writes names them.
         reuse_validation: Whether the validation split serves as test split too where there is none, and no other one is
-            cut from train. No option: commands that train nothing set it.
+            cut from train. Commands that train nothing set it; it is no option.
+        needs_labels: Whether labels that are missing, or that are not the model's, are an error. If not, the task comes
+            without labels then. No option either.
+        sample_metric: The metric of single samples that is wanted of the task, for which a task may look before it
+            reads the data. No option either.
     """
 
     example_file: ClassVar[str] = "train.csv"
+    trainer_settings: ClassVar[tuple[str, ...]] = ()
 
-    dataset: str | None = field(default=None, metadata={"help": "Hub name, or trec, movie_reviews, sms_spam."})
+    dataset: str | None = field(default=None, metadata={"help": "Hub name, or one that needs no Hub, such as trec."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
     train_file: str | None = field(default=None, metadata={"help": "csv, tsv, json, jsonl, parquet, txt or conll."})
     validation_file: str | None = field(default=None, metadata={"help": "The same; cut from train if not given."})
@@ -112,6 +125,8 @@ class DataArguments:
         metadata={"help": "Tokens in a sequence of the latency measurement; by default as many as counted."},
     )
     reuse_validation: bool = field(default=False, init=False)
+    needs_labels: bool = field(default=True, init=False)
+    sample_metric: str | None = field(default=None, init=False)
 
     @property
     def sequence_length(self) -> int:
@@ -230,6 +245,34 @@ def parse(data: type[DataArguments], description: str | None, argv: Sequence[str
     return Arguments(training=training, model=model, data=data_arguments, pruning=config, method=method)
 
 
+def parse_data(data: type[DataArguments], words: Sequence[str], *, others: Sequence[str] = ()) -> DataArguments:
+    """Parse the options of a task's data, as the commands take them beside their own.
+
+    Args:
+        data: The task's data arguments.
+        words: The options.
+        others: Options of the command, for the message about one that is misspelt.
+
+    Returns:
+        The data arguments.
+
+    Raises:
+        ValueError: The task has no such option, or a value is wrong.
+
+    Examples:
+        >>> from hfprune.jobs.settings import parse_data
+        >>> from hfprune.jobs.tasks import TextArguments
+        >>> parse_data(TextArguments, ["--train_file", "texts.csv", "--max-length", "64"]).max_length
+        64
+    """
+    parser = _Parser((data,), description=None)
+    arguments, rest = parser.parse_args_into_dataclasses(list(words), return_remaining_strings=True)
+    if rest:
+        raise ValueError(_unknown(parser, rest, others))
+    found: DataArguments = arguments
+    return found
+
+
 def words_of(argv: Sequence[str]) -> list[str]:
     """A command line with the values of the file that it begins with.
 
@@ -248,12 +291,12 @@ def words_of(argv: Sequence[str]) -> list[str]:
     return words
 
 
-def _unknown(parser: HfArgumentParser, rest: Sequence[str]) -> str:
+def _unknown(parser: HfArgumentParser, rest: Sequence[str], others: Sequence[str] = ()) -> str:
     """What is wrong with words that no option takes, and the option that was perhaps meant."""
     name = next((word.partition("=")[0] for word in rest if word.startswith("--")), None)
     if name is None:
         return f"{rest[0]!r} is neither an option nor the value of one. See --help."
-    known: list[str] = []
+    known: list[str] = list(others)
     for action in parser._actions:
         known += action.option_strings
     nearest = difflib.get_close_matches(name.replace("-", "_").replace("__", "--", 1), known, n=1)

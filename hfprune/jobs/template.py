@@ -62,7 +62,7 @@ def template_of(task: RegisteredTask) -> str:
         "The data": fields(task.arguments),
         "What is removed, and how": fields(PruningArguments),
         "When it is removed": fields(MethodArguments),
-        "Recovery: training after pruning; num_train_epochs: 0 leaves it out": (*_of_trainer(), *own_fields()),
+        "Recovery: training after pruning; num_train_epochs: 0 leaves it out": (*_of_trainer(task), *own_fields()),
     }
     for title, settings in groups.items():
         lines += ["", f"# {title}"]
@@ -73,10 +73,11 @@ def template_of(task: RegisteredTask) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _of_trainer() -> list[Field[Any]]:
+def _of_trainer(task: RegisteredTask) -> list[Field[Any]]:
     """The arguments of Trainer that the file names, those with a value to start from first."""
     by_name = {setting.name: setting for setting in fields(RecoveryArguments)}
-    return [by_name[name] for name in (*_STARTS, *_FURTHER_OF_TRAINER) if name in by_name]
+    names = (*_STARTS, *_FURTHER_OF_TRAINER, *task.arguments.trainer_settings)
+    return [by_name[name] for name in names if name in by_name]
 
 
 def _lines_of(setting: Field[Any], task: RegisteredTask) -> Iterator[str]:

@@ -334,6 +334,12 @@ def _is_for_regression(metric: type[_Metric]) -> bool:
     return metric.columns is _NUMBERS
 
 
+#: How the tags of the first word of an entity begin, those of its other words, and those of its last.
+_FIRST_WORDS = ("B", "S", "U")
+_FURTHER_WORDS = ("I", "E", "L")
+_LAST_WORDS = ("E", "L", "S", "U")
+
+
 class Entities(_Metric):
     """Precision, recall and F1 of named entities, and the accuracy of tags, from lists of IOB tags.
 
@@ -379,10 +385,10 @@ def _fraction(part: int, whole: int) -> float:
 
 
 def entities(tags: Iterable[str]) -> list[tuple[str, int, int]]:
-    """Find the entities in a sequence of IOB tags.
+    """Find the entities in a sequence of tags: IOB in its variants, or IOBES (BILOU), where tags also mark last words.
 
-    A tag B- begins an entity. So does a tag I- that continues no entity of its type, as in the script of CoNLL. Any
-    other tag is outside.
+    A tag B- begins an entity. So does a tag I- that continues no entity of its type, as in the script of CoNLL. E- and
+    L- are the last word of an entity, S- and U- are its only one. Any other tag is outside.
 
     Args:
         tags: A tag for each word, such as `B-PER`, `I-PER` or `O`.
@@ -393,18 +399,21 @@ def entities(tags: Iterable[str]) -> list[tuple[str, int, int]]:
     Examples:
         >>> entities(["B-PER", "I-PER", "O", "B-LOC", "B-LOC", "I-ORG"])
         [('PER', 0, 2), ('LOC', 3, 4), ('LOC', 4, 5), ('ORG', 5, 6)]
+        >>> entities(["S-PER", "B-PER", "E-PER", "S-LOC"])
+        [('PER', 0, 1), ('PER', 1, 3), ('LOC', 3, 4)]
     """
     spans: list[tuple[str, int, int]] = []
+    # whether the last entity may go on with the next word
+    is_open = False
     for word, tag in enumerate(tags):
         prefix, _, entity_type = tag.partition("-")
-        if prefix not in ("B", "I") or not entity_type:
+        if prefix not in _FIRST_WORDS + _FURTHER_WORDS or not entity_type:
+            is_open = False
             continue
-        if prefix == "I" and spans:
-            last_type, first, end = spans[-1]
-            if last_type == entity_type and end == word:
-                spans[-1] = (entity_type, first, word + 1)
-                continue
-        spans.append((entity_type, word, word + 1))
+        goes_on = is_open and prefix in _FURTHER_WORDS and spans[-1][0] == entity_type
+        first = spans.pop()[1] if goes_on else word
+        spans.append((entity_type, first, word + 1))
+        is_open = prefix not in _LAST_WORDS
     return spans
 
 

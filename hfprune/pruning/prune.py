@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from transformers import PreTrainedModel
 
 from hfprune.config import A_CONFIG, CONFIG, PruningConfig
+from hfprune.encoders import Texts, opened
 from hfprune.errors import BudgetError, CalibrationError
 from hfprune.measuring.size import example_batch, size_of
 from hfprune.measuring.table_checks import warn_of_other_setting
@@ -28,6 +29,7 @@ from hfprune.pruning.steps import (
     zero_scores,
 )
 from hfprune.pruning.timed import measured_and_predicted
+from hfprune.publishing.encoders import with_card
 from hfprune.publishing.record import record_of
 from hfprune.reconstruction.reconstruct import repair_model
 from hfprune.scoring import CalibrationData, Collator, calibration_batches, score, scorers_in
@@ -38,6 +40,7 @@ from hfprune.structure.arguments import FUNCTION, checked, optional
 from hfprune.structure.batches import Batch
 from hfprune.structure.blocks import check_in_one_place
 from hfprune.structure.devices import refuse_inference_weights, refuse_quantized
+from hfprune.structure.embedder import body_of
 from hfprune.structure.examples import check_length
 from hfprune.structure.modeling_pruned import PrunedModel
 from hfprune.structure.running import frozen, outside_inference_mode, refuse_tuples
@@ -49,19 +52,21 @@ logger = logging.getLogger(__name__)
 Step = float | dict[str, float]
 #: Trains a pruned model (the first argument) against the dense one. If it returns a model, pruning goes on with that.
 Recover = Callable[[PreTrainedModel, PreTrainedModel], object]
+#: A model of transformers, or an encoder of sentence-transformers.
+Model = TypeVar("Model")
 
 
 @checked(config=CONFIG, collator=optional(FUNCTION), recover=optional(FUNCTION))
 @outside_inference_mode
 def prune(
-    model: PreTrainedModel,
-    data: CalibrationData,
+    model: Model,
+    data: "CalibrationData | Texts",
     config: PruningConfig | None = None,
     *,
     collator: Collator | None = None,
     sparsity: Mapping[str, float] | None = None,
     recover: Recover | None = None,
-) -> PreTrainedModel:
+) -> Model:
     """Make a smaller model: in every round of the schedule score the units, plan which stay, and remove the others.
 
     It is exactly these steps, and a test shows that they give the same plan and the same weights:
@@ -85,9 +90,10 @@ def prune(
 
     Args:
         model: The dense model, or a model that was pruned before. It stays as it is, for example as the teacher in
-            recovery.
+            recovery. A `SentenceTransformer` is pruned by the embeddings that it makes, a `CrossEncoder` by its scores.
         data: A tokenized `datasets.Dataset`, whatever else `Trainer` takes as data, a DataLoader, or a list of batches
-            (dicts of tensors), see `hfprune.scoring.calibration_batches`.
+            (dicts of tensors), see `hfprune.scoring.calibration_batches`. For a `SentenceTransformer` texts, for a
+            `CrossEncoder` pairs of texts: a list, or a data set with columns of them.
         config: What to do; `PruningConfig()` removes half of the prunable MACs.
         collator: Makes a batch from rows of a Dataset; `DataCollatorWithPadding(tokenizer)` pads.
         sparsity: In the place of `config.sparsity`: by pattern of block names, the fraction of units to remove, as
@@ -98,7 +104,8 @@ def prune(
             next round scores the trained model.
 
     Returns:
-        A new model with `.pruning_plan` (units numbered as in the dense model) and `.pruning_record`. Its class is the
+        A new model with `.pruning_plan` (units numbered as in the dense model) and `.pruning_record`; of an encoder of
+            sentence-transformers another one, with that model in it. Its class is the
         stock class if the stock config can say its widths, and `Pruned<Base>` otherwise. With `budget="latency"` the
         plan says which milliseconds the table predicts, and the record has them beside measured ones.
 
@@ -129,9 +136,31 @@ def prune(
         encoder.layer.1.attention: 3 of 4
         encoder.layer.1.ffn: 16 of 32
     """
+    encoder = opened(model)
+    if encoder is not None and encoder.model is not model:
+        rows = encoder.rows(data)
+        collator = collator or encoder.collator
+        small = prune(encoder.model, rows, config, collator=collator, sparsity=sparsity, recover=recover)
+        pruned_encoder: Model = with_card(encoder.around(small))
+        return pruned_encoder
+    # texts are for encoders only, and calibration refuses them by name
+    rows = cast("CalibrationData", data)
+    pruned = _pruned(unwrapped(model), rows, config, collator=collator, sparsity=sparsity, recover=recover)
+    return cast("Model", pruned)
+
+
+def _pruned(
+    model: PreTrainedModel,
+    data: CalibrationData,
+    config: PruningConfig | None,
+    *,
+    collator: Collator | None,
+    sparsity: Mapping[str, float] | None,
+    recover: Recover | None,
+) -> PreTrainedModel:
+    """The job of `prune`, for a model of transformers."""
     began = time.perf_counter()
     config = config or PruningConfig()
-    model = unwrapped(model)
     _check_before_reading(model, config)
     dense = anatomy_of(model, config.attention_unit)
     # the record says what was chosen where nobody asked
@@ -212,7 +241,7 @@ def check_portable(small: PreTrainedModel, config: PruningConfig) -> None:
     Raises:
         BudgetError: The stock config cannot say its widths.
     """
-    if config.portable and isinstance(small, PrunedModel):
+    if config.portable and isinstance(body_of(small), PrunedModel):
         raise BudgetError(
             "portable=True was asked for, but the stock config cannot say the widths of this model, as it was "
             "pruned unevenly before. Prune the dense model, or drop portable=True."
@@ -363,7 +392,8 @@ def _check_head(model: PreTrainedModel, scorer: str) -> None:
         raise CalibrationError(
             f"scorer={scorer!r} goes by the model's logits, and {type(model).__name__} has none. Load the model with "
             "a head: AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForCausalLM ...; or use a "
-            "scorer of weights or activations, such as l2 or fluctuation."
+            "scorer of weights or activations, such as l2 or fluctuation. A model of sentence embeddings is pruned by "
+            "the embeddings, without labels: hfprune.prune(SentenceTransformer(...), texts)."
         )
 
 

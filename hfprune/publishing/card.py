@@ -30,6 +30,7 @@ from transformers.models.auto.modeling_auto import (
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.charts import KEPT_UNITS, draw_pictures, pictures_of
 from hfprune.publishing.contents import PLAN_FILE
+from hfprune.publishing.encoder_files import PIPELINES, encoder_class_in
 from hfprune.publishing.exports import export_rows, exports_of_weights, quantization_of_weights
 from hfprune.publishing.record import PruningRecord, record_in
 from hfprune.showing.picture import can_draw
@@ -46,12 +47,19 @@ _FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
 #: Locations that may stand inside the quotes of the card's code; any other could end them.
 _QUOTABLE_LOCATION = re.compile(r"[\w. -]+(/[\w.-]+)?", re.ASCII)
 #: Where the code in a card loads the model from.
-_LOADED_FROM = re.compile(r'from_pretrained\("([^"]+)"')
+_LOADED_FROM = re.compile(r'(?:from_pretrained|SentenceTransformer|CrossEncoder)\("([^"]+)"')
 #: Names of folders that say nothing about the model in them: those that scripts and `Trainer` give, and the stand-in.
 _PLAIN_NAME = re.compile(r"model|pruned|dense|output|\d+|((last-)?checkpoint(-\d+)?)|PATH")
 #: Tasks of the Hub whose pipeline takes pruned classes; transformers 5 has no pipeline for questions any more.
 _PIPELINES = frozenset(
-    {"text-classification", "token-classification", "fill-mask", "text-generation", "image-classification"}
+    {
+        "text-classification",
+        "token-classification",
+        "fill-mask",
+        "text-generation",
+        "image-classification",
+        "audio-classification",
+    }
 )
 #: What a pipeline needs beside the weights: the settings of a tokenizer, or of a processor of pictures.
 _PROCESSORS = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
@@ -103,6 +111,7 @@ def write_card(model: PreTrainedModel, folder: Path, *, location: str, record: P
         location=location,
         pictures=pictures,
         has_processor=_has_processor(folder),
+        encoder=encoder_class_in(folder),
     )
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
 
@@ -123,7 +132,13 @@ def card_of(folder: Path, *, location: str) -> str:
     portable = not (folder / "modeling_pruned.py").is_file()
     pictures = "" if (folder / KEPT_UNITS).is_file() else None
     return draw_card(
-        record, plan, portable=portable, location=location, pictures=pictures, has_processor=_has_processor(folder)
+        record,
+        plan,
+        portable=portable,
+        location=location,
+        pictures=pictures,
+        has_processor=_has_processor(folder),
+        encoder=encoder_class_in(folder),
     )
 
 
@@ -154,6 +169,7 @@ def draw_card(
     location: str,
     pictures: str | None = None,
     has_processor: bool = True,
+    encoder: str | None = None,
 ) -> str:
     """The card as text.
 
@@ -165,6 +181,8 @@ def draw_card(
             that code cannot quote, the card says PATH instead.
         pictures: The path before the names of the pictures, such as `pictures/`; None if there are no pictures.
         has_processor: Whether the checkpoint brings its tokenizer or processor, which a pipeline needs.
+        encoder: The class of sentence-transformers that the checkpoint is of, such as `SentenceTransformer`; None if
+            it is a model of transformers alone.
 
     Returns:
         Markdown with a YAML head.
@@ -173,6 +191,12 @@ def draw_card(
         location = "PATH"
     name = title_of(record, location)
     task, auto_class = task_of(record.model_class)
+    library = "transformers"
+    loader = f"{auto_class}.from_pretrained"
+    if encoder is not None:
+        task = PIPELINES[encoder]
+        library = "sentence_transformers"
+        loader = encoder
     stage = published_stage(record)
     # a card of vocabulary pruning alone would otherwise say that 0.0 % of the units were removed
     names_units = plan.sparsity("macs") > 0 or not record.vocabulary
@@ -180,7 +204,7 @@ def draw_card(
     if pictures is not None:
         picture_names = pictures_of(record)
     return _template().render(
-        card_data=_card_data(record, plan, name=name, task=task, stage=stage).to_yaml(),
+        card_data=_card_data(record, plan, name=name, task=task, stage=stage, library=library).to_yaml(),
         record=record,
         plan=plan,
         names_units=names_units,
@@ -188,7 +212,8 @@ def draw_card(
         name=name,
         location=location,
         portable=portable,
-        auto_class=auto_class,
+        library=library,
+        loader=loader,
         pipeline=task if has_processor and task in _PIPELINES else None,
         published=_PUBLISHED[stage],
         rows=comparison_rows(record, stage),
@@ -226,7 +251,9 @@ def published_stage(record: PruningRecord) -> str:
     return "pruned"
 
 
-def _card_data(record: PruningRecord, plan: PruningPlan, *, name: str, task: str | None, stage: str) -> ModelCardData:
+def _card_data(
+    record: PruningRecord, plan: PruningPlan, *, name: str, task: str | None, stage: str, library: str
+) -> ModelCardData:
     """The YAML head of the card: the part that the Hub reads and searches."""
     base_model: str | None = None
     # any other name is that of a local folder, which the Hub cannot link to
@@ -235,7 +262,7 @@ def _card_data(record: PruningRecord, plan: PruningPlan, *, name: str, task: str
     datasets = [dataset for dataset in record.datasets if not dataset.endswith(_FILE_ENDINGS)]
     # ModelCardData leaves None out, and would write an empty list as one
     return ModelCardData(
-        library_name="transformers",
+        library_name=library.replace("_", "-"),
         pipeline_tag=task,
         base_model=base_model,
         base_model_relation="finetune" if base_model else None,

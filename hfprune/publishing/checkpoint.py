@@ -9,16 +9,18 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hfprune.distributed import is_main_process
+from hfprune.encoders import opened
 from hfprune.errors import CheckpointError
 from hfprune.planning.plan import PruningPlan
 from hfprune.publishing.card import write_card
 from hfprune.publishing.contents import RECORD_FILE, names_in, sha256
+from hfprune.publishing.encoders import write_modules
 from hfprune.publishing.hub import fetch
 from hfprune.publishing.probe import PROBE_FILE, Probe
 from hfprune.publishing.quantized import quantizer_of
 from hfprune.publishing.record import PruningRecord, blocks_of
 from hfprune.publishing.replacement import draft_for, entries_of, finish_interrupted, put
-from hfprune.publishing.saveable import check_draft, check_saveable, untied_state
+from hfprune.publishing.saveable import check_draft, check_finite_weights, check_saveable, untied_state
 from hfprune.publishing.verification import check_digests, check_loadable, model_class, remember_checked
 from hfprune.structure.anatomy import anatomy_of
 from hfprune.structure.arguments import FLAG, PATH, checked
@@ -56,9 +58,11 @@ def save(
     be called in the main process alone. Wait (`accelerator.wait_for_everyone()`) before all of them read the folder.
 
     Args:
-        model: A model that `prune` or `apply_plan` returned, or that was loaded from such a checkpoint.
+        model: A model that `prune` or `apply_plan` returned, or that was loaded from such a checkpoint. A
+            `SentenceTransformer` or `CrossEncoder` is saved whole, so that its own class loads the folder; `load` loads
+            the model in it.
         path: The folder to write.
-        tokenizer: A tokenizer to save beside the model.
+        tokenizer: A tokenizer to save beside the model; a `SentenceTransformer` or `CrossEncoder` has one of its own.
         overwrite: Whether the folder may replace a checkpoint that is there already.
 
     Returns:
@@ -85,7 +89,8 @@ def save(
         'PrunedBertForSequenceClassification'
     """
     path = Path(path).resolve()
-    model = unwrapped(model)
+    encoder = opened(model)
+    model = unwrapped(model) if encoder is None else encoder.body
     if getattr(model, "pruning_plan", None) is None:
         raise CheckpointError(
             "the model has no pruning plan: it was not pruned by hfprune, or was loaded without its plan. Save a dense "
@@ -96,8 +101,12 @@ def save(
         return path
     _check_replaceable(path, overwrite=overwrite)
     check_saveable(model)
+    if encoder is not None:
+        check_finite_weights(encoder.model)
     path.parent.mkdir(parents=True, exist_ok=True)
     with draft_for(path) as draft:
+        if encoder is not None:
+            write_modules(encoder, draft)
         write_files(model, draft, tokenizer, name=path.name)
         check_draft(draft, path, model)
         put(draft, path, overwrite=overwrite)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hfprune.publishing.encoder_files import encoder_settings, is_of_encoder, module_problems, names_foreign_code
 from hfprune.publishing.probe import PROBE_FILE
 from hfprune.structure import modeling_pruned
 from hfprune.structure.json_text import read_json
@@ -96,6 +97,8 @@ def may_hold(name: str) -> bool:
     >>> may_hold("custom_generate/generate.py"), may_hold("more.json")
     (False, False)
     """
+    if is_of_encoder(name):
+        return True
     folder, _, rest = name.partition("/")
     if rest:
         return bool(_IGNORED_FOLDERS.fullmatch(folder) or _TEMPLATES.fullmatch(name))
@@ -117,7 +120,8 @@ def is_covered(name: str) -> bool:
         return False
     if Path(name).suffix in _OTHER_WEIGHTS:
         return True
-    return name in SETTINGS_FILES or bool(_FILES.fullmatch(name) or _TEMPLATES.fullmatch(name))
+    is_listed = name in SETTINGS_FILES or is_of_encoder(name)
+    return is_listed or bool(_FILES.fullmatch(name) or _TEMPLATES.fullmatch(name))
 
 
 def digest_problems(folder: Path, digests: Mapping[str, str]) -> Iterator[str]:
@@ -270,7 +274,9 @@ def setting_problems(folder: Path) -> Iterator[str]:
     Yields:
         One line for each.
     """
-    for name in sorted(SETTINGS_FILES):
+    yield from module_problems(folder)
+    of_encoder = encoder_settings(folder)
+    for name in (*sorted(SETTINGS_FILES), *of_encoder):
         path = folder / name
         if not path.is_file():
             continue
@@ -281,6 +287,8 @@ def setting_problems(folder: Path) -> Iterator[str]:
             continue
         for key, value in settings:
             problem = _problem_of(key, value, name)
+            if name in of_encoder and names_foreign_code(key, value):
+                problem = f"{name} names code that hfprune does not write: {value!r:.150}. It was not run"
             if problem is not None:
                 yield problem
 

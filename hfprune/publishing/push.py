@@ -13,6 +13,7 @@ from hfprune.distributed import is_main_process
 from hfprune.publishing.card import CARD_FILE, card_of, is_unedited
 from hfprune.publishing.charts import ACCURACY, KEPT_UNITS
 from hfprune.publishing.checkpoint import save
+from hfprune.publishing.encoder_files import is_of_encoder
 from hfprune.publishing.hub import patiently
 from hfprune.publishing.probe import PROBE_FILE
 from hfprune.publishing.verification import check_loadable
@@ -130,6 +131,8 @@ def _files_of(folder: Path) -> dict[str, Path]:
     paths = [path for path in folder.iterdir() if path.is_file() and path.name[0] not in "._"]
     # a tokenizer with several chat templates keeps all but the default one in this folder
     paths += folder.glob("additional_chat_templates/*.jinja")
+    # the modules behind the body of a SentenceTransformer
+    paths += [path for path in folder.glob("*/*") if is_of_encoder(path.relative_to(folder).as_posix())]
     return {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
 
 

@@ -19,6 +19,7 @@ from hfprune.publishing.exports import exports_of_weights, quantization_of_weigh
 from hfprune.publishing.provenance import public_name, revision_of, versions
 from hfprune.showing.tables import Table, data_frame
 from hfprune.structure.anatomy import Anatomy
+from hfprune.structure.embedder import body_of
 from hfprune.structure.json_text import read_json
 from hfprune.structure.modeling_pruned import base_class
 
@@ -427,7 +428,7 @@ def origin_of(dense: PreTrainedModel, plan: PruningPlan) -> PruningRecord:
     """
     record = PruningRecord(
         base_model=public_name(dense.config._name_or_path or ""),
-        model_class=base_class(type(dense)).__name__,
+        model_class=base_class(type(body_of(dense))).__name__,
         config={},
         plan_digest=plan.digest,
         blocks=blocks_of(plan),

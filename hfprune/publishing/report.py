@@ -55,17 +55,18 @@ def headline(record: PruningRecord, plan: PruningPlan) -> dict[str, float]:
     """The few numbers that sum up a run: its first metric at every stage, both sparsities, and the speed-up.
 
     Args:
-        record: A record with metrics and latencies.
+        record: A record with metrics, and with latencies if they were measured.
         plan: The plan of the pruned model.
 
     Returns:
         Such as `dense_accuracy`, `pruned_accuracy`, `recovered_accuracy`, `mac_sparsity`, `param_sparsity`, `speedup`.
     """
-    metric = next(iter(record.metrics["dense"]))
+    metric = next(iter(record.metrics["pruned" if "pruned" in record.metrics else "recovered"]))
     numbers = {f"{stage}_{metric}": values[metric] for stage, values in record.metrics.items()}
     numbers["mac_sparsity"] = plan.sparsity("macs")
     numbers["param_sparsity"] = plan.sparsity("params")
-    numbers["speedup"] = record.latencies["dense"]["median_ms"] / record.latencies["pruned"]["median_ms"]
+    if record.latencies:
+        numbers["speedup"] = record.latencies["dense"]["median_ms"] / record.latencies["pruned"]["median_ms"]
     return numbers
 
 

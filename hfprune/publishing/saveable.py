@@ -38,6 +38,18 @@ def check_saveable(model: PreTrainedModel) -> None:
                 "(quantize_dynamic), and a checkpoint of hfprune holds weights as they were pruned, with their shapes. "
                 "Save the model before it is quantized, and quantize again what hfprune.load returns."
             )
+    check_finite_weights(model)
+
+
+def check_finite_weights(model: PreTrainedModel) -> None:
+    """Refuse a model with a weight that is NaN or infinite.
+
+    Args:
+        model: The model.
+
+    Raises:
+        CheckpointError: It has one.
+    """
     for name, parameter in model.named_parameters():
         _check_finite(name, parameter)
     persistent = model.state_dict().keys()

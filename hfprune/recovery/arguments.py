@@ -50,7 +50,8 @@ class RecoveryArguments(Seq2SeqTrainingArguments):
 
     Attributes:
         task_weight: Weight of the loss against the labels.
-        logits_weight: Weight of the softened KL divergence from the teacher's logits.
+        logits_weight: Weight of the softened KL divergence from the teacher's logits; of models of sentence embeddings,
+            of the distance from the teacher's embeddings, and from the similarities between those of a batch.
         hidden_states_weight: Weight of the mean squared error to the teacher's hidden states; 0 saves its memory.
         attention_outputs_weight: Weight of the mean squared error to what the teacher's attention blocks put out.
         temperature: Softens both distributions in the KL divergence.

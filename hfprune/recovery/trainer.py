@@ -18,6 +18,7 @@ from hfprune.publishing.card import write_card
 from hfprune.recovery.arguments import RecoveryArguments
 from hfprune.recovery.checks import check_one_gpu, check_together, check_trainer, gradual_in
 from hfprune.recovery.columns import TEACHER_COLUMNS
+from hfprune.recovery.encoders import opened_arguments
 from hfprune.recovery.forward import call_arguments
 from hfprune.recovery.gradual import GradualPruning
 from hfprune.recovery.learning import (
@@ -38,7 +39,7 @@ from hfprune.recovery.token_dropout import swap_tokens
 from hfprune.structure.batches import Batch, count_samples, refuse_head_mask
 from hfprune.structure.class_labels import fitting_labels
 from hfprune.structure.modeling_pruned import write_attachments
-from hfprune.structure.running import same_use_cache
+from hfprune.structure.running import same_generation, same_use_cache
 from hfprune.structure.wrapping import argument_names, inner, label_arguments
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ class RecoveryTrainer(Seq2SeqTrainer):
     own. Its teacher stays as it is, but while it trains no other thread may score or repair that teacher: take a copy.
 
     Args:
-        model: The pruned model.
+        model: The pruned model. A `SentenceTransformer` or `CrossEncoder` learns in place; `trainer.model` is the model
+            in it, and its data may be texts, or pairs of texts.
         args: `RecoveryArguments`; plain `TrainingArguments` are refused.
         teacher: The dense model, usually. It is put into evaluation mode, gets no gradients and is never saved. Without
             one a column `teacher_logits` of the data counts, see `add_teacher_logits`.
@@ -90,14 +92,13 @@ class RecoveryTrainer(Seq2SeqTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: Any,
         args: RecoveryArguments,
         *,
-        teacher: PreTrainedModel | None = None,
+        teacher: Any = None,
         **kwargs: Any,
     ) -> None:
-        model = inner(model)
-        teacher = inner(teacher)
+        model, teacher, kwargs = opened_arguments(inner(model), inner(teacher), kwargs)
         check_trainer(model, args, teacher, kwargs)
         # raises now what it would raise when training begins
         learning_names(model, args.trainable, freeze_embeddings=args.freeze_embeddings)
@@ -435,7 +436,8 @@ class RecoveryTrainer(Seq2SeqTrainer):
         # Seq2SeqTrainer counts the rows again that fill up the last batch
         gather = self.accelerator.gather_for_metrics
         self.gather_function = partial(gather, use_gather_object=self.args.eval_use_gather_object)
-        return super().evaluation_loop(*args, **kwargs)
+        with same_generation(self._plain_model()):
+            return super().evaluation_loop(*args, **kwargs)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[Any] | None:
         sampler: Sampler[Any] | None = super()._get_eval_sampler(eval_dataset)

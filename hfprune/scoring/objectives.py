@@ -76,7 +76,7 @@ def labelled_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     if not any(name in batch for name in LABELS):
         raise CalibrationError(
             f"this scorer needs labels, and the batch has only {', '.join(batch)}. Pass labelled data, or use a scorer "
-            "that needs none, such as residual_logit_fisher or kl_fisher."
+            f"that needs none, {_without_labels_or_logits(model)}."
         )
     token_loss = _labelled_tokens(model, batch)
     if token_loss is not None:
@@ -91,7 +91,7 @@ def labelled_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     if loss is None:
         raise CalibrationError(
             f"{type(model).__name__} gives no loss for these labels. Load the model with its task head, for example "
-            "AutoModelForSequenceClassification, or use kl_fisher with a model that has logits."
+            f"AutoModelForSequenceClassification, or use a scorer that needs none, {_without_labels_or_logits(model)}."
         )
     predictions: list[Prediction] = []
     # a model without logits may still have a loss of its own
@@ -104,6 +104,16 @@ def labelled_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     # the model's loss is a mean
     total: Tensor = loss.float() * _count(model, batch, output, predictions)
     return total
+
+
+def _without_labels_or_logits(model: PreTrainedModel) -> str:
+    """Scorers that a model without labels can be scored by, and without logits where it has no head, in words."""
+    if model.base_model is not model:
+        return "such as residual_logit_fisher or kl_fisher"
+    return (
+        "such as obs or fluctuation, as this model has no head; the model in a SentenceTransformer is pruned by its "
+        "embeddings: hfprune.prune(SentenceTransformer(...), texts)"
+    )
 
 
 def _loss_of_all(predictions: Sequence[Prediction], output: Any, batch: Batch) -> Tensor:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from hfprune.structure.architectures import Support, base_model_type, support_of
 from hfprune.structure.arguments import ATTENTION_UNIT, checked, optional
 from hfprune.structure.blocks import Block, attention_unit_of, check_attention_unit, sequence_length_of
+from hfprune.structure.embedder import body_of
 from hfprune.structure.lengths import with_fixed_lengths
 from hfprune.structure.reading import heads_in_group, left_out_of, read_blocks
 from hfprune.structure.sites import sites_of
@@ -171,7 +172,7 @@ def anatomy_of(model: ModelOrAnatomy, attention_unit: AttentionUnit | None = Non
     if isinstance(model, Anatomy):
         return model
     model = unwrapped(model)
-    support = support_of(model)
+    support = support_of(body_of(model))
     unit = _present_unit(model, attention_unit)
     blocks = with_fixed_lengths(model, read_blocks(model, support.entry, unit))
     left_out = support.entry.left_out

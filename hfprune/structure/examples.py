@@ -84,6 +84,8 @@ def _shape_of_sample(config: PretrainedConfig, name: str, tokens: int) -> tuple[
 
 def _shape_of_picture(config: PretrainedConfig) -> tuple[int, ...]:
     """The shape of one picture, or of one film."""
+    # a classifier made of the tower for pictures of CLIP or SigLIP has the config of both towers
+    config = getattr(config, "vision_config", config)
     size = config.image_size
     if isinstance(size, int):
         size = (size, size)

@@ -17,6 +17,7 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from hfprune.errors import CalibrationError
 from hfprune.structure.batches import Batch, predicted_tokens
+from hfprune.structure.embedder import SENTENCE_EMBEDDING
 
 #: How a logit becomes a prediction: a probability among all outcomes, a probability of its own, or the number itself.
 Link = Literal["softmax", "sigmoid", "identity"]
@@ -94,9 +95,11 @@ _FIELDS = {
     "prediction_logits": Prediction(field="prediction_logits", subject="token"),
     "seq_relationship_logits": Prediction(field="seq_relationship_logits", labels="next_sentence_label"),
     "sop_logits": Prediction(field="sop_logits", labels="sentence_order_label"),
+    # each number of the vector of a text is a prediction of its own
+    SENTENCE_EMBEDDING: Prediction(field=SENTENCE_EMBEDDING, link="identity"),
 }
 #: How fields with predictions are called.
-_PREDICTS = re.compile(r"logits|score|pred")
+_PREDICTS = re.compile(rf"logits|score|pred|^{SENTENCE_EMBEDDING}$")
 #: Fields that are called so, but predict nothing: of the routers of experts, and the two halves of a mean.
 _NO_PREDICTIONS = re.compile(r"router_logits|^cls_logits$|^distillation_logits$")
 #: The dimensions of logits, by subject and axis.

@@ -1,5 +1,6 @@
 """Run a model without changing it: frozen, with hooks, without a cache, or with layers that are computed again."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
@@ -152,6 +153,26 @@ def same_use_cache(model: PreTrainedModel) -> Iterator[None]:
             vars(config).pop("use_cache", None)
         else:
             config.use_cache = before
+
+
+@contextmanager
+def same_generation(model: PreTrainedModel) -> Iterator[None]:
+    """Keep the settings of generation as they are: they are put back when the `with` ends.
+
+    Seq2SeqTrainer writes the defaults of generation into them, where they would be saved.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
+    before = copy.deepcopy(getattr(model, "generation_config", None))
+    try:
+        yield
+    finally:
+        if before is not None:
+            model.generation_config = before
 
 
 def without_cache(model: PreTrainedModel, batch: Batch) -> Batch:

@@ -19,6 +19,7 @@ from hfprune.structure.blocks import (
     features_of,
     weight_dimensions,
 )
+from hfprune.structure.embedder import SentenceEmbedder, body_of
 from hfprune.structure.pruned_layers import without_sizes
 from hfprune.structure.stock import stock_config
 
@@ -60,6 +61,8 @@ def keep_units(
         encoder.layer.1.ffn 32
     """
     check_in_one_place(model)
+    if isinstance(model, SentenceEmbedder):
+        return model.around(keep_units(model.body, kept, blocks=blocks))
     small, state = skeleton(model, kept, blocks=blocks)
     fill(small, state, model)
     return small
@@ -210,7 +213,7 @@ def pruned_class_for(model: PreTrainedModel) -> type[PreTrainedModel]:
     Raises:
         UnsupportedArchitectureError: Loading would not find the class again.
     """
-    stock = modeling_pruned.base_class(type(model))
+    stock = modeling_pruned.base_class(type(body_of(model)))
     # loading finds classes by their names, so the name must lead to this very class
     found_again = [modeling_pruned.stock_class(cls.__name__) is cls for cls in (stock, stock.config_class)]
     if not all(found_again):

@@ -71,6 +71,11 @@ def unwrapped(model: Any) -> PreTrainedModel:
             f"the model is a {type(inside).__name__}: what peft adds to its inputs cannot be merged into its weights. "
             "Take the model without it: model.get_base_model()."
         )
+    if type(inside).__module__.startswith("sentence_transformers."):
+        raise TypeError(
+            f"a model of transformers (PreTrainedModel) is expected, got {type(inside).__name__}. hfprune.prune and "
+            "hfprune.save take it as it is; elsewhere pass the model in it: hfprune.encoders.opened(model).model."
+        )
     raise TypeError(
         f"a model of transformers (PreTrainedModel) is expected, got {type(inside).__name__}. Load one with "
         "AutoModelForX.from_pretrained(...), and pass the object, not its name."

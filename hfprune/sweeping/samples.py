@@ -1,6 +1,7 @@
 """Metrics that give one number a sample, as a paired comparison of two models needs."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,12 @@ from hfprune.structure.running import frozen
 from hfprune.sweeping.evaluation import correctness
 
 #: From `(N, outputs)` logits and `(N,)` labels to `(N,)` values; higher is better.
-_Values = Callable[[Tensor, Tensor], Tensor]
+SampleValues: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 where the class with the highest logit is the label, 0 elsewhere."""
+    return (logits.argmax(-1) == labels).float()
 
 
 def _log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
@@ -30,8 +36,8 @@ def _negative_absolute_error(numbers: Tensor, targets: Tensor) -> Tensor:
     return -(numbers.float().reshape(-1) - targets.float()).abs()
 
 
-_OF_CLASSES: dict[str, _Values | None] = {"accuracy": None, "log_likelihood": _log_likelihood}
-_OF_NUMBERS: dict[str, _Values | None] = {
+_OF_CLASSES: dict[str, SampleValues] = {"accuracy": _accuracy, "log_likelihood": _log_likelihood}
+_OF_NUMBERS: dict[str, SampleValues] = {
     "negative_squared_error": _negative_squared_error,
     "negative_absolute_error": _negative_absolute_error,
 }
@@ -50,6 +56,21 @@ def sample_metrics(*, regression: bool = False) -> list[str]:
         Their names.
     """
     return list(_OF_NUMBERS if regression else _OF_CLASSES)
+
+
+def sample_values(*, regression: bool = False) -> dict[str, SampleValues]:
+    """What computes the metrics of every sample, from logits and labels.
+
+    >>> sample_values()["accuracy"](torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0])).tolist()
+    [1.0, 0.0]
+
+    Args:
+        regression: Whether the model predicts one number instead of a class.
+
+    Returns:
+        By name, functions from `(N, outputs)` logits and `(N,)` labels to `(N,)` values.
+    """
+    return dict(_OF_NUMBERS if regression else _OF_CLASSES)
 
 
 def check_sample_metric(metric: str, *, regression: bool = False) -> None:
@@ -103,10 +124,10 @@ def per_sample(
         (18, True)
     """
     check_sample_metric(metric, regression=regression)
-    values_of = _OF_NUMBERS[metric] if regression else _OF_CLASSES[metric]
-    if values_of is None:
+    if metric == "accuracy":
+        # which looks whether the model predicts one class a sample
         return correctness(data, collator=collator, batch_size=batch_size)
-    compute: _Values = values_of
+    compute = sample_values(regression=regression)[metric]
 
     def evaluate(model: PreTrainedModel) -> list[float]:
         batches = calibration_batches(

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any, TypeVar, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hfprune.encoders import opened
 from hfprune.measuring.size import measure_size
 from hfprune.planning.plan import PruningPlan
+from hfprune.publishing.encoders import with_card
 from hfprune.publishing.record import PruningRecord, record_of
 from hfprune.structure.anatomy import Anatomy, anatomy_of
 from hfprune.structure.arguments import TEXTS, checked, optional, whole
@@ -20,19 +23,21 @@ from hfprune.vocabulary.tokenizer import smaller_tokenizer, tokenizer_data
 
 #: Tokens in the sequence that multiply-adds are counted for, where the model has so many positions and no plan.
 _SEQUENCE_LENGTH = 128
+#: A model of transformers, or an encoder of sentence-transformers.
+Model = TypeVar("Model")
 
 
 @checked(keep=TEXTS, min_count=whole(), pad_to_multiple_of=optional(whole()))
 @outside_inference_mode
 def prune_vocabulary(
-    model: PreTrainedModel,
+    model: Model,
     tokenizer: PreTrainedTokenizerBase,
     texts: Iterable[str],
     *,
     keep: Iterable[str] = (),
     min_count: int = 1,
     pad_to_multiple_of: int | None = None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> tuple[Model, PreTrainedTokenizerBase]:
     """Make a model and a tokenizer that know only the tokens of a corpus.
 
     With `min_count=1` the texts get the same tokens as before, and the model computes the same for them. Other texts
@@ -45,7 +50,8 @@ def prune_vocabulary(
     teacher's vocabulary in the same way: logits of different vocabularies cannot be compared.
 
     Args:
-        model: The model, dense or pruned; it stays as it is.
+        model: The model, dense or pruned; it stays as it is. A `SentenceTransformer` or `CrossEncoder` gives another
+            one, with the smaller model and tokenizer in it.
         tokenizer: Its fast tokenizer (BPE, WordPiece, Unigram or whole words); it stays as it is.
         texts: The corpus, as the model is given it: for a chat model, as the chat template renders it.
         keep: Further tokens to keep, as the vocabulary spells them.
@@ -78,7 +84,26 @@ def prune_vocabulary(
     _check_positive("min_count", min_count)
     if pad_to_multiple_of is not None:
         _check_positive("pad_to_multiple_of", pad_to_multiple_of)
-    model = unwrapped(model)
+    encoder = opened(model)
+    if encoder is not None and encoder.model is not model:
+        options: dict[str, Any] = {"keep": keep, "min_count": min_count, "pad_to_multiple_of": pad_to_multiple_of}
+        body, new_tokenizer = prune_vocabulary(encoder.body, tokenizer, texts, **options)
+        whole: Model = with_card(encoder.around(body, tokenizer=new_tokenizer))
+        return whole, new_tokenizer
+    smaller = _pruned(unwrapped(model), tokenizer, texts, keep=keep, min_count=min_count, multiple=pad_to_multiple_of)
+    return cast("tuple[Model, PreTrainedTokenizerBase]", smaller)
+
+
+def _pruned(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    *,
+    keep: Iterable[str],
+    min_count: int,
+    multiple: int | None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The job of `prune_vocabulary`, for a model of transformers."""
     corpus = checked_texts(texts)
     data = tokenizer_data(tokenizer)
     rows = rows_of(model)
@@ -95,8 +120,8 @@ def prune_vocabulary(
     tokens = vocabulary.needed_for(used, roles)
     _check_rows(tokens, rows)
     selection = Selection(tokens, spare_rows=tuple(sorted(roles - set(tokens.values()))))
-    if pad_to_multiple_of is not None:
-        selection = vocabulary.filled(selection, pad_to_multiple_of, rows)
+    if multiple is not None:
+        selection = vocabulary.filled(selection, multiple, rows)
 
     new_tokenizer = smaller_tokenizer(tokenizer, data, selection.new_ids)
     same_as_before = list(frames)

@@ -24,13 +24,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
-from transformers import MegatronBertConfig, MegatronBertForSequenceClassification, PreTrainedModel
+from transformers import (
+    MegatronBertConfig,
+    MegatronBertForSequenceClassification,
+    PreTrainedModel,
+    ViTImageProcessorPil,
+    Wav2Vec2FeatureExtractor,
+)
 
 from hfprune import PruningConfig
 from tests.support import tiny_tokenizers
 from tests.support.old_checkpoints import old_checkpoint, pickle_weights
 from tests.support.tiny import SIZES, tiny_model
-from tests.support.tiny_data import tiny_choices, tiny_squad, tiny_tags, tiny_texts, tiny_tokenizer
+from tests.support.tiny_data import (
+    tiny_choices,
+    tiny_conversations,
+    tiny_pairs,
+    tiny_pictures,
+    tiny_sounds,
+    tiny_squad,
+    tiny_tags,
+    tiny_texts,
+    tiny_tokenizer,
+)
 from tests.support.tiny_tokenizers import wrapped
 
 ROOT = Path(__file__).parents[2]
@@ -118,9 +134,13 @@ def furnish(folder: Path) -> None:
     _save(tiny_model("bert", "AutoModelForQuestionAnswering"), folder / "me" / "answers")
     _save(tiny_model("bert", "AutoModelForMultipleChoice"), folder / "me" / "chooser")
     _save(tiny_model("t5", "AutoModelForSeq2SeqLM"), folder / "me" / "summaries")
-    _save(tiny_model("vit", "AutoModelForImageClassification", num_labels=3), folder / "me" / "pictures")
+    colours = {0: "blue", 1: "green", 2: "red"}
+    _save(tiny_model("vit", "AutoModelForImageClassification", id2label=colours), folder / "me" / "pictures")
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder / "me" / "pictures")
+    _save(tiny_model("marian", "AutoModelForSeq2SeqLM"), folder / "me" / "translations")
     _save(tiny_model("wav2vec2", "AutoModelForCTC"), folder / "me" / "speech")
     _save(tiny_model("bert", "AutoModel"), folder / "me" / "embeddings")
+    _save(tiny_model("bert", "AutoModelForSequenceClassification", num_labels=1), folder / "me" / "reranker")
     unlisted = MegatronBertForSequenceClassification(MegatronBertConfig(**SIZES["bert"]))
     _save(unlisted, folder / "me" / "unlisted")
     old_checkpoint(folder / "old", tokenizer=True)
@@ -137,11 +157,28 @@ def furnish(folder: Path) -> None:
     (folder / "unlabelled.csv").write_text("\n".join(["text", *tiny_texts(_ROWS)["text"]]) + "\n")
     lines = [json.dumps(row) for row in tiny_tags(_ROWS)]
     (folder / "tags.jsonl").write_text("\n".join(lines) + "\n")
+    lines = [f"{text},{row % 2},{row % 3 % 2}" for row, text in enumerate(tiny_texts(120)["text"])]
+    (folder / "topics.csv").write_text("\n".join(["text,noise,service", *lines]) + "\n")
     (folder / "train-v2.0.json").write_text(json.dumps(tiny_squad(120)))
     lines = [json.dumps(row) for row in tiny_choices(160)]
     (folder / "choices.jsonl").write_text("\n".join(lines) + "\n")
+    pairs = tiny_pairs(_ROWS)
+    (folder / "summaries.jsonl").write_text("\n".join(map(json.dumps, pairs)) + "\n")
+    lines = [f"{pair['text']},{pair['summary']}" for pair in pairs]
+    (folder / "translations.csv").write_text("\n".join(["source,target", *lines]) + "\n")
+    (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, tiny_conversations(_ROWS))) + "\n")
     (folder / "text.txt").write_text(" ".join(tiny_texts(12_000)["text"]))
     (folder / "other.txt").write_text(" ".join(tiny_texts(2_000)["text"]))
+    heights = {0: "high", 1: "low", 2: "middle"}
+    sizes = {"conv_kernel": [10, 4], "conv_stride": [5, 4], "classifier_proj_size": 8}
+    _save(
+        tiny_model("wav2vec2", "AutoModelForAudioClassification", id2label=heights, **sizes), folder / "me" / "sounds"
+    )
+    Wav2Vec2FeatureExtractor(sampling_rate=4000).save_pretrained(folder / "me" / "sounds")
+    tiny_sounds(folder / "sounds" / "train", 120)
+    tiny_sounds(folder / "sounds" / "test", 30)
+    tiny_pictures(folder / "pictures" / "train", 120)
+    tiny_pictures(folder / "pictures" / "test", 30)
     (folder / "scripts").symlink_to(ROOT / "scripts")
 
 
@@ -232,9 +269,9 @@ def _run_hfprune(arguments: Sequence[str]) -> None:
         get_command(app).commands["export"].make_context("export", list(arguments[1:]))
         return
     # commands have a default of their own
-    takes_samples = arguments[0] in ("prune", "sweep") and "--samples" not in arguments
-    added = ["--samples", str(_SAMPLES)] if takes_samples else []
-    if arguments[0] == "run":
+    takes_samples = arguments[0] in ("prune", "sweep") and "--calibration-samples" not in arguments
+    added = ["--calibration-samples", str(_SAMPLES)] if takes_samples else []
+    if arguments[0] in ("run", "recover"):
         added = [] if "--help" in arguments else _quick(arguments)
     if arguments[0] == "latency-table" and "--runs" not in arguments:
         added = ["--runs", "3"]

@@ -5,12 +5,25 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ViTImageProcessorPil, Wav2Vec2FeatureExtractor
 
 from hfprune.jobs.run import Outcome, run
 from hfprune.jobs.tasks import TextArguments, parse, text_classification
 from tests.support.tiny import tiny_model
-from tests.support.tiny_data import tiny_choices, tiny_squad, tiny_tags, tiny_texts, tiny_tokenizer
+from tests.support.tiny_data import (
+    chat_tokenizer,
+    tiny_choices,
+    tiny_conversations,
+    tiny_pairs,
+    tiny_pictures,
+    tiny_sounds,
+    tiny_speech,
+    tiny_speech_processor,
+    tiny_squad,
+    tiny_tags,
+    tiny_texts,
+    tiny_tokenizer,
+)
 
 
 def settings(home: Path, **changes: object) -> dict:
@@ -97,6 +110,68 @@ def causal_home(home: Path, **changes: object) -> Path:
     """With a tiny dense causal language model and text, `data.txt`."""
     save(tiny_model("llama", "AutoModelForCausalLM", **changes), home / "dense")
     (home / "data.txt").write_text(" ".join(tiny_texts(400)["text"]))
+    return home
+
+
+def picture_home(home: Path, rows: int = 60) -> Path:
+    """With a tiny dense classifier of pictures, `dense`, and a folder of pictures of three colours, `pictures`."""
+    names = {0: "blue", 1: "green", 2: "red"}
+    tiny_model("vit", "AutoModelForImageClassification", id2label=names).save_pretrained(home / "dense")
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(home / "dense")
+    tiny_pictures(home / "pictures", rows)
+    return home
+
+
+def picture_settings(home: Path, **changes: object) -> dict:
+    """What a short run on `picture_home` sets otherwise than one on texts."""
+    return {"train_file": str(home / "pictures"), "max_length": None, "latency_length": None, **changes}
+
+
+def sound_home(home: Path, rows: int = 60) -> Path:
+    """With a tiny dense classifier of sounds, `dense`, and a folder of tones of three heights, `sounds`."""
+    names = {0: "high", 1: "low", 2: "middle"}
+    sizes = {"conv_kernel": [10, 4], "conv_stride": [5, 4], "classifier_proj_size": 8}
+    model = tiny_model("wav2vec2", "AutoModelForAudioClassification", id2label=names, **sizes)
+    model.save_pretrained(home / "dense")
+    Wav2Vec2FeatureExtractor(sampling_rate=4000).save_pretrained(home / "dense")
+    tiny_sounds(home / "sounds", rows)
+    return home
+
+
+def sound_settings(home: Path, **changes: object) -> dict:
+    """What a short run on `sound_home` sets otherwise than one on texts."""
+    return {"train_file": str(home / "sounds"), "max_length": None, **changes}
+
+
+def speech_home(home: Path, model_type: str = "wav2vec2") -> Path:
+    """With a tiny dense recogniser of letters, `dense`, and tones that spell words, `spoken.jsonl`."""
+    processor = tiny_speech_processor(model_type)
+    size = len(processor.tokenizer)
+    if model_type == "whisper":
+        sizes = {"vocab_size": size, "max_source_positions": 50, "pad_token_id": 0, "eos_token_id": 0}
+        sizes |= {"bos_token_id": 0, "decoder_start_token_id": size - 4, "suppress_tokens": None}
+        model = tiny_model(model_type, "AutoModelForSpeechSeq2Seq", **sizes, begin_suppress_tokens=None)
+    else:
+        waves = {"conv_kernel": [10, 4], "conv_stride": [5, 4], "bos_token_id": None, "eos_token_id": None}
+        model = tiny_model(model_type, "AutoModelForCTC", vocab_size=size, **(waves | {"pad_token_id": 0}))
+    model.save_pretrained(home / "dense")
+    processor.save_pretrained(home / "dense")
+    tiny_speech(home)
+    return home
+
+
+def chat_home(home: Path) -> Path:
+    """With a tiny dense chat model and conversations, `data.jsonl`."""
+    tiny_model("llama", "AutoModelForCausalLM").save_pretrained(home / "dense")
+    chat_tokenizer().save_pretrained(home / "dense")
+    (home / "data.jsonl").write_text("\n".join(json.dumps(row) for row in tiny_conversations()))
+    return home
+
+
+def pair_home(home: Path, model_type: str = "t5", **changes: object) -> Path:
+    """With a tiny dense model that writes texts, and texts with summaries, `data.jsonl`."""
+    save(tiny_model(model_type, "AutoModelForSeq2SeqLM", **changes), home / "dense")
+    (home / "data.jsonl").write_text("\n".join(json.dumps(pair) for pair in tiny_pairs()))
     return home
 
 

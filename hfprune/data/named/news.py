@@ -51,10 +51,10 @@ def news_cloze(seed: int) -> DatasetDict:
     for file in sorted(folder.glob("*/*.txt")):
         article = file.read_text(encoding="utf-8", errors="replace")
         headline, *paragraphs = [line.strip() for line in article.splitlines() if line.strip()]
-        # some articles are in two sections
-        if headline in seen or not paragraphs:
+        # some articles are in two sections, or have two headlines
+        if not paragraphs or not seen.isdisjoint((headline, paragraphs[0])):
             continue
-        seen.add(headline)
+        seen.update((headline, paragraphs[0]))
         name = f"{file.parent.name}-{file.stem}"
         rows = [{"id": f"{name}-{number}", **row} for number, row in enumerate(questions_of(headline, paragraphs))]
         if rows:

@@ -54,5 +54,6 @@ def as_splits(rows: Mapping[str, list[dict[str, Any]]], features: Features) -> D
     """
     splits = DatasetDict()
     for split, part in rows.items():
-        splits[split] = Dataset.from_list(part, features=features)
+        columns = {column: [row[column] for row in part] for column in features}
+        splits[split] = Dataset.from_dict(columns, features=features)
     return splits

@@ -5,7 +5,11 @@ A script looks its task up with `get_task(name)`, parses its arguments with `par
 """
 
 from hfprune.jobs.settings import Arguments, DataArguments, MethodArguments, ModelArguments, SequenceArguments, parse
+from hfprune.jobs.tasks.audio import AudioArguments, audio_classification
 from hfprune.jobs.tasks.causal_text import CausalTextArguments, causal_language_modelling
+from hfprune.jobs.tasks.chat import ChatArguments, chat
+from hfprune.jobs.tasks.embeddings import EmbeddingArguments, sentence_embeddings
+from hfprune.jobs.tasks.images import ImageArguments, image_classification
 from hfprune.jobs.tasks.masked_text import MaskedTextArguments, masked_language_modelling
 from hfprune.jobs.tasks.multiple_choice import ChoiceArguments, multiple_choice
 from hfprune.jobs.tasks.question_answering import QuestionArguments, question_answering
@@ -17,35 +21,58 @@ from hfprune.jobs.tasks.registry import (
     known_tasks,
     register_task,
 )
+from hfprune.jobs.tasks.sequence_to_sequence import (
+    PairArguments,
+    SummaryArguments,
+    TranslationArguments,
+    summarization,
+    translation,
+)
+from hfprune.jobs.tasks.speech import SpeechArguments, speech_recognition
 from hfprune.jobs.tasks.task import Task
 from hfprune.jobs.tasks.texts import TextArguments, text_classification
 from hfprune.jobs.tasks.tokens import TokenArguments, token_classification
 
 __all__ = [
     "Arguments",
+    "AudioArguments",
     "CausalTextArguments",
+    "ChatArguments",
     "ChoiceArguments",
     "DataArguments",
+    "EmbeddingArguments",
+    "ImageArguments",
     "MaskedTextArguments",
     "MethodArguments",
     "ModelArguments",
+    "PairArguments",
     "QuestionArguments",
     "RegisteredTask",
     "SequenceArguments",
+    "SpeechArguments",
+    "SummaryArguments",
     "Task",
     "TaskLoader",
     "TextArguments",
     "TokenArguments",
+    "TranslationArguments",
+    "audio_classification",
     "causal_language_modelling",
+    "chat",
     "get_task",
+    "image_classification",
     "known_tasks",
     "masked_language_modelling",
     "multiple_choice",
     "parse",
     "question_answering",
     "register_task",
+    "sentence_embeddings",
+    "speech_recognition",
+    "summarization",
     "text_classification",
     "token_classification",
+    "translation",
 ]
 
 # A task registers itself when its file is imported. Importing whatever files there are spares a list of them here.

@@ -1,31 +1,22 @@
 """Causal language modelling: recovery of a decoder from plain text, or from text that the dense model writes."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from datasets import Dataset, DatasetDict
-from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    EvalPrediction,
-    PreTrainedTokenizerBase,
-    default_data_collator,
-)
+from datasets import DatasetDict
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, default_data_collator
 
 from hfprune.data.corpus import cut_splits, load_documents, pack, self_generated
 from hfprune.data.packages import resolve_model
 from hfprune.jobs.settings import ModelArguments, SequenceArguments
+from hfprune.jobs.tasks.next_tokens import METRICS, log_likelihoods, metrics_of_tokens, token_losses
 from hfprune.jobs.tasks.registry import register_task
-from hfprune.jobs.tasks.task import Task, choose_metrics, logits_of
+from hfprune.jobs.tasks.task import Task, choose_metrics
 from hfprune.publishing.sources import check_source
 from hfprune.structure.batches import Batch
 
-METRICS = ("perplexity", "loss")
+#: A batch of logits over a large vocabulary takes much memory.
+_WINDOWS_IN_A_BATCH = 4
 
 
 @dataclass
@@ -49,7 +40,7 @@ class CausalTextArguments(SequenceArguments):
     latency_batch_size: int = field(default=4, metadata={"help": "Batch size of the latency measurement."})
 
 
-@register_task("causal_language_modelling", arguments=CausalTextArguments)
+@register_task("causal_language_modelling", arguments=CausalTextArguments, architectures=r"(ForCausalLM|LMHeadModel)$")
 def causal_language_modelling(model: ModelArguments, data: CausalTextArguments, *, seed: int) -> Task:
     """Load text and pack it into windows of `max_length` tokens. Every token of a window but the first is predicted.
 
@@ -86,8 +77,8 @@ def causal_language_modelling(model: ModelArguments, data: CausalTextArguments, 
             f"max_length must be at least 2, got {data.max_length}: tokens are predicted from those before."
         )
     source = resolve_model(model.model_name_or_path)
-    check_source(source)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    check_source(source, revision=model.model_revision)
+    tokenizer = AutoTokenizer.from_pretrained(source, **model.loading)
     if data.self_generated:
         windows = _generated_windows(model, source, tokenizer, data, seed)
     else:
@@ -101,9 +92,10 @@ def causal_language_modelling(model: ModelArguments, data: CausalTextArguments, 
         collator=labelled,
         calibration_collator=labelled,
         metrics=metrics,
-        compute_metrics=_compute_metrics,
-        sample_metrics={"log_likelihood": _log_likelihoods},
-        preprocess_logits=_token_losses,
+        compute_metrics=metrics_of_tokens,
+        sample_metrics={"log_likelihood": log_likelihoods},
+        preprocess_logits=token_losses,
+        batch_size=_WINDOWS_IN_A_BATCH,
     )
 
 
@@ -151,7 +143,7 @@ def _generated_windows(
         )
         del documents["train"]
         windows = _packed(documents, tokenizer, data)
-    writer = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    writer = AutoModelForCausalLM.from_pretrained(source, **model.loading)
     written = self_generated(writer, tokenizer, samples=data.self_generated, tokens=data.max_length, seed=seed)
     return DatasetDict({"train": written, **windows})
 
@@ -171,32 +163,3 @@ def labelled(rows: list[dict[str, Any]]) -> Batch:
     """
     batch: Batch = default_data_collator(rows)
     return {**batch, "labels": batch["input_ids"].clone()}
-
-
-def _token_losses(outputs: Any, labels: Tensor) -> Tensor:
-    """The loss of every token but the first in nats: `(N, tokens − 1)` from `(N, tokens, words)` logits."""
-    losses = []
-    # one text at a time, as a float32 copy of all logits would be large
-    for logits, targets in zip(logits_of(outputs), labels, strict=True):
-        losses.append(F.cross_entropy(logits[:-1].float(), targets[1:], reduction="none"))
-    return torch.stack(losses)
-
-
-def _log_likelihoods(prediction: EvalPrediction, rows: Dataset) -> list[float]:  # noqa: ARG001 (all metrics get both)
-    """For every window the mean logarithm of the probability of a token, in nats."""
-    is_predicted = prediction.label_ids[:, 1:] != -100
-    losses = np.where(is_predicted, prediction.predictions, 0.0).sum(-1)
-    likelihoods: list[float] = (-losses / np.maximum(is_predicted.sum(-1), 1)).tolist()
-    return likelihoods
-
-
-def _compute_metrics(prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:  # noqa: ARG001
-    """The mean loss of the tokens in nats, and its exponential.
-
-    Trainer reports this `loss` in place of its own, which is a mean over batches and so depends on their size.
-    """
-    # where batches differ in length, Trainer pads labels and losses with −100
-    is_predicted = prediction.label_ids[:, 1:] != -100
-    loss = float(np.mean(prediction.predictions[is_predicted], dtype=np.float64))
-    # the exponential of more than 709 would raise OverflowError
-    return {"perplexity": math.exp(min(loss, 700.0)), "loss": loss}

@@ -29,6 +29,8 @@ from hfprune.scoring import Collator
 from hfprune.structure.batches import Batch
 
 METRICS = ("perplexity", "loss", "masked_accuracy")
+#: A batch of logits over a large vocabulary takes much memory.
+_TEXTS_IN_A_BATCH = 8
 #: How often a collator draws masks anew for a batch in which none was drawn.
 _MOST_DRAWS = 100
 
@@ -43,7 +45,7 @@ class MaskedTextArguments(SequenceArguments):
     mask_probability: float = field(default=0.15, metadata={"help": "The share of tokens to predict."})
 
 
-@register_task("masked_language_modelling", arguments=MaskedTextArguments)
+@register_task("masked_language_modelling", arguments=MaskedTextArguments, architectures=r"ForMaskedLM$")
 def masked_language_modelling(model: ModelArguments, data: MaskedTextArguments, *, seed: int) -> Task:
     """Load text and pack it. Training masks other tokens in every epoch; evaluation masks the same tokens always.
 
@@ -76,8 +78,8 @@ def masked_language_modelling(model: ModelArguments, data: MaskedTextArguments, 
     metrics = choose_metrics(data.metrics, METRICS, task="masked language modelling")
     raw = data.load([data.text_column], seed=seed)
     source = resolve_model(model.model_name_or_path)
-    check_source(source)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    check_source(source, revision=model.model_revision)
+    tokenizer = AutoTokenizer.from_pretrained(source, **model.loading)
 
     def collator(masks_seed: int | None) -> Collator:
         """Make a collator whose masks follow from a seed, or from the global random state for None."""
@@ -101,6 +103,7 @@ def masked_language_modelling(model: ModelArguments, data: MaskedTextArguments, 
         compute_metrics=_compute_metrics,
         sample_metrics={"log_likelihood": _log_likelihoods},
         preprocess_logits=_losses_and_choices,
+        batch_size=_TEXTS_IN_A_BATCH,
     )
 
 

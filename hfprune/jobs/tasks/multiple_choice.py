@@ -37,7 +37,7 @@ class ChoiceArguments(SequenceArguments):
     )
 
 
-@register_task("multiple_choice", arguments=ChoiceArguments)
+@register_task("multiple_choice", arguments=ChoiceArguments, architectures=r"ForMultipleChoice$")
 def multiple_choice(model: ModelArguments, data: ChoiceArguments, *, seed: int) -> Task:
     """Load and tokenize questions with answers to choose from.
 
@@ -83,8 +83,8 @@ def multiple_choice(model: ModelArguments, data: ChoiceArguments, *, seed: int) 
     raw = data.load(columns.names, seed=seed, label_column=columns.label)
     questions = read_choices(raw, columns)
     source = resolve_model(model.model_name_or_path)
-    check_source(source)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    check_source(source, revision=model.model_revision)
+    tokenizer = AutoTokenizer.from_pretrained(source, **model.loading)
     collator = DataCollatorForMultipleChoice(tokenizer)
     return Task(
         auto_class=AutoModelForMultipleChoice,

@@ -52,7 +52,7 @@ class QuestionArguments(SequenceArguments):
     latency_batch_size: int = field(default=8, metadata={"help": "Batch size of the latency measurement."})
 
 
-@register_task("question_answering", arguments=QuestionArguments)
+@register_task("question_answering", arguments=QuestionArguments, architectures=r"ForQuestionAnswering(Simple)?$")
 def question_answering(model: ModelArguments, data: QuestionArguments, *, seed: int) -> Task:
     """Load questions with their contexts, in windows of `max_length` tokens.
 
@@ -107,8 +107,8 @@ def question_answering(model: ModelArguments, data: QuestionArguments, *, seed: 
             f"{data.max_answer_length}."
         )
     source = resolve_model(model.model_name_or_path)
-    check_source(source)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    check_source(source, revision=model.model_revision)
+    tokenizer = AutoTokenizer.from_pretrained(source, **model.loading)
     windows = tokenize_questions(
         questions,
         tokenizer,

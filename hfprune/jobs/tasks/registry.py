@@ -17,6 +17,7 @@ Nothing else lists the tasks. A script outside the package can register one in t
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -44,22 +45,28 @@ class RegisteredTask:
         name: The name to look it up by.
         load: The function that loads it.
         arguments: The class of its data arguments, for `parse`.
+        architectures: A regular expression for the names of model classes that are of this task where the user names
+            none; None: the task must be named.
     """
 
     name: str
     load: TaskLoader
     arguments: type[DataArguments]
+    architectures: str | None = None
 
 
 _TASKS: dict[str, RegisteredTask] = {}
 
 
-def register_task(name: str, *, arguments: type[DataArguments] = DataArguments) -> Callable[[Loader], Loader]:
+def register_task(
+    name: str, *, arguments: type[DataArguments] = DataArguments, architectures: str | None = None
+) -> Callable[[Loader], Loader]:
     """Add a task: decorate the function that loads it.
 
     Args:
         name: The name to look it up by.
         arguments: The class of its data arguments.
+        architectures: As for `RegisteredTask`.
 
     Returns:
         The decorator.
@@ -84,7 +91,7 @@ def register_task(name: str, *, arguments: type[DataArguments] = DataArguments) 
     def add(load: Loader) -> Loader:
         if name in _TASKS:
             check_same("a task", name, load, _TASKS[name].load)
-        _TASKS[name] = RegisteredTask(name=name, load=load, arguments=arguments)
+        _TASKS[name] = RegisteredTask(name=name, load=load, arguments=arguments, architectures=architectures)
         return load
 
     return add
@@ -124,6 +131,42 @@ def get_task(name: str) -> RegisteredTask:
     if name not in _TASKS:
         raise ValueError(f"unknown task {name!r}. Known: {', '.join(sorted(_TASKS))}.")
     return _TASKS[name]
+
+
+def task_of_model(model_class: type) -> RegisteredTask | None:
+    """The task that a model is of, by its class.
+
+    Args:
+        model_class: The class of the model.
+
+    Returns:
+        The task; None if no task is known for such models.
+
+    Examples:
+        >>> from transformers import BertForTokenClassification, BertModel
+        >>> from hfprune.jobs.tasks.registry import task_of_model
+        >>> task_of_model(BertForTokenClassification).name, task_of_model(BertModel)
+        ('token_classification', None)
+    """
+    for task in _TASKS.values():
+        if task.architectures and is_of_task(model_class, task):
+            return task
+    return None
+
+
+def is_of_task(model_class: type, task: RegisteredTask) -> bool:
+    """Whether models of a class can be of a task, as far as the name of the class tells.
+
+    Args:
+        model_class: The class.
+        task: The task.
+
+    Returns:
+        Whether they can; True for a task that says nothing about classes.
+    """
+    if task.architectures is None:
+        return True
+    return any(re.search(task.architectures, parent.__name__) for parent in model_class.__mro__)
 
 
 def import_task_files(package: str, folders: Iterable[str]) -> None:

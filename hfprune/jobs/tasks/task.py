@@ -8,9 +8,16 @@ from typing import Any, TypeAlias
 
 from datasets import Dataset, DatasetDict
 from torch import Tensor
-from transformers import AutoTokenizer, EvalPrediction, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    EvalPrediction,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from hfprune.data.models import load_whole
+from hfprune.data.models import has_no_weights, load_whole
 from hfprune.data.packages import resolve_model
 from hfprune.errors import HfpruneError
 from hfprune.jobs.settings import ModelArguments
@@ -47,8 +54,12 @@ class Task:
             evaluation does not hold all logits in memory. None: nothing is reduced.
         generated_length: For tasks whose predictions are texts that the model writes: the most tokens of such a text.
             Predictions are then token ids, and not logits.
+        generation: Settings of generation that its models get and keep, such as the token that begins texts of a
+            language.
         collator_reads_columns: Whether the collator reads columns that the model does not take, such as pictures. If
             not, Trainer drops them.
+        is_labelled: Whether the data has the labels that metrics need.
+        batch_size: Samples in a batch of a command that only measures.
     """
 
     auto_class: Any
@@ -63,7 +74,10 @@ class Task:
     sample_metrics: Mapping[str, SampleMetric] = field(default_factory=dict)
     preprocess_logits: Callable[[Any, Any], Any] | None = None
     generated_length: int | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
     collator_reads_columns: bool = False
+    is_labelled: bool = True
+    batch_size: int = 64
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -73,7 +87,7 @@ class Task:
         return getattr(self.processor, "tokenizer", None)
 
     def check(self, model: PreTrainedModel) -> None:
-        """Refuse texts that a model has no positions or no embeddings for.
+        """Refuse texts, read or written, that a model has no positions or no embeddings for.
 
         Args:
             model: The model.
@@ -91,17 +105,25 @@ class Task:
                 longest = max(longest, len(ids))
                 largest = max(largest, max(ids, default=0))
         check_length(model, longest, option="max_length")
+        if self.generated_length is not None:
+            # the last token that is written is not read again
+            check_length(model, self.generated_length - 1, option="max_target_length")
         check_tokens(model, largest)
 
     def model(
-        self, *, fine_tuned: Path, trust_remote_code: bool = False, will_be_fine_tuned: bool = False
+        self,
+        *,
+        fine_tuned: Path | None = None,
+        loading: Mapping[str, Any] | None = None,
+        will_be_fine_tuned: bool = False,
     ) -> PreTrainedModel:
         """Load the dense model.
 
         Args:
             fine_tuned: The folder where an earlier run keeps a dense model that it fine-tuned. It is preferred.
-            trust_remote_code: Whether code that comes with the model may run.
-            will_be_fine_tuned: Whether it is trained before it is used, so that it may begin with a new head.
+            loading: Arguments of `from_pretrained` for the model that the user named, as `ModelArguments.loading`.
+            will_be_fine_tuned: Whether it is trained before it is used, so that it may begin with a new head, or from
+                a folder with a config and no weights: from scratch.
 
         Returns:
             The fine-tuned model if its folder is there, or else the model that the user named.
@@ -109,16 +131,22 @@ class Task:
         Raises:
             CheckpointError: The checkpoint lacks weights, and the model is used as it is.
         """
-        if fine_tuned.is_dir():
-            source: str | Path = fine_tuned
-            # its config holds the labels already
-            labels: dict[str, Any] = {}
-        else:
-            source = self.source
-            labels = self.labels
+        source = self.source
+        options = {**(loading or {}), **self.labels}
+        if fine_tuned is not None and fine_tuned.is_dir():
+            source = str(fine_tuned)
+            # its config holds the labels already, and it is no revision of a repository
+            options = {"trust_remote_code": options.get("trust_remote_code", False)}
+        model: PreTrainedModel
         if not will_be_fine_tuned:
-            return load_whole(self.auto_class, str(source), **labels, trust_remote_code=trust_remote_code)
-        model: PreTrainedModel = self.auto_class.from_pretrained(source, **labels, trust_remote_code=trust_remote_code)
+            model = load_whole(self.auto_class, source, **options)
+        elif has_no_weights(source):
+            config = AutoConfig.from_pretrained(source, **options)
+            model = self.auto_class.from_config(config)
+        else:
+            model = self.auto_class.from_pretrained(source, **options)
+        for name, value in self.generation.items():
+            setattr(model.generation_config, name, value)
         return model
 
     def teacher(self, named: ModelArguments, dense: PreTrainedModel) -> PreTrainedModel:

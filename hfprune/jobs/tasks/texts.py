@@ -1,8 +1,10 @@
 """Text classification: one class or one number for a text or a pair of texts."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from datasets import DatasetDict
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -13,16 +15,23 @@ from transformers import (
 
 from hfprune.data.classification import load_text_dataset, tokenize
 from hfprune.data.label_sets import MULTI_LABEL, align_label_sets, has_label_sets, label_set_arguments
-from hfprune.data.labels import align_labels, label_arguments, parse_label_map
+from hfprune.data.labels import LabelMap, align_labels, label_arguments, parse_label_map
 from hfprune.data.packages import resolve_model
 from hfprune.jobs.settings import LABEL_MAP_HELP, ModelArguments, SequenceArguments
 from hfprune.jobs.tasks.registry import register_task
-from hfprune.jobs.tasks.samples import sample_metrics_for, sample_metrics_of_label_sets
+from hfprune.jobs.tasks.samples import (
+    check_label_set_sample_metric,
+    sample_metrics_for,
+    sample_metrics_of_label_sets,
+)
 from hfprune.jobs.tasks.task import Metrics, SampleMetric, Task, without_rows
 from hfprune.measuring.label_sets import label_set_metrics_for
-from hfprune.measuring.metrics import compute_metrics_for, default_metrics
+from hfprune.measuring.metrics import check_metrics, compute_metrics_for, default_metrics
 from hfprune.publishing.sources import check_source
 from hfprune.structure.predictions import predicts_number
+from hfprune.sweeping.samples import check_sample_metric
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -41,7 +50,7 @@ class TextArguments(SequenceArguments):
     label_map: str | None = field(default=None, metadata={"help": LABEL_MAP_HELP})
 
 
-@register_task("text_classification", arguments=TextArguments)
+@register_task("text_classification", arguments=TextArguments, architectures=r"ForSequenceClassification$")
 def text_classification(model: ModelArguments, data: TextArguments, *, seed: int) -> Task:
     """Load and tokenize labelled texts.
 
@@ -72,42 +81,42 @@ def text_classification(model: ModelArguments, data: TextArguments, *, seed: int
         >>> task.data.num_rows, task.metrics
         ({'train': 14, 'validation': 2, 'test': 2}, ['accuracy'])
     """
-    raw = load_text_dataset(
-        data.dataset,
-        config_name=data.dataset_config,
-        files=data.files,
-        label_column=data.label_column,
-        label_columns=data.label_columns,
-        seed=seed,
-        reuse_validation=data.reuse_validation,
-        separator=data.separator,
-        encoding=data.encoding,
-    )
     source = resolve_model(model.model_name_or_path)
-    check_source(source)
-    several = has_label_sets(raw, data.label_column)
-    labels: dict[str, Any] = {}
+    check_source(source, revision=model.model_revision)
     label_map = parse_label_map(data.label_map)
+    label_column: str | None = data.label_column
+    labels: dict[str, Any] = {}
     if model.dense_epochs > 0:
-        describe = label_set_arguments if several else label_arguments
+        raw = _labelled(data, seed)
+        describe = label_set_arguments if has_label_sets(raw, data.label_column) else label_arguments
         labels = describe(raw, data.label_column, label_map=label_map)
         config = PretrainedConfig(**labels)
+        raw, several = _aligned(raw, config, data, label_map)
     else:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+        config = AutoConfig.from_pretrained(source, **model.loading)
+        # before the data is read
+        _check_metrics(data, config)
+        several = False
+        try:
+            raw, several = _aligned(_labelled(data, seed), config, data, label_map)
+        except ValueError as error:
+            if data.needs_labels:
+                raise
+            # raises the same error again if it is not about labels
+            raw = data.load(_text_columns(data), seed=seed)
+            label_column = None
+            logger.warning("goes on without labels, and measures nothing: %s", error)
     if several:
         # where the config does not say it, transformers would go by the labels of each batch
-        labels = {**labels, "problem_type": MULTI_LABEL}
-        raw = align_label_sets(raw, config, data.label_column, label_map=label_map)
-    else:
-        raw = align_labels(raw, config, data.label_column, label_map=label_map)
+        labels["problem_type"] = MULTI_LABEL
     measured = _measured(data.metrics, several=several, regression=predicts_number(config))
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(source, **model.loading)
     tokenized = tokenize(
         raw,
         tokenizer,
         text_column=data.text_column,
         pair_column=data.pair_column,
-        label_column=data.label_column,
+        label_column=label_column,
         max_length=data.max_length,
     )
     collator = DataCollatorWithPadding(tokenizer)
@@ -122,6 +131,7 @@ def text_classification(model: ModelArguments, data: TextArguments, *, seed: int
         metrics=measured.names,
         compute_metrics=measured.compute,
         sample_metrics=measured.of_samples,
+        is_labelled=label_column is not None,
     )
 
 
@@ -147,3 +157,46 @@ def _measured(asked: list[str], *, several: bool, regression: bool) -> _Measured
     names = asked or default_metrics(regression=regression)
     compute = compute_metrics_for(names, regression=regression)
     return _Measured(names, without_rows(compute), sample_metrics_for(regression=regression))
+
+
+def _aligned(
+    raw: DatasetDict, config: PretrainedConfig, data: TextArguments, label_map: LabelMap | None
+) -> tuple[DatasetDict, bool]:
+    """The texts with labels as the model has them, and whether a text may have several."""
+    several = has_label_sets(raw, data.label_column)
+    align = align_label_sets if several else align_labels
+    return align(raw, config, data.label_column, label_map=label_map), several
+
+
+def _labelled(data: TextArguments, seed: int) -> DatasetDict:
+    """The texts with their labels, as the data has them."""
+    return load_text_dataset(
+        data.dataset,
+        config_name=data.dataset_config,
+        files=data.files,
+        label_column=data.label_column,
+        label_columns=data.label_columns,
+        seed=seed,
+        reuse_validation=data.reuse_validation,
+        separator=data.separator,
+        encoding=data.encoding,
+    )
+
+
+def _text_columns(data: TextArguments) -> list[str]:
+    columns = [data.text_column]
+    if data.pair_column:
+        columns.append(data.pair_column)
+    return columns
+
+
+def _check_metrics(data: TextArguments, config: PretrainedConfig) -> None:
+    """Refuse metrics that do not suit what the model predicts."""
+    if config.problem_type == MULTI_LABEL:
+        label_set_metrics_for(data.metrics)
+        check_label_set_sample_metric(data.sample_metric)
+        return
+    regression = predicts_number(config)
+    check_metrics(data.metrics, regression=regression)
+    if data.sample_metric is not None:
+        check_sample_metric(data.sample_metric, regression=regression)

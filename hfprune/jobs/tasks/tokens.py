@@ -42,7 +42,7 @@ class TokenArguments(SequenceArguments):
     label_map: str | None = field(default=None, metadata={"help": LABEL_MAP_HELP})
 
 
-@register_task("token_classification", arguments=TokenArguments)
+@register_task("token_classification", arguments=TokenArguments, architectures=r"ForTokenClassification$")
 def token_classification(model: ModelArguments, data: TokenArguments, *, seed: int) -> Task:
     """Load words and tags. The first token of a word has the word's tag, its other tokens have none.
 
@@ -74,8 +74,8 @@ def token_classification(model: ModelArguments, data: TokenArguments, *, seed: i
     """
     raw = data.load([data.token_column, data.tag_column], seed=seed)
     source = resolve_model(model.model_name_or_path)
-    check_source(source)
-    config = AutoConfig.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    check_source(source, revision=model.model_revision)
+    config = AutoConfig.from_pretrained(source, **model.loading)
     names = _tag_names(raw, data.tag_column)
     distinct = list(dict.fromkeys(names.values()))
     label_map = parse_label_map(data.label_map)
@@ -93,7 +93,7 @@ def token_classification(model: ModelArguments, data: TokenArguments, *, seed: i
     # bare numbers of the data are no names
     if model.dense_epochs > 0 or not has_names(config):
         name_of_number |= {number: name for name, number in numbers.items()}
-    tokenizer = _load_tokenizer(source, config.model_type, trust_remote_code=model.trust_remote_code)
+    tokenizer = _load_tokenizer(source, config.model_type, model.loading)
     metrics, compute_metrics = entity_metrics_for(data.metrics, name_of_number)
     tokenized = tokenize_words(
         raw,
@@ -119,9 +119,9 @@ def token_classification(model: ModelArguments, data: TokenArguments, *, seed: i
     )
 
 
-def _load_tokenizer(source: str, model_type: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def _load_tokenizer(source: str, model_type: str, loading: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     """The tokenizer, ready for lists of words."""
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    options = dict(loading)
     if model_type in _SPACE_BELONGS_TO_THE_WORD:
         options["add_prefix_space"] = True
     return AutoTokenizer.from_pretrained(source, **options)

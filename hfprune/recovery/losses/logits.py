@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hfprune.recovery.columns import TEACHER_LOGITS, TEMPERATURE, TOP_IDS, TOP_LOG_PROBABILITIES
+from hfprune.recovery.losses.embeddings import embeddings_loss, similarities_loss
 from hfprune.recovery.losses.registry import (
     IGNORED_LABEL,
     OVER_DECODER_TOKENS,
@@ -20,6 +21,7 @@ from hfprune.recovery.losses.registry import (
     Term,
     register_loss,
 )
+from hfprune.structure.embedder import SENTENCE_EMBEDDING
 from hfprune.structure.predictions import (
     Link,
     Prediction,
@@ -218,7 +220,10 @@ def _check_top_k(student: Tensor, ids: Tensor, log_probabilities: Tensor) -> Non
 
 @register_loss("logits", weight_field="logits_weight", needs=["teacher_logits"])
 def compare_logits(inputs: LossInputs) -> list[Term]:
-    """The divergence from what the teacher says of this batch, or said of it before; none of a model without logits."""
+    """The divergence from what the teacher says of this batch, or said of it before; none of a model without logits.
+
+    Of embeddings it is their distance, and that of the similarities between the texts of a batch.
+    """
     if not prediction_fields(inputs.outputs):
         _say_that_there_are_none(type(inputs.student).__name__, inputs.args.logits_weight)
         return []
@@ -247,6 +252,9 @@ def _against(inputs: LossInputs, teacher_output: Mapping[str, Tensor]) -> list[T
     for prediction in _predictions(inputs):
         student_logits = predicted_logits(prediction, inputs.outputs, inputs.student, who="the student")
         teacher_logits = predicted_logits(prediction, teacher_output, teacher, who="the teacher")
+        if prediction.field == SENTENCE_EMBEDDING:
+            terms += _of_embeddings(student_logits, teacher_logits)
+            continue
         mask = _counted_tokens(prediction, inputs, student_logits)
         if prediction.axis == "tokens":
             # of a span the softmax goes over the tokens of a text, where padding must not be chosen
@@ -260,6 +268,14 @@ def _against(inputs: LossInputs, teacher_output: Mapping[str, Tensor]) -> list[T
             mask=mask,
         )
         terms.append(Term(value, _mean_over(prediction, inputs)))
+    return terms
+
+
+def _of_embeddings(student: Tensor, teacher: Tensor) -> list[Term]:
+    """The terms of embeddings: of each text on its own, and of every text beside the others of the batch."""
+    terms = [Term(embeddings_loss(student, teacher), OVER_LABELS)]
+    if len(student) > 1:
+        terms.append(Term(similarities_loss(student, teacher), OVER_LABELS))
     return terms
 
 
