@@ -1,5 +1,6 @@
 """Recovery from conversations: which tokens are the assistant's, what is cut, what is measured, the whole story."""
 
+import copy
 import json
 import logging
 import math
@@ -14,9 +15,10 @@ from hfprune.data.conversations import assistant_tokens, kept_tokens, tokenize_c
 from hfprune.jobs.tasks import ChatArguments, ModelArguments, chat
 from hfprune.publishing.verification import verify
 from tests.support.runs import chat_home, run_here
-from tests.support.tiny import tiny_model
+from tests.support.tiny import VOCABULARY, tiny_model
 from tests.support.tiny_data import CHAT_TEMPLATE, chat_tokenizer, tiny_conversations, tiny_tokenizer
 from tests.support.tiny_tokenizers import trained
+from tests.support.training import arguments, pruned_pair
 
 MARKING = (
     "{% for m in messages %}[BOS] {{ m.role }} {% if m.role == 'assistant' %}{% generation %}{{ m.content }} [EOS]"
@@ -193,6 +195,21 @@ def test_the_whole_story(home, client):
     assert set(small.pruning_record.metrics["recovered"]) == {"perplexity", "loss"}
     said = client(WITHOUT.format(folder=str(outcome.folder)), with_hfprune=False)
     assert said == {"roles": ["user", "assistant"], "kind": "PrunedLlamaForCausalLM", "_error": ""}
+
+
+def test_what_the_teacher_said_once_is_what_it_says(home, tmp_path):
+    """Of conversations of different lengths, in batches that put others together than those that the teacher saw."""
+    task = load(home)
+    small, dense = pruned_pair("llama", "AutoModelForCausalLM")
+    options = {"hidden_states_weight": 0.0, "task_weight": 0.0, "logits_weight": 1.0, "logging_strategy": "steps"}
+    found = []
+    for more in ({}, {"teacher_top_k": VOCABULARY - 1}):
+        args = arguments(tmp_path, max_steps=3, logging_steps=1, per_device_train_batch_size=3, **options, **more)
+        trainer = task.trainer(copy.deepcopy(small), args, teacher=dense)
+        trainer.train()
+        found.append([entry["loss_logits"] for entry in trainer.state.log_history if "loss_logits" in entry])
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+    assert len(found[0]) == 3
 
 
 def test_messages_with_more_fields(home):

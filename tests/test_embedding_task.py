@@ -1,5 +1,7 @@
 """The task of sentence embeddings: the whole job, from texts to a folder that sentence-transformers loads."""
 
+import json
+
 import pytest
 import torch
 
@@ -7,9 +9,16 @@ import hfprune
 from hfprune.encoders import AutoSentenceEmbedder, opened
 from hfprune.jobs.run import run
 from hfprune.jobs.settings import parse
-from hfprune.jobs.tasks import EmbeddingArguments, ModelArguments, get_task, sentence_embeddings
+from hfprune.jobs.tasks import (
+    EmbeddingArguments,
+    ModelArguments,
+    RerankerArguments,
+    get_task,
+    reranking,
+    sentence_embeddings,
+)
 from hfprune.publishing.verification import verify
-from tests.test_encoders import TEXTS, sentence_encoder, vectors
+from tests.test_encoders import PAIRS, TEXTS, body_folder, sentence_encoder, vectors
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 
@@ -62,3 +71,33 @@ def test_another_model_may_say_what_is_right(home):
     arguments.metrics = ["rouge"]
     with pytest.raises(ValueError, match="unknown metric 'rouge' of sentence embeddings"):
         sentence_embeddings(ModelArguments(str(home / "dense")), arguments, seed=0)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("pairs")
+    body_folder(folder / "dense", head="AutoModelForSequenceClassification", num_labels=1)
+    body_folder(folder / "three", head="AutoModelForSequenceClassification", num_labels=3)
+    rows = [json.dumps({"query": one, "passage": two}) for one, two in PAIRS]
+    (folder / "pairs.jsonl").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+class TestRerankers:
+    def test_the_whole_job(self, pairs, tmp_path):
+        words = ["--model_name_or_path", pairs / "dense", "--output_dir", tmp_path / "out"]
+        words += ["--train_file", pairs / "pairs.jsonl", "--max_length", 32, "--sparsity", 0.4]
+        words += ["--calibration_samples", 16, "--max_steps", 2, "--use_cpu", "true", "--report_to", "none"]
+        words += ["--save_strategy", "no", "--hidden_states_weight", 0]
+        arguments = parse(get_task("reranking").arguments, None, [str(word) for word in words])
+        run(reranking, arguments, program="test")
+        record = hfprune.load(tmp_path / "out" / "model").pruning_record
+        assert record.metrics["dense"]["pearson"] == pytest.approx(1)
+        again = sentence_transformers.CrossEncoder(str(tmp_path / "out" / "model"), device="cpu")
+        assert again.predict(PAIRS).shape == (len(PAIRS),)
+
+    def test_several_scores(self, pairs):
+        arguments = RerankerArguments(train_file=str(pairs / "pairs.jsonl"))
+        with pytest.raises(ValueError, match="gives 3 scores to a pair"):
+            reranking(ModelArguments(str(pairs / "three")), arguments, seed=0)

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     | {"reconstruction", "pruning"},
     "deployment": {"errors", "showing", "structure", "measuring", "data", "publishing"},
     "jobs": {"errors", "distributed", "structure", "measuring", "scoring", "data", "planning", "config", "publishing"}
-    | {"encoders", "pruning", "recovery", "sweeping"},
+    | {"encoders", "pruning", "recovery", "sweeping", "deployment"},
     "reporting": {"errors", "showing", "planning", "publishing", "sweeping"},
     "cli": {"errors", "structure", "measuring", "scoring", "data", "planning", "config", "publishing", "pruning"}
     | {"showing", "sweeping", "vocabulary", "deployment", "jobs", "reporting"},

@@ -193,16 +193,24 @@ def test_summaries_keep_their_splits(package):
         paper = {
             "id": split,
             "summary": {"challenge": "It is hard.", "outcome": "It works."},
-            "sentences": {"abstract": ["We do.", "It is so."], "introduction": None, "conclusion": ["Done."]},
+            "sentences": {"abstract": ["We do.", "It is so."], "introduction": None, "conclusion": [f"Done {split}."]},
+            "highlights": {
+                "challenge": {"abstract": [0, 1], "introduction": None, "conclusion": [0]},
+                "approach": {"abstract": [0, 0], "introduction": None, "conclusion": [1]},
+                "outcome": {"abstract": [0, 1], "introduction": None, "conclusion": [0]},
+            },
         }
         package(f"aclsum/dataset/{split}.jsonl", json.dumps(paper) + "\n")
     data = named_splits("paper_summaries", 0)
     assert data["validation"][:] == {
         "id": ["val-challenge", "val-outcome"],
-        "source": ["challenge: We do. It is so. Done.", "outcome: We do. It is so. Done."],
+        "source": ["challenge: We do. It is so. Done val.", "outcome: We do. It is so. Done val."],
         "target": ["It is hard.", "It works."],
     }
     assert data.num_rows == dict.fromkeys(SPLITS, 2)
+    marked = named_splits("paper_sentences", 0)
+    assert marked["test"][:] == {"text": ["We do.", "It is so.", "Done test."], "label": [[], [0, 2], [1]]}
+    assert marked["train"]["text"][:] == ["Done train."]  # the others are in test
 
 
 def test_replies_are_among_replies_of_their_split(package):
@@ -228,7 +236,10 @@ def test_replies_are_among_replies_of_their_split(package):
 
 
 def test_chat_is_a_question_and_an_answer(package):
-    pairs = [{"q": f"What is {number % 20}? ", "a": f"It is {number}."} for number in range(21)]
+    pairs = []
+    for number in range(21):
+        subject = "ab"[number % 2]
+        pairs.append({"category": subject, "q": f"What is {number % 20}? ", "a": f"It is {subject}{number}."})
     lines = [json.dumps(pair) for pair in pairs]
     package("zaragoza_construction_faq/data/faq-en.jsonl", "\n".join(lines) + "\n")
     data = named_splits("construction_faq", 0)
@@ -238,7 +249,16 @@ def test_chat_is_a_question_and_an_answer(package):
         question, answer = row["messages"]
         assert (question["role"], answer["role"]) == ("user", "assistant")
         answers[question["content"]] = answer["content"]
-    assert (len(answers), answers["What is 0?"]) == (20, "It is 20.")
+    assert (len(answers), answers["What is 0?"]) == (20, "It is a20.")
+    ranked = named_splits("answer_pairs", 0)
+    assert ranked.num_rows == {"train": 14 * 5, "validation": 2 * 2, "test": 4 * 4}  # as many others as the split has
+    for split in SPLITS:
+        of_split = {row["messages"][1]["content"] for row in data[split]}
+        for row in ranked[split]:
+            assert (answers[row["query"]] == row["passage"]) == row["label"]
+            assert row["passage"] in of_split
+    first = ranked["train"][:5]
+    assert len({passage[6] for passage in first["passage"]}) == 1  # all of one subject
 
 
 def test_pairs_have_the_score_of_both_texts(package):
@@ -339,7 +359,10 @@ def test_what_is_spoken():
 
 
 def test_a_column_without_texts_is_refused(package):
-    package("zaragoza_construction_faq/data/faq-en.jsonl", "\n".join(f'{{"q": "{n}?", "a": "b"}}' for n in range(9)))
+    package(
+        "zaragoza_construction_faq/data/faq-en.jsonl",
+        "\n".join(f'{{"q": "{n}?", "a": "b", "category": "c"}}' for n in range(9)),
+    )
     with pytest.raises(ValueError, match="'construction_faq' has no texts in a column 'messages'; its columns are"):
         named_texts("construction_faq", ["messages"])
     with pytest.raises(ValueError, match="no texts in a column 'text'"):
@@ -375,6 +398,8 @@ REAL = {
     "brown_names": ((8878, 1262, 2491), "tokens"),
     "brown_tags": ((8878, 1262, 2491), "tokens"),
     "news_cloze": ((1490, 94, 272), "context"),
+    "paper_sentences": ((3817, 1960, 3711), "text"),
+    "answer_pairs": ((1740, 250, 495), "query"),
     "paper_summaries": ((300, 150, 300), "source"),
     "basic_bible": ((28404, 772, 1562), "source"),
     "pronunciations": ((113943, 1175, 2349), "source"),

@@ -1,6 +1,9 @@
 """Every task in every command: `prune`, `evaluate`, `sweep` and `recover` find the task by the model's class."""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from transformers import AutoModel
@@ -9,18 +12,73 @@ from typer.testing import CliRunner
 import hfprune
 from hfprune.cli.app import app
 from hfprune.publishing.verification import verify
-from tests.support.runs import causal_home, mlm_home, pair_home, save, text_home, token_home
+from tests.support.runs import (
+    causal_home,
+    chat_home,
+    mlm_home,
+    pair_home,
+    picture_home,
+    question_home,
+    save,
+    sound_home,
+    speech_home,
+    text_home,
+    token_home,
+)
 from tests.support.tiny import tiny_model
+from tests.test_encoders import TEXTS, sentence_encoder
 
-#: By task: what makes its tiny model and data, the file of the data, and the first metric.
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A task on tiny data.
+
+    Attributes:
+        home: Makes a folder with the model `dense` and the data.
+        data: The data in that folder.
+        metric: The first metric.
+        options: Options of the data.
+        named: Whether the class of the model does not tell of the task.
+    """
+
+    home: Callable[[Path], Path]
+    data: str
+    metric: str
+    options: tuple[object, ...] = ("--max_length", 16)
+    named: bool = False
+
+
+def encoder_home(home):
+    pytest.importorskip("sentence_transformers")
+    sentence_encoder(home / "body").save_pretrained(str(home / "dense"))
+    (home / "data.txt").write_text("\n".join(TEXTS) + "\n")
+    return home
+
+
 TASKS = {
-    "text_classification": (text_home, "data.csv", "accuracy"),
-    "token_classification": (token_home, "data.jsonl", "precision"),
-    "masked_language_modelling": (mlm_home, "data.txt", "perplexity"),
-    "causal_language_modelling": (causal_home, "data.txt", "perplexity"),
-    "summarization": (pair_home, "data.jsonl", "rougeL"),
+    "text_classification": Case(home=text_home, data="data.csv", metric="accuracy"),
+    "token_classification": Case(home=token_home, data="data.jsonl", metric="precision"),
+    "masked_language_modelling": Case(home=mlm_home, data="data.txt", metric="perplexity"),
+    "causal_language_modelling": Case(home=causal_home, data="data.txt", metric="perplexity"),
+    "chat": Case(home=chat_home, data="data.jsonl", metric="perplexity", options=("--max_length", 64), named=True),
+    "question_answering": Case(
+        home=question_home,
+        data="data.json",
+        metric="f1",
+        options=("--max_length", 16, "--doc_stride", 2, "--max_question_length", 4),
+    ),
+    "summarization": Case(
+        home=pair_home,
+        data="data.jsonl",
+        metric="rougeL",
+        options=("--max_length", 16, "--max_target_length", 8),
+    ),
+    "image_classification": Case(home=picture_home, data="pictures", metric="accuracy", options=()),
+    "audio_classification": Case(home=sound_home, data="sounds", metric="accuracy", options=()),
+    "speech_recognition": Case(home=speech_home, data="spoken.jsonl", metric="wer", options=()),
+    "sentence_embeddings": Case(home=encoder_home, data="data.txt", metric="cosine"),
 }
-QUICK = ("--scorer", "l2", "--no-reconstruct", "--schedule", "one_shot", "--calibration-samples", 8, "--max-length", 16)
+QUICK = ("--scorer", "l2", "--no-reconstruct", "--schedule", "one_shot", "--calibration-samples", 8)
 #: Of a short training on the CPU.
 TRAINING = ("--max_steps", 2, "--per_device_train_batch_size", 4, "--use_cpu", "--report_to", "none", "--save_strategy")
 
@@ -31,11 +89,14 @@ def cli(*arguments):
 
 @pytest.fixture(scope="module", params=TASKS)
 def case(request, tmp_path_factory):
-    make_home, data, metric = TASKS[request.param]
-    home = make_home(tmp_path_factory.mktemp("task"))
-    done = cli("prune", home / "dense", home / "small", "--data", home / data, *QUICK)
+    case = TASKS[request.param]
+    home = case.home(tmp_path_factory.mktemp("task"))
+    given = ("--data", home / case.data, *case.options)
+    if case.named:
+        given += ("--task", request.param)
+    done = cli("prune", home / "dense", home / "small", *given, *QUICK)
     assert done.exit_code == 0, done.output
-    return home, home / data, metric, done.stdout
+    return home, given, case.metric, done.stdout
 
 
 def test_prune_prints_both_and_saves(case):
@@ -48,8 +109,10 @@ def test_prune_prints_both_and_saves(case):
 
 
 def test_evaluate(case):
-    home, data, metric, _ = case
-    done = cli("evaluate", home / "small", "--data", data, "--max-length", 16, "--split", "test")
+    home, given, metric, _ = case
+    if metric == "cosine":
+        given += ("--reference_model", home / "dense")
+    done = cli("evaluate", home / "small", *given, "--split", "test")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert found[metric] == pytest.approx(hfprune.load(home / "small").pruning_record.metrics["pruned"][metric])
@@ -57,17 +120,20 @@ def test_evaluate(case):
 
 
 def test_sweep(case):
-    home, data, _, _ = case
+    home, given, _, _ = case
     sparsities = ("--sparsity", 0.2, "--sparsity", 0.6, "--latency-batch-size", 1)
-    done = cli("sweep", home / "dense", "--data", data, "--split", "test", *sparsities, *QUICK[:3], *QUICK[5:])
+    done = cli("sweep", home / "dense", *given, "--split", "test", *sparsities, *QUICK[:3], *QUICK[5:])
     assert done.exit_code == 0, done.output
-    assert done.stdout.count("20.0") + done.stdout.count("0.2") > 0
+    # a line for the dense model and for each point
+    assert len([line for line in done.stdout.splitlines() if line.strip()[:1].isdigit()]) >= 2
 
 
 def test_recover(case, tmp_path):
-    home, data, metric, _ = case
-    given = ("--teacher", home / "dense", "--data", data, "--max_length", 16, *TRAINING, "no")
-    done = cli("recover", home / "small", tmp_path / "out", *given)
+    home, given, metric, _ = case
+    if metric == "cosine":
+        given += ("--reference_model", home / "dense")
+    training = ("--teacher", home / "dense", "--hidden_states_weight", 0, *TRAINING, "no")
+    done = cli("recover", home / "small", tmp_path / "out", *given, *training)
     assert done.exit_code == 0, done.output
     assert "recovered" in done.stdout
     assert verify(tmp_path / "out" / "model") == []

@@ -44,8 +44,8 @@ def nothing_is_read(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("it was read")
 
-    for room in ("measuring", "sweeps", "pruning"):
-        monkeypatch.setattr(f"hfprune.cli.{room}.load_model", refuse)
+    monkeypatch.setattr("hfprune.cli.measuring.load_model", refuse)
+    monkeypatch.setattr("hfprune.jobs.loading.load_model", refuse)
     monkeypatch.setattr("hfprune.jobs.tasks.texts.load_text_dataset", refuse)
 
 

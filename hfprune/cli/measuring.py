@@ -11,6 +11,7 @@ from hfprune.cli.task_data import TaskData, split_of
 from hfprune.data.corpus import CORPORA, load_documents
 from hfprune.data.packages import resolve_model
 from hfprune.deployment.loading import load_model
+from hfprune.jobs.loading import model_as_it_is
 from hfprune.jobs.predicting import measure
 from hfprune.measuring.latency import measure_latency
 from hfprune.measuring.perplexity import Perplexity, perplexity
@@ -39,7 +40,7 @@ def task_metrics(
     # a single file is evaluated whole, unless the user asks for one of the splits that it can be cut into
     task = data.load(whole=split is None, metrics=metrics)
     rows = split_of(task.data, split or "test")
-    model = load_model(data.model)
+    model = model_as_it_is(task, revision=data.revision)
     task.check(model)
     results: dict[str, Any] = measure(task, model, rows, batch_size=batch_size)
     if latency:

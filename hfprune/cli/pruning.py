@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from hfprune.cli.held_out import calibration_and_rest, log_lines, needs_no_data
 from hfprune.cli.task_data import TaskData
 from hfprune.config import PruningConfig
-from hfprune.deployment.loading import load_model
+from hfprune.jobs.loading import model_as_it_is
 from hfprune.jobs.predicting import measure, sample_evaluation, usual_sample_metric
 from hfprune.jobs.tasks import Task
 from hfprune.pruning.prune import prune as prune_model
@@ -95,7 +95,7 @@ def prune_and_save(request: PruneRequest, config: PruningConfig, output: Path, *
     """
     config = replace(config, sequence_length=request.data.sequence_length)
     rows = _rows(request, config)
-    dense = load_model(request.data.model)
+    dense = model_as_it_is(rows.task, revision=request.data.revision)
     rows.task.check(dense)
     note = ""
     searched: dict[str, dict[str, float]] = {}

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from hfprune.cli.held_out import calibration_and_rest, log_lines, needs_no_data
 from hfprune.cli.task_data import TaskData, split_of
 from hfprune.config import PruningConfig
-from hfprune.deployment.loading import load_model
+from hfprune.jobs.loading import model_as_it_is
 from hfprune.jobs.predicting import sample_evaluation, usual_sample_metric
 from hfprune.jobs.tasks import Task
 from hfprune.measuring.latency_table import LatencyTable
@@ -76,7 +76,7 @@ def swept(request: SweepRequest, config: PruningConfig) -> Iterator[str]:
     metric = usual_sample_metric(measuring, request.sample_metric)
     if request.max_drop is not None:
         _check_enough_samples(request.max_drop, len(measured))
-    model = load_model(request.data.model)
+    model = model_as_it_is(task, revision=request.data.revision)
     task.check(model)
     if request.within_ms is not None and config.table is not None:
         _check_timed(model, config.table)

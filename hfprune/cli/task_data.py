@@ -15,7 +15,7 @@ from hfprune.errors import CheckpointError
 from hfprune.jobs.settings import DataArguments, ModelArguments, parse_data
 from hfprune.jobs.tasks import RegisteredTask, Task, get_task, known_tasks
 from hfprune.jobs.tasks.registry import is_of_task, task_of_model
-from hfprune.publishing.sources import check_source
+from hfprune.publishing.sources import check_source, is_of_sentence_transformers
 from hfprune.publishing.verification import class_of
 
 #: Options that commands list in their help, and hand on to the task.
@@ -204,6 +204,8 @@ def find_task(name: str | None, model: str, *, revision: str | None = None) -> R
     tasks = ", ".join(sorted(known_tasks()))
     if name is None:
         found = task_of_model(model_class)
+        if found is None and is_of_sentence_transformers(source, revision=revision):
+            found = get_task("sentence_embeddings")
         if found is None:
             raise CheckpointError(
                 f"{model} is a {model_class.__name__}, which tells of no task. Take a checkpoint with the head of a "

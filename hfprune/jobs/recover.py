@@ -8,11 +8,11 @@ from transformers import PreTrainedModel
 
 from hfprune.distributed import leave_process_group
 from hfprune.errors import HfpruneError
+from hfprune.jobs.loading import model_as_it_is
 from hfprune.jobs.run import Outcome, loaded_task, push_finished, ready_to_begin, saved, settings_of_recovery
 from hfprune.jobs.settings import Arguments
 from hfprune.jobs.tasks import Task, TaskLoader
 from hfprune.jobs.training import train, will_train
-from hfprune.publishing.checkpoint import load
 from hfprune.publishing.provenance import public_name
 from hfprune.publishing.report import command_line
 from hfprune.publishing.sources import is_pruned
@@ -93,6 +93,6 @@ def _pruned(task: Task, arguments: Arguments) -> PreTrainedModel:
     revision = arguments.model.model_revision
     if not is_pruned(task.source, revision=revision):
         raise HfpruneError(f"{name} is no pruned checkpoint. `hfprune run` prunes a model and recovers it.")
-    pruned = load(task.source, revision=revision)
+    pruned = model_as_it_is(task, revision=revision)
     task.check(pruned)
     return pruned

@@ -7,6 +7,7 @@ from transformers.utils import cached_file
 
 from hfprune.errors import CheckpointError
 from hfprune.publishing.contents import CONFIG_FILE, PLAN_FILE, RECORD_FILE, irregular
+from hfprune.publishing.encoder_files import MODULES_FILE
 from hfprune.publishing.hub import fetch
 from hfprune.publishing.probe import PROBE_FILE
 from hfprune.publishing.verification import check_loadable
@@ -61,6 +62,22 @@ def check_source(source: str | Path, *, revision: str | None = None) -> None:
     """
     if is_pruned(source, revision=revision):
         check_loadable(fetch(source, revision=revision))
+
+
+def is_of_sentence_transformers(source: str | Path, *, revision: str | None = None) -> bool:
+    """Whether a folder or repository is that of a `SentenceTransformer`.
+
+    Args:
+        source: Folder or repository.
+        revision: Branch, tag or commit of a repository.
+
+    Returns:
+        Whether it has the file that lists the modules of one.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return (folder / MODULES_FILE).is_file()
+    return _of_the_hub(source, MODULES_FILE, revision) is not None
 
 
 def _of_the_hub(source: str | Path, name: str, revision: str | None) -> str | None:

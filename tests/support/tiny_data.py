@@ -89,8 +89,9 @@ def tiny_choices(rows: int = 80) -> list[dict]:
 
 
 def tiny_pairs(rows: int = 80) -> list[dict[str, str]]:
-    """The same texts with summaries: their first word with another one behind it."""
-    return [{"text": text, "summary": f"{text.split()[0]} is"} for text in tiny_texts(rows)["text"]]
+    """The same texts with summaries of different lengths, which follow from their first word."""
+    summaries = {"who": "who is", "what": "what is the dog", "where": "where"}
+    return [{"text": text, "summary": summaries[text.split()[0]]} for text in tiny_texts(rows)["text"]]
 
 
 #: Each turn between [BOS] and [EOS]; the assistant is asked by its role.

@@ -8,11 +8,11 @@ from datasets import DatasetDict
 from hfprune.data.named.bible import basic_bible
 from hfprune.data.named.brown import brown_names, brown_tags
 from hfprune.data.named.dialogues import movie_replies
-from hfprune.data.named.faq import construction_faq
+from hfprune.data.named.faq import answer_pairs, construction_faq
 from hfprune.data.named.handwriting import digits, mnist
 from hfprune.data.named.labelled_texts import labelled_splits, movie_reviews, sms_spam, trec
 from hfprune.data.named.news import news_cloze
-from hfprune.data.named.papers import paper_summaries
+from hfprune.data.named.papers import paper_sentences, paper_summaries
 from hfprune.data.named.prompts import phone_prompts, prompt_languages
 from hfprune.data.named.pronunciations import pronunciations
 from hfprune.data.named.similarity import document_pairs
@@ -58,6 +58,8 @@ _OF_TEXTS = {name: NamedDataset("text classification", texts.splits) for name, t
 
 #: The data sets by name.
 NAMED_DATASETS: Mapping[str, NamedDataset] = _OF_TEXTS | {
+    "paper_sentences": NamedDataset("text classification", paper_sentences),
+    "answer_pairs": NamedDataset("text classification", answer_pairs),
     "brown_names": NamedDataset("token classification", brown_names),
     "brown_tags": NamedDataset("token classification", brown_tags),
     "news_cloze": NamedDataset("question answering", news_cloze),

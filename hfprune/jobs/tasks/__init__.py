@@ -21,6 +21,7 @@ from hfprune.jobs.tasks.registry import (
     known_tasks,
     register_task,
 )
+from hfprune.jobs.tasks.rerankers import RerankerArguments, reranking
 from hfprune.jobs.tasks.sequence_to_sequence import (
     PairArguments,
     SummaryArguments,
@@ -48,6 +49,7 @@ __all__ = [
     "PairArguments",
     "QuestionArguments",
     "RegisteredTask",
+    "RerankerArguments",
     "SequenceArguments",
     "SpeechArguments",
     "SummaryArguments",
@@ -67,6 +69,7 @@ __all__ = [
     "parse",
     "question_answering",
     "register_task",
+    "reranking",
     "sentence_embeddings",
     "speech_recognition",
     "summarization",

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification
+from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
 
 from hfprune.data.media import SOUNDS
 from hfprune.data.packages import resolve_model
@@ -21,6 +22,9 @@ from hfprune.jobs.tasks.task import Task, without_rows
 from hfprune.measuring.metrics import compute_metrics_for, default_metrics
 from hfprune.publishing.sources import check_source
 from hfprune.structure.batches import Batch
+
+#: Names of the classes; many end as those of classifiers of texts do.
+_CLASSIFIERS = rf"({'|'.join(map(str, MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES.values()))})$"
 
 
 @dataclass
@@ -45,7 +49,7 @@ class AudioArguments(DataArguments):
     max_seconds: float = field(default=20.0, metadata={"help": "Longer sounds are cut to so many seconds."})
 
 
-@register_task("audio_classification", arguments=AudioArguments)
+@register_task("audio_classification", arguments=AudioArguments, architectures=_CLASSIFIERS)
 def audio_classification(model: ModelArguments, data: AudioArguments, *, seed: int) -> Task:
     """Load sounds with labels. The model's feature extractor makes a batch of them when it is needed.
 
@@ -92,7 +96,7 @@ def audio_classification(model: ModelArguments, data: AudioArguments, *, seed: i
     """
     check_seconds(data.max_seconds)
     source = resolve_model(model.model_name_or_path)
-    check_source(source)
+    check_source(source, revision=model.model_revision)
     labelled = numbered_files(
         SOUNDS,
         data,
@@ -104,13 +108,13 @@ def audio_classification(model: ModelArguments, data: AudioArguments, *, seed: i
         seed=seed,
     )
     check_sounds(labelled.data, data.audio_column)
-    extractor = AutoFeatureExtractor.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    extractor = AutoFeatureExtractor.from_pretrained(source, **model.loading)
     metrics = data.metrics or default_metrics(regression=labelled.regression)
     collator = _Collator(Sounds(extractor, data.audio_column, data.max_seconds))
     return Task(
         auto_class=AutoModelForAudioClassification,
         source=source,
-        labels=labelled.labels | without_layerdrop(source, trust_remote_code=model.trust_remote_code),
+        labels=labelled.labels | without_layerdrop(source, model.loading),
         data=labelled.data,
         processor=extractor,
         collator=collator,
@@ -135,17 +139,17 @@ def check_seconds(seconds: float) -> None:
         raise ValueError(f"max_seconds must be above 0, got {seconds}.")
 
 
-def without_layerdrop(source: str, *, trust_remote_code: bool) -> dict[str, Any]:
+def without_layerdrop(source: str, loading: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `from_pretrained` that have a model use all its layers while it trains.
 
     Args:
         source: Where the model is loaded from.
-        trust_remote_code: Whether code that comes with the model may run.
+        loading: Arguments of `from_pretrained`.
 
     Returns:
         The arguments; none for a model that uses them anyway.
     """
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(source, **loading)
     return {"layerdrop": 0.0} if getattr(config, "layerdrop", 0.0) else {}
 
 

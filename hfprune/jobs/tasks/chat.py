@@ -1,18 +1,16 @@
 """Chat: recovery of a decoder from conversations, of which only what the assistant says is learned."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from hfprune.data.conversations import tokenize_conversations
 from hfprune.data.packages import resolve_model
 from hfprune.jobs.settings import ModelArguments, SequenceArguments
 from hfprune.jobs.tasks.next_tokens import METRICS, log_likelihoods, metrics_of_tokens, token_losses
+from hfprune.jobs.tasks.padding import WithTeacherColumns, filled
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.task import Task, choose_metrics
 from hfprune.publishing.sources import check_source
@@ -87,7 +85,7 @@ def chat(model: ModelArguments, data: ChatArguments, *, seed: int) -> Task:
     if data.chat_template is not None:
         tokenizer.chat_template = _template_in(data.chat_template)
     tokenized = tokenize_conversations(raw, tokenizer, messages_column=data.messages_column, max_length=data.max_length)
-    collator = _Collator(padding=_padding_of(tokenizer))
+    collator = WithTeacherColumns(collator=_Collator(padding=_padding_of(tokenizer)))
     return Task(
         auto_class=AutoModelForCausalLM,
         source=source,
@@ -133,14 +131,8 @@ class _Collator:
         fillings = {"input_ids": self.padding, "attention_mask": 0, "labels": -100}
         batch: Batch = {}
         for name, filling in fillings.items():
-            batch[name] = _filled([row[name] for row in rows], filling)
+            # a teacher that only reads gets no labels
+            if name not in rows[0]:
+                continue
+            batch[name] = filled([row[name] for row in rows], filling)
         return batch
-
-
-def _filled(values: Sequence[Sequence[int]], filling: int) -> Tensor:
-    """Rows of different lengths as one tensor."""
-    longest = max(map(len, values))
-    filled = torch.full((len(values), longest), filling, dtype=torch.long)
-    for row, given in zip(filled, values, strict=True):
-        row[: len(given)] = torch.tensor(given)
-    return filled

@@ -55,7 +55,7 @@ def numbered(
         labels = label_arguments(encoded, label_column, label_map=named)
         config = PretrainedConfig(**labels)
     else:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+        config = AutoConfig.from_pretrained(source, **model.loading)
     aligned = align_labels(encoded, config, label_column, label_map=named)
     return Numbered(data=aligned, labels=labels, regression=predicts_number(config))
 

@@ -59,7 +59,7 @@ class ImageArguments(DataArguments):
     )
 
 
-@register_task("image_classification", arguments=ImageArguments)
+@register_task("image_classification", arguments=ImageArguments, architectures=r"ForImageClassification")
 def image_classification(model: ModelArguments, data: ImageArguments, *, seed: int) -> Task:
     """Load pictures with labels. The model's image processor makes a batch of them when it is needed.
 
@@ -107,7 +107,7 @@ def image_classification(model: ModelArguments, data: ImageArguments, *, seed: i
             f"smallest_crop must be above 0 and at most 1, got {data.smallest_crop}: a share of a picture."
         )
     source = resolve_model(model.model_name_or_path)
-    check_source(source)
+    check_source(source, revision=model.model_revision)
     labelled = numbered_files(
         PICTURES,
         data,
@@ -119,8 +119,8 @@ def image_classification(model: ModelArguments, data: ImageArguments, *, seed: i
         seed=seed,
     )
     check_pictures(labelled.data, data.image_column)
-    processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=model.trust_remote_code)
-    mode = _mode_of(source, trust_remote_code=model.trust_remote_code)
+    processor = AutoImageProcessor.from_pretrained(source, **model.loading)
+    mode = _mode_of(source, model.loading)
     splits = labelled.data
     if data.random_flip or data.smallest_crop < 1:
         # validation and test lack this column, and the collator leaves their pictures as they are
@@ -142,9 +142,9 @@ def image_classification(model: ModelArguments, data: ImageArguments, *, seed: i
     )
 
 
-def _mode_of(source: str, *, trust_remote_code: bool) -> str:
+def _mode_of(source: str, loading: Mapping[str, Any]) -> str:
     """What Pillow calls the channels that a model takes."""
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(source, **loading)
     # the config of CLIP and SigLIP has one for pictures in it
     channels = getattr(getattr(config, "vision_config", config), "num_channels", 3)
     if channels not in MODES:

@@ -46,7 +46,8 @@ class RegisteredTask:
         load: The function that loads it.
         arguments: The class of its data arguments, for `parse`.
         architectures: A regular expression for the names of model classes that are of this task where the user names
-            none; None: the task must be named.
+            none; of several tasks the one whose expression matches the longest part counts. None: the task must be
+            named.
     """
 
     name: str
@@ -148,10 +149,14 @@ def task_of_model(model_class: type) -> RegisteredTask | None:
         >>> task_of_model(BertForTokenClassification).name, task_of_model(BertModel)
         ('token_classification', None)
     """
+    longest = ""
+    found = None
     for task in _TASKS.values():
-        if task.architectures and is_of_task(model_class, task):
-            return task
-    return None
+        matched = _matched(model_class, task)
+        # the pattern that says most about the class counts
+        if len(matched) > len(longest):
+            longest, found = matched, task
+    return found
 
 
 def is_of_task(model_class: type, task: RegisteredTask) -> bool:
@@ -164,9 +169,18 @@ def is_of_task(model_class: type, task: RegisteredTask) -> bool:
     Returns:
         Whether they can; True for a task that says nothing about classes.
     """
+    return task.architectures is None or bool(_matched(model_class, task))
+
+
+def _matched(model_class: type, task: RegisteredTask) -> str:
+    """The part of the name of a class, or of one that it is made from, that tells of a task; empty if none does."""
     if task.architectures is None:
-        return True
-    return any(re.search(task.architectures, parent.__name__) for parent in model_class.__mro__)
+        return ""
+    for parent in model_class.__mro__:
+        match = re.search(task.architectures, parent.__name__)
+        if match:
+            return match[0]
+    return ""
 
 
 def import_task_files(package: str, folders: Iterable[str]) -> None:

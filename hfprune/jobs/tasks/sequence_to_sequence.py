@@ -19,6 +19,7 @@ from transformers import (
 from hfprune.data.packages import resolve_model
 from hfprune.data.pairs import REFERENCE, pair_columns, tokenize_pairs
 from hfprune.jobs.settings import ModelArguments, SequenceArguments
+from hfprune.jobs.tasks.padding import WithTeacherColumns
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.task import SampleMetric, Task
 from hfprune.measuring.written_texts import (
@@ -209,7 +210,7 @@ def _load(
         max_target_length=data.max_target_length,
     )
     writing = _Writing(tokenizer=tokenizer, metrics=metrics, bleu_tokenizer=data.bleu_tokenizer)
-    collator = DataCollatorForSeq2Seq(tokenizer)
+    collator = WithTeacherColumns(collator=DataCollatorForSeq2Seq(tokenizer))
     return Task(
         auto_class=AutoModelForSeq2SeqLM,
         source=source,

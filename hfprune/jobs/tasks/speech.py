@@ -18,9 +18,12 @@ from transformers import (
     AutoProcessor,
     EvalPrediction,
     PretrainedConfig,
-    PreTrainedModel,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING, MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CTC_MAPPING,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+)
 
 from hfprune.data.loading import with_splits
 from hfprune.data.media import SOUNDS, load_media
@@ -40,6 +43,9 @@ _LABELS = "labels"
 _TYPESET_APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"
 #: What the loss does not count.
 _IGNORED = -100
+
+#: Names of the classes; many end as those of models that write texts from texts do.
+_RECOGNISERS = rf"ForCTC$|({'|'.join(map(str, MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES.values()))})$"
 
 
 @dataclass
@@ -72,7 +78,7 @@ class SpeechArguments(DataArguments):
     latency_batch_size: int = field(default=8, metadata={"help": "Batch size of the latency measurement."})
 
 
-@register_task("speech_recognition", arguments=SpeechArguments)
+@register_task("speech_recognition", arguments=SpeechArguments, architectures=_RECOGNISERS)
 def speech_recognition(model: ModelArguments, data: SpeechArguments, *, seed: int) -> Task:
     """Load sounds and what is spoken in them. The model's processor makes a batch of them when it is needed.
 
@@ -99,17 +105,14 @@ def speech_recognition(model: ModelArguments, data: SpeechArguments, *, seed: in
     check_seconds(data.max_seconds)
     metrics = choose_metrics(data.metrics, METRICS, task="speech recognition")
     source = resolve_model(model.model_name_or_path)
-    check_source(source)
-    config = AutoConfig.from_pretrained(source, trust_remote_code=model.trust_remote_code)
+    check_source(source, revision=model.model_revision)
+    config = AutoConfig.from_pretrained(source, **model.loading)
     writes = _writes(config, model.model_name_or_path)
-    processor = AutoProcessor.from_pretrained(source, trust_remote_code=model.trust_remote_code)
-    if getattr(processor, "tokenizer", None) is None:
-        raise ValueError(
-            f"{model.model_name_or_path} has no tokenizer beside its feature extractor, so nothing says which letters "
-            "its head is for. Save the processor of the fine-tuned model into its folder."
-        )
+    processor = _load_processor(source, model)
+    generation: dict[str, Any] = {}
     if data.language is not None:
         _set_language(processor.tokenizer, data.language)
+        generation = {"language": data.language, "task": "transcribe"}
     raw = load_media(
         SOUNDS,
         data.dataset,
@@ -126,12 +129,12 @@ def speech_recognition(model: ModelArguments, data: SpeechArguments, *, seed: in
     most_tokens = data.max_target_length if writes else None
     joined = _with_tokens(short, processor.tokenizer, data.text_column, most=most_tokens)
     splits = with_splits(joined, seed, reuse_validation=data.reuse_validation)
-    measured = _ErrorRates(processor, data.text_column, plain=data.plain_texts)
+    measured = _ErrorRates(processor.tokenizer, data.text_column, plain=data.plain_texts, writes=writes)
     collator = _Collator(
         Sounds(processor.feature_extractor, data.audio_column, data.max_seconds),
         first=config.decoder_start_token_id if writes else None,
     )
-    return _SpeechTask(
+    return Task(
         auto_class=AutoModelForSpeechSeq2Seq if writes else AutoModelForCTC,
         source=source,
         labels=_config_changes(source, model, processor.tokenizer, writes=writes),
@@ -145,7 +148,7 @@ def speech_recognition(model: ModelArguments, data: SpeechArguments, *, seed: in
         preprocess_logits=None if writes else _likeliest_tokens,
         generated_length=most_tokens,
         collator_reads_columns=True,
-        language=data.language,
+        generation=generation,
     )
 
 
@@ -176,6 +179,25 @@ def _writes(config: PretrainedConfig, name: str) -> bool:
     )
 
 
+def _load_processor(source: str, model: ModelArguments) -> Any:
+    """The feature extractor and the tokenizer of a model in one."""
+    try:
+        processor = AutoProcessor.from_pretrained(source, **model.loading)
+    # transformers opens a file without a name where a tokenizer has none
+    except (OSError, TypeError, ValueError) as error:
+        raise _no_processor(model.model_name_or_path) from error
+    if getattr(processor, "tokenizer", None) is None:
+        raise _no_processor(model.model_name_or_path)
+    return processor
+
+
+def _no_processor(name: str) -> ValueError:
+    return ValueError(
+        f"{name} has no processor of a feature extractor and a tokenizer, so nothing says which letters its head is "
+        "for. Save the processor of the fine-tuned model into its folder, with save_pretrained."
+    )
+
+
 def _set_language(tokenizer: Any, language: str) -> None:
     """Tell the tokenizer of a Whisper of many languages what is spoken: its texts begin with that."""
     if not hasattr(tokenizer, "set_prefix_tokens"):
@@ -185,7 +207,7 @@ def _set_language(tokenizer: Any, language: str) -> None:
 
 def _config_changes(source: str, model: ModelArguments, tokenizer: Any, *, writes: bool) -> dict[str, Any]:
     """Arguments of `from_pretrained`: how the model trains, and the size of a head that is new."""
-    changes = without_layerdrop(source, trust_remote_code=model.trust_remote_code)
+    changes = without_layerdrop(source, model.loading)
     if writes:
         return changes
     # a sound with fewer frames than letters would have an infinite loss
@@ -242,24 +264,6 @@ def _with_tokens(data: DatasetDict, tokenizer: Any, column: str, *, most: int | 
     return joined
 
 
-@dataclass(frozen=True, kw_only=True)
-class _SpeechTask(Task):
-    """A task whose model is told the language that it writes.
-
-    Attributes:
-        language: The language; None: as the model was told before.
-    """
-
-    language: str | None = None
-
-    def model(self, **options: Any) -> PreTrainedModel:
-        """Load the dense model, as `Task.model` does."""
-        model = super().model(**options)
-        if self.language is not None:
-            model.generation_config.update(language=self.language, task="transcribe")
-        return model
-
-
 @dataclass(frozen=True)
 class _Collator:
     """Makes a batch of rows with sounds and the token ids of their texts.
@@ -302,14 +306,16 @@ class _ErrorRates:
     """Error rates of texts: how many words or letters were exchanged, left out and put in, for each that was spoken.
 
     Attributes:
-        processor: Makes texts of the tokens that a model predicts.
+        tokenizer: Makes texts of the tokens that a model predicts.
         column: The column with what was spoken.
         plain: Whether capitals and punctuation do not count.
+        writes: Whether the model writes tokens one after the other; else it has one for each frame.
     """
 
-    processor: Any
+    tokenizer: Any
     column: str
     plain: bool
+    writes: bool
 
     def of_all(self, prediction: EvalPrediction, rows: Dataset) -> dict[str, float]:
         """The error rates of all texts together."""
@@ -336,11 +342,13 @@ class _ErrorRates:
         ids = np.asarray(prediction.predictions)
         # several processes predict some samples twice, the last ones
         ids = ids[: len(spoken)]
-        tokenizer = self.processor.tokenizer
         # what pads a batch of predictions, and is no text either
-        padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        padding = self.tokenizer.pad_token_id
+        if padding is None:
+            padding = self.tokenizer.eos_token_id
         ids = np.where(ids == _IGNORED, padding, ids)
-        written: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        # of frames, a blank between two equal letters says that there are two, and blanks are special tokens
+        written: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=self.writes)
         if not self.plain:
             return [text.strip() for text in spoken], [text.strip() for text in written]
         return [_reference(text) for text in spoken], [plain_text(text) for text in written]
