@@ -104,8 +104,8 @@ def encode_labels(data: DatasetDict, label_column: str) -> DatasetDict:
         return data
     if dtype is None or not dtype.startswith(_TYPES_OF_CLASSES):
         raise ValueError(
-            f"the column {label_column!r} holds {feature!r}; expected one class or one number a sample, or a list of "
-            "classes."
+            f"the column {label_column!r} holds {feature!r}; expected one class or one number a sample. Texts may have "
+            "several classes, as a list; other samples with several go through the Python API with your own batches."
         )
     # Of all splits, as a class may be missing in train; sorted, so that the numbers do not depend on the rows' order.
     classes: set[Any] = set()

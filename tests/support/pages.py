@@ -157,14 +157,16 @@ def furnish(folder: Path) -> None:
     (folder / "unlabelled.csv").write_text("\n".join(["text", *tiny_texts(_ROWS)["text"]]) + "\n")
     lines = [json.dumps(row) for row in tiny_tags(_ROWS)]
     (folder / "tags.jsonl").write_text("\n".join(lines) + "\n")
+    lines = [f"{text},{row % 2},{row % 3 % 2}" for row, text in enumerate(tiny_texts(120)["text"])]
+    (folder / "topics.csv").write_text("\n".join(["text,noise,service", *lines]) + "\n")
+    (folder / "train-v2.0.json").write_text(json.dumps(tiny_squad(120)))
+    lines = [json.dumps(row) for row in tiny_choices(160)]
+    (folder / "choices.jsonl").write_text("\n".join(lines) + "\n")
     pairs = tiny_pairs(_ROWS)
     (folder / "summaries.jsonl").write_text("\n".join(map(json.dumps, pairs)) + "\n")
     lines = [f"{pair['text']},{pair['summary']}" for pair in pairs]
     (folder / "translations.csv").write_text("\n".join(["source,target", *lines]) + "\n")
     (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, tiny_conversations(_ROWS))) + "\n")
-    (folder / "train-v2.0.json").write_text(json.dumps(tiny_squad(120)))
-    lines = [json.dumps(row) for row in tiny_choices(160)]
-    (folder / "choices.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "text.txt").write_text(" ".join(tiny_texts(12_000)["text"]))
     (folder / "other.txt").write_text(" ".join(tiny_texts(2_000)["text"]))
     heights = {0: "high", 1: "low", 2: "middle"}

@@ -77,6 +77,17 @@ def tiny_squad(paragraphs: int = 40, *, unanswerable: bool = True) -> dict:
     return {"version": "v2.0", "data": [{"title": "Animals", "paragraphs": entries}]}
 
 
+def tiny_choices(rows: int = 80) -> list[dict]:
+    """Questions with three choices, of which the right one has a dog in it."""
+    others = [word for word in WORDS if word != "dog"]
+    found = []
+    for row in range(rows):
+        choices = [" ".join(others[(row * 5 + place * 3 + i) % 11] for i in range(1 + place)) for place in range(3)]
+        choices[row % 3] = f"{choices[row % 3]} dog"
+        found.append({"question": f"{WORDS[row % 3]} is it", "choices": choices, "label": row % 3})
+    return found
+
+
 def tiny_pairs(rows: int = 80) -> list[dict[str, str]]:
     """The same texts with summaries of different lengths, which follow from their first word."""
     summaries = {"who": "who is", "what": "what is the dog", "where": "where"}
@@ -109,17 +120,6 @@ def tiny_conversations(rows: int = 80) -> list[dict[str, list[dict[str, str]]]]:
             messages.append({"role": "assistant", "content": f"{question.split()[0]} is"})
         conversations.append({"messages": messages})
     return conversations
-
-
-def tiny_choices(rows: int = 80) -> list[dict]:
-    """Questions with three choices, of which the right one has a dog in it."""
-    others = [word for word in WORDS if word != "dog"]
-    found = []
-    for row in range(rows):
-        choices = [" ".join(others[(row * 5 + place * 3 + i) % 11] for i in range(1 + place)) for place in range(3)]
-        choices[row % 3] = f"{choices[row % 3]} dog"
-        found.append({"question": f"{WORDS[row % 3]} is it", "choices": choices, "label": row % 3})
-    return found
 
 
 def tiny_tokenized(rows: int = 24) -> Dataset:

@@ -52,7 +52,7 @@ class QuestionArguments(SequenceArguments):
     latency_batch_size: int = field(default=8, metadata={"help": "Batch size of the latency measurement."})
 
 
-@register_task("question_answering", arguments=QuestionArguments, architectures=r"ForQuestionAnswering$")
+@register_task("question_answering", arguments=QuestionArguments, architectures=r"ForQuestionAnswering(Simple)?$")
 def question_answering(model: ModelArguments, data: QuestionArguments, *, seed: int) -> Task:
     """Load questions with their contexts, in windows of `max_length` tokens.
 

@@ -45,6 +45,22 @@ def sample_metrics_of_label_sets() -> dict[str, SampleMetric]:
     return {"f1": _without_rows(f1_of_each), "log_likelihood": _without_rows(log_likelihood_of_each)}
 
 
+def check_label_set_sample_metric(metric: str | None) -> None:
+    """Refuse a metric that is none of single texts with several classes each.
+
+    Args:
+        metric: The name; None for the usual one.
+
+    Raises:
+        ValueError: It is not one of `sample_metrics_of_label_sets`.
+    """
+    known = sample_metrics_of_label_sets()
+    if metric is not None and metric not in known:
+        raise ValueError(
+            f"{metric!r} is no metric of single texts with several classes each; these are: {', '.join(known)}."
+        )
+
+
 def _without_rows(measure: Callable[[EvalPrediction], list[float]]) -> SampleMetric:
     def of_predictions(prediction: EvalPrediction, rows: Dataset) -> list[float]:  # noqa: ARG001
         return measure(prediction)
