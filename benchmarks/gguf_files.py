@@ -11,7 +11,7 @@ the file as llama.cpp computes it (cache and attention in float32), on windows o
 is the share of tokens for which PyTorch in float32 has the same likeliest one. Tokens a second are the medians of runs
 that take turns, in llama.cpp's own settings: a prompt of 128 tokens, and 32 tokens written behind it. Pruned models are
 kept in runs/gguf_models, and a run that finds them there only measures. Rows go to runs/gguf_files.json as they are
-measured; load is the load of the machine when a row was finished. CPU; the wheel of xllamacpp is built for any x86
+measured, the speeds first; load is the load of the machine behind them. CPU; the wheel of xllamacpp is built for any x86
 processor, so builds for one processor are faster.
 """
 
@@ -123,6 +123,12 @@ def speeds(paths: dict[tuple[int, str, str], Path], ids: list[int], args: argpar
     return {key: [round(statistics.median(values), 1) for values in pair] for key, pair in found.items()}
 
 
+def keep(rows: list[Row], output: Path) -> None:
+    """Write the rows as far as they are measured."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(rows, indent=1) + "\n")
+
+
 def show(rows: list[Row]) -> None:
     """Print rows as a table."""
     print("| " + " | ".join(COLUMNS) + " |")
@@ -156,13 +162,15 @@ def main() -> None:
         args.folder = Path(folder)
         written = files(args, models, tokenizer)
         fast = speeds({key: path for key, (path, _) in written.items()}, texts[0][0, :PROMPT].tolist(), args)
-        for key, (path, row) in written.items():
+        load = round(os.getloadavg()[0], 1)
+        for key, (_, row) in written.items():
             row["prefill"], row["decode"] = fast[key]
-            row |= accuracy(path, models[key[:2]], texts, args.threads)
-            row |= {"threads": args.threads, "load": round(os.getloadavg()[0], 1)}
+            row |= {"threads": args.threads, "load": load, "perplexity": None, "argmax": None}
             rows.append(row)
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            args.output.write_text(json.dumps(rows, indent=1) + "\n")
+        keep(rows, args.output)
+        for key, (path, row) in written.items():
+            row |= accuracy(path, models[key[:2]], texts, args.threads)
+            keep(rows, args.output)
     show(rows)
 
 

@@ -203,7 +203,7 @@ class TestScripts:
         assert done.returncode == 1
         assert done.stdout == ""
         assert "Traceback" not in done.stderr
-        assert done.stderr.splitlines()[-1].startswith("run_text_classification.py: the column 'label' holds List")
+        assert done.stderr.splitlines()[-1].startswith("run_text_classification.py: row 0 (from 0) of the train split")
 
 
 def test_messages_of_others_lose_their_line_breaks():
