@@ -11,8 +11,8 @@ the file as llama.cpp computes it (cache and attention in float32), on windows o
 is the share of tokens for which PyTorch in float32 has the same likeliest one. Tokens a second are the medians of runs
 that take turns, in llama.cpp's own settings: a prompt of 128 tokens, and 32 tokens written behind it. Pruned models are
 kept in runs/gguf_models, and a run that finds them there only measures. Rows go to runs/gguf_files.json as they are
-measured, the speeds first; load is the load of the machine behind them. CPU; the wheel of xllamacpp is built for any x86
-processor, so builds for one processor are faster.
+measured, the speeds first; load is the load of the machine behind them. CPU; the wheel of xllamacpp is built for any
+x86 processor, so builds for one processor are faster.
 """
 
 import argparse
