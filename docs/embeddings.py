@@ -24,8 +24,8 @@ _STAGES = {
 
 HEAD = """# Sentence embeddings
 
-How near the embeddings of a pruned MiniLM stay to the dense ones, and how many bytes are saved. Read this page to choose
-how much to remove from an embedding model.
+How near the embeddings of a pruned MiniLM stay to the dense ones, and how many bytes are saved. Read this page to
+choose how much to remove from an embedding model.
 
 - **Model.** all-MiniLM-L6-v2, with its mean pooling and normalisation, {dense} MB in float32.
 - **Data.** Texts without labels: sentences of movie reviews and questions (TREC). Pruning looks at as many of them as
