@@ -4,14 +4,15 @@
     python benchmarks/embeddings.py --show
 
 all-MiniLM-L6-v2, with its mean pooling and normalisation, is pruned by texts alone: sentences of movie reviews and
-questions (TREC), as `hfprune.data.named_splits` splits them by the seed. It is measured on 500 held-out texts of each:
-the mean cosine to the dense embedding and its 5 % quantile, Spearman's correlation between the similarities of all
-pairs, and nDCG@10 and recall@10 of the dense model's neighbours. Stages: `pruned` (reconstruction, no training),
-`recovered` (`--steps` of distillation from the dense embeddings by `RecoveryTrainer`, in batches of 32 training texts),
-and `vocabulary` (then only the tokens of the training texts, with `--vocabulary`).
+questions (TREC), as `hfprune.data.named` splits them by the seed. It is measured on 500 held-out texts of each: the
+mean cosine to the dense embedding and its 5 % quantile, Spearman's correlation between the similarities of all pairs,
+and nDCG@10 and recall@10 of the dense model's neighbours. Stages: `pruned` (reconstruction, no training), `recovered`
+(`--steps` of distillation from the dense embeddings by `RecoveryTrainer`, in batches of 32 training texts), and
+`vocabulary` (then only the tokens of the training texts, with `--vocabulary`).
 Rows go to runs/embeddings.json as they are measured, and what is there already is not measured again; `--show` only
 reports it. The rows of docs/results/embeddings.md are kept in docs/results/embeddings.json.
-CPU, float32, MACs of sequences of 64 tokens. Needs sentence-transformers.
+CPU, float32 (with `--bf16` training steps in bfloat16 autocast), MACs of sequences of 64 tokens. Needs
+sentence-transformers.
 """
 
 import argparse
@@ -32,7 +33,8 @@ from transformers.utils import logging
 
 import hfprune
 from hfprune import PruningConfig, RecoveryArguments, RecoveryTrainer
-from hfprune.data.packages import named_splits, resolve_model
+from hfprune.data.named import named_splits
+from hfprune.data.packages import resolve_model
 from hfprune.encoders import opened
 from hfprune.measuring.embeddings import embedding_metrics
 
@@ -64,7 +66,7 @@ def texts_of(seed: int) -> Texts:
     return Texts(train, test)
 
 
-def recovery_arguments(folder: str, *, steps: int, seed: int) -> RecoveryArguments:
+def recovery_arguments(folder: str, *, steps: int, bf16: bool, seed: int) -> RecoveryArguments:
     """Distillation of embeddings: nothing but their distance, and that of their similarities."""
     return RecoveryArguments(
         output_dir=folder,
@@ -80,6 +82,7 @@ def recovery_arguments(folder: str, *, steps: int, seed: int) -> RecoveryArgumen
         save_strategy="no",
         logging_strategy="no",
         seed=seed,
+        bf16=bf16,
         use_cpu=True,
         disable_tqdm=True,
         report_to="none",
@@ -104,13 +107,14 @@ def measure(dense: Any, names: Row, args: argparse.Namespace) -> Iterator[Row]:
     if not args.steps:
         return
     with TemporaryDirectory() as folder:
-        settings = recovery_arguments(folder, steps=args.steps, seed=names["seed"])
+        settings = recovery_arguments(folder, steps=args.steps, bf16=args.bf16, seed=names["seed"])
         trainer = RecoveryTrainer(small, settings, teacher=dense, train_dataset=texts.train)
         trainer.train()
-    yield {**names, "stage": "recovered", "steps": args.steps, **figures(small, texts, expected)}
+    recovery = {"steps": args.steps, "bf16": args.bf16}
+    yield {**names, "stage": "recovered", **recovery, **figures(small, texts, expected)}
     if args.vocabulary:
         smaller, _ = hfprune.prune_vocabulary(small, small.tokenizer, texts.train)
-        yield {**names, "stage": "vocabulary", "steps": args.steps, **figures(smaller, texts, expected)}
+        yield {**names, "stage": "vocabulary", **recovery, **figures(smaller, texts, expected)}
 
 
 def figures(small: Any, texts: Texts, expected: torch.Tensor) -> Row:
@@ -147,6 +151,7 @@ def main() -> None:
     parser.add_argument("--samples", nargs="+", type=int, default=[PruningConfig().calibration_samples])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300, help="steps of recovery; 0: without")
+    parser.add_argument("--bf16", action="store_true", help="training steps in bfloat16 autocast")
     parser.add_argument("--vocabulary", action="store_true", help="prune the vocabulary too, after recovery")
     parser.add_argument("--output", type=Path, default=Path("runs/embeddings.json"))
     parser.add_argument("--show", action="store_true", help="report the rows there are")

@@ -24,12 +24,12 @@ _STAGES = {
 
 HEAD = """# Sentence embeddings
 
-How near the embeddings of a pruned MiniLM stay to the dense ones, without training and after distillation, and how many
-bytes each step saves. Read this page to choose how much to remove from an embedding model.
+How near the embeddings of a pruned MiniLM stay to the dense ones, and how many bytes are saved. Read this page to
+choose how much to remove from an embedding model.
 
 - **Model.** all-MiniLM-L6-v2, with its mean pooling and normalisation, {dense} MB in float32.
-- **Data.** Texts without labels: sentences of movie reviews and questions (TREC). Pruning looks at 512 of them, unless
-  the table says otherwise; distillation takes batches of 32 of all training texts.
+- **Data.** Texts without labels: sentences of movie reviews and questions (TREC). Pruning looks at as many of them as
+  the column *samples* says.{training}
 - **Measures.** Of 500 held-out texts of each kind: the cosine between the embeddings of a text by both models, its mean
   and the value that 5 % of the texts stay below; Spearman's correlation between the similarities of all pairs of texts;
   nDCG@10 and recall@10 of the dense model's nearest neighbours.
@@ -39,7 +39,7 @@ bytes each step saves. Read this page to choose how much to remove from an embed
 - **Device.** CPU, float32.
 
 ```bash
-python benchmarks/embeddings.py --vocabulary
+python benchmarks/embeddings.py --bf16 --vocabulary
 ```
 
 """
@@ -49,6 +49,8 @@ TAIL = """
 - [Prune a sentence-embedding model or a reranker](../how-to/sentence-embeddings.md)
 - [Drop tokens that are never used](../how-to/fewer-tokens.md)
 """
+#: What the page says of training, where there was any.
+_TRAINING = " Distillation takes batches of 32 of all training texts, in bfloat16 autocast."
 #: Megabytes of the dense model: 22,713,216 parameters of four bytes.
 _DENSE = 90.9
 
@@ -56,7 +58,9 @@ _DENSE = 90.9
 def embeddings() -> str:
     """docs/results/embeddings.md, from the rows that the benchmark left."""
     rows: Sequence[Mapping[str, Any]] = json.loads(ROWS.read_text(encoding="utf-8"))
-    return HEAD.format(dense=_DENSE) + "\n".join(_table(rows)) + "\n" + TAIL
+    is_trained = any(row["stage"] != "pruned" for row in rows)
+    training = _TRAINING if is_trained else ""
+    return HEAD.format(dense=_DENSE, training=training) + "\n".join(_table(rows)) + "\n" + TAIL
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -155,6 +155,7 @@ def embedder(
         The model.
 
     Examples:
+        >>> import torch
         >>> from hfprune.structure.embedder import embedder
         >>> class FirstToken(torch.nn.Module):
         ...     def forward(self, features):
