@@ -38,8 +38,8 @@ class TestCommands:
     @pytest.mark.parametrize(
         ("command", "model", "data", "options", "message"),
         [
-            ("evaluate", "dense", "hot.jsonl", [], "the column 'label' holds List(Value('int64')); expected one class"),
-            ("evaluate", "multi", "hot.jsonl", [], "the column 'label' holds List(Value('int64')); expected one class"),
+            ("evaluate", "dense", "hot.jsonl", [], "row 0 (from 0) of the train split has a class twice in 'label'"),
+            ("evaluate", "multi", "hot.jsonl", [], "row 0 (from 0) of the train split has a class twice in 'label'"),
             ("evaluate", "dense", "hot.csv", [], "knows the classes what, where, who, the data has [1, 0, 1]"),
             ("evaluate", "dense", "nested.jsonl", [], "the column 'label' holds {'id': Value('int64')}; expected one"),
             ("evaluate", "dense", "broken.jsonl", [], "broken.jsonl' cannot be read"),
@@ -125,7 +125,7 @@ class TestScripts:
         ("changes", "message"),
         [
             ({"sparsity": 50}, "sparsity must be in [0, 1), got 50"),
-            ({"train_file": "hot.jsonl"}, "the column 'label' holds List(Value('int64')); expected one class"),
+            ({"train_file": "hot.jsonl"}, "row 0 (from 0) of the train split has a class twice in 'label'"),
             ({"train_file": "nowhere.csv"}, "the train file 'nowhere.csv' does not exist"),
             ({"train_file": "data.xlsx"}, "the train file 'data.xlsx' does not exist"),
             ({"metrics": ["auc"]}, "the metric 'auc' does not fit a classification; these do: accuracy"),

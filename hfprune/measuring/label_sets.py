@@ -29,7 +29,7 @@ def _exact_match(given: np.ndarray, real: np.ndarray) -> float:
 
 
 #: By name, from the classes that texts are given and those that they have, `(N, classes)` bool, to a number.
-_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+LABEL_SET_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "f1_micro": _f1_micro,
     "f1_macro": _f1_macro,
     "precision_micro": _precision_micro,
@@ -63,15 +63,14 @@ def label_set_metrics_for(names: Sequence[str]) -> tuple[list[str], Callable[[An
         {'f1_micro': 0.8, 'exact_match': 0.5}
     """
     for name in names:
-        if name not in _METRICS:
-            raise ValueError(
-                f"the metric {name!r} does not fit texts with several classes each; these do: {', '.join(_METRICS)}."
-            )
+        if name not in LABEL_SET_METRICS:
+            known = ", ".join(LABEL_SET_METRICS)
+            raise ValueError(f"the metric {name!r} does not fit texts with several classes each; these do: {known}.")
     chosen = list(names or USUAL)
 
     def compute(prediction: Any) -> dict[str, float]:
         given, real = _given_and_real(prediction)
-        return {name: _METRICS[name](given, real) for name in chosen}
+        return {name: LABEL_SET_METRICS[name](given, real) for name in chosen}
 
     return chosen, compute
 
