@@ -9,7 +9,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest $(TWO_AT_A_TI
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup data demo demo-translation test test-all test-runtimes lowest loader-versions docs notebooks contract lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery benchmark-memory benchmark-language-models model-cards suite-packages suite-transformers suite-examples suite-peft suite-lm-eval suite-mteb suite-trainers clean
+.PHONY: help setup data demo demo-chat demo-translation test test-all test-runtimes lowest loader-versions docs notebooks contract lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery benchmark-memory benchmark-language-models model-cards suite-packages suite-transformers suite-examples suite-peft suite-lm-eval suite-mteb suite-trainers clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -56,6 +56,9 @@ demo: setup ## fine-tune, prune, recover and report on a real model: about 7 min
 	@echo; echo "In a fresh process:"
 	$(BIN)/hfprune verify runs/demo/model
 	$(BIN)/hfprune evaluate runs/demo/model --data trec --max-length 64
+
+demo-chat: setup ## prune SmolLM2, recover it from questions and answers, and report: about 10 minutes on 2 cores
+	$(BIN)/hfprune run scripts/configs/chat.yaml
 
 demo-translation: setup ## train a small T5 on pronunciations, prune, recover and report: about 10 minutes on 2 cores
 	$(BIN)/hfprune run scripts/configs/translation.yaml
