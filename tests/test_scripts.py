@@ -17,7 +17,17 @@ from hfprune import PruningConfig
 from hfprune.cli.app import app
 from hfprune.publishing.verification import verify
 from tests.support.processes import run_python
-from tests.support.runs import causal_home, mlm_home, question_home, settings, text_home, token_home, write
+from tests.support.runs import (
+    causal_home,
+    chat_home,
+    mlm_home,
+    pair_home,
+    question_home,
+    settings,
+    text_home,
+    token_home,
+    write,
+)
 from tests.support.tiny import tiny_batch, tiny_model
 
 ROOT = Path(__file__).parent.parent
@@ -150,6 +160,8 @@ class TestScript:
             ("run_token_classification.py", token_home, {"train_file": "data.jsonl"}, "f1"),
             ("run_mlm.py", mlm_home, {"train_file": "data.txt"}, "perplexity"),
             ("run_language_modeling.py", causal_home, {"train_file": "data.txt"}, "perplexity"),
+            ("run_chat.py", chat_home, {"train_file": "data.jsonl"}, "perplexity"),
+            ("run_summarization.py", pair_home, {"train_file": "data.jsonl"}, "rougeL"),
             (
                 "run_question_answering.py",
                 question_home,
