@@ -9,9 +9,9 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest $(TWO_AT_A_TI
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup data demo demo-question-answering demo-multiple-choice demo-image-classification demo-audio-classification demo-translation test test-all test-runtimes lowest loader-versions docs notebooks contract lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery benchmark-memory benchmark-language-models model-cards suite-packages suite-transformers suite-examples suite-peft suite-lm-eval suite-mteb suite-trainers clean
+.PHONY: help setup data demo test test-all test-runtimes lowest loader-versions docs notebooks contract lint format benchmark-scoring benchmark-no-retraining benchmark-reconstruction benchmark-rearrangement benchmark-recovery benchmark-memory benchmark-language-models model-cards suite-packages suite-transformers suite-examples suite-peft suite-lm-eval suite-mteb suite-trainers clean
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: $(VENV)/.ready ## make .venv with all that the demo, the tests and the benchmarks need
 $(VENV)/.ready: pyproject.toml constraints.txt data-requirements.txt
@@ -57,24 +57,9 @@ demo: setup ## fine-tune, prune, recover and report on a real model: about 7 min
 	$(BIN)/hfprune verify runs/demo/model
 	$(BIN)/hfprune evaluate runs/demo/model --data trec --max-length 64
 
-demo-question-answering: setup ## the same for questions about news, whose answers stand in the articles
-	$(BIN)/hfprune run scripts/configs/question_answering.yaml
-	$(BIN)/hfprune verify runs/question_answering/model
-
-demo-multiple-choice: setup ## the same for lines of films, whose reply is to be chosen
-	$(BIN)/hfprune run scripts/configs/multiple_choice.yaml
-	$(BIN)/hfprune verify runs/multiple_choice/model
-
-demo-image-classification: setup ## train a small vision transformer on digits, prune and recover it: about 5 minutes on 2 cores
-	$(BIN)/hfprune run scripts/configs/image_classification.yaml
-	$(BIN)/hfprune verify runs/image_classification/model
-
-demo-audio-classification: setup ## train the encoder of a small Whisper on languages, prune and recover it: about MINUTES minutes on 2 cores
-	$(BIN)/hfprune run scripts/configs/audio_classification.yaml
-	$(BIN)/hfprune verify runs/audio_classification/model
-
-demo-translation: setup ## train a small T5 on pronunciations, prune, recover and report: about 10 minutes on 2 cores
-	$(BIN)/hfprune run scripts/configs/translation.yaml
+demo-%: setup ## the same for another task: demo-question-answering and so on, a file of scripts/configs each; 5 to 12 minutes
+	$(BIN)/hfprune run scripts/configs/$(subst -,_,$*).yaml
+	$(BIN)/hfprune verify runs/$(subst -,_,$*)/model
 
 test: setup ## lint, types, docstrings and all tests (those marked slow apart), two at a time
 	$(BIN)/ruff check .

@@ -19,8 +19,10 @@ from hfprune.publishing.verification import verify
 from tests.support.processes import run_python
 from tests.support.runs import (
     causal_home,
+    chat_home,
     choice_home,
     mlm_home,
+    pair_home,
     picture_home,
     picture_settings,
     question_home,
@@ -162,6 +164,8 @@ class TestScript:
             ("run_multiple_choice.py", choice_home, {"train_file": "data.jsonl"}, "accuracy"),
             ("run_mlm.py", mlm_home, {"train_file": "data.txt"}, "perplexity"),
             ("run_language_modeling.py", causal_home, {"train_file": "data.txt"}, "perplexity"),
+            ("run_chat.py", chat_home, {"train_file": "data.jsonl"}, "perplexity"),
+            ("run_summarization.py", pair_home, {"train_file": "data.jsonl"}, "rougeL"),
             (
                 "run_question_answering.py",
                 question_home,
