@@ -61,7 +61,7 @@ demo-image-classification: setup ## train a small vision transformer on digits, 
 	$(BIN)/hfprune run scripts/configs/image_classification.yaml
 	$(BIN)/hfprune verify runs/image_classification/model
 
-demo-audio-classification: setup ## train the encoder of a small Whisper on languages, prune and recover it: about MINUTES minutes on 2 cores
+demo-audio-classification: setup ## train the encoder of a small Whisper on languages, prune and recover it: about 4 minutes on 2 cores
 	$(BIN)/hfprune run scripts/configs/audio_classification.yaml
 	$(BIN)/hfprune verify runs/audio_classification/model
 

@@ -15,6 +15,7 @@ from hfprune.jobs.tasks import (
     CausalTextArguments,
     ImageArguments,
     MaskedTextArguments,
+    SpeechArguments,
     TextArguments,
     TokenArguments,
 )
@@ -66,6 +67,7 @@ GROUPS: tuple[tuple[str, type, type | None], ...] = (
     ("Data of causal language modelling", CausalTextArguments, DataArguments),
     ("Data of image classification", ImageArguments, DataArguments),
     ("Data of audio classification", AudioArguments, DataArguments),
+    ("Data of speech recognition", SpeechArguments, DataArguments),
     ("Pruning", PruningArguments, None),
     ("When units are removed", MethodArguments, None),
     ("Recovery", RecoveryArguments, RecoveryArguments.__mro__[1]),
