@@ -10,19 +10,7 @@ from typer.main import get_command
 
 from hfprune.cli.app import app
 from hfprune.jobs.settings import DataArguments, MethodArguments, ModelArguments, PruningArguments
-from hfprune.jobs.tasks import (
-    AudioArguments,
-    CausalTextArguments,
-    ChatArguments,
-    ChoiceArguments,
-    ImageArguments,
-    MaskedTextArguments,
-    QuestionArguments,
-    SummaryArguments,
-    TextArguments,
-    TokenArguments,
-    TranslationArguments,
-)
+from hfprune.jobs.tasks import known_tasks
 from hfprune.recovery.arguments import RecoveryArguments
 
 COMMAND_LINE = """# Command line
@@ -65,17 +53,7 @@ as `--learning_rate`, `--output_dir` or `--seed`. `--help` lists everything.
 GROUPS: tuple[tuple[str, type, type | None], ...] = (
     ("Model and teacher", ModelArguments, None),
     ("Data", DataArguments, None),
-    ("Data of text classification", TextArguments, DataArguments),
-    ("Data of token classification", TokenArguments, DataArguments),
-    ("Data of question answering", QuestionArguments, DataArguments),
-    ("Data of multiple choice", ChoiceArguments, DataArguments),
-    ("Data of masked language modelling", MaskedTextArguments, DataArguments),
-    ("Data of causal language modelling", CausalTextArguments, DataArguments),
-    ("Data of image classification", ImageArguments, DataArguments),
-    ("Data of audio classification", AudioArguments, DataArguments),
-    ("Data of chat", ChatArguments, DataArguments),
-    ("Data of summarization", SummaryArguments, DataArguments),
-    ("Data of translation", TranslationArguments, DataArguments),
+    *((f"Data of {name.replace('_', ' ')}", task.arguments, DataArguments) for name, task in known_tasks().items()),
     ("Pruning", PruningArguments, None),
     ("When units are removed", MethodArguments, None),
     ("Recovery", RecoveryArguments, RecoveryArguments.__mro__[1]),
@@ -95,7 +73,7 @@ def scripts() -> str:
 def _rows(arguments: type, left_out: type | None) -> Iterator[str]:
     known = {argument.name: argument.metadata for argument in fields(left_out)} if left_out else {}
     for argument in fields(arguments):
-        if known.get(argument.name) == argument.metadata:
+        if not argument.init or known.get(argument.name) == argument.metadata:
             continue
         meaning = str(argument.metadata.get("help", "")).replace("|", "\\|")
         yield f"| `--{argument.name}` | {_default(argument)} | {meaning} |\n"

@@ -59,6 +59,7 @@ _PIPELINES = frozenset(
         "text-generation",
         "image-classification",
         "audio-classification",
+        "automatic-speech-recognition",
     }
 )
 #: What a pipeline needs beside the weights: the settings of a tokenizer, or of a processor of pictures.

@@ -35,6 +35,7 @@ from transformers import (
 from hfprune import PruningConfig
 from tests.support import tiny_tokenizers
 from tests.support.old_checkpoints import old_checkpoint, pickle_weights
+from tests.support.runs import speech_home
 from tests.support.tiny import SIZES, tiny_model
 from tests.support.tiny_data import (
     tiny_choices,
@@ -138,7 +139,8 @@ def furnish(folder: Path) -> None:
     _save(tiny_model("vit", "AutoModelForImageClassification", id2label=colours), folder / "me" / "pictures")
     ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder / "me" / "pictures")
     _save(tiny_model("marian", "AutoModelForSeq2SeqLM"), folder / "me" / "translations")
-    _save(tiny_model("wav2vec2", "AutoModelForCTC"), folder / "me" / "speech")
+    speech_home(folder)
+    (folder / "dense").rename(folder / "me" / "speech")
     _save(tiny_model("bert", "AutoModel"), folder / "me" / "embeddings")
     _save(tiny_model("bert", "AutoModelForSequenceClassification", num_labels=1), folder / "me" / "reranker")
     unlisted = MegatronBertForSequenceClassification(MegatronBertConfig(**SIZES["bert"]))

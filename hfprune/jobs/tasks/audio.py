@@ -74,6 +74,7 @@ def audio_classification(model: ModelArguments, data: AudioArguments, *, seed: i
 
     Examples:
         >>> from pathlib import Path
+        >>> import numpy as np
         >>> from scipy.io import wavfile
         >>> from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
         >>> from hfprune.jobs.tasks import AudioArguments, ModelArguments, audio_classification

@@ -77,7 +77,7 @@ def reranking(model: ModelArguments, data: RerankerArguments, *, seed: int) -> T
 
 def _load(source: str, model: ModelArguments) -> Encoder:
     """A reranker with one score for a pair."""
-    check_source(source)
+    check_source(source, revision=model.model_revision)
     encoder = load_encoder(source, class_name="CrossEncoder", device="cpu", trust_remote_code=model.trust_remote_code)
     scores = encoder.model.config.num_labels
     if scores != 1:

@@ -80,7 +80,7 @@ class SpeechArguments(DataArguments):
 
 @register_task("speech_recognition", arguments=SpeechArguments, architectures=_RECOGNISERS)
 def speech_recognition(model: ModelArguments, data: SpeechArguments, *, seed: int) -> Task:
-    """Load sounds and what is spoken in them. The model's processor makes a batch of them when it is needed.
+    r"""Load sounds and what is spoken in them. The model's processor makes a batch of them when it is needed.
 
     A model with a CTC head (wav2vec2, HuBERT) is measured by the likeliest token of every frame. One that writes
     (Whisper) is measured by what it writes without a search. The word error rate (`wer`) and the character error rate
@@ -100,6 +100,30 @@ def speech_recognition(model: ModelArguments, data: SpeechArguments, *, seed: in
         OSError: The model has no processor beside it.
         ValueError: Data, columns or metrics do not fit, a text is empty or too long, a file is no sound, or the model
             recognises no speech.
+
+    Examples:
+        >>> import json
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from scipy.io import wavfile
+        >>> from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
+        >>> from transformers import Wav2Vec2Processor
+        >>> from hfprune.jobs.tasks import ModelArguments, SpeechArguments, speech_recognition
+        >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 1}
+        >>> sizes |= {"conv_dim": [8], "conv_kernel": [10], "conv_stride": [5], "num_feat_extract_layers": 1}
+        >>> config = Wav2Vec2Config(vocab_size=5, num_conv_pos_embedding_groups=2, **sizes)
+        >>> Wav2Vec2ForCTC(config).save_pretrained("dense")
+        >>> _ = Path("vocab.json").write_text(json.dumps({"<pad>": 0, "<unk>": 1, "|": 2, "y": 3, "o": 4}))
+        >>> letters = Wav2Vec2CTCTokenizer("vocab.json", bos_token=None, eos_token=None)
+        >>> _ = Wav2Vec2Processor(Wav2Vec2FeatureExtractor(sampling_rate=8000), letters).save_pretrained("dense")
+        >>> rows = []
+        >>> for number in range(20):
+        ...     wavfile.write(f"{number}.wav", 8000, (9000 * np.sin(np.arange(800) * number)).astype(np.int16))
+        ...     rows.append({"audio": f"{number}.wav", "text": "yo yo"})
+        >>> _ = Path("train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        >>> task = speech_recognition(ModelArguments("dense"), SpeechArguments(train_file="train.jsonl"), seed=0)
+        >>> task.metrics, task.data["test"][0]["labels"]
+        (['wer', 'cer'], [3, 4, 2, 3, 4])
     """
     check_jiwer()
     check_seconds(data.max_seconds)
