@@ -1,7 +1,7 @@
 """Prune a reranker and distil it from the dense one: from pairs of texts alone to a checkpoint with a card.
 
-Scores, plans and cuts by the scores of pairs, trains the smaller model against the dense scores, measures how alike both
-order the pairs, saves. Everything in one YAML or JSON file, or as arguments:
+Scores, plans and cuts by the scores of pairs, trains the smaller model against the dense scores, measures how alike
+both order the pairs, saves. Everything in one YAML or JSON file, or as arguments:
 
     accelerate launch scripts/run_reranking.py \
         --model_name_or_path cross-encoder/ms-marco-MiniLM-L6-v2 --train_file pairs.csv --sparsity 0.5 \
