@@ -35,6 +35,8 @@ NOT_KEPT = {
     ("runtime", "model"),
     ("runtime", "weights"),
     ("runtime", "batch"),
+    # and that of embeddings
+    ("scorer", "samples"),
 }
 
 
