@@ -10,6 +10,7 @@ from docs.deployment import ROWS, deployment
 from docs.embeddings import ROWS as EMBEDDING_ROWS
 from docs.embeddings import embeddings
 from docs.foreign import foreign_suites
+from docs.tasks import tasks
 from hfprune.publishing.record import schema
 from hfprune.structure import BlockSpec, known_architectures
 from hfprune.structure.specs import specs_of
@@ -190,6 +191,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/command-line.md": command_line,
     "reference/scripts.md": scripts,
     "results/foreign-suites.md": foreign_suites,
+    "results/tasks.md": tasks,
 }
 # a page of figures is there when its benchmark has run
 if ROWS.is_file():

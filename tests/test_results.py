@@ -35,8 +35,9 @@ NOT_KEPT = {
     ("runtime", "model"),
     ("runtime", "weights"),
     ("runtime", "batch"),
-    # and that of embeddings
+    # and those of embeddings and of all tasks
     ("scorer", "samples"),
+    ("task", "data"),
 }
 
 
