@@ -57,9 +57,9 @@ class TestLabels:
         assert found == set(range(len(set(values))))
         assert data["train"].features["label"].names == [str(v) for v in sorted(set(values))]
 
-    def test_lists_are_refused(self, tmp_path):
+    def test_mappings_are_refused(self, tmp_path):
         path = tmp_path / "data.jsonl"
-        path.write_text("".join(json.dumps({"text": "a", "label": [0, 1]}) + "\n" for _ in range(20)))
+        path.write_text("".join(json.dumps({"text": "a", "label": {"id": 0}}) + "\n" for _ in range(20)))
         with pytest.raises(ValueError, match="expected one class or one number a sample"):
             load_text_dataset(files={"train": str(path)})
 

@@ -111,7 +111,7 @@ def mirrored_or_not(picture: "Image") -> "Image":
     """
     from PIL import ImageOps
 
-    return ImageOps.mirror(picture) if torch.rand(()) < 0.5 else picture
+    return ImageOps.mirror(picture) if _drawn(0, 1) < 0.5 else picture
 
 
 def random_crop(picture: "Image", smallest: float) -> "Image":
@@ -135,11 +135,16 @@ def random_crop(picture: "Image", smallest: float) -> "Image":
         True
     """
     width, height = picture.size
-    area = width * height * float(torch.empty(()).uniform_(smallest, 1))
-    ratio = math.exp(float(torch.empty(()).uniform_(math.log(_RATIOS[0]), math.log(_RATIOS[1]))))
+    area = width * height * _drawn(smallest, 1)
+    ratio = math.exp(_drawn(math.log(_RATIOS[0]), math.log(_RATIOS[1])))
     # a part that is wider or higher than the picture is cut to it
     part_width = min(width, max(1, round(math.sqrt(area * ratio))))
     part_height = min(height, max(1, round(math.sqrt(area / ratio))))
-    left = int(torch.randint(width - part_width + 1, ()))
-    upper = int(torch.randint(height - part_height + 1, ()))
+    left = int(torch.randint(width - part_width + 1, (), dtype=torch.long, device="cpu"))
+    upper = int(torch.randint(height - part_height + 1, (), dtype=torch.long, device="cpu"))
     return picture.crop((left, upper, left + part_width, upper + part_height))
+
+
+def _drawn(low: float, high: float) -> float:
+    """A number between two, by the random state of PyTorch."""
+    return float(torch.empty((), dtype=torch.float32, device="cpu").uniform_(low, high))

@@ -24,6 +24,13 @@ def load_encoder(source: str, *, class_name: str = "SentenceTransformer", **opti
     Raises:
         MissingDependencyError: sentence-transformers is not installed.
         UnsupportedArchitectureError: There is no single model of texts in it that hfprune could take.
+
+    Examples:
+        >>> from hfprune.encoders import load_encoder
+        >>> dense.base_model.save_pretrained("body")
+        >>> _ = tokenizer.save_pretrained("body")
+        >>> load_encoder("body", device="cpu").embed(texts[:3]).shape[0]
+        3
     """
     try:
         import sentence_transformers
@@ -36,7 +43,17 @@ def load_encoder(source: str, *, class_name: str = "SentenceTransformer", **opti
 
 
 class AutoSentenceEmbedder:
-    """Loads a `SentenceTransformer` as the Auto classes load a model: by `from_pretrained`."""
+    """Loads a `SentenceTransformer` as the Auto classes load a model: by `from_pretrained`.
+
+    Examples:
+        >>> from hfprune.encoders import AutoSentenceEmbedder
+        >>> dense.base_model.save_pretrained("body")
+        >>> _ = tokenizer.save_pretrained("body")
+        >>> model = AutoSentenceEmbedder.from_pretrained("body")
+        >>> inputs = tokenizer(texts[:3], padding=True, return_tensors="pt")
+        >>> model(**inputs).sentence_embedding.shape[0]
+        3
+    """
 
     @classmethod
     def from_pretrained(cls, source: Any, *, output_loading_info: bool = False, **options: Any) -> Any:

@@ -149,6 +149,15 @@ def opened(model: Any) -> Encoder | None:
 
     Raises:
         UnsupportedArchitectureError: It is one in which there is no single model of texts that hfprune could take.
+
+    Examples:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> from hfprune.encoders import opened
+        >>> dense.base_model.save_pretrained("body")
+        >>> _ = tokenizer.save_pretrained("body")
+        >>> encoder = opened(SentenceTransformer("body", device="cpu"))
+        >>> encoder.kind, type(encoder.body).__name__, opened(dense)
+        ('embeddings', 'BertModel', None)
     """
     whole = inner(model)
     if isinstance(whole, SentenceEmbedder) and whole.whole is not None:
@@ -185,6 +194,16 @@ def embedding_model(model: Any) -> SentenceEmbedder:
     Raises:
         TypeError: It is no `SentenceTransformer`.
         UnsupportedArchitectureError: There is no single model of texts in it that hfprune could take.
+
+    Examples:
+        >>> from sentence_transformers import SentenceTransformer
+        >>> from hfprune.encoders import embedding_model
+        >>> dense.base_model.save_pretrained("body")
+        >>> _ = tokenizer.save_pretrained("body")
+        >>> model = embedding_model(SentenceTransformer("body", device="cpu"))
+        >>> inputs = tokenizer(texts[:3], padding=True, return_tensors="pt")
+        >>> model(**inputs).sentence_embedding.shape[0]
+        3
     """
     encoder = opened(model)
     if encoder is None or not isinstance(encoder.model, SentenceEmbedder):

@@ -24,6 +24,12 @@ class EncoderTexts(Dataset[dict[str, Any]]):
         texts: A text or a pair for each row.
         tokenize: From a list of texts or pairs to tensors.
         labels: A label for each, or none.
+
+    Examples:
+        >>> from hfprune.encoders import EncoderTexts
+        >>> rows = EncoderTexts(texts, lambda some: tokenizer(some, return_tensors="pt"))
+        >>> len(rows), rows[0]["input_ids"] == tokenizer(texts[0])["input_ids"]
+        (18, True)
     """
 
     def __init__(

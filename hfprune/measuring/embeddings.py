@@ -113,10 +113,10 @@ def neighbours_found(embeddings: Tensor, dense: Tensor, *, neighbours: int = NEI
     relevant = _nearest(dense, neighbours)
     found = _nearest(embeddings, neighbours)
     # the nearest neighbour gains as many points as there are neighbours, the last one 1, all others 0
-    gains = torch.zeros(len(dense), len(dense), dtype=torch.float64)
-    points = torch.arange(neighbours, 0, -1, dtype=torch.float64).expand(len(dense), -1)
+    gains = torch.zeros(len(dense), len(dense), dtype=torch.float64, device=dense.device)
+    points = torch.arange(neighbours, 0, -1, dtype=torch.float64, device=dense.device).expand(len(dense), -1)
     gains.scatter_(1, relevant, points)
-    discounts = 1 / torch.arange(2, neighbours + 2, dtype=torch.float64).log2()
+    discounts = 1 / torch.arange(2, neighbours + 2, dtype=torch.float64, device=dense.device).log2()
     gained = (gains.gather(1, found) * discounts).sum(1)
     best = (points * discounts).sum(1)
     recall = (gains.gather(1, found) > 0).double().mean()
@@ -134,7 +134,7 @@ def pair_correlation(first: Tensor, second: Tensor, scores: Sequence[float]) -> 
     Returns:
         From −1 to 1: the measure of benchmarks of semantic textual similarity (STS).
     """
-    return _spearman(cosines_to(first, second), torch.tensor(list(scores), dtype=torch.float64))
+    return _spearman(cosines_to(first, second), torch.tensor(list(scores), dtype=torch.float64, device=first.device))
 
 
 def read_pairs(path: str | Path) -> ScoredPairs:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
@@ -15,7 +14,7 @@ from hfprune.data.media import SOUNDS
 from hfprune.data.packages import resolve_model
 from hfprune.data.sounds import check_sounds, open_sound
 from hfprune.jobs.settings import LABEL_MAP_HELP, DataArguments, ModelArguments
-from hfprune.jobs.tasks.classes import LABELS, numbered_files
+from hfprune.jobs.tasks.classes import LABELS, labels_of, numbered_files
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.samples import sample_metrics_for
 from hfprune.jobs.tasks.task import Task, without_rows
@@ -203,5 +202,5 @@ class _Collator:
         batch = self.sounds.inputs(rows)
         # calibration may leave them out
         if LABELS in rows[0]:
-            batch[LABELS] = torch.tensor([row[LABELS] for row in rows])
+            batch[LABELS] = labels_of(rows)
         return batch

@@ -1,8 +1,11 @@
 """The classes of a data set in the numbering of the model of a job, alone or beside pictures and sounds."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from datasets import DatasetDict, concatenate_datasets
+from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
 from hfprune.data.classification import encode_labels
@@ -109,3 +112,17 @@ def numbered_files(
         joined[split] = concatenate_datasets([rows.select_columns(column), renamed], axis=1)
     # last, as rows that were drawn from others would be copied when they are joined
     return labels._replace(data=with_splits(joined, seed, reuse_validation=data.reuse_validation))
+
+
+def labels_of(rows: Sequence[Mapping[str, Any]]) -> Tensor:
+    """The labels of rows, for a batch.
+
+    Args:
+        rows: The rows: with the number of a class each, or with a number to predict.
+
+    Returns:
+        `(rows,)` int64 for classes, float32 for numbers.
+    """
+    labels = [row[LABELS] for row in rows]
+    dtype = torch.float32 if isinstance(labels[0], float) else torch.long
+    return torch.tensor(labels, dtype=dtype, device="cpu")

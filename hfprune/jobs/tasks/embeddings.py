@@ -53,6 +53,17 @@ def sentence_embeddings(model: ModelArguments, data: EmbeddingArguments, *, seed
         MissingDependencyError: sentence-transformers is not installed.
         UnsupportedArchitectureError: There is no single model of texts in it that hfprune could take.
         ValueError: Data, columns or metrics do not fit.
+
+    Examples:
+        >>> from datasets import Dataset
+        >>> from hfprune.jobs.tasks import EmbeddingArguments, ModelArguments, sentence_embeddings
+        >>> dense.base_model.save_pretrained("body")
+        >>> _ = tokenizer.save_pretrained("body")
+        >>> _ = Dataset.from_dict({"text": texts}).to_csv("texts.csv")
+        >>> data = EmbeddingArguments(train_file="texts.csv", max_length=8)
+        >>> task = sentence_embeddings(ModelArguments("body"), data, seed=0)
+        >>> task.data.num_rows, task.metrics[0]
+        ({'train': 14, 'validation': 2, 'test': 2}, 'cosine')
     """
     metrics = choose_metrics(data.metrics, METRICS, task="sentence embeddings")
     raw = data.load([data.text_column], seed=seed)

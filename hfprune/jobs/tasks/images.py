@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 from hfprune.data.media import PICTURES
@@ -18,7 +17,7 @@ from hfprune.data.pictures import (
     random_crop,
 )
 from hfprune.jobs.settings import LABEL_MAP_HELP, DataArguments, ModelArguments
-from hfprune.jobs.tasks.classes import LABELS, numbered_files
+from hfprune.jobs.tasks.classes import LABELS, labels_of, numbered_files
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.samples import sample_metrics_for
 from hfprune.jobs.tasks.task import Task, without_rows
@@ -179,7 +178,7 @@ class _Collator:
         batch: Batch = dict(self.processor(images=pictures, return_tensors="pt"))
         # calibration may leave them out
         if LABELS in rows[0]:
-            batch[LABELS] = torch.tensor([row[LABELS] for row in rows])
+            batch[LABELS] = labels_of(rows)
         return batch
 
     def _picture(self, row: Mapping[str, Any]) -> Any:

@@ -45,7 +45,7 @@ def _collated(rows: Sequence[Mapping[str, Any]], name: str) -> Tensor:
     """What the teacher said, as one tensor."""
     values = []
     for row in rows:
-        value = torch.as_tensor(row[name])
+        value = torch.as_tensor(row[name], dtype=None, device="cpu")
         # the teacher ran on padded rows, so there is more than the row has labels
         values.append(value if name == TEMPERATURE else value[: len(row["labels"])])
     return torch.stack(values) if name == TEMPERATURE else filled(values, 0)
@@ -65,10 +65,10 @@ def filled(values: Sequence[Sequence[Any] | Tensor], filling: int) -> Tensor:
         >>> filled([[5, 6], [7]], -100).tolist()
         [[5, 6], [7, -100]]
     """
-    tensors = [torch.as_tensor(value) for value in values]
+    tensors = [torch.as_tensor(value, dtype=None, device="cpu") for value in values]
     longest = max(map(len, tensors))
     shape = (len(tensors), longest, *tensors[0].shape[1:])
-    result = torch.full(shape, filling, dtype=tensors[0].dtype)
+    result = torch.full(shape, filling, dtype=tensors[0].dtype, device="cpu")
     for row, tensor in zip(result, tensors, strict=True):
         row[: len(tensor)] = tensor
     return result

@@ -49,6 +49,19 @@ def reranking(model: ModelArguments, data: RerankerArguments, *, seed: int) -> T
         MissingDependencyError: sentence-transformers is not installed.
         UnsupportedArchitectureError: It is a reranker of another kind.
         ValueError: Data, columns or metrics do not fit, or the model gives several scores.
+
+    Examples:
+        >>> from datasets import Dataset
+        >>> from transformers import BertForSequenceClassification
+        >>> from hfprune.jobs.tasks import ModelArguments, RerankerArguments, reranking
+        >>> dense.config.num_labels = 1
+        >>> BertForSequenceClassification(dense.config).save_pretrained("dense")
+        >>> _ = tokenizer.save_pretrained("dense")
+        >>> _ = Dataset.from_dict({"query": texts, "passage": texts[::-1]}).to_csv("pairs.csv")
+        >>> data = RerankerArguments(train_file="pairs.csv", max_length=16)
+        >>> task = reranking(ModelArguments("dense"), data, seed=0)
+        >>> task.data.num_rows, task.metrics
+        ({'train': 14, 'validation': 2, 'test': 2}, ['spearman', 'pearson'])
     """
     metrics = data.metrics or list(METRICS)
     check_metrics(metrics, regression=True)

@@ -308,9 +308,9 @@ class _Collator:
             return batch
         texts = [self._without_first(row[_LABELS]) for row in rows]
         longest = max(len(text) for text in texts)
-        labels = torch.full((len(texts), longest), _IGNORED)
+        labels = torch.full((len(texts), longest), _IGNORED, dtype=torch.long, device="cpu")
         for row, text in enumerate(texts):
-            labels[row, : len(text)] = torch.tensor(text)
+            labels[row, : len(text)] = torch.tensor(text, dtype=torch.long, device="cpu")
         batch[_LABELS] = labels
         return batch
 
