@@ -57,7 +57,7 @@ demo: setup ## fine-tune, prune, recover and report on a real model: about 7 min
 	$(BIN)/hfprune verify runs/demo/model
 	$(BIN)/hfprune evaluate runs/demo/model --data trec --max-length 64
 
-demo-%: setup ## the same for another task: demo-question-answering and so on, a file of scripts/configs each; 5 to 12 minutes
+demo-%: setup ## the same for another task: demo-question-answering and so on, a file of scripts/configs each
 	$(BIN)/hfprune run scripts/configs/$(subst -,_,$*).yaml
 	$(BIN)/hfprune verify runs/$(subst -,_,$*)/model
 
