@@ -1,6 +1,7 @@
 """The task of sentence embeddings: the whole job, from texts to a folder that sentence-transformers loads."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hfprune.jobs.tasks import (
     ModelArguments,
     RerankerArguments,
     get_task,
+    rerankers,
     reranking,
     sentence_embeddings,
 )
@@ -101,3 +103,16 @@ class TestRerankers:
         arguments = RerankerArguments(train_file=str(pairs / "pairs.jsonl"))
         with pytest.raises(ValueError, match="gives 3 scores to a pair"):
             reranking(ModelArguments(str(pairs / "three")), arguments, seed=0)
+
+    def test_each_model_is_of_its_own_revision(self, pairs, monkeypatch):
+        loaded = []
+        load = rerankers.load_encoder
+
+        def recorded(source, *, revision, **options):
+            loaded.append((Path(source).name, revision))
+            return load(source, **options)
+
+        monkeypatch.setattr(rerankers, "load_encoder", recorded)
+        data = RerankerArguments(train_file=str(pairs / "pairs.jsonl"), reference_model=str(pairs / "dense"))
+        reranking(ModelArguments(str(pairs / "dense"), model_revision="v2"), data, seed=0)
+        assert loaded == [("dense", "v2"), ("dense", None)]

@@ -14,6 +14,8 @@ from transformers import HfArgumentParser
 
 from hfprune.config import PruningConfig
 from hfprune.data.loading import load_splits
+from hfprune.data.packages import resolve_model
+from hfprune.publishing.sources import check_source
 from hfprune.recovery.arguments import RecoveryArguments
 
 
@@ -64,6 +66,31 @@ class ModelArguments:
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a repository."})
     overwrite: bool = field(default=False, metadata={"help": "Clear what an earlier run left in output_dir."})
+
+    def other(self, name_or_path: str) -> "ModelArguments":
+        """The arguments of another model, whose code may run if that of this one may.
+
+        Args:
+            name_or_path: Its folder, or its name on the Hub, of which the newest revision is taken.
+
+        Returns:
+            The arguments.
+        """
+        return ModelArguments(name_or_path, trust_remote_code=self.trust_remote_code)
+
+    def checked_source(self) -> str:
+        """Where the model is loaded from, after a look at it: nothing of a pruned checkpoint is read before.
+
+        Returns:
+            Its folder, or its name on the Hub.
+
+        Raises:
+            CheckpointError: It is a pruned checkpoint that `hfprune.load` would refuse.
+            FileNotFoundError: It is a model in a package that is not installed.
+        """
+        source = resolve_model(self.model_name_or_path)
+        check_source(source, revision=self.model_revision)
+        return source
 
     @property
     def loading(self) -> dict[str, Any]:

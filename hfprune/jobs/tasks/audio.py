@@ -11,7 +11,6 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClas
 from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
 
 from hfprune.data.media import SOUNDS
-from hfprune.data.packages import resolve_model
 from hfprune.data.sounds import check_sounds, open_sound
 from hfprune.jobs.settings import LABEL_MAP_HELP, DataArguments, ModelArguments
 from hfprune.jobs.tasks.classes import LABELS, labels_of, numbered_files
@@ -19,7 +18,6 @@ from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.samples import sample_metrics_for
 from hfprune.jobs.tasks.task import Task, without_rows
 from hfprune.measuring.metrics import compute_metrics_for, default_metrics
-from hfprune.publishing.sources import check_source
 from hfprune.structure.batches import Batch
 
 #: Names of the classes; many end as those of classifiers of texts do.
@@ -95,8 +93,7 @@ def audio_classification(model: ModelArguments, data: AudioArguments, *, seed: i
         torch.Size([1, 800])
     """
     check_seconds(data.max_seconds)
-    source = resolve_model(model.model_name_or_path)
-    check_source(source, revision=model.model_revision)
+    source = model.checked_source()
     labelled = numbered_files(
         SOUNDS,
         data,

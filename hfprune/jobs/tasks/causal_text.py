@@ -7,12 +7,10 @@ from datasets import DatasetDict
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, default_data_collator
 
 from hfprune.data.corpus import cut_splits, load_documents, pack, self_generated
-from hfprune.data.packages import resolve_model
 from hfprune.jobs.settings import ModelArguments, SequenceArguments
 from hfprune.jobs.tasks.next_tokens import METRICS, log_likelihoods, metrics_of_tokens, token_losses
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.task import Task, choose_metrics
-from hfprune.publishing.sources import check_source
 from hfprune.structure.batches import Batch
 
 #: A batch of logits over a large vocabulary takes much memory.
@@ -76,8 +74,7 @@ def causal_language_modelling(model: ModelArguments, data: CausalTextArguments, 
         raise ValueError(
             f"max_length must be at least 2, got {data.max_length}: tokens are predicted from those before."
         )
-    source = resolve_model(model.model_name_or_path)
-    check_source(source, revision=model.model_revision)
+    source = model.checked_source()
     tokenizer = AutoTokenizer.from_pretrained(source, **model.loading)
     if data.self_generated:
         windows = _generated_windows(model, source, tokenizer, data, seed)

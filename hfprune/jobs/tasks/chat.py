@@ -7,13 +7,11 @@ from typing import Any, ClassVar
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from hfprune.data.conversations import tokenize_conversations
-from hfprune.data.packages import resolve_model
 from hfprune.jobs.settings import ModelArguments, SequenceArguments
 from hfprune.jobs.tasks.next_tokens import METRICS, log_likelihoods, metrics_of_tokens, token_losses
 from hfprune.jobs.tasks.padding import WithTeacherColumns, filled
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.task import Task, choose_metrics
-from hfprune.publishing.sources import check_source
 from hfprune.structure.batches import Batch
 
 #: A batch of logits over a large vocabulary takes much memory.
@@ -79,8 +77,7 @@ def chat(model: ModelArguments, data: ChatArguments, *, seed: int) -> Task:
     """
     metrics = choose_metrics(data.metrics, METRICS, task="chat")
     raw = data.load([data.messages_column], seed=seed)
-    source = resolve_model(model.model_name_or_path)
-    check_source(source, revision=model.model_revision)
+    source = model.checked_source()
     tokenizer = AutoTokenizer.from_pretrained(source, **model.loading)
     if data.chat_template is not None:
         tokenizer.chat_template = _template_in(data.chat_template)

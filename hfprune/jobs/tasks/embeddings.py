@@ -10,14 +10,12 @@ from datasets import Dataset, DatasetDict
 from torch import Tensor
 from transformers import DataCollatorWithPadding, EvalPrediction
 
-from hfprune.data.packages import resolve_model
 from hfprune.encoders import AutoSentenceEmbedder, Encoder, load_encoder
 from hfprune.encoders.opening import default_prompt
 from hfprune.jobs.settings import ModelArguments, SequenceArguments
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.task import Task, choose_metrics, logits_of
 from hfprune.measuring.embeddings import cosines_to, embedding_metrics
-from hfprune.publishing.sources import check_source
 
 METRICS = ("cosine", "cosine_5", "spearman", "ndcg_10", "recall_10")
 #: Every text is compared with every other, so no more of them are measured.
@@ -67,14 +65,12 @@ def sentence_embeddings(model: ModelArguments, data: EmbeddingArguments, *, seed
     """
     metrics = choose_metrics(data.metrics, METRICS, task="sentence embeddings")
     raw = data.load([data.text_column], seed=seed)
-    source = resolve_model(model.model_name_or_path)
-    check_source(source, revision=model.model_revision)
+    source = model.checked_source()
     encoder = load_encoder(source, device="cpu", **model.loading)
     reference = encoder
     if data.reference_model is not None:
-        reference_source = resolve_model(data.reference_model)
-        check_source(reference_source)
-        reference = load_encoder(reference_source, device="cpu", trust_remote_code=model.trust_remote_code)
+        other = model.other(data.reference_model)
+        reference = load_encoder(other.checked_source(), device="cpu", **other.loading)
     collator = DataCollatorWithPadding(encoder.tokenizer)
     return Task(
         auto_class=AutoSentenceEmbedder,

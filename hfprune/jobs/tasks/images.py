@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 from hfprune.data.media import PICTURES
-from hfprune.data.packages import resolve_model
 from hfprune.data.pictures import (
     MODES,
     check_pictures,
@@ -22,7 +21,6 @@ from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.samples import sample_metrics_for
 from hfprune.jobs.tasks.task import Task, without_rows
 from hfprune.measuring.metrics import compute_metrics_for, default_metrics
-from hfprune.publishing.sources import check_source
 from hfprune.structure.batches import Batch
 
 #: The column that says that a picture may be changed at random.
@@ -105,8 +103,7 @@ def image_classification(model: ModelArguments, data: ImageArguments, *, seed: i
         raise ValueError(
             f"smallest_crop must be above 0 and at most 1, got {data.smallest_crop}: a share of a picture."
         )
-    source = resolve_model(model.model_name_or_path)
-    check_source(source, revision=model.model_revision)
+    source = model.checked_source()
     labelled = numbered_files(
         PICTURES,
         data,

@@ -20,11 +20,9 @@ from transformers import (
 )
 
 from hfprune.data.corpus import pack
-from hfprune.data.packages import resolve_model
 from hfprune.jobs.settings import ModelArguments, SequenceArguments
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.task import Task, choose_metrics, logits_of
-from hfprune.publishing.sources import check_source
 from hfprune.scoring import Collator
 from hfprune.structure.batches import Batch
 
@@ -77,8 +75,7 @@ def masked_language_modelling(model: ModelArguments, data: MaskedTextArguments, 
     """
     metrics = choose_metrics(data.metrics, METRICS, task="masked language modelling")
     raw = data.load([data.text_column], seed=seed)
-    source = resolve_model(model.model_name_or_path)
-    check_source(source, revision=model.model_revision)
+    source = model.checked_source()
     tokenizer = AutoTokenizer.from_pretrained(source, **model.loading)
 
     def collator(masks_seed: int | None) -> Collator:

@@ -6,13 +6,11 @@ from typing import ClassVar
 from transformers import AutoModelForMultipleChoice, AutoTokenizer, DataCollatorForMultipleChoice
 
 from hfprune.data.choices import ChoiceColumns, read_choices, tokenize_choices
-from hfprune.data.packages import resolve_model
 from hfprune.jobs.settings import ModelArguments, SequenceArguments
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.samples import sample_metrics_for
 from hfprune.jobs.tasks.task import Task, choose_metrics, without_rows
 from hfprune.measuring.metrics import compute_metrics_for
-from hfprune.publishing.sources import check_source
 
 METRICS = ("accuracy",)
 
@@ -82,8 +80,7 @@ def multiple_choice(model: ModelArguments, data: ChoiceArguments, *, seed: int) 
         )
     raw = data.load(columns.names, seed=seed, label_column=columns.label)
     questions = read_choices(raw, columns)
-    source = resolve_model(model.model_name_or_path)
-    check_source(source, revision=model.model_revision)
+    source = model.checked_source()
     tokenizer = AutoTokenizer.from_pretrained(source, **model.loading)
     collator = DataCollatorForMultipleChoice(tokenizer)
     return Task(

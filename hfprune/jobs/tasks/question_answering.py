@@ -9,14 +9,12 @@ from datasets import Dataset, DatasetDict
 from torch import Tensor
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, EvalPrediction, PreTrainedTokenizerBase
 
-from hfprune.data.packages import resolve_model
 from hfprune.data.questions import QuestionColumns, load_questions
 from hfprune.data.windows import tokenize_questions
 from hfprune.jobs.settings import ModelArguments, SequenceArguments
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.task import SampleMetric, Task, choose_metrics
 from hfprune.measuring.answers import Window, answer_f1, answer_metrics, answer_of, exact_match
-from hfprune.publishing.sources import check_source
 from hfprune.structure.batches import Batch
 
 METRICS = ("f1", "exact_match")
@@ -106,8 +104,7 @@ def question_answering(model: ModelArguments, data: QuestionArguments, *, seed: 
             f"n_best_size and max_answer_length must be at least 1, got {data.n_best_size} and "
             f"{data.max_answer_length}."
         )
-    source = resolve_model(model.model_name_or_path)
-    check_source(source, revision=model.model_revision)
+    source = model.checked_source()
     tokenizer = AutoTokenizer.from_pretrained(source, **model.loading)
     windows = tokenize_questions(
         questions,

@@ -8,14 +8,12 @@ import torch
 from datasets import DatasetDict
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
-from hfprune.data.packages import resolve_model
 from hfprune.encoders import Encoder, load_encoder
 from hfprune.jobs.settings import ModelArguments, SequenceArguments
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.samples import sample_metrics_for
 from hfprune.jobs.tasks.task import Task, without_rows
 from hfprune.measuring.metrics import check_metrics, compute_metrics_for
-from hfprune.publishing.sources import check_source
 
 #: What is measured by default: whether pairs stay in the order that the dense model puts them into, and how near.
 METRICS = ("spearman", "pearson")
@@ -67,12 +65,12 @@ def reranking(model: ModelArguments, data: RerankerArguments, *, seed: int) -> T
     check_metrics(metrics, regression=True)
     columns = [data.query_column, data.passage_column]
     raw = data.load(columns, seed=seed)
-    source = resolve_model(model.model_name_or_path)
-    check_source(source, revision=model.model_revision)
+    source = model.checked_source()
     encoder = _load(source, model)
     reference = encoder
     if data.reference_model is not None:
-        reference = _load(resolve_model(data.reference_model), model)
+        other = model.other(data.reference_model)
+        reference = _load(other.checked_source(), other)
     collator = DataCollatorWithPadding(encoder.tokenizer)
     return Task(
         auto_class=AutoModelForSequenceClassification,
@@ -89,9 +87,8 @@ def reranking(model: ModelArguments, data: RerankerArguments, *, seed: int) -> T
 
 
 def _load(source: str, model: ModelArguments) -> Encoder:
-    """A reranker with one score for a pair."""
-    check_source(source, revision=model.model_revision)
-    encoder = load_encoder(source, class_name="CrossEncoder", device="cpu", trust_remote_code=model.trust_remote_code)
+    """A reranker with one score for a pair, from a source that was checked."""
+    encoder = load_encoder(source, class_name="CrossEncoder", device="cpu", **model.loading)
     scores = encoder.model.config.num_labels
     if scores != 1:
         raise ValueError(

@@ -16,7 +16,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hfprune.data.packages import resolve_model
 from hfprune.data.pairs import REFERENCE, pair_columns, tokenize_pairs
 from hfprune.jobs.settings import ModelArguments, SequenceArguments
 from hfprune.jobs.tasks.padding import WithTeacherColumns
@@ -27,7 +26,6 @@ from hfprune.measuring.written_texts import (
     scores_of_texts,
     written_text_metrics,
 )
-from hfprune.publishing.sources import check_source
 
 #: What texts in the languages of tokenizers with many of them are told apart by.
 _TELLS_LANGUAGES = "set_src_lang_special_tokens"
@@ -191,8 +189,7 @@ def _load(
         target_language=data.target_language,
     )
     check_written_text_metrics(metrics, raw["test"][target_column][:], bleu_tokenizer=data.bleu_tokenizer)
-    source = resolve_model(model.model_name_or_path)
-    check_source(source, revision=model.model_revision)
+    source = model.checked_source()
     config = AutoConfig.from_pretrained(source, **model.loading)
     _check_writes(config, model.model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(source, **model.loading)

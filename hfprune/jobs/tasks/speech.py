@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from torch import Tensor
 from transformers import (
@@ -27,14 +26,13 @@ from transformers.models.auto.modeling_auto import (
 
 from hfprune.data.loading import with_splits
 from hfprune.data.media import SOUNDS, load_media
-from hfprune.data.packages import resolve_model
 from hfprune.data.sounds import check_sounds, seconds_of
 from hfprune.errors import MissingDependencyError
 from hfprune.jobs.settings import DataArguments, ModelArguments
 from hfprune.jobs.tasks.audio import Sounds, check_seconds, without_layerdrop
+from hfprune.jobs.tasks.padding import filled
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.task import Task, choose_metrics, logits_of
-from hfprune.publishing.sources import check_source
 from hfprune.structure.batches import Batch
 
 logger = logging.getLogger(__name__)
@@ -128,8 +126,7 @@ def speech_recognition(model: ModelArguments, data: SpeechArguments, *, seed: in
     check_jiwer()
     check_seconds(data.max_seconds)
     metrics = choose_metrics(data.metrics, METRICS, task="speech recognition")
-    source = resolve_model(model.model_name_or_path)
-    check_source(source, revision=model.model_revision)
+    source = model.checked_source()
     config = AutoConfig.from_pretrained(source, **model.loading)
     writes = _writes(config, model.model_name_or_path)
     processor = _load_processor(source, model)
@@ -306,12 +303,7 @@ class _Collator:
         # calibration may leave them out
         if _LABELS not in rows[0]:
             return batch
-        texts = [self._without_first(row[_LABELS]) for row in rows]
-        longest = max(len(text) for text in texts)
-        labels = torch.full((len(texts), longest), _IGNORED, dtype=torch.long, device="cpu")
-        for row, text in enumerate(texts):
-            labels[row, : len(text)] = torch.tensor(text, dtype=torch.long, device="cpu")
-        batch[_LABELS] = labels
+        batch[_LABELS] = filled([self._without_first(row[_LABELS]) for row in rows], _IGNORED)
         return batch
 
     def _without_first(self, ids: Sequence[int]) -> Sequence[int]:

@@ -16,7 +16,6 @@ from transformers import (
 from hfprune.data.classification import load_text_dataset, tokenize
 from hfprune.data.label_sets import MULTI_LABEL, align_label_sets, has_label_sets, label_set_arguments
 from hfprune.data.labels import LabelMap, align_labels, label_arguments, parse_label_map
-from hfprune.data.packages import resolve_model
 from hfprune.jobs.settings import LABEL_MAP_HELP, ModelArguments, SequenceArguments
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.samples import (
@@ -27,7 +26,6 @@ from hfprune.jobs.tasks.samples import (
 from hfprune.jobs.tasks.task import Metrics, SampleMetric, Task, without_rows
 from hfprune.measuring.label_sets import label_set_metrics_for
 from hfprune.measuring.metrics import check_metrics, compute_metrics_for, default_metrics
-from hfprune.publishing.sources import check_source
 from hfprune.structure.predictions import predicts_number
 from hfprune.sweeping.samples import check_sample_metric
 
@@ -81,8 +79,7 @@ def text_classification(model: ModelArguments, data: TextArguments, *, seed: int
         >>> task.data.num_rows, task.metrics
         ({'train': 14, 'validation': 2, 'test': 2}, ['accuracy'])
     """
-    source = resolve_model(model.model_name_or_path)
-    check_source(source, revision=model.model_revision)
+    source = model.checked_source()
     label_map = parse_label_map(data.label_map)
     label_column: str | None = data.label_column
     labels: dict[str, Any] = {}

@@ -17,12 +17,10 @@ from transformers import (
 )
 
 from hfprune.data.labels import has_names, named_labels, numbers_of, ordered_classes, parse_label_map
-from hfprune.data.packages import resolve_model
 from hfprune.jobs.settings import LABEL_MAP_HELP, ModelArguments, SequenceArguments
 from hfprune.jobs.tasks.registry import register_task
 from hfprune.jobs.tasks.task import Task, logits_of, without_rows
 from hfprune.measuring.metrics import entity_metrics_for
-from hfprune.publishing.sources import check_source
 
 #: Model types whose tokenizers make the space before a word part of its first token. They must be told to put that
 #: space before the words of a list, which come without it.
@@ -73,8 +71,7 @@ def token_classification(model: ModelArguments, data: TokenArguments, *, seed: i
         ({'train': 14, 'validation': 2, 'test': 2}, ['accuracy'])
     """
     raw = data.load([data.token_column, data.tag_column], seed=seed)
-    source = resolve_model(model.model_name_or_path)
-    check_source(source, revision=model.model_revision)
+    source = model.checked_source()
     config = AutoConfig.from_pretrained(source, **model.loading)
     names = _tag_names(raw, data.tag_column)
     distinct = list(dict.fromkeys(names.values()))
