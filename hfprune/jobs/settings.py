@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 
 from hfprune.config import PruningConfig
 from hfprune.data.loading import load_splits
+from hfprune.data.media import Medium, load_media
 from hfprune.data.packages import resolve_model
 from hfprune.publishing.sources import check_source
 from hfprune.recovery.arguments import RecoveryArguments
@@ -182,6 +183,33 @@ class DataArguments:
             label_column=label_column,
             seed=seed,
             reuse_validation=self.reuse_validation,
+            separator=self.separator,
+            encoding=self.encoding,
+        )
+
+    def load_files(self, medium: Medium, *, column: str, label_column: str, seed: int) -> DatasetDict:
+        """Read data of pictures or sounds, which stay files.
+
+        Args:
+            medium: Which of both.
+            column: The column with the files.
+            label_column: The column with the labels, or with what is spoken.
+            seed: Draws the test split of a data set in an installed package.
+
+        Returns:
+            The splits that there are, with these two columns.
+
+        Raises:
+            ValueError: As for `load_media`.
+        """
+        return load_media(
+            medium,
+            self.dataset,
+            config_name=self.dataset_config,
+            files=self.files,
+            column=column,
+            label_column=label_column,
+            seed=seed,
             separator=self.separator,
             encoding=self.encoding,
         )

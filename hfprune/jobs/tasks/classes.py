@@ -11,7 +11,7 @@ from transformers import AutoConfig, PretrainedConfig
 from hfprune.data.classification import encode_labels
 from hfprune.data.labels import align_labels, label_arguments, parse_label_map
 from hfprune.data.loading import with_splits
-from hfprune.data.media import Medium, load_media
+from hfprune.data.media import Medium
 from hfprune.jobs.settings import DataArguments, ModelArguments
 from hfprune.structure.predictions import predicts_number
 
@@ -92,17 +92,7 @@ def numbered_files(
     Raises:
         ValueError: Data or columns do not fit, or which class is which cannot be told.
     """
-    files = load_media(
-        medium,
-        data.dataset,
-        config_name=data.dataset_config,
-        files=data.files,
-        column=column,
-        label_column=label_column,
-        seed=seed,
-        separator=data.separator,
-        encoding=data.encoding,
-    )
+    files = data.load_files(medium, column=column, label_column=label_column, seed=seed)
     # without the files, whose contents would be copied with the new numbers
     alone = files.select_columns(label_column)
     labels = numbered(alone, model, source, label_column=label_column, label_map=label_map)

@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hfprune.data.loading import with_splits
-from hfprune.data.media import SOUNDS, load_media
+from hfprune.data.media import SOUNDS
 from hfprune.data.sounds import check_sounds, seconds_of
 from hfprune.errors import MissingDependencyError
 from hfprune.jobs.settings import DataArguments, ModelArguments
@@ -134,17 +134,7 @@ def speech_recognition(model: ModelArguments, data: SpeechArguments, *, seed: in
     if data.language is not None:
         _set_language(processor.tokenizer, data.language)
         generation = {"language": data.language, "task": "transcribe"}
-    raw = load_media(
-        SOUNDS,
-        data.dataset,
-        config_name=data.dataset_config,
-        files=data.files,
-        column=data.audio_column,
-        label_column=data.text_column,
-        seed=seed,
-        separator=data.separator,
-        encoding=data.encoding,
-    )
+    raw = data.load_files(SOUNDS, column=data.audio_column, label_column=data.text_column, seed=seed)
     check_sounds(raw, data.audio_column)
     short = _without_long(raw, data)
     most_tokens = data.max_target_length if writes else None
